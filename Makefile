@@ -1,0 +1,63 @@
+# make          build bin/chancery
+# make demo     an authority in a throw-away directory: issue, revoke, see it in CRL and OCSP
+# make test     install what the tests need (as root) and run them, consumers included
+# make check    the gate: what CI runs
+# make bench    the budgets, each with a ratio against a peer or a bare limit
+
+export CGO_ENABLED = 0
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BUILD = $(GO) build -trimpath -ldflags '-s -w -X chancery/internal/run/cli.version=$(VERSION)'
+FUZZTIME ?= 10s
+
+.PHONY: all build demo packages test check fmt vet static race fuzz tidy golden bench clean
+
+all: build
+
+build:
+	$(BUILD) -o bin/chancery ./cmd/chancery
+
+demo: build
+	bin/chancery demo
+
+packages:
+	.ci/packages
+
+test: packages
+	$(GO) test ./...
+
+check: packages fmt vet static tidy test race fuzz golden
+	@echo 'check: all passed'
+
+fmt:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt: $$out"; exit 1; }
+
+vet:
+	$(GO) vet ./...
+
+bin/staticcheck: tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+static: bin/staticcheck
+	bin/staticcheck ./...
+
+tidy:
+	$(GO) mod tidy -diff
+	cd tools && $(GO) mod tidy -diff
+
+# The race detector needs cgo; the released binary does not.
+race:
+	CGO_ENABLED=1 $(GO) test -race -short ./client/... ./internal/...
+
+fuzz:
+	FUZZTIME=$(FUZZTIME) .ci/fuzz
+
+golden:
+	.ci/golden
+
+bench: build
+	$(GO) build -C peers -o ../bin/step-ca github.com/smallstep/certificates/cmd/step-ca
+	bin/chancery bench
+
+clean:
+	rm -rf bin
