@@ -1,0 +1,316 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+func put(segments ...string) call { return call{method: http.MethodPut, path: path(segments...)} }
+
+func remove(segments ...string) call { return call{method: http.MethodDelete, path: path(segments...)} }
+
+func decimal(n int64) string { return strconv.FormatInt(n, 10) }
+
+// Operator is a person or program that works with the authority.
+type Operator struct {
+	ID        string    `json:"id,omitempty"`
+	Name      string    `json:"name"`
+	Kind      string    `json:"kind,omitempty"`
+	Roles     []string  `json:"roles" nullable:"false"`
+	Disabled  bool      `json:"disabled,omitempty"`
+	CreatedAt time.Time `json:"created_at,omitzero"`
+}
+
+// CreateOperatorRequest makes an operator.
+type CreateOperatorRequest struct {
+	Name  string   `json:"name" minLength:"1" maxLength:"255"`
+	Roles []string `json:"roles" minItems:"1" maxItems:"5" nullable:"false" doc:"admin, officer, operator or auditor"`
+}
+
+// Caller shows who the node takes the caller for.
+func (c *Client) Caller(ctx context.Context) (*Operator, error) {
+	var out Operator
+	return &out, c.do(ctx, get("caller"), &out)
+}
+
+// Operators lists the operators.
+func (c *Client) Operators(ctx context.Context) iter.Seq2[Operator, error] {
+	return pages[Operator](ctx, c, get("operators"))
+}
+
+// CreateOperator makes an operator.
+func (c *Client) CreateOperator(ctx context.Context, in CreateOperatorRequest) (*Operator, error) {
+	var out Operator
+	return &out, c.do(ctx, post("operators").with(in), &out)
+}
+
+// DisableOperator ends an operator's access: tokens and identities stop working at once.
+func (c *Client) DisableOperator(ctx context.Context, name string) error {
+	return c.do(ctx, remove("operators", name), nil)
+}
+
+// EnrolRequest asks for a short-lived identity certificate.
+type EnrolRequest struct {
+	CSR string `json:"csr" minLength:"1" maxLength:"65536" doc:"a PKCS #10 request; only its key is used"`
+}
+
+// Identity is an identity certificate with its path.
+type Identity struct {
+	Operator string    `json:"operator"`
+	NotAfter time.Time `json:"not_after"`
+	PEM      string    `json:"pem" doc:"the certificate and its issuers, nearest first, the root left out"`
+	Root     string    `json:"root,omitempty" doc:"the identity root, PEM"`
+}
+
+// Enrol gives the named operator an identity certificate; an admin calls it for others, anyone for himself ("") to renew.
+func (c *Client) Enrol(ctx context.Context, operator string, in EnrolRequest) (*Identity, error) {
+	var out Identity
+	if operator == "" {
+		return &out, c.do(ctx, post("caller", "identity").with(in), &out)
+	}
+	return &out, c.do(ctx, post("operators", operator, "identity").with(in), &out)
+}
+
+// Token is an operator's token. Its secret is shown once, when it is made.
+type Token struct {
+	ID        string    `json:"id"`
+	Operator  string    `json:"operator"`
+	Note      string    `json:"note,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+	Revoked   bool      `json:"revoked,omitempty"`
+	Secret    string    `json:"secret,omitempty" doc:"only in the answer that makes it; the node keeps its hash"`
+}
+
+// CreateTokenRequest makes a token.
+type CreateTokenRequest struct {
+	Operator string `json:"operator" minLength:"1" maxLength:"255"`
+	Validity string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 30d; 90d where absent"`
+	Note     string `json:"note,omitempty" maxLength:"255"`
+}
+
+// Tokens lists the tokens, without their secrets.
+func (c *Client) Tokens(ctx context.Context) iter.Seq2[Token, error] {
+	return pages[Token](ctx, c, get("tokens"))
+}
+
+// CreateToken makes a token.
+func (c *Client) CreateToken(ctx context.Context, in CreateTokenRequest) (*Token, error) {
+	var out Token
+	return &out, c.do(ctx, post("tokens").with(in), &out)
+}
+
+// RevokeToken ends a token at once.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	return c.do(ctx, remove("tokens", id), nil)
+}
+
+// Settings are the authority's configuration, by name. ETag is that of the version read, or written.
+type Settings struct {
+	Values map[string]json.RawMessage `json:"values" nullable:"false"`
+	ETag   string                     `json:"-"`
+}
+
+// Settings reads the configuration.
+func (c *Client) Settings(ctx context.Context) (*Settings, error) {
+	var out Settings
+	h, err := c.header(ctx, get("settings"), &out)
+	if err != nil {
+		return nil, err
+	}
+	out.ETag = h.Get("ETag")
+	return &out, nil
+}
+
+// SetSettings changes the settings that are named in in.Values, and refuses with a conflict where in.ETag is no longer
+// the current version's.
+func (c *Client) SetSettings(ctx context.Context, in Settings) (*Settings, error) {
+	k := call{method: http.MethodPatch, path: path("settings")}.with(in)
+	if in.ETag != "" {
+		k.header = http.Header{"If-Match": {in.ETag}}
+	}
+	var out Settings
+	h, err := c.header(ctx, k, &out)
+	if err != nil {
+		return nil, err
+	}
+	out.ETag = h.Get("ETag")
+	return &out, nil
+}
+
+// AuditEvent is one link of a node's hash chain.
+type AuditEvent struct {
+	Node     string          `json:"node"`
+	Sequence int64           `json:"sequence"`
+	At       time.Time       `json:"at"`
+	Actor    string          `json:"actor"`
+	Action   string          `json:"action"`
+	Object   string          `json:"object,omitempty"`
+	Detail   json.RawMessage `json:"detail,omitempty"`
+	Hash     string          `json:"hash"`
+}
+
+// AuditFilter narrows a search of the audit.
+type AuditFilter struct {
+	Node     string
+	Actor    string
+	Action   string
+	Object   string
+	Since    time.Time
+	Until    time.Time
+	PageSize int
+}
+
+// Audit searches the audit, oldest first.
+func (c *Client) Audit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEvent, error] {
+	return pages[AuditEvent](ctx, c, f.call("audit"))
+}
+
+// ExportAudit writes the events that match f to w, one JSON object a line.
+func (c *Client) ExportAudit(ctx context.Context, w io.Writer, f AuditFilter) error {
+	return c.stream(ctx, f.call("audit", "export"), w)
+}
+
+func (f AuditFilter) call(segments ...string) call {
+	q := limit(values("node", f.Node, "actor", f.Actor, "action", f.Action, "object", f.Object), f.PageSize)
+	if !f.Since.IsZero() {
+		q.Set("since", f.Since.UTC().Format(time.RFC3339Nano))
+	}
+	if !f.Until.IsZero() {
+		q.Set("until", f.Until.UTC().Format(time.RFC3339Nano))
+	}
+	return get(segments...).where(q)
+}
+
+// Checkpoint is a signed statement of where every audit chain stands.
+type Checkpoint struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text" doc:"the signed text"`
+}
+
+// Checkpoints lists the audit's checkpoints, newest first.
+func (c *Client) Checkpoints(ctx context.Context) iter.Seq2[Checkpoint, error] {
+	return pages[Checkpoint](ctx, c, get("audit", "checkpoints"))
+}
+
+// Status is how the authority does.
+type Status struct {
+	Version  string         `json:"version"`
+	Node     string         `json:"node"`
+	Time     time.Time      `json:"time"`
+	Started  time.Time      `json:"started"`
+	Ready    bool           `json:"ready"`
+	Store    StoreStatus    `json:"store"`
+	Clock    string         `json:"clock" doc:"ok, or what is wrong with it"`
+	Issuers  []IssuerStatus `json:"issuers" nullable:"false"`
+	Expiring []Expiring     `json:"expiring" nullable:"false" doc:"certificates that are good and end within so many days; those of a smaller threshold are counted in the larger as well"`
+	Pending  int64          `json:"pending_requests"`
+	Leases   []Lease        `json:"leases" nullable:"false"`
+	Warnings []string       `json:"warnings" nullable:"false" doc:"what an operator should see to"`
+}
+
+// StoreStatus is how the database does.
+type StoreStatus struct {
+	Engine     string `json:"engine"`
+	Durability string `json:"durability"`
+	Schema     int64  `json:"schema"`
+}
+
+// IssuerStatus is how an issuer and its CRL do.
+type IssuerStatus struct {
+	Name       string    `json:"name"`
+	State      string    `json:"state"`
+	NotAfter   time.Time `json:"not_after,omitzero"`
+	CRLNumber  string    `json:"crl_number,omitempty"`
+	ThisUpdate time.Time `json:"crl_this_update,omitzero"`
+	NextUpdate time.Time `json:"crl_next_update,omitzero"`
+	CRLAge     string    `json:"crl_age,omitempty"`
+}
+
+// Expiring counts certificates that end within so many days; 0 counts those that have ended in the last 30 days and
+// were not replaced.
+type Expiring struct {
+	Days  int   `json:"days"`
+	Count int64 `json:"count"`
+}
+
+// Lease is the right to do singleton work.
+type Lease struct {
+	Name    string    `json:"name"`
+	Holder  string    `json:"holder"`
+	Epoch   int64     `json:"epoch"`
+	Expires time.Time `json:"expires"`
+}
+
+// Status shows how the authority does.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var out Status
+	return &out, c.do(ctx, get("status"), &out)
+}
+
+// Finding is something that is not as it should be, or was looked at.
+type Finding struct {
+	Level   string `json:"level" enum:"ok,warning,error" doc:"ok: looked at, and found right"`
+	Check   string `json:"check" doc:"what was looked at"`
+	Object  string `json:"object,omitempty"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// VerifyRequest shows the verifier checkpoints kept elsewhere, so that a rollback behind them is seen.
+type VerifyRequest struct {
+	Checkpoints []string `json:"checkpoints,omitempty" maxItems:"1000" doc:"checkpoint texts kept outside the authority"`
+}
+
+// Verify checks the whole store as an outsider would, and yields findings as they are made.
+func (c *Client) Verify(ctx context.Context, in VerifyRequest) iter.Seq2[Finding, error] {
+	return lines[Finding](ctx, c, post("verify").with(in))
+}
+
+// Doctor looks for what is wrong with keys, wraps, files and the database.
+func (c *Client) Doctor(ctx context.Context) iter.Seq2[Finding, error] {
+	return lines[Finding](ctx, c, get("doctor"))
+}
+
+// lines yields the objects of a streamed answer, one a line.
+func lines[T any](ctx context.Context, c *Client, k call) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		resp, err := c.send(ctx, k)
+		if err != nil {
+			yield(none, err)
+			return
+		}
+		defer resp.Body.Close()
+		dec := json.NewDecoder(bufio.NewReader(resp.Body))
+		for {
+			var item T
+			if err := dec.Decode(&item); err == io.EOF {
+				break
+			} else if err != nil {
+				yield(none, fmt.Errorf("%s %s: read answer: %w", k.method, k.path, err))
+				return
+			}
+			if !yield(item, nil) {
+				return
+			}
+		}
+		if err := complete(resp, k); err != nil {
+			yield(none, err)
+		}
+	}
+}
+
+// Backup writes the whole authority, encrypted to its recovery recipient, to w.
+func (c *Client) Backup(ctx context.Context, w io.Writer) error {
+	k := post("backup")
+	k.accept = "application/octet-stream"
+	return c.stream(ctx, k, w)
+}

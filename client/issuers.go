@@ -1,0 +1,254 @@
+package client
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+)
+
+// Issuer is a CA certificate and its key.
+type Issuer struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	State       string    `json:"state" enum:"pending,active,retired" doc:"pending until its certificate is brought in"`
+	Root        bool      `json:"root" doc:"it is self-signed"`
+	Parent      string    `json:"parent,omitempty" doc:"the issuer above it, where this authority holds it"`
+	Purpose     string    `json:"purpose,omitempty" doc:"pool, identity …"`
+	Algorithm   string    `json:"algorithm,omitempty"`
+	KeyOnline   bool      `json:"key_online" doc:"whether this authority holds its key"`
+	Subject     string    `json:"subject"`
+	Serial      string    `json:"serial,omitempty"`
+	NotBefore   time.Time `json:"not_before,omitzero"`
+	NotAfter    time.Time `json:"not_after,omitzero"`
+	Fingerprint string    `json:"sha256,omitempty"`
+	KeyID       string    `json:"subject_key_id,omitempty"`
+	CRL         *CRL      `json:"crl,omitempty" doc:"its newest CRL; absent in lists"`
+	PEM         string    `json:"pem,omitempty"`
+	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request of a pending issuer"`
+}
+
+// CreateIssuerRequest makes an issuer with a new key in the authority: a root, an intermediate under an issuer of this
+// authority, or one whose request an outside root signs.
+type CreateIssuerRequest struct {
+	Name            string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9._-]*$" doc:"its name in this authority"`
+	Kind            string   `json:"kind" enum:"root,intermediate,external" doc:"external: a CSR for an outside root"`
+	Parent          string   `json:"parent,omitempty" maxLength:"255" doc:"intermediate: the issuer that signs it"`
+	Subject         string   `json:"subject,omitempty" maxLength:"8192" doc:"RFC 4514"`
+	Algorithm       string   `json:"algorithm,omitempty" enum:"p256,p384,p521,rsa2048,rsa3072,rsa4096,rsa8192,ed25519" doc:"p256 where absent"`
+	Validity        string   `json:"validity,omitempty" maxLength:"32" doc:"a length such as 10y or 3650d"`
+	PathLen         *int     `json:"path_len,omitempty" minimum:"0" maximum:"16"`
+	NameConstraints []string `json:"name_constraints,omitempty" maxItems:"256" doc:"permitted or excluded: +dns:example.com, -ip:10.0.0.0/8"`
+	Template        string   `json:"template,omitempty" maxLength:"65536" doc:"a certtool template with ca, instead of the fields above"`
+	CerttoolCompat  bool     `json:"certtool_compat,omitempty"`
+	DryRun          bool     `json:"dry_run,omitempty"`
+}
+
+// Issuers lists the issuers.
+func (c *Client) Issuers(ctx context.Context) iter.Seq2[Issuer, error] {
+	return pages[Issuer](ctx, c, get("issuers"))
+}
+
+// Issuer shows one, by name or ID.
+func (c *Client) Issuer(ctx context.Context, issuer string) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, get("issuers", issuer), &out)
+}
+
+// CreateIssuer makes an issuer.
+func (c *Client) CreateIssuer(ctx context.Context, in CreateIssuerRequest) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, post("issuers").with(in), &out)
+}
+
+// IssuerCertificateRequest brings in the certificate of a pending issuer.
+type IssuerCertificateRequest struct {
+	Certificate string `json:"certificate" minLength:"1" maxLength:"65536" doc:"the issuer's certificate, PEM"`
+	Chain       string `json:"chain,omitempty" maxLength:"262144" doc:"the certificates above it up to the root, PEM"`
+}
+
+// ImportIssuerCertificate brings in what an outside root made of an issuer's CSR.
+func (c *Client) ImportIssuerCertificate(ctx context.Context, issuer string, in IssuerCertificateRequest) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, post("issuers", issuer, "certificate").with(in), &out)
+}
+
+// RetireIssuer ends issuance under an issuer; it goes on signing its CRLs.
+func (c *Client) RetireIssuer(ctx context.Context, issuer string, in NoteRequest) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, post("issuers", issuer, "retire").with(in), &out)
+}
+
+// Chain is the path of an issuer up to and with its root, PEM.
+func (c *Client) Chain(ctx context.Context, issuer string) ([]byte, error) {
+	var out []byte
+	k := get("issuers", issuer, "chain")
+	k.accept = "application/x-pem-file"
+	return out, c.do(ctx, k, &out)
+}
+
+// CRL is a certificate revocation list as the authority keeps it.
+type CRL struct {
+	Issuer     string    `json:"issuer"`
+	Number     string    `json:"number" doc:"the CRLNumber, decimal"`
+	Kind       string    `json:"kind" enum:"full,delta,partition" doc:"what it covers"`
+	Base       string    `json:"base,omitempty" doc:"a delta's BaseCRLNumber"`
+	Partition  *int      `json:"partition,omitempty"`
+	ThisUpdate time.Time `json:"this_update"`
+	NextUpdate time.Time `json:"next_update"`
+	Entries    int64     `json:"entries"`
+	Size       int64     `json:"size,omitempty" doc:"octets of the DER form"`
+}
+
+// IssueCRLRequest signs CRLs now.
+type IssueCRLRequest struct {
+	Template       string `json:"template,omitempty" maxLength:"65536" doc:"a certtool template's CRL options"`
+	CerttoolCompat bool   `json:"certtool_compat,omitempty"`
+}
+
+// IssueCRL signs an issuer's CRLs now.
+func (c *Client) IssueCRL(ctx context.Context, issuer string, in IssueCRLRequest) (*CRL, error) {
+	var out CRL
+	return &out, c.do(ctx, post("issuers", issuer, "crls").with(in), &out)
+}
+
+// CRLs lists an issuer's CRLs, newest first.
+func (c *Client) CRLs(ctx context.Context, issuer string) iter.Seq2[CRL, error] {
+	return pages[CRL](ctx, c, get("issuers", issuer, "crls"))
+}
+
+// CRL shows one by its number, or the newest full one by "current".
+func (c *Client) CRL(ctx context.Context, issuer, number string) (*CRL, error) {
+	var out CRL
+	return &out, c.do(ctx, get("issuers", issuer, "crls", number), &out)
+}
+
+// DownloadCRL writes a CRL to w; format is "der" or "pem".
+func (c *Client) DownloadCRL(ctx context.Context, w io.Writer, issuer, number, format string) error {
+	k := get("issuers", issuer, "crls", number)
+	k.accept = "application/pkix-crl"
+	if format == "pem" {
+		k.accept = "application/x-pem-file"
+	}
+	return c.stream(ctx, k, w)
+}
+
+// UploadCRLRequest brings in a CRL that an offline root signed.
+type UploadCRLRequest struct {
+	CRL string `json:"crl" minLength:"1" maxLength:"16777216" doc:"the CRL, PEM"`
+}
+
+// UploadCRL brings in a CRL of an issuer whose key the authority does not hold.
+func (c *Client) UploadCRL(ctx context.Context, issuer string, in UploadCRLRequest) (*CRL, error) {
+	var out CRL
+	return &out, c.do(ctx, post("issuers", issuer, "crls", "upload").with(in), &out)
+}
+
+// Profile is a stored profile.
+type Profile struct {
+	Name        string    `json:"name"`
+	Version     int64     `json:"version"`
+	Description string    `json:"description,omitempty"`
+	BuiltIn     bool      `json:"built_in,omitempty"`
+	SavedAt     time.Time `json:"saved_at,omitzero"`
+	SavedBy     string    `json:"saved_by,omitempty"`
+	YAML        string    `json:"yaml,omitempty" doc:"the profile's text; absent in lists"`
+}
+
+// ProfileText is a profile to be checked or saved.
+type ProfileText struct {
+	YAML string `json:"yaml" minLength:"1" maxLength:"65536" doc:"the profile's text"`
+	Note string `json:"note,omitempty" maxLength:"1024" doc:"why; kept in the audit"`
+}
+
+// ProfileCheck is what a profile would issue.
+type ProfileCheck struct {
+	Name     string   `json:"name"`
+	Sample   string   `json:"sample,omitempty" doc:"a sample certificate under it, PEM"`
+	Warnings []string `json:"warnings,omitempty" doc:"what the lints remarked"`
+}
+
+// Profiles lists the profiles, each in its newest version.
+func (c *Client) Profiles(ctx context.Context) iter.Seq2[Profile, error] {
+	return pages[Profile](ctx, c, get("profiles"))
+}
+
+// Profile shows one; version 0 is the newest.
+func (c *Client) Profile(ctx context.Context, name string, version int64) (*Profile, error) {
+	var out Profile
+	if version == 0 {
+		return &out, c.do(ctx, get("profiles", name), &out)
+	}
+	return &out, c.do(ctx, get("profiles", name, "versions", decimal(version)), &out)
+}
+
+// ProfileVersions lists the versions of one, newest first.
+func (c *Client) ProfileVersions(ctx context.Context, name string) iter.Seq2[Profile, error] {
+	return pages[Profile](ctx, c, get("profiles", name, "versions"))
+}
+
+// SaveProfile saves a new version; it refuses where a sample certificate does not pass the lints.
+func (c *Client) SaveProfile(ctx context.Context, name string, in ProfileText) (*Profile, error) {
+	var out Profile
+	return &out, c.do(ctx, put("profiles", name).with(in), &out)
+}
+
+// CheckProfile says what a text would issue, and saves nothing.
+func (c *Client) CheckProfile(ctx context.Context, in ProfileText) (*ProfileCheck, error) {
+	var out ProfileCheck
+	return &out, c.do(ctx, post("profiles", "check").with(in), &out)
+}
+
+// SampleProfile says what a stored profile issues.
+func (c *Client) SampleProfile(ctx context.Context, name string) (*ProfileCheck, error) {
+	var out ProfileCheck
+	return &out, c.do(ctx, get("profiles", name, "sample"), &out)
+}
+
+// Pool is hosts that must trust each other; each has its own root and issuer.
+type Pool struct {
+	Name      string    `json:"name"`
+	State     string    `json:"state" enum:"pending,active" doc:"pending until its root has signed"`
+	Root      *Issuer   `json:"root,omitempty"`
+	Issuer    *Issuer   `json:"issuer,omitempty" doc:"its csr is what the root must sign, while the pool is pending"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// AddPoolRequest begins a pool: the authority makes the issuer's key and CSR; the root is made and kept by the caller,
+// and signs in the caller's process (CompletePool), unless Online is set.
+type AddPoolRequest struct {
+	Name         string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9._-]*$"`
+	Organization string `json:"organization,omitempty" maxLength:"64"`
+	Algorithm    string `json:"algorithm,omitempty" enum:"p256,p384,p521,rsa2048,rsa3072,rsa4096,ed25519" doc:"p256 where absent"`
+	Online       bool   `json:"online,omitempty" doc:"the authority makes and keeps the root as well"`
+}
+
+// CompletePoolRequest brings in what the root signed.
+type CompletePoolRequest struct {
+	Root   string `json:"root" minLength:"1" maxLength:"65536" doc:"the root's certificate, PEM"`
+	Issuer string `json:"issuer" minLength:"1" maxLength:"65536" doc:"the issuer's certificate, PEM"`
+	CRL    string `json:"crl" minLength:"1" maxLength:"65536" doc:"the root's first CRL, PEM"`
+}
+
+// Pools lists the pools.
+func (c *Client) Pools(ctx context.Context) iter.Seq2[Pool, error] {
+	return pages[Pool](ctx, c, get("pools"))
+}
+
+// Pool shows one.
+func (c *Client) Pool(ctx context.Context, name string) (*Pool, error) {
+	var out Pool
+	return &out, c.do(ctx, get("pools", name), &out)
+}
+
+// AddPool begins a pool.
+func (c *Client) AddPool(ctx context.Context, in AddPoolRequest) (*Pool, error) {
+	var out Pool
+	return &out, c.do(ctx, post("pools").with(in), &out)
+}
+
+// CompletePool brings in the root's certificate, the issuer's and the root's CRL.
+func (c *Client) CompletePool(ctx context.Context, name string, in CompletePoolRequest) (*Pool, error) {
+	var out Pool
+	return &out, c.do(ctx, post("pools", name, "root").with(in), &out)
+}
