@@ -1,0 +1,130 @@
+package problem
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"chancery/internal/fault"
+	"golang.org/x/time/rate"
+)
+
+// RateLimiter gives each caller a token bucket. Memory is bounded: buckets live in two generations of at most half the
+// capacity each; when the young one is full, the old one is dropped and the young one grows old. A caller that is active
+// is carried over, so only callers that were silent for a whole generation start anew, with a full bucket, which is what
+// silence would have earned them in all but a flood of strangers.
+type RateLimiter struct {
+	limit rate.Limit
+	burst int
+	half  int
+
+	mu         sync.Mutex // guards both generations
+	young, old map[string]*rate.Limiter
+}
+
+// NewRateLimiter allows each caller perSecond calls a second on average and burst at once, and remembers up to callers of
+// them. perSecond 0 sets no limit.
+func NewRateLimiter(perSecond float64, burst, callers int) *RateLimiter {
+	limit := rate.Limit(perSecond)
+	if perSecond <= 0 {
+		limit = rate.Inf
+	}
+	return &RateLimiter{limit: limit, burst: max(burst, 1), half: max(callers/2, 1), young: map[string]*rate.Limiter{}}
+}
+
+// Take takes one call from the caller's bucket, or refuses and says when to come back.
+func (l *RateLimiter) Take(caller string, now time.Time) error {
+	if l.limit == rate.Inf {
+		return nil
+	}
+	r := l.bucket(caller).ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait == 0 {
+		return nil
+	}
+	r.CancelAt(now)
+	return RateError(wait, "%q made more than %d calls at once and more than %v a second", caller, l.burst, float64(l.limit))
+}
+
+func (l *RateLimiter) bucket(caller string) *rate.Limiter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b, ok := l.young[caller]; ok {
+		return b
+	}
+	b, ok := l.old[caller]
+	if !ok {
+		b = rate.NewLimiter(l.limit, l.burst)
+	}
+	if len(l.young) >= l.half {
+		l.old, l.young = l.young, make(map[string]*rate.Limiter)
+	}
+	l.young[caller] = b
+	return b
+}
+
+// size is the number of remembered callers.
+func (l *RateLimiter) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.young) + len(l.old)
+}
+
+// waitError is a refusal that knows when the caller may come back.
+type waitError struct {
+	refusal *fault.Error
+	wait    time.Duration
+}
+
+func (e waitError) Error() string             { return e.refusal.Error() }
+func (e waitError) Unwrap() error             { return e.refusal }
+func (e waitError) RetryAfter() time.Duration { return e.wait }
+
+// RateError refuses with a time to come back.
+func RateError(wait time.Duration, format string, args ...any) error {
+	e := fault.New(fault.RateLimited, format, args...).WithHint("wait %v before the next call", wait.Round(time.Millisecond))
+	return waitError{refusal: e, wait: max(wait, time.Millisecond)}
+}
+
+// Gate lets so many expensive calls run at once. Further ones wait their turn for a while, then are sent away: a queue that
+// only grows helps nobody.
+type Gate struct {
+	slots chan struct{}
+	wait  time.Duration
+}
+
+// NewGate returns a gate for n calls at once; others wait up to wait.
+func NewGate(n int, wait time.Duration) *Gate {
+	return &Gate{slots: make(chan struct{}, n), wait: wait}
+}
+
+// Enter waits for a slot. The caller calls leave when it is done.
+func (g *Gate) Enter(ctx context.Context) (leave func(), err error) {
+	leave = func() { <-g.slots }
+	select {
+	case g.slots <- struct{}{}:
+		return leave, nil
+	default:
+	}
+	t := time.NewTimer(g.wait)
+	defer t.Stop()
+	select {
+	case g.slots <- struct{}{}:
+		return leave, nil
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "the caller left while it waited its turn")
+	case <-t.C:
+		return nil, fault.New(fault.Unavailable, "%d such calls run already, and none ended within %v", cap(g.slots), g.wait)
+	}
+}
+
+// Security sets the headers that keep a browser, should one come here, from doing anything with what it gets.
+func Security(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		next.ServeHTTP(w, r)
+	})
+}
