@@ -1,0 +1,267 @@
+// Package datadir names the files of a data directory, and reads and writes the one that configures a node, node.yaml.
+//
+// A data directory belongs to one node and to one user, is mode 0700, and holds:
+//
+//	node.yaml               what concerns this node alone; see Config
+//	node.key                the node's age identity, which opens its wraps (mode 0600)
+//	chancery.db             the store, where it is SQLite
+//	ca/identity-root.pem    the root of identities: what clients pin
+//	admin/cert.pem, key.pem the credential of the commands that are run here with --dir (key mode 0600)
+//	offline/                what belongs off this machine: the sealed root keys and the recovery key
+//
+// What concerns the authority lives in its database and not here.
+package datadir
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
+	"github.com/goccy/go-yaml"
+)
+
+// Dir is the path of a data directory.
+type Dir string
+
+// The files of a data directory.
+func (d Dir) Config() string       { return filepath.Join(string(d), "node.yaml") }
+func (d Dir) NodeKey() string      { return filepath.Join(string(d), "node.key") }
+func (d Dir) Database() string     { return filepath.Join(string(d), "chancery.db") }
+func (d Dir) IdentityRoot() string { return filepath.Join(string(d), "ca", "identity-root.pem") }
+func (d Dir) AdminCert() string    { return filepath.Join(string(d), "admin", "cert.pem") }
+func (d Dir) AdminKey() string     { return filepath.Join(string(d), "admin", "key.pem") }
+func (d Dir) Offline() string      { return filepath.Join(string(d), "offline") }
+
+// Config is what concerns one node alone. It is node.yaml, read strictly: an unknown field is an error.
+type Config struct {
+	// Name is this node's name: its audit chain, its leases and its log lines carry it. It never changes.
+	Name string `yaml:"name"`
+
+	// Address is where clients reach the API, https://HOST:PORT. The commands that are run with --dir use it, and the
+	// node's TLS certificate names its host.
+	Address string `yaml:"address"`
+
+	// Listen holds the addresses the node listens on.
+	Listen Listen `yaml:"listen"`
+
+	// DatabaseFile is a file (mode 0600) that holds the database's URL, postgres://…, which has a password in it. Empty
+	// means SQLite in the data directory.
+	DatabaseFile string `yaml:"database_file,omitempty"`
+
+	// ReadDatabaseFile is the same for a local standby that answers what only reads. Empty means DatabaseFile's.
+	ReadDatabaseFile string `yaml:"read_database_file,omitempty"`
+
+	// TLSNames are further DNS names and IP addresses for the node's TLS certificate, beside Address, those of the API's
+	// listen address, localhost and the loopback addresses.
+	TLSNames []string `yaml:"tls_names,omitempty"`
+
+	// TrustedProxies are the addresses (or prefixes, as 192.0.2.0/24) of proxies that end TLS in front of the node and
+	// send the client's certificate in Client-Cert (RFC 9440). From anywhere else that header is refused.
+	TrustedProxies []string `yaml:"trusted_proxies,omitempty"`
+
+	// LogLevel is debug, info, warn or error; empty means info.
+	LogLevel string `yaml:"log_level,omitempty"`
+
+	// Expensive is how many expensive calls (backup, verify, exports) run at once; 0 means 2.
+	Expensive int `yaml:"expensive,omitempty"`
+
+	// ShutdownGrace is how long calls in progress may take to end when the node stops; 0 means 20s.
+	ShutdownGrace time.Duration `yaml:"shutdown_grace,omitempty"`
+}
+
+// Listen holds listen addresses, HOST:PORT each. Port 0 lets the system choose.
+type Listen struct {
+	// API is the https listener of the API. Empty means 127.0.0.1:8443.
+	API string `yaml:"api,omitempty"`
+	// Public is the plain http listener of CRLs, OCSP and CA certificates. Empty means 127.0.0.1:8080.
+	Public string `yaml:"public,omitempty"`
+	// Metrics is the plain http listener of /metrics, /healthz and /readyz. Empty means 127.0.0.1:9443.
+	Metrics string `yaml:"metrics,omitempty"`
+}
+
+// The listen addresses of a node whose configuration names none: loopback, so that nothing is open by accident.
+const (
+	DefaultAPI     = "127.0.0.1:8443"
+	DefaultPublic  = "127.0.0.1:8080"
+	DefaultMetrics = "127.0.0.1:9443"
+)
+
+// Load reads the configuration of a data directory, fills in the defaults and validates it.
+func (d Dir) Load() (*Config, error) {
+	text, err := os.ReadFile(d.Config())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "%s is no data directory: it holds no node.yaml", string(d)).
+			WithHint("chancery init --dir %s", string(d))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read node configuration: %w", err)
+	}
+	return Parse(text)
+}
+
+// Parse reads a configuration.
+func Parse(text []byte) (*Config, error) {
+	var c Config
+	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&c); err != nil {
+		return nil, fault.New(fault.Invalid, "node.yaml: %w", err)
+	}
+	c.fill()
+	return &c, c.Validate()
+}
+
+func (c *Config) fill() {
+	for _, f := range []struct {
+		value    *string
+		fallback string
+	}{{&c.Listen.API, DefaultAPI}, {&c.Listen.Public, DefaultPublic}, {&c.Listen.Metrics, DefaultMetrics}, {&c.LogLevel, "info"}} {
+		if *f.value == "" {
+			*f.value = f.fallback
+		}
+	}
+	if c.Expensive == 0 {
+		c.Expensive = 2
+	}
+	if c.ShutdownGrace == 0 {
+		c.ShutdownGrace = 20 * time.Second
+	}
+}
+
+// Create writes a new node.yaml; it refuses where there is one.
+func (d Dir) Create(c Config) error {
+	c.fill()
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	text, err := yaml.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode node configuration: %w", err)
+	}
+	head := "# What concerns this node alone. What concerns the authority: chancery settings show.\n"
+	if err := keyfile.WriteFile(d.Config(), append([]byte(head), text...), 0o644); err != nil {
+		return fmt.Errorf("write node configuration: %w", err)
+	}
+	return nil
+}
+
+// Validate reports every problem with the path of its field.
+func (c *Config) Validate() error {
+	var problems []string
+	add := func(path, format string, args ...any) {
+		problems = append(problems, path+": "+fmt.Sprintf(format, args...))
+	}
+	if !validName(c.Name) {
+		add("name", "%q is not a name of at most 63 letters, digits, hyphens and dots", c.Name)
+	}
+	if u, err := url.Parse(c.Address); err != nil || u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {
+		add("address", "%q is not of the form https://HOST:PORT", c.Address)
+	}
+	for _, l := range [][2]string{
+		{"listen.api", c.Listen.API}, {"listen.public", c.Listen.Public}, {"listen.metrics", c.Listen.Metrics},
+	} {
+		if _, port, err := net.SplitHostPort(l[1]); err != nil || port == "" {
+			add(l[0], "%q is not of the form HOST:PORT", l[1])
+		}
+	}
+	if c.ReadDatabaseFile != "" && c.DatabaseFile == "" {
+		add("read_database_file", "is set, and database_file is not: only PostgreSQL has standbys")
+	}
+	for i, proxy := range c.TrustedProxies {
+		if _, err := parsePrefix(proxy); err != nil {
+			add(fmt.Sprintf("trusted_proxies[%d]", i), "%q is neither an IP address nor a prefix such as 192.0.2.0/24", proxy)
+		}
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		add("log_level", "%q is not one of debug, info, warn, error", c.LogLevel)
+	}
+	if c.Expensive < 0 || c.Expensive > 1000 {
+		add("expensive", "%d is not between 1 and 1000", c.Expensive)
+	}
+	if c.ShutdownGrace < 0 || c.ShutdownGrace > time.Hour {
+		add("shutdown_grace", "%v is not between 0 and 1h", c.ShutdownGrace)
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fault.New(fault.Invalid, "node.yaml: %s", strings.Join(problems, "; "))
+}
+
+func validName(name string) bool {
+	if name == "" || len(name) > 63 {
+		return false
+	}
+	for _, r := range name {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+func parsePrefix(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	return netip.ParsePrefix(text)
+}
+
+// Proxies are TrustedProxies as prefixes.
+func (c *Config) Proxies() []netip.Prefix {
+	var prefixes []netip.Prefix
+	for _, text := range c.TrustedProxies {
+		if p, err := parsePrefix(text); err == nil { // Validate has refused what is not
+			prefixes = append(prefixes, p.Masked())
+		}
+	}
+	return prefixes
+}
+
+// DatabaseURLs are where the node writes and reads; read is empty where both are one.
+func (c *Config) DatabaseURLs(d Dir) (write, read string, err error) {
+	if c.DatabaseFile == "" {
+		path, err := filepath.Abs(d.Database())
+		return "sqlite:" + path, "", err
+	}
+	if write, err = urlFromFile(d, c.DatabaseFile); err != nil {
+		return "", "", err
+	}
+	if c.ReadDatabaseFile != "" {
+		read, err = urlFromFile(d, c.ReadDatabaseFile)
+	}
+	return write, read, err
+}
+
+// urlFromFile reads a URL from a file that only its owner may read; a relative path is in the data directory.
+func urlFromFile(d Dir, path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(string(d), path)
+	}
+	stat, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("read database URL: %w", err)
+	}
+	if stat.Mode().Perm()&0o077 != 0 {
+		return "", fault.New(fault.Invalid, "%s holds a database password and has mode %04o; 0600 is wanted", path, stat.Mode().Perm()).
+			WithHint("change the password, since others could read it, then chmod 600 %s", path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read database URL: %w", err)
+	}
+	line := strings.TrimSpace(string(text))
+	if line == "" || strings.ContainsAny(line, "\r\n") {
+		return "", fault.New(fault.Invalid, "%s does not hold one line with the database's URL", path)
+	}
+	return line, nil
+}
