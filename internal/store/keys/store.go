@@ -1,0 +1,257 @@
+package keys
+
+import (
+	"container/list"
+	"context"
+	"crypto"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+)
+
+// Store keeps the sealed keys of the authority, as one node sees them.
+type Store struct {
+	db   *db.DB
+	log  *audit.Log
+	self string // the recipient that this node is
+	node *NodeKey
+
+	mu     sync.Mutex // guards what follows
+	opened map[string]*list.Element
+	recent *list.List // of cached, the latest used first
+	epoch  int64      // counts Forget, so that a key that was being opened meanwhile is not kept
+}
+
+type cached struct {
+	id  string
+	key crypto.Signer
+}
+
+// maxOpened bounds the keys that a node keeps in memory; an authority has a few for each of its issuers.
+const maxOpened = 1024
+
+// New returns the store of the node whose recipient id is self and whose key is node.
+func New(d *db.DB, log *audit.Log, self string, node *NodeKey) *Store {
+	return &Store{db: d, log: log, self: self, node: node, opened: map[string]*list.Element{}, recent: list.New()}
+}
+
+// Self is the recipient id of this node.
+func (s *Store) Self() string { return s.self }
+
+// Seal is the function Seal for the recipients that are stored now.
+func (s *Store) Seal(ctx context.Context, key crypto.Signer, purpose Purpose, owner string) (*Sealed, error) {
+	all, err := s.Recipients(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Seal(key, db.NewID(), purpose, owner, all)
+}
+
+// Insert stores a sealed key. It refuses if the recipients that are entitled to it are not those it was sealed for: one
+// that was removed meanwhile must not get a wrap, and one that was added must not lack it.
+func (s *Store) Insert(ctx context.Context, tx *db.Tx, k *Sealed, actor string, now time.Time) error {
+	all, err := recipients(ctx, tx)
+	if err != nil {
+		return err
+	}
+	entitled := 0
+	for _, r := range all {
+		if !r.Entitled(k.Purpose, k.Owner) {
+			continue
+		}
+		if entitled++; k.wraps[r.ID] == nil {
+			entitled = -1
+			break
+		}
+	}
+	if entitled != len(k.wraps) {
+		return fault.New(fault.Conflict, "the recipients of keys changed while key %s was sealed; try again", k.ID)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO sealed_key (id, purpose, owner, algorithm, spki, ciphertext, created)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		k.ID, string(k.Purpose), k.Owner, k.Algorithm, k.SPKI, k.ciphertext, db.Micros(now))
+	if err != nil {
+		return fmt.Errorf("store key %s: %w", k.ID, err)
+	}
+	to := slices.Sorted(maps.Keys(k.wraps))
+	for _, id := range to {
+		if err := putWrap(ctx, tx, k.ID, id, k.wraps[id], now); err != nil {
+			return err
+		}
+	}
+	return s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: actor, Action: "key.store", Object: k.ID,
+		Detail: map[string]any{"purpose": k.Purpose, "owner": k.Owner, "algorithm": k.Algorithm, "recipients": to},
+	})
+}
+
+func putWrap(ctx context.Context, tx *db.Tx, key, recipient string, blob []byte, now time.Time) error {
+	_, err := tx.Exec(ctx, `INSERT INTO key_wrap (key_id, recipient_id, wrap, created) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (key_id, recipient_id) DO UPDATE SET wrap = excluded.wrap, created = excluded.created`,
+		key, recipient, blob, db.Micros(now))
+	if err != nil {
+		return fmt.Errorf("store the wrap of key %s to %s: %w", key, recipient, err)
+	}
+	return nil
+}
+
+// Delete removes a key and its wraps for good. After the transaction has committed the caller calls Forget.
+func (s *Store) Delete(ctx context.Context, tx *db.Tx, id, actor string, now time.Time) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM key_wrap WHERE key_id = $1`, id); err != nil {
+		return fmt.Errorf("delete the wraps of key %s: %w", id, err)
+	}
+	n, err := tx.Exec(ctx, `DELETE FROM sealed_key WHERE id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("delete key %s: %w", id, err)
+	}
+	if n == 0 {
+		return fault.New(fault.NotFound, "there is no key %s", id)
+	}
+	return s.log.Append(ctx, tx, audit.Event{Time: now, Actor: actor, Action: "key.delete", Object: id})
+}
+
+// Signer returns the key so named. It is opened once and then kept, and may sign from any number of goroutines.
+func (s *Store) Signer(ctx context.Context, id string) (crypto.Signer, error) {
+	s.mu.Lock()
+	if e, ok := s.opened[id]; ok {
+		s.recent.MoveToFront(e)
+		key := e.Value.(*cached).key
+		s.mu.Unlock()
+		return key, nil
+	}
+	epoch := s.epoch
+	s.mu.Unlock()
+	key, err := s.open(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.opened[id]; ok { // another caller was faster
+		return e.Value.(*cached).key, nil
+	}
+	if epoch == s.epoch {
+		s.opened[id] = s.recent.PushFront(&cached{id, key})
+		if s.recent.Len() > maxOpened {
+			oldest := s.recent.Remove(s.recent.Back()).(*cached)
+			delete(s.opened, oldest.id)
+		}
+	}
+	return key, nil
+}
+
+// Forget drops keys from memory: those named, or all of them.
+func (s *Store) Forget(ids ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.epoch++
+	if len(ids) == 0 {
+		clear(s.opened)
+		s.recent.Init()
+	}
+	for _, id := range ids {
+		if e, ok := s.opened[id]; ok {
+			s.recent.Remove(e)
+			delete(s.opened, id)
+		}
+	}
+}
+
+func (s *Store) open(ctx context.Context, id string) (crypto.Signer, error) {
+	var r record
+	var blob []byte
+	// A key is opened right after it was stored, and a standby may not have it yet: that is asked again where writes go.
+	load := func(tx *db.Tx) (err error) {
+		r, blob, err = loadKey(ctx, tx, id, s.self)
+		return err
+	}
+	err := s.db.Read(ctx, load)
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Denied) {
+		err = s.db.ReadSnapshot(ctx, load)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, dataKey, err := r.open(blob, s.node.identity)
+	if err != nil {
+		return nil, fmt.Errorf("open key %s with the wrap of node %s: %w", id, s.self, err)
+	}
+	clear(dataKey)
+	return &signer{id, key}, nil
+}
+
+// loadKey reads a key and its wrap to one recipient.
+func loadKey(ctx context.Context, tx *db.Tx, id, recipient string) (r record, blob []byte, err error) {
+	r.id = id
+	err = tx.QueryRow(ctx, `SELECT purpose, owner, spki, ciphertext FROM sealed_key WHERE id = $1`, id).
+		Scan(&r.purpose, &r.owner, &r.spki, &r.ciphertext)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, nil, fault.New(fault.NotFound, "there is no key %s", id)
+	}
+	if err != nil {
+		return r, nil, fmt.Errorf("load key %s: %w", id, err)
+	}
+	err = tx.QueryRow(ctx, `SELECT wrap FROM key_wrap WHERE key_id = $1 AND recipient_id = $2`, id, recipient).Scan(&blob)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, nil, fault.New(fault.Denied, "key %s (%s of %s) is not wrapped to %s", id, r.purpose, r.owner, recipient).
+			WithHint("if it should be, rewrap the keys at a node that can open them; chancery doctor database says which")
+	}
+	if err != nil {
+		return r, nil, fmt.Errorf("load the wrap of key %s to %s: %w", id, recipient, err)
+	}
+	return r, blob, nil
+}
+
+// Key describes a stored key.
+type Key struct {
+	ID        string    `json:"id"`
+	Purpose   Purpose   `json:"purpose"`
+	Owner     string    `json:"owner"`
+	Algorithm string    `json:"algorithm"`
+	SPKI      []byte    `json:"spki"`
+	Created   time.Time `json:"created"`
+}
+
+// Find lists the keys of one purpose, and of one owner unless owner is empty: the newest first.
+func (s *Store) Find(ctx context.Context, purpose Purpose, owner string) ([]Key, error) {
+	var found []Key
+	err := s.db.Read(ctx, func(tx *db.Tx) error {
+		found = nil
+		rows, err := tx.Query(ctx, `SELECT id, purpose, owner, algorithm, spki, created FROM sealed_key
+			WHERE purpose = $1 AND (owner = $2 OR $2 = '') ORDER BY created DESC, id DESC`, string(purpose), owner)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var k Key
+			var created int64
+			if err := rows.Scan(&k.ID, &k.Purpose, &k.Owner, &k.Algorithm, &k.SPKI, &created); err != nil {
+				return err
+			}
+			k.Created = db.FromMicros(created)
+			found = append(found, k)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list %s keys: %w", purpose, err)
+	}
+	return found, nil
+}
+
+// opener is a recipient whose private half is at hand.
+type opener struct {
+	recipient string
+	identity  age.Identity
+}
