@@ -1,0 +1,242 @@
+package pkitest
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // the administrator's connection below
+)
+
+// postgresBin is where Debian puts the programs of PostgreSQL 15.
+const postgresBin = "/usr/lib/postgresql/15/bin"
+
+// PostgresServer is a PostgreSQL that a test started.
+type PostgresServer struct {
+	Dir  string // holds the socket, the data directory "data" and the log
+	Port int
+	PID  int
+	stop *os.File // the watcher ends the server when this closes, and so also when the test binary is killed
+	done chan error
+}
+
+// URL is how to reach a database of the server over its Unix socket.
+func (s *PostgresServer) URL(database string) string {
+	return fmt.Sprintf("postgres://chancery@/%s?host=%s&port=%d", database, s.Dir, s.Port)
+}
+
+// TCP is how to reach it over the loopback address.
+func (s *PostgresServer) TCP(database string) string {
+	return fmt.Sprintf("postgres://chancery@127.0.0.1:%d/%s?sslmode=disable", s.Port, database)
+}
+
+// shared is the one server of this test binary. It ends with the process.
+var shared = sync.OnceValues(func() (*PostgresServer, error) {
+	s, err := StartPostgres("fsync=off", "full_page_writes=off")
+	if err != nil {
+		return nil, err
+	}
+	if err := s.exec("CREATE DATABASE chancery_template"); err != nil {
+		return nil, err
+	}
+	return s, migrate(s.URL("chancery_template"))
+})
+
+// databases numbers the databases of the shared server.
+var databases atomic.Int64
+
+func postgresURL(tb testing.TB) string {
+	tb.Helper()
+	s, err := shared()
+	if err != nil {
+		tb.Fatalf("start PostgreSQL: %v", err)
+	}
+	name := fmt.Sprintf("test_%d", databases.Add(1))
+	if err := s.exec("CREATE DATABASE " + name + " TEMPLATE chancery_template"); err != nil {
+		tb.Fatalf("create a database: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := s.exec("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
+			tb.Errorf("drop the database: %v", err)
+		}
+	})
+	return s.URL(name)
+}
+
+// Postgres starts a server for one test, with settings of its own, and stops it when the test ends.
+func Postgres(tb testing.TB, settings ...string) *PostgresServer {
+	tb.Helper()
+	s, err := StartPostgres(settings...)
+	if err != nil {
+		tb.Fatalf("start PostgreSQL: %v", err)
+	}
+	tb.Cleanup(s.Stop)
+	return s
+}
+
+// watcher runs the server and ends it when its standard input does. It is a process group of its own, so that a signal to the
+// test's group does not leave the server behind.
+const watcher = `
+dir=$1; bin=$2; shift 2
+cd "$dir" || exit 1
+"$bin/postgres" -D "$dir/data" "$@" >"$dir/log" 2>&1 &
+pid=$!
+echo $pid >"$dir/pid"
+while read -r _; do :; done
+kill -QUIT $pid 2>/dev/null
+wait $pid
+cd /; rm -rf "$dir"
+`
+
+// StartPostgres makes a cluster in a temporary directory and starts it. As root it becomes the user postgres, or nobody, since
+// PostgreSQL refuses to run as root.
+func StartPostgres(settings ...string) (*PostgresServer, error) {
+	owner, err := unprivileged()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("/tmp", "chancery-pg-") // short: a socket's path has 107 octets at most
+	if err != nil {
+		return nil, err
+	}
+	if owner != nil {
+		if err := os.Chown(dir, int(owner.Uid), int(owner.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	initdb := exec.Command(filepath.Join(postgresBin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "chancery", "-A", "trust",
+		"-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
+	initdb.Dir = dir
+	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
+	if out, err := initdb.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("initdb (is postgresql-15 installed?): %w\n%s", err, out)
+	}
+	for range 5 { // somebody else may take the port between our look and the start
+		var s *PostgresServer
+		if s, err = launch(dir, owner, settings); err == nil {
+			return s, nil
+		}
+	}
+	os.RemoveAll(dir)
+	return nil, err
+}
+
+func launch(dir string, owner *syscall.Credential, settings []string) (*PostgresServer, error) {
+	port, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"-c", watcher, "watcher", dir, postgresBin, "-p", strconv.Itoa(port), "-k", dir, "-h", "127.0.0.1"}
+	for _, set := range slices.Concat([]string{"max_connections=100", "shared_buffers=64MB", "timezone=UTC", "log_timezone=UTC"}, settings) {
+		args = append(args, "-c", set)
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	cmd := exec.Command("/bin/sh", args...)
+	cmd.Stdin = in
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: owner}
+	if err := cmd.Start(); err != nil {
+		out.Close()
+		return nil, err
+	}
+	s := &PostgresServer{Dir: dir, Port: port, stop: out, done: make(chan error, 1)}
+	go func() { s.done <- cmd.Wait() }()
+	if err := s.ready(); err != nil {
+		log, _ := os.ReadFile(filepath.Join(dir, "log"))
+		s.Stop()
+		return nil, fmt.Errorf("%w\n%s", err, bytes.TrimSpace(log))
+	}
+	return s, nil
+}
+
+// ready waits until the server answers.
+func (s *PostgresServer) ready() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	pool, err := sql.Open("pgx", s.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	for {
+		if err = pool.PingContext(ctx); err == nil {
+			break
+		}
+		select {
+		case end := <-s.done:
+			s.done <- end
+			return fmt.Errorf("the server ended: %w", errors.Join(end, err))
+		case <-ctx.Done():
+			return err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(s.Dir, "pid"))
+	if err != nil {
+		return err
+	}
+	s.PID, err = strconv.Atoi(strings.TrimSpace(string(text)))
+	return err
+}
+
+// Stop ends the server at once, as a crash would, and removes its directory.
+func (s *PostgresServer) Stop() {
+	s.stop.Close()
+	err := <-s.done
+	s.done <- err
+}
+
+// exec runs one statement as the administrator.
+func (s *PostgresServer) exec(query string) error {
+	pool, err := sql.Open("pgx", s.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	_, err = pool.Exec(query)
+	return err
+}
+
+// unprivileged is whom to run PostgreSQL as; nil means as ourselves.
+func unprivileged() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		if u, err := user.Lookup(name); err == nil {
+			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, errors.New("there is neither a user postgres nor nobody to run PostgreSQL as")
+}
+
+// FreePort is a TCP port of the loopback address that nobody listens on now.
+func FreePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}

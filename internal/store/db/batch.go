@@ -1,0 +1,312 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"chancery/internal/fault"
+)
+
+const (
+	sharedTries = 3  // runs of a batch as a whole before each function runs alone
+	aloneTries  = 10 // runs of one function alone
+	brokenTries = 5  // connections tried before all are told that the database is away
+)
+
+// batch is the functions that share a transaction. The leader's goroutine owns it.
+type batch struct {
+	d       *DB
+	leader  *call
+	calls   []*call // without those that are answered
+	closed  bool    // no more are taken in
+	careful bool    // a savepoint for each function
+}
+
+// errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
+// from its neighbours'.
+var errRetry = errors.New("a function of the batch failed after writing")
+
+// settle runs the batch until each of its calls has an answer.
+func (b *batch) settle() {
+	for attempt := 1; len(b.calls) > 0; attempt++ {
+		err, kind := b.try()
+		switch {
+		case err == nil: // what is left in b.calls asked to be repeated
+		case err == errRetry:
+			b.careful = true
+		case kind == unknown:
+			b.d.log.Error("commit without an answer", "functions", len(b.calls), "error", err)
+			b.answer(errors.Join(ErrUnknownOutcome, err))
+		case kind == broken && attempt < brokenTries, kind == again && attempt < b.tries():
+			time.Sleep(backoff(attempt - 1))
+		case kind == broken, len(b.calls) == 1:
+			b.answer(err)
+		default:
+			b.separate()
+		}
+		b.closed = true
+	}
+}
+
+func (b *batch) tries() int {
+	if len(b.calls) == 1 {
+		return aloneTries
+	}
+	return sharedTries
+}
+
+// separate runs each call in a transaction of its own.
+func (b *batch) separate() {
+	calls := b.calls
+	b.calls = nil
+	for i, c := range calls {
+		one := &batch{d: b.d, leader: b.leader, calls: []*call{c}, closed: true}
+		if c == b.leader {
+			b.calls = calls[i+1:] // whom lead settles if this function panics
+		}
+		one.settle()
+	}
+	b.calls = nil
+}
+
+// answer gives err to all calls that have no answer yet.
+func (b *batch) answer(err error) {
+	for _, c := range b.calls {
+		b.reply(c, err)
+	}
+	b.calls = nil
+}
+
+func (b *batch) reply(c *call, err error) {
+	c.err = err
+	if c != b.leader && !c.gone {
+		c.orders <- order{verb: finish}
+	}
+}
+
+// verdict is a function that failed in a transaction that may yet commit; its error counts only if it does, because it
+// may come from a neighbour's write.
+type verdict struct {
+	call *call
+	err  error
+}
+
+// try runs the batch in one transaction. After a commit it has answered all calls but those to repeat, which stay in b.calls.
+func (b *batch) try() (err error, kind disposition) {
+	conn, err := b.d.writer.Conn(context.Background())
+	if err != nil {
+		return err, judge(err)
+	}
+	clean := false
+	defer func() {
+		if !clean {
+			discard(conn)
+		}
+		conn.Close()
+	}()
+	if _, err := conn.ExecContext(context.Background(), b.d.beginWrite); err != nil {
+		return err, judge(err)
+	}
+	// rollback leaves a connection that can be used again, or else a discarded one
+	rollback := func() {
+		_, end := conn.ExecContext(context.Background(), "ROLLBACK")
+		clean = end == nil
+	}
+	defer func() { // the leader's own function panicked
+		if b.leader.gone && !clean {
+			rollback()
+		}
+	}()
+	failed, items, err, kind := b.runAll(conn)
+	if err == nil && len(failed) < len(b.calls) {
+		err, kind = b.writeItems(conn, items)
+	}
+	if err != nil {
+		if kind != broken {
+			rollback()
+		}
+		return err, kind
+	}
+	if len(failed) == len(b.calls) {
+		rollback()
+	} else if _, err := conn.ExecContext(context.Background(), "COMMIT"); err != nil {
+		kind = judgeCommit(err)
+		if kind == final || kind == again {
+			rollbackQuietly(conn, b.d.dialect)
+			clean = true
+		}
+		return err, kind
+	} else {
+		clean = true
+	}
+	b.conclude(failed)
+	return nil, final
+}
+
+// conclude answers the calls of a transaction that has ended. Those whose row another node wrote in the same moment are kept
+// for one more run: PostgreSQL reports that as a duplicate key rather than as a conflict, and the next look sees the row.
+func (b *batch) conclude(failed []verdict) {
+	var repeat []*call
+	for _, c := range b.calls {
+		var err error
+		if i := slices.IndexFunc(failed, func(v verdict) bool { return v.call == c }); i >= 0 {
+			err = failed[i].err
+		}
+		if _, refusal := errors.AsType[*fault.Error](err); b.d.dialect == Postgres && !c.repeated && !refusal && IsUnique(err) {
+			c.repeated = true
+			repeat = append(repeat, c)
+			continue
+		}
+		b.reply(c, err)
+	}
+	b.calls = repeat
+}
+
+// rollbackQuietly ends what a refused COMMIT may have left open: SQLite stays in the transaction when it is busy or full,
+// PostgreSQL never does.
+func rollbackQuietly(conn *sql.Conn, dialect Dialect) {
+	if dialect == SQLite {
+		conn.ExecContext(context.Background(), "ROLLBACK")
+	}
+}
+
+// runAll runs the functions one after the other, and takes in those that queue up meanwhile.
+func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err error, kind disposition) {
+	start := time.Now()
+	for i := 0; i < len(b.calls); i++ {
+		c := b.calls[i]
+		tx := &Tx{d: b.d, conn: conn, write: true, call: c}
+		// SQLite's savepoints cost nothing worth saving; on PostgreSQL each is two round trips.
+		guard := b.careful || b.d.dialect == SQLite && (i > 0 || b.followed())
+		if guard {
+			if _, err := conn.ExecContext(context.Background(), "SAVEPOINT f"); err != nil {
+				return nil, nil, err, judge(err)
+			}
+		}
+		err, kind := b.runOne(c, tx)
+		if c.gone {
+			b.calls = slices.DeleteFunc(b.calls, func(other *call) bool { return other == c })
+			i--
+		}
+		if kind != final {
+			return nil, nil, err, kind
+		}
+		if err == nil && !c.gone {
+			items = append(items, tx.added...)
+		} else if !c.gone {
+			failed = append(failed, verdict{c, err})
+		}
+		if err := b.separateWrites(conn, tx, guard, err != nil || c.gone); err != nil {
+			if err == errRetry {
+				return nil, nil, err, again
+			}
+			return nil, nil, err, judge(err)
+		}
+		b.takeIn(start)
+	}
+	return failed, items, nil, final
+}
+
+// followed reports whether the batch has or may soon have a second function.
+func (b *batch) followed() bool {
+	b.takeIn(time.Now())
+	return len(b.calls) > 1
+}
+
+// takeIn adds those who wait to the batch.
+func (b *batch) takeIn(start time.Time) {
+	for !b.closed && !b.leader.alone && len(b.calls) < batchSize && time.Since(start) < batchTime {
+		c := b.d.lane.take()
+		if c == nil {
+			return
+		}
+		b.calls = append(b.calls, c)
+	}
+}
+
+// separateWrites ends the savepoint of a function, or undoes what a failed one wrote.
+func (b *batch) separateWrites(conn *sql.Conn, tx *Tx, guard, failed bool) error {
+	switch {
+	case guard && failed:
+		if _, err := conn.ExecContext(context.Background(), "ROLLBACK TO f"); err != nil {
+			return err
+		}
+		fallthrough
+	case guard:
+		_, err := conn.ExecContext(context.Background(), "RELEASE f")
+		return err
+	case failed && (tx.wrote || tx.failed != nil):
+		b.closed = true // nobody may join these writes
+		if slices.ContainsFunc(b.calls, func(other *call) bool { return other != tx.call }) {
+			return errRetry
+		}
+	}
+	return nil
+}
+
+// runOne runs one function. kind is final unless the transaction itself is lost.
+func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
+	if c == b.leader {
+		c.gone = true
+		err = c.fn(tx)
+		c.gone = false
+	} else {
+		c.orders <- order{verb: execute, tx: tx}
+		result := <-c.ran
+		err, c.gone = result.err, result.gone
+	}
+	tx.over = true
+	if err == nil && tx.failed != nil {
+		err = fmt.Errorf("db: the function went on after a statement failed: %w", tx.failed)
+	}
+	if kind = judge(tx.failed); kind == final {
+		kind = judge(err) // rows that broke off while they were read
+	}
+	return err, kind
+}
+
+// writeItems calls each key's writer once with all items of the functions that succeeded.
+func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition) {
+	for len(items) > 0 {
+		first := items[0]
+		var mine []any
+		items = slices.DeleteFunc(items, func(a addition) bool {
+			if a.key != first.key {
+				return false
+			}
+			mine = append(mine, a.item)
+			return true
+		})
+		tx := &Tx{d: b.d, conn: conn, write: true}
+		err := b.writeKey(first.write, tx, mine)
+		tx.over = true
+		if err == nil {
+			err = tx.failed
+		}
+		if err != nil {
+			kind := judge(tx.failed)
+			if kind == final {
+				kind = judge(err)
+			}
+			return err, kind
+		}
+		items = append(items, tx.added...)
+	}
+	return nil, final
+}
+
+// writeKey turns a panic into an error: it would unwind the leader, whose function did nothing wrong.
+func (b *batch) writeKey(write WriteAll, tx *Tx, items []any) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			b.d.log.Error("writer of a shared transaction panicked", "panic", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("db: the writer of a shared transaction panicked: %v", v)
+		}
+	}()
+	return write(context.Background(), tx, items)
+}

@@ -1,0 +1,166 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"net"
+	"strings"
+
+	"chancery/internal/fault"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// ErrUnknownOutcome says that a COMMIT was sent and its answer is missing or cannot be trusted: the writes may be there,
+// or not, or appear later. Only a look at the data can tell; repeat the call with the same idempotency key.
+var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
+
+// IsUnique reports whether err says that a row with the same key is there already.
+func IsUnique(err error) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code == "23505"
+	}
+	switch sqliteCode(err) {
+	case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID:
+		return true
+	}
+	return false
+}
+
+// sqliteCode is SQLite's extended result code, or 0.
+func sqliteCode(err error) int {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		return e.Code()
+	}
+	return 0
+}
+
+// disposition says what the lane does about an error.
+type disposition int
+
+const (
+	final   disposition = iota // the caller's own affair
+	again                      // nothing was done; the same transaction may pass when it is run again
+	broken                     // nothing was done and the connection is useless; run again on a new one
+	unknown                    // COMMIT was sent, and whether it took effect is not known
+)
+
+// judge classifies an error of BEGIN or of a statement before COMMIT, when nothing can be durable yet.
+func judge(err error) disposition {
+	if err == nil {
+		return final
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch {
+		case e.Code == "40001", e.Code == "40P01", e.Code == "40003":
+			return again
+		case e.Code == "25006": // read_only_sql_transaction: the primary became a standby under us
+			return broken
+		case e.Severity == "FATAL", e.Severity == "PANIC", e.Code[:2] == "08", e.Code[:3] == "57P":
+			return broken
+		}
+		return final
+	}
+	switch sqliteCode(err) & 0xff {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return again
+	}
+	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || isNetwork(err) {
+		return broken
+	}
+	return final
+}
+
+// judgeCommit classifies an error of COMMIT. Only an answer that says "rolled back" counts as one.
+func judgeCommit(err error) disposition {
+	switch {
+	case err == nil:
+		return final
+	case errors.Is(err, ErrUnknownOutcome):
+		return unknown
+	case errors.Is(err, errRolledBack):
+		return again
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone):
+		return broken // the driver promises that it sent nothing
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch {
+		case e.Code == "40001", e.Code == "40P01":
+			return again
+		case e.Code == "40003", e.Severity != "ERROR", e.Code[:2] == "08", e.Code[:2] == "57":
+			return unknown
+		}
+		return final
+	}
+	switch sqliteCode(err) & 0xff {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return again
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT:
+		return final
+	}
+	return unknown // an I/O error in the sync, a connection that died
+}
+
+func isNetwork(err error) bool {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false // the caller's own clock, though it looks like a network's
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	return pgconn.SafeToRetry(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+}
+
+// explain turns what the machine or the network did into a refusal that an operator can act on; other errors pass as
+// they are.
+func (d *DB) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err
+	}
+	if errors.Is(err, ErrUnknownOutcome) {
+		return (&fault.Error{Kind: fault.Unavailable, Err: err,
+			Message: "the database did not say whether the change was made"}).
+			WithHint("repeat the call with the same idempotency key; it answers with what was done")
+	}
+	switch code := sqliteCode(err); code & 0xff {
+	case sqlite3.SQLITE_FULL:
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the disk that holds " + d.path + " is full; nothing was changed"}).
+			WithHint("free space there; the node goes on by itself")
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: d.path + " or its directory cannot be written; nothing was changed"}).
+			WithHint("check the mount and the owner of the data directory")
+	case sqlite3.SQLITE_IOERR:
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the disk that holds " + d.path + " answered with an error; nothing was changed"}).
+			WithHint("check the disk and its free space (code %d)", code)
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: d.path + " is damaged or no database"}).
+			WithHint("restore the newest backup")
+	}
+	switch judge(err) {
+	case broken:
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database cannot be reached; nothing was changed"}).
+			WithHint("chancery doctor database")
+	case again:
+		return &fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database is too busy with other changes of the same objects; try again"}
+	}
+	return err
+}
+
+// IsNoTable reports whether err says that a table of the statement does not exist.
+func IsNoTable(err error) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code == "42P01"
+	}
+	return sqliteCode(err) == sqlite3.SQLITE_ERROR && strings.Contains(err.Error(), "no such table") // SQLite has no code for it
+}

@@ -1,0 +1,225 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"chancery/internal/fault"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+const (
+	beginSerializable = "BEGIN ISOLATION LEVEL SERIALIZABLE"
+	beginSnapshot     = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+)
+
+// errRolledBack is COMMIT answered by ROLLBACK: a statement of the transaction had failed.
+var errRolledBack = errors.New("the server rolled the transaction back at COMMIT")
+
+// URLFromFile reads a database URL, which may hold a password, from a file that only its owner may read.
+func URLFromFile(path string) (string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "read the database URL: %w", err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return "", fault.New(fault.Invalid, "%s has mode %04o and may hold a password; only its owner may read it", path, st.Mode().Perm()).
+			WithHint("chmod 0600 %s", path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "read the database URL: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// openPostgres opens the lane's pool, and Read's.
+func (d *DB) openPostgres(ctx context.Context, o Options) error {
+	d.dialect = Postgres
+	d.beginWrite, d.beginRead = beginSerializable, beginSnapshot
+	var err error
+	if d.writer, err = d.postgresPool(o, o.URL, true, 4); err != nil {
+		return err
+	}
+	if err := d.writer.PingContext(ctx); err != nil {
+		return d.explain(err)
+	}
+	readURL := o.ReadURL
+	if readURL == "" {
+		readURL = o.URL
+	}
+	d.reader, err = d.postgresPool(o, readURL, o.ReadURL == "", o.ReadConns)
+	return err
+}
+
+// postgresPool opens connections to url. With several hosts a primary is asked for, unless the URL says otherwise.
+func (d *DB) postgresPool(o Options, url string, primary bool, conns int) (*sql.DB, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
+	}
+	if primary && len(cfg.Fallbacks) > 0 && cfg.ValidateConnect == nil {
+		cfg.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	cfg.RuntimeParams["application_name"] = "chancery"
+	cfg.StatementCacheCapacity = maxStatements
+	cfg.DialFunc = dialMarked(&net.Dialer{Timeout: cfg.ConnectTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}})
+	var c driver.Connector = &postgresConnector{config: cfg, durability: d.durability, patience: o.Patience}
+	if o.Wrap != nil {
+		c = o.Wrap(c)
+	}
+	pool := sql.OpenDB(c)
+	pool.SetMaxOpenConns(conns)
+	pool.SetMaxIdleConns(conns)
+	return pool, nil
+}
+
+// connecting marks the context of a real connection attempt.
+type connecting struct{}
+
+// dialMarked dials for connections and for nothing else. pgx also dials to send a cancel request whenever it gives a
+// connection up, and a cancelled COMMIT is reported as done although no standby has it.
+func dialMarked(dialer *net.Dialer) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if ctx.Value(connecting{}) == nil {
+			return nil, errors.New("cancel requests are never sent")
+		}
+		return dialer.DialContext(ctx, network, addr)
+	}
+}
+
+// postgresConnector makes connections that watch over COMMIT.
+type postgresConnector struct {
+	config     *pgx.ConnConfig
+	durability *atomic.Value
+	patience   time.Duration
+}
+
+func (c *postgresConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
+
+func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn := &postgresConn{connector: c}
+	cfg := c.config.Copy()
+	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {
+			conn.warning = n
+		}
+	}
+	inner, err := stdlib.GetConnector(*cfg).Connect(context.WithValue(ctx, connecting{}, true))
+	if err != nil {
+		return nil, err
+	}
+	conn.Conn = inner.(*stdlib.Conn)
+	// The connection is closed under a statement that goes unanswered for too long; no context is used for that, because
+	// each context costs a goroutine per statement.
+	socket := conn.Conn.Conn().PgConn().Conn()
+	conn.watchdog = time.AfterFunc(c.patience, func() { socket.Close() })
+	conn.watchdog.Stop()
+	return conn, nil
+}
+
+// postgresConn is one connection. database/sql lets one goroutine at a time use it.
+type postgresConn struct {
+	*stdlib.Conn
+	connector *postgresConnector
+	watchdog  *time.Timer
+	warning   *pgconn.Notice // set by OnNotice, on the goroutine that runs the statement
+	asked     Durability     // what the session was told
+	standbys  time.Time      // when synchronous_standby_names was last seen not empty
+}
+
+func (c *postgresConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	c.watchdog.Reset(c.connector.patience)
+	defer c.watchdog.Stop()
+	switch query {
+	case beginSerializable:
+		return c.begin(ctx)
+	case "COMMIT":
+		return c.commit(ctx)
+	}
+	return c.Conn.ExecContext(ctx, query, args)
+}
+
+func (c *postgresConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	c.watchdog.Reset(c.connector.patience)
+	defer c.watchdog.Stop()
+	return c.Conn.QueryContext(ctx, query, args)
+}
+
+// begin tells the session what its commits wait for, when that has changed, in the same round trip.
+func (c *postgresConn) begin(ctx context.Context) (driver.Result, error) {
+	query := beginSerializable
+	want := c.connector.durability.Load().(Durability)
+	if want != c.asked {
+		query = "SET synchronous_commit = " + map[Durability]string{Local: "on", Synchronous: "remote_apply"}[want] + "; " + query
+		if want == Provider {
+			query = "RESET synchronous_commit; " + beginSerializable
+		}
+	}
+	if want == Synchronous && time.Since(c.standbys) > time.Second {
+		if err := c.requireStandbys(ctx); err != nil {
+			return nil, err
+		}
+	}
+	res, err := c.Conn.ExecContext(ctx, query, nil)
+	if err == nil {
+		c.asked = want
+	}
+	return res, err
+}
+
+// requireStandbys refuses to write while the server names no synchronous standby: a primary that was promoted without that
+// setting would lose what it acknowledges when it is lost in turn.
+func (c *postgresConn) requireStandbys(ctx context.Context) error {
+	var names string
+	if err := c.Conn.Conn().QueryRow(ctx, "SELECT current_setting('synchronous_standby_names')").Scan(&names); err != nil {
+		return err
+	}
+	if strings.TrimSpace(names) == "" {
+		return fault.New(fault.Unavailable, "durability is synchronous and the database server names no synchronous standby; this node is read-only").
+			WithHint("set synchronous_standby_names on the primary, or `chancery settings set durability local` with a single node")
+	}
+	c.standbys = time.Now()
+	return nil
+}
+
+// commit believes an answer only when it is clean. A warning means that the wait for the standby was given up: the server
+// then says COMMIT although the change may be lost with it.
+func (c *postgresConn) commit(ctx context.Context) (driver.Result, error) {
+	if c.Conn.Conn().IsClosed() {
+		return nil, driver.ErrBadConn
+	}
+	c.warning = nil
+	tag, err := c.Conn.Conn().Exec(context.WithoutCancel(ctx), "COMMIT")
+	switch {
+	case err != nil && pgconn.SafeToRetry(err):
+		return nil, driver.ErrBadConn
+	case err != nil:
+		return nil, err
+	case c.warning != nil && tag.String() == "COMMIT":
+		return nil, fmt.Errorf("%w: the server warns: %s (%s)", ErrUnknownOutcome, c.warning.Message, c.warning.Code)
+	case tag.String() != "COMMIT":
+		return nil, errRolledBack
+	}
+	return driver.RowsAffected(0), nil
+}
+
+func (c *postgresConn) Close() error {
+	c.watchdog.Stop()
+	return c.Conn.Close()
+}

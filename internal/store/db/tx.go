@@ -1,0 +1,167 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"unicode/utf8"
+
+	"chancery/internal/fault"
+)
+
+// Tx is what a function of Tx or Read sees of its transaction. It is valid until that function returns, and may be used
+// by the goroutine that runs it only.
+type Tx struct {
+	d      *DB
+	conn   *sql.Conn
+	write  bool
+	call   *call      // whose function this is; nil in Read
+	over   bool       // the function has returned
+	wrote  bool       // the function ran a statement that may have written
+	failed error      // the first statement of the function that failed
+	added  []addition // what the function gave to BeforeCommit
+}
+
+type addition struct {
+	key   any
+	item  any
+	write WriteAll
+}
+
+// WriteAll writes, just before COMMIT, all items that functions of one shared transaction added under one key.
+type WriteAll func(ctx context.Context, tx *Tx, items []any) error
+
+// BeforeCommit adds item to what the functions of the shared transaction give under key. Right before COMMIT, write (of the
+// first who added under that key) is called once with the items of all functions that succeeded, in the order in which
+// they ran; so a whole batch's events can be one INSERT. Items of a function that failed, or of an attempt that is repeated,
+// are dropped. If write fails, the transaction is rolled back and its functions are run again one by one, so that only those
+// whose item cannot be written fail. key must be comparable and unique to its owner (a pointer, or a private type).
+func (tx *Tx) BeforeCommit(key, item any, write WriteAll) {
+	if !tx.write {
+		panic("db: BeforeCommit in a read-only transaction")
+	}
+	tx.added = append(tx.added, addition{key, item, write})
+}
+
+// Exec runs a statement that returns no rows, and says how many rows it touched.
+func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	ctx, err := tx.enter(ctx, query, args)
+	if err != nil {
+		return 0, err
+	}
+	res, err := tx.conn.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, tx.fail(err)
+	}
+	return res.RowsAffected()
+}
+
+// Query runs a statement that returns rows. They must be closed before the function returns.
+func (tx *Tx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	ctx, err := tx.enter(ctx, query, args)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, tx.fail(err)
+	}
+	return rows, nil
+}
+
+// QueryRow runs a statement that returns at most one row.
+func (tx *Tx) QueryRow(ctx context.Context, query string, args ...any) *Row {
+	ctx, err := tx.enter(ctx, query, args)
+	if err != nil {
+		return &Row{err: err}
+	}
+	rows, err := tx.conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return &Row{err: tx.fail(err)}
+	}
+	return &Row{tx: tx, rows: rows}
+}
+
+// Row is the answer of QueryRow.
+type Row struct {
+	tx   *Tx
+	rows *sql.Rows
+	err  error
+}
+
+// Scan copies the columns of the first row to dest; where there is none, it returns sql.ErrNoRows.
+func (r *Row) Scan(dest ...any) error {
+	if r.err != nil {
+		return r.err
+	}
+	defer r.rows.Close()
+	if !r.rows.Next() {
+		if err := r.rows.Err(); err != nil {
+			return r.tx.fail(err)
+		}
+		return sql.ErrNoRows
+	}
+	if err := r.rows.Scan(dest...); err != nil {
+		return err
+	}
+	if err := r.rows.Close(); err != nil {
+		return r.tx.fail(err)
+	}
+	return nil
+}
+
+// Err returns the error of the statement, if it failed before any row was read.
+func (r *Row) Err() error { return r.err }
+
+// enter checks a statement before it is sent. A statement of a write transaction runs to its end whatever becomes of
+// its caller's context, since the transaction belongs to others too: cutting it would drop the connection under them.
+func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Context, error) {
+	switch {
+	case tx.over:
+		return nil, errors.New("db: the transaction was used after its function returned")
+	case tx.failed != nil:
+		return nil, fmt.Errorf("db: an earlier statement of this function failed: %w", tx.failed)
+	}
+	for i, a := range args {
+		if s, ok := a.(string); ok && (!utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0) {
+			// PostgreSQL refuses this text and SQLite would keep it: then a backup could not move between them.
+			return nil, tx.fail(fault.New(fault.Invalid, "text %q (argument $%d) is not UTF-8 without NUL", s, i+1))
+		}
+	}
+	if !tx.write {
+		return ctx, nil
+	}
+	tx.wrote = tx.wrote || !isSelect(query)
+	return context.Background(), nil
+}
+
+func (tx *Tx) fail(err error) error {
+	if tx.failed == nil {
+		tx.failed = err
+	}
+	return err
+}
+
+// isSelect is conservative: what does not plainly start with SELECT counts as a write.
+func isSelect(query string) bool {
+	q := strings.TrimLeft(query, " \t\r\n")
+	return len(q) >= 6 && strings.EqualFold(q[:6], "select")
+}
+
+// goroutineID tells goroutines apart. Its only use is to refuse a Tx inside a Tx, which would wait for itself for ever;
+// a context cannot tell, because a function that opens a transaction inside another has the outer caller's context.
+func goroutineID() uint64 {
+	var buf [40]byte
+	n := runtime.Stack(buf[:], false)
+	var id uint64
+	for _, c := range buf[len("goroutine "):n] {
+		if c < '0' || c > '9' {
+			break
+		}
+		id = id*10 + uint64(c-'0')
+	}
+	return id
+}
