@@ -112,30 +112,40 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return c.do(ctx, remove("tokens", id), nil)
 }
 
-// Settings are the authority's configuration, by name. ETag is that of the version read, or written.
+// Settings are the authority's configuration, as one document and as its fields. ETag names the version read or written.
 type Settings struct {
-	Values map[string]json.RawMessage `json:"values" nullable:"false"`
-	ETag   string                     `json:"-"`
+	Document json.RawMessage `json:"document" doc:"the settings as one object"`
+	Fields   []Setting       `json:"fields" nullable:"false" doc:"each setting by its path"`
+	ETag     string          `json:"-"`
+}
+
+// Setting is one setting as the path of its field and the text of its value.
+type Setting struct {
+	Path  string `json:"path" doc:"such as crl.validity"`
+	Value string `json:"value" doc:"a list is separated by commas"`
+}
+
+// SettingsChange changes some settings and leaves the others.
+type SettingsChange struct {
+	Set []Setting `json:"set" minItems:"1" maxItems:"100" nullable:"false"`
 }
 
 // Settings reads the configuration.
 func (c *Client) Settings(ctx context.Context) (*Settings, error) {
-	var out Settings
-	h, err := c.header(ctx, get("settings"), &out)
-	if err != nil {
-		return nil, err
-	}
-	out.ETag = h.Get("ETag")
-	return &out, nil
+	return c.settings(ctx, get("settings"))
 }
 
-// SetSettings changes the settings that are named in in.Values, and refuses with a conflict where in.ETag is no longer
-// the current version's.
-func (c *Client) SetSettings(ctx context.Context, in Settings) (*Settings, error) {
+// ChangeSettings changes the settings that are named, and refuses with a conflict where etag is no longer that of the
+// current version. An empty etag changes whatever is current.
+func (c *Client) ChangeSettings(ctx context.Context, in SettingsChange, etag string) (*Settings, error) {
 	k := call{method: http.MethodPatch, path: path("settings")}.with(in)
-	if in.ETag != "" {
-		k.header = http.Header{"If-Match": {in.ETag}}
+	if etag != "" {
+		k.header = http.Header{"If-Match": {etag}}
 	}
+	return c.settings(ctx, k)
+}
+
+func (c *Client) settings(ctx context.Context, k call) (*Settings, error) {
 	var out Settings
 	h, err := c.header(ctx, k, &out)
 	if err != nil {

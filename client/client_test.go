@@ -194,13 +194,14 @@ func TestSettingsCarryTheirVersion(t *testing.T) {
 	c := node(t, func(w http.ResponseWriter, r *http.Request) {
 		match = r.Header.Get("If-Match")
 		w.Header().Set("ETag", `"7"`)
-		io.WriteString(w, `{"values":{"public_url":"http://pki.example"}}`)
+		io.WriteString(w, `{"document":{"public_url":"http://pki.example"},"fields":[]}`)
 	})
 	s, err := c.Settings(t.Context())
 	if err != nil || s.ETag != `"7"` {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	if _, err := c.SetSettings(t.Context(), *s); err != nil || match != `"7"` {
+	change := SettingsChange{Set: []Setting{{"public_url", "http://a.example"}}}
+	if _, err := c.ChangeSettings(t.Context(), change, s.ETag); err != nil || match != `"7"` {
 		t.Fatalf("If-Match %q, %v", match, err)
 	}
 }

@@ -77,13 +77,13 @@ type retryError interface {
 // Write answers r with err, and notes it in the request's event.
 func Write(w http.ResponseWriter, r *http.Request, err error) {
 	e := EventOf(r.Context())
-	err = refine(r.Context(), err)
+	err = Refine(r.Context(), err)
 	e.Fail(err)
 	WriteProblem(w, Of(err, e.ID()))
 }
 
-// refine names what net/http and context only hint at: a body over its limit, and a caller that has gone.
-func refine(ctx context.Context, err error) error {
+// Refine names what net/http and context only hint at: a body over its limit, and a caller that has gone.
+func Refine(ctx context.Context, err error) error {
 	if m, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return fault.New(fault.TooLarge, "the request's body is over the limit of %d bytes", m.Limit)
 	}
