@@ -12,8 +12,8 @@ import (
 
 // The states of a certificate.
 const (
-	StateGood    = "good"
-	StateHeld    = "hold"
+	StateValid   = "valid"
+	StateHeld    = "held" // revoked with reason certificateHold, which alone can be released
 	StateRevoked = "revoked"
 	StateExpired = "expired"
 )
@@ -26,7 +26,7 @@ type Certificate struct {
 	SAN         []string    `json:"san,omitempty" doc:"the alternative names, each with its kind: dns:, ip:, email:, uri:"`
 	NotBefore   time.Time   `json:"not_before"`
 	NotAfter    time.Time   `json:"not_after"`
-	State       string      `json:"state" enum:"good,hold,revoked,expired" doc:"as of this answer"`
+	State       string      `json:"state" enum:"valid,held,revoked,expired" doc:"as of this answer"`
 	Profile     string      `json:"profile,omitempty" doc:"the profile it was issued under"`
 	Requester   string      `json:"requester,omitempty" doc:"the principal it was issued to"`
 	IssuedAt    time.Time   `json:"issued_at,omitzero"`
@@ -53,7 +53,8 @@ type Names struct {
 // IssueRequest asks for a certificate. The public key comes from CSR or PublicKey; the names from Names where given,
 // else from the CSR, whose names are a wish; the rest from the profile, or from a certtool template.
 type IssueRequest struct {
-	Issuer         string     `json:"issuer,omitempty" maxLength:"255" doc:"the issuer's name or ID; the default issuer where absent"`
+	Issuer         string     `json:"issuer,omitempty" maxLength:"255" doc:"the issuer's name or ID; the pool's default issuer where absent"`
+	Pool           string     `json:"pool,omitempty" maxLength:"255" doc:"the pool whose default issuer is wanted; \"default\" where absent"`
 	Profile        string     `json:"profile,omitempty" maxLength:"255" doc:"the profile; may not be given with template"`
 	Template       string     `json:"template,omitempty" maxLength:"65536" doc:"a certtool template's text; may not be given with profile"`
 	CerttoolCompat bool       `json:"certtool_compat,omitempty" doc:"read the template as certtool does, silent traps included"`
@@ -63,7 +64,6 @@ type IssueRequest struct {
 	NotBefore      *time.Time `json:"not_before,omitempty"`
 	NotAfter       *time.Time `json:"not_after,omitempty"`
 	Validity       string     `json:"validity,omitempty" maxLength:"32" doc:"instead of not_after: a length such as 90d or 36h"`
-	Note           string     `json:"note,omitempty" maxLength:"1024" doc:"shown to the officer, where the request waits for one"`
 	DryRun         bool       `json:"dry_run,omitempty" doc:"check everything, issue nothing"`
 }
 
@@ -197,24 +197,32 @@ func (c *Client) Release(ctx context.Context, issuer, serial string, in NoteRequ
 	return &out, c.do(ctx, post("certificates", serial, "release").where(values("issuer", issuer)).with(in), &out)
 }
 
+// The states of a request.
+const (
+	RequestPending   = "pending"
+	RequestIssued    = "issued"
+	RequestRejected  = "rejected"
+	RequestCancelled = "cancelled"
+)
+
 // Request is an enrolment that waits for an officer, or was decided.
 type Request struct {
-	ID          string     `json:"id"`
-	State       string     `json:"state" enum:"pending,approved,rejected,canceled,issued" doc:"pending until it is decided"`
-	Kind        string     `json:"kind,omitempty" doc:"what is asked: issue, renew or rekey"`
-	Issuer      string     `json:"issuer,omitempty"`
-	Profile     string     `json:"profile,omitempty"`
-	Subject     string     `json:"subject,omitempty"`
-	SAN         []string   `json:"san,omitempty"`
-	Requester   string     `json:"requester"`
-	Assignee    string     `json:"assignee,omitempty" doc:"the officer it is assigned to"`
-	DecidedBy   string     `json:"decided_by,omitempty"`
-	SubmittedAt time.Time  `json:"submitted_at"`
-	DecidedAt   *time.Time `json:"decided_at,omitempty"`
-	Note        string     `json:"note,omitempty" doc:"the requester's words"`
-	Reason      string     `json:"reason,omitempty" doc:"the officer's words"`
-	Serial      string     `json:"serial,omitempty" doc:"the certificate, once issued"`
-	CSR         string     `json:"csr,omitempty" doc:"the PKCS #10 request; absent in lists"`
+	ID          string    `json:"id"`
+	State       string    `json:"state" enum:"pending,issued,rejected,cancelled" doc:"pending until it is decided"`
+	Issuer      string    `json:"issuer,omitempty"`
+	Profile     string    `json:"profile,omitempty"`
+	Subject     string    `json:"subject,omitempty" doc:"what would be issued"`
+	SAN         []string  `json:"san,omitempty"`
+	Requester   string    `json:"requester"`
+	Needed      int       `json:"approvals_needed,omitempty" doc:"how many officers must approve"`
+	Approvals   []string  `json:"approvals,omitempty" doc:"the officers who approved"`
+	Assignee    string    `json:"assignee,omitempty" doc:"the officer it is assigned to"`
+	DecidedBy   string    `json:"decided_by,omitempty"`
+	SubmittedAt time.Time `json:"submitted_at"`
+	DecidedAt   time.Time `json:"decided_at,omitzero"`
+	Reason      string    `json:"reason,omitempty" doc:"why it was rejected or cancelled"`
+	Serial      string    `json:"serial,omitempty" doc:"the certificate, once issued"`
+	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request, PEM; absent in lists"`
 }
 
 // Submit submits a request even where the caller could issue at once: an officer is to look at it.

@@ -140,11 +140,11 @@ func TestPagesAreWalkedToTheEnd(t *testing.T) {
 		}
 		json.NewEncoder(w).Encode(page)
 	})
-	got, err := Collect(c.Certificates(t.Context(), CertificateFilter{State: StateGood, PageSize: 1}))
+	got, err := Collect(c.Certificates(t.Context(), CertificateFilter{State: StateValid, PageSize: 1}))
 	if err != nil || len(got) != 3 || got[2].Serial != "3" {
 		t.Fatalf("got %+v, %v", got, err)
 	}
-	if want := "after=k2&limit=1&state=good"; seen[2] != want {
+	if want := "after=k2&limit=1&state=valid"; seen[2] != want {
 		t.Fatalf("third page asked %q, want %q", seen[2], want)
 	}
 }
