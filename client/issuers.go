@@ -14,7 +14,8 @@ type Issuer struct {
 	State       string    `json:"state" enum:"pending,active,retired" doc:"pending until its certificate is brought in"`
 	Root        bool      `json:"root" doc:"it is self-signed"`
 	Parent      string    `json:"parent,omitempty" doc:"the issuer above it, where this authority holds it"`
-	Purpose     string    `json:"purpose,omitempty" doc:"pool, identity …"`
+	Pool        string    `json:"pool,omitempty"`
+	Default     bool      `json:"default,omitempty" doc:"requests for its pool that name no issuer get it"`
 	Algorithm   string    `json:"algorithm,omitempty"`
 	KeyOnline   bool      `json:"key_online" doc:"whether this authority holds its key"`
 	Subject     string    `json:"subject"`
@@ -24,6 +25,7 @@ type Issuer struct {
 	Fingerprint string    `json:"sha256,omitempty"`
 	KeyID       string    `json:"subject_key_id,omitempty"`
 	CRL         *CRL      `json:"crl,omitempty" doc:"its newest CRL; absent in lists"`
+	CreatedAt   time.Time `json:"created_at"`
 	PEM         string    `json:"pem,omitempty"`
 	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request of a pending issuer"`
 }
