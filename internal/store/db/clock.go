@@ -1,0 +1,100 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"chancery/internal/fault"
+)
+
+// ClockTolerance is how far a node's clock may be behind the newest heartbeat of any node.
+const ClockTolerance = 5 * time.Minute
+
+const clockRow = "authority"
+
+// Heartbeat writes now as the newest time that any node has seen, and learns what others have written. It is refused, and
+// writes nothing, while the clock is behind. Each node calls it every few seconds; the row is also how old a standby's
+// reads are (ReadAge), and a synchronously committed write after which a look at the primary settles an unknown outcome.
+func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
+	var high int64
+	err := d.Tx(ctx, func(tx *Tx) error {
+		var err error
+		if high, err = readClock(ctx, tx); err != nil {
+			return err
+		}
+		if behind(now, high) {
+			return nil
+		}
+		high = max(high, Micros(now))
+		_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, clockRow, high)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	d.highWater.Store(high)
+	return d.CheckClock(now)
+}
+
+// CheckClock is Unavailable while now is behind the newest time that this process has learnt from the store: certificates and
+// CRLs would be dated before what was issued already. It costs nothing.
+func (d *DB) CheckClock(now time.Time) error {
+	high := d.highWater.Load()
+	if !behind(now, high) {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "the clock is behind: it says %s, and the authority has seen %s", now.UTC().Format(time.RFC3339),
+		FromMicros(high).Format(time.RFC3339)).
+		WithHint("set the clock right; if it is right and the store's mark is wrong, chancery rescue clock sets the mark back")
+}
+
+func behind(now time.Time, high int64) bool { return Micros(now) < high-ClockTolerance.Microseconds() }
+
+// LearnClock reads the mark, for a process that has not made a heartbeat yet.
+func (d *DB) LearnClock(ctx context.Context) error {
+	return d.Read(ctx, func(tx *Tx) error {
+		high, err := readClock(ctx, tx)
+		if err == nil {
+			d.highWater.Store(high)
+		}
+		return err
+	})
+}
+
+// ResetClock sets the mark to now even if that is back: for an operator whose clock had been ahead.
+func (d *DB) ResetClock(ctx context.Context, now time.Time) error {
+	err := d.Tx(ctx, func(tx *Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, clockRow, Micros(now))
+		return err
+	})
+	if err == nil {
+		d.highWater.Store(Micros(now))
+	}
+	return err
+}
+
+// ReadAge is how old what Read sees may be: the time since the newest heartbeat that has arrived there. Before the first
+// heartbeat it is 0.
+func (d *DB) ReadAge(ctx context.Context, now time.Time) (time.Duration, error) {
+	var high int64
+	err := d.Read(ctx, func(tx *Tx) (err error) {
+		high, err = readClock(ctx, tx)
+		return err
+	})
+	if err != nil || high == 0 {
+		return 0, err
+	}
+	return max(0, now.Sub(FromMicros(high))), nil
+}
+
+func readClock(ctx context.Context, tx *Tx) (high int64, err error) {
+	err = tx.QueryRow(ctx, "SELECT high_water FROM clock WHERE name = $1", clockRow).Scan(&high)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return high, err
+}
