@@ -11,6 +11,3 @@ CREATE TABLE profile (
     saved_at BIGINT NOT NULL,
     PRIMARY KEY (name, version)
 );
-
--- +goose Down
-DROP TABLE profile;

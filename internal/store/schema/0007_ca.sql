@@ -99,7 +99,7 @@ CREATE TABLE request (
     issuer TEXT NOT NULL,
     subject TEXT NOT NULL,
     body BYTEA NOT NULL,
-    approvals_needed BIGINT NOT NULL,
+    two_person BIGINT NOT NULL,
     assigned_to TEXT NOT NULL,
     decided_by TEXT NOT NULL,
     decided_at BIGINT NOT NULL,
@@ -111,20 +111,3 @@ CREATE TABLE request (
 CREATE INDEX request_by_state ON request (state, id);
 
 CREATE INDEX request_by_requester ON request (requester, id);
-
-CREATE TABLE request_approval (
-    request TEXT NOT NULL,
-    officer TEXT NOT NULL,
-    approved_at BIGINT NOT NULL,
-    PRIMARY KEY (request, officer)
-);
-
--- +goose Down
-DROP TABLE request_approval;
-DROP TABLE request;
-DROP TABLE compromised_key;
-DROP TABLE revocation_change;
-DROP TABLE revocation;
-DROP TABLE certificate_name;
-DROP TABLE certificate;
-DROP TABLE issuer;
