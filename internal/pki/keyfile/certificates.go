@@ -12,7 +12,13 @@ import (
 	"chancery/internal/fault"
 )
 
-const maxCertificates = 10_000
+const (
+	maxCertificates = 10_000
+	// maxPath and maxNamesakes bound the signatures that are checked to put a path together: the certificates come from
+	// whoever made the file.
+	maxPath      = 32
+	maxNamesakes = 32
+)
 
 var (
 	oidSignedData = encasn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
@@ -186,7 +192,7 @@ func chainFrom(leaf *x509.Certificate, candidates []*x509.Certificate) []*x509.C
 		bySubject[string(c.RawSubject)] = append(bySubject[string(c.RawSubject)], c)
 	}
 	path := []*x509.Certificate{leaf}
-	for at := leaf; !selfIssued(at); {
+	for at := leaf; !selfIssued(at) && len(path) < maxPath; {
 		next := pickIssuer(at, bySubject[string(at.RawIssuer)])
 		if next == nil || containsCertificate(path, next) {
 			break
@@ -198,7 +204,7 @@ func chainFrom(leaf *x509.Certificate, candidates []*x509.Certificate) []*x509.C
 }
 
 func pickIssuer(c *x509.Certificate, named []*x509.Certificate) *x509.Certificate {
-	for _, i := range named {
+	for _, i := range named[:min(len(named), maxNamesakes)] {
 		if signedBy(c, i) {
 			return i
 		}

@@ -113,6 +113,7 @@ func TestParseAlgorithm(t *testing.T) {
 
 // Each encoding is read by openssl and certtool as a valid key, and comes back from our own parser as the same key.
 func TestEncodingsAreReadByOpenSSLAndCerttool(t *testing.T) {
+	t.Parallel()
 	password := []byte("correct horse")
 	encrypted := func(k crypto.Signer) ([]byte, error) { return EncodeEncryptedPKCS8(k, password) }
 	for _, tc := range []struct {
@@ -141,6 +142,7 @@ func TestEncodingsAreReadByOpenSSLAndCerttool(t *testing.T) {
 
 // Each form in which openssl and certtool write keys is read.
 func TestForeignKeys(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := func(name string) string { return filepath.Join(dir, name) }
 	run(t, "openssl", "genrsa", "-traditional", "-out", p("pkcs1.pem"), "2048")
@@ -189,6 +191,7 @@ func TestForeignKeys(t *testing.T) {
 }
 
 func TestPrivateKeyRefusals(t *testing.T) {
+	t.Parallel()
 	key := generate(t, ECDSAP256)
 	plain := encode(t, EncodePKCS8, key)
 	sealed, err := EncodeEncryptedPKCS8(key, []byte("right"))
