@@ -48,7 +48,7 @@ var fromNow = []string{
 	"now", "today", "tomorrow", "yesterday", "next year", "last year", "next month", "last month", "this month", "1 hour ago", "3 weeks", "week",
 	"2 fortnights", "365 days", "+365 days", "-1 day", "1 year 1 day ago", "10 minutes", "1.5 seconds", "second",
 	"monday", "tue", "wednesday", "thurs", "fri.", "saturday", "sun", "next monday", "last tuesday", "this wednesday", "third thursday",
-	"2 friday", "12 sunday", "friday 16:24", "next friday 16:24:41 UTC", "monday 3 days", "next monday 1 week ago", "sunday -1 day",
+	"2 friday", "12 sunday", "friday 16:24", "next friday 16:24:41 UTC", "monday 3 days", "next monday 1 week ago", "sunday -1 day", "7 monday next month",
 	"16:24", "4pm", "4:24 p.m.", "16:24 UTC", "tomorrow 16:24", "yesterday 08:00 +0200", "16:24 next year", "UTC", "next year UTC", "UTC+3",
 	"UTC +3 days", "28 Feb", "Feb 28", "2/28", "28 Feb 3 days", "16:24 UTC 1 Mar", "feb 28 next year", "12 am", "12 pm (noon)",
 }

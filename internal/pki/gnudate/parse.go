@@ -197,7 +197,11 @@ func (p *parser) isoDate() error {
 		if !p.mark(1, ":") {
 			return p.refuse("has no minutes behind the T; write T16:24 or T16:24:41")
 		}
-		return p.clock()
+		err := p.clock()
+		if err == nil && p.meridian >= 0 {
+			return p.refuse("has am or pm behind an ISO 8601 time; write T16:24")
+		}
+		return err
 	}
 	return nil
 }

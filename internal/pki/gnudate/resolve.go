@@ -44,6 +44,8 @@ func (p *parser) resolve(now time.Time) (time.Time, error) {
 			ordinal--
 		}
 		day += (p.weekday-today+7)%7 + 7*ordinal
+		y, m, d := time.Date(int(year), time.Month(month), int(day), 0, 0, 0, 0, time.UTC).Date()
+		year, month, day = int64(y), int64(m), int64(d) // months are counted from the weekday's own date
 	}
 	const span = 20_000 // years: more than any result may be away from now
 	r := p.rel
