@@ -253,24 +253,8 @@ func lintPolicies(v *tbsView, _ *Issuer) error {
 	if e == nil {
 		return nil
 	}
-	input := cryptobyte.String(e.Value)
-	var seq cryptobyte.String
-	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || seq.Empty() || !input.Empty() {
-		return errors.New("certificatePolicies is not one filled DER SEQUENCE")
-	}
-	var seen []asn1.ObjectIdentifier
-	for !seq.Empty() {
-		var information cryptobyte.String
-		var oid asn1.ObjectIdentifier
-		if !seq.ReadASN1(&information, cbasn1.SEQUENCE) || !information.ReadASN1ObjectIdentifier(&oid) {
-			return errors.New("a policy is not a SEQUENCE that begins with an identifier")
-		}
-		if containsOID(seen, oid) {
-			return fmt.Errorf("policy %s appears twice", oid)
-		}
-		seen = append(seen, oid)
-	}
-	return nil
+	_, err := parsePolicies(e.Value)
+	return err
 }
 
 // lintPointers looks at every URI of the two pointer extensions.
