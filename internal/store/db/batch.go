@@ -25,6 +25,7 @@ type batch struct {
 	calls   []*call // without those that are answered
 	closed  bool    // no more are taken in
 	careful bool    // a savepoint for each function
+	sent    []sent  // statements that wait for the next flush
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -44,7 +45,9 @@ func (b *batch) settle() {
 			b.answer(errors.Join(ErrUnknownOutcome, err))
 		case kind == broken && attempt < brokenTries, kind == again && attempt < b.tries():
 			time.Sleep(backoff(attempt - 1))
-		case kind == broken, len(b.calls) == 1:
+		case len(b.calls) == 1:
+			b.conclude([]verdict{{b.calls[0], err}})
+		case kind == broken:
 			b.answer(err)
 		default:
 			b.separate()
@@ -102,6 +105,7 @@ func (b *batch) try() (err error, kind disposition) {
 	if err != nil {
 		return err, judge(err)
 	}
+	b.sent = nil
 	clean := false
 	defer func() {
 		if !clean {
@@ -125,6 +129,9 @@ func (b *batch) try() (err error, kind disposition) {
 	failed, items, err, kind := b.runAll(conn)
 	if err == nil && len(failed) < len(b.calls) {
 		err, kind = b.writeItems(conn, items)
+	}
+	if err == nil {
+		err, kind = b.flushLast(conn)
 	}
 	if err != nil {
 		if kind != broken {
@@ -180,7 +187,7 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err 
 	start := time.Now()
 	for i := 0; i < len(b.calls); i++ {
 		c := b.calls[i]
-		tx := &Tx{d: b.d, conn: conn, write: true, call: c}
+		tx := &Tx{d: b.d, conn: conn, batch: b, mark: len(b.sent), write: true, call: c}
 		// SQLite's savepoints cost nothing worth saving; on PostgreSQL each is two round trips.
 		guard := b.careful || b.d.dialect == SQLite && (i > 0 || b.followed())
 		if guard {
@@ -189,6 +196,14 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err 
 			}
 		}
 		err, kind := b.runOne(c, tx)
+		if guard && err == nil && !c.gone {
+			if _, err = b.flush(conn); err != nil {
+				tx.failed, kind = err, judge(err)
+			}
+		}
+		if err != nil || c.gone {
+			b.sent = b.sent[:min(tx.mark, len(b.sent))]
+		}
 		if c.gone {
 			b.calls = slices.DeleteFunc(b.calls, func(other *call) bool { return other == c })
 			i--
@@ -253,7 +268,7 @@ func (b *batch) separateWrites(conn *sql.Conn, tx *Tx, guard, failed bool) error
 func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
 	if c == b.leader {
 		c.gone = true
-		err = c.fn(tx)
+		err = c.invoke(tx)
 		c.gone = false
 	} else {
 		c.orders <- order{verb: execute, tx: tx}
@@ -282,7 +297,7 @@ func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition
 			mine = append(mine, a.item)
 			return true
 		})
-		tx := &Tx{d: b.d, conn: conn, write: true}
+		tx := &Tx{d: b.d, conn: conn, batch: b, write: true}
 		err := b.writeKey(first.write, tx, mine)
 		tx.over = true
 		if err == nil {

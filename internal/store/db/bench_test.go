@@ -43,8 +43,7 @@ func benchWriters(b *testing.B, d *db.DB, writers int) {
 			for left.Add(-1) >= 0 {
 				id := db.NewID()
 				err := d.Tx(b.Context(), func(tx *db.Tx) error {
-					_, err := tx.Exec(b.Context(), "INSERT INTO items (id, n, body) VALUES ($1, $2, $3)", id, int64(7), body)
-					return err
+					return tx.Send(b.Context(), "INSERT INTO items (id, n, body) VALUES ($1, $2, $3)", id, int64(7), body)
 				})
 				if err != nil {
 					b.Error(err)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,7 +70,6 @@ type DB struct {
 	highWater  atomic.Int64  // newest heartbeat seen, microseconds
 	closed     atomic.Bool
 	lane       lane
-	running    sync.Map // goroutine id → struct{}: goroutines that run a Tx function; refuses nesting
 	beginWrite string
 	beginRead  string
 }

@@ -3,7 +3,9 @@ package db
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +15,8 @@ import (
 const (
 	batchSize = 64
 	batchTime = time.Millisecond // from the first function's start; after it no more are taken in
+	// nestingCheck is how long a call waits before it suspects itself.
+	nestingCheck = 20 * time.Millisecond
 )
 
 // lane is the queue of write functions. Whoever finds it free leads: it runs a batch and passes the lane to the first in
@@ -73,11 +77,6 @@ func (d *DB) submit(c *call) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	id := goroutineID()
-	if _, nested := d.running.LoadOrStore(id, struct{}{}); nested {
-		return errors.New("db: a transaction inside a transaction: pass the *Tx on instead")
-	}
-	defer d.running.Delete(id)
 	leads, err := d.lane.join(c)
 	if err != nil {
 		return err
@@ -86,8 +85,14 @@ func (d *DB) submit(c *call) error {
 		return d.explain(d.lead(c))
 	}
 	cancelled := c.ctx.Done()
+	nesting := time.NewTimer(nestingCheck)
+	defer nesting.Stop()
 	for {
 		select {
+		case <-nesting.C:
+			if insideFunction() && d.lane.leave(c) {
+				return errors.New("db: a transaction inside a transaction: pass the *Tx on instead")
+			}
 		case o := <-c.orders:
 			switch o.verb {
 			case lead:
@@ -111,8 +116,30 @@ func (d *DB) submit(c *call) error {
 func (c *call) obey(tx *Tx) {
 	result := run{gone: true}
 	defer func() { c.ran <- result }()
-	err := c.fn(tx)
+	err := c.invoke(tx)
 	result = run{err: err}
+}
+
+// invoke calls the function. Its frame is what insideFunction looks for, and so it is never inlined.
+//
+//go:noinline
+func (c *call) invoke(tx *Tx) error { return c.fn(tx) }
+
+// insideFunction reports whether a function of a write transaction is on our stack. A Tx there would wait for itself for ever;
+// its context cannot tell, being the outer caller's. The stack is looked at only by who has waited for nestingCheck already,
+// because looking costs more than a queued insert.
+func insideFunction() bool {
+	pc := make([]uintptr, 256)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(2, pc)])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, "/internal/store/db.(*call).invoke") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 // join puts c into the lane, and says whether it leads.

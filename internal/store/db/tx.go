@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 	"unicode/utf8"
 
@@ -17,6 +16,8 @@ import (
 type Tx struct {
 	d      *DB
 	conn   *sql.Conn
+	batch  *batch // nil in Read
+	mark   int    // how many statements of earlier functions wait in batch.sent
 	write  bool
 	call   *call      // whose function this is; nil in Read
 	over   bool       // the function has returned
@@ -57,6 +58,21 @@ func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (int64, error
 		return 0, tx.fail(err)
 	}
 	return res.RowsAffected()
+}
+
+// Send is Exec for a statement whose answer the function does not need. On PostgreSQL it goes out together with all that the
+// functions of the batch send, in their order, before the next Exec or Query of any of them, or else before COMMIT: a whole
+// batch's inserts cost one round trip. If it fails, Tx returns its error. On SQLite, where there is no round trip, it runs at once.
+func (tx *Tx) Send(ctx context.Context, query string, args ...any) error {
+	if tx.batch == nil || tx.d.dialect == SQLite {
+		_, err := tx.Exec(ctx, query, args...)
+		return err
+	}
+	if err := tx.admit(args); err != nil {
+		return err
+	}
+	tx.batch.sent = append(tx.batch.sent, sent{tx.call, query, args})
+	return nil
 }
 
 // Query runs a statement that returns rows. They must be closed before the function returns.
@@ -116,26 +132,39 @@ func (r *Row) Scan(dest ...any) error {
 // Err returns the error of the statement, if it failed before any row was read.
 func (r *Row) Err() error { return r.err }
 
-// enter checks a statement before it is sent. A statement of a write transaction runs to its end whatever becomes of
-// its caller's context, since the transaction belongs to others too: cutting it would drop the connection under them.
+// enter checks a statement before it goes out, after those that wait. A statement of a write transaction runs to its end
+// whatever becomes of its caller's context, since the transaction belongs to others too: cutting it would drop the
+// connection under them.
 func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Context, error) {
+	if err := tx.admit(args); err != nil || !tx.write {
+		return ctx, err
+	}
+	if len(tx.batch.sent) > 0 {
+		tx.wrote = tx.wrote || len(tx.batch.sent) > tx.mark
+		tx.mark = 0
+		if _, err := tx.batch.flush(tx.conn); err != nil {
+			return nil, tx.fail(err)
+		}
+	}
+	tx.wrote = tx.wrote || !isSelect(query)
+	return context.Background(), nil
+}
+
+// admit refuses a statement that could not be right.
+func (tx *Tx) admit(args []any) error {
 	switch {
 	case tx.over:
-		return nil, errors.New("db: the transaction was used after its function returned")
+		return errors.New("db: the transaction was used after its function returned")
 	case tx.failed != nil:
-		return nil, fmt.Errorf("db: an earlier statement of this function failed: %w", tx.failed)
+		return fmt.Errorf("db: an earlier statement of this function failed: %w", tx.failed)
 	}
 	for i, a := range args {
 		if s, ok := a.(string); ok && (!utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0) {
 			// PostgreSQL refuses this text and SQLite would keep it: then a backup could not move between them.
-			return nil, tx.fail(fault.New(fault.Invalid, "text %q (argument $%d) is not UTF-8 without NUL", s, i+1))
+			return tx.fail(fault.New(fault.Invalid, "text %q (argument $%d) is not UTF-8 without NUL", s, i+1))
 		}
 	}
-	if !tx.write {
-		return ctx, nil
-	}
-	tx.wrote = tx.wrote || !isSelect(query)
-	return context.Background(), nil
+	return nil
 }
 
 func (tx *Tx) fail(err error) error {
@@ -149,19 +178,4 @@ func (tx *Tx) fail(err error) error {
 func isSelect(query string) bool {
 	q := strings.TrimLeft(query, " \t\r\n")
 	return len(q) >= 6 && strings.EqualFold(q[:6], "select")
-}
-
-// goroutineID tells goroutines apart. Its only use is to refuse a Tx inside a Tx, which would wait for itself for ever;
-// a context cannot tell, because a function that opens a transaction inside another has the outer caller's context.
-func goroutineID() uint64 {
-	var buf [40]byte
-	n := runtime.Stack(buf[:], false)
-	var id uint64
-	for _, c := range buf[len("goroutine "):n] {
-		if c < '0' || c > '9' {
-			break
-		}
-		id = id*10 + uint64(c-'0')
-	}
-	return id
 }

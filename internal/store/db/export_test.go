@@ -1,0 +1,19 @@
+package db
+
+import "runtime"
+
+// AwaitQueue returns when n calls wait in the lane, so that tests need no sleeps.
+func AwaitQueue(d *DB, n int) {
+	for {
+		d.lane.mu.Lock()
+		queued := len(d.lane.queue)
+		d.lane.mu.Unlock()
+		if queued >= n {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// AcquireAt is Acquire at a given time.
+var AcquireAt = (*DB).acquireAt
