@@ -18,11 +18,19 @@ func remove(segments ...string) call { return call{method: http.MethodDelete, pa
 
 func decimal(n int64) string { return strconv.FormatInt(n, 10) }
 
-// Operator is a person or program that works with the authority.
+// The roles of operators.
+const (
+	RoleAdmin    = "admin"    // sets up and configures
+	RoleOfficer  = "officer"  // approves, revokes, recovers
+	RoleOperator = "operator" // hosts, placements, uploads
+	RoleAuditor  = "auditor"  // reads all, changes nothing
+)
+
+// Operator is a person or program that works with the authority, or another caller that is known to it.
 type Operator struct {
-	ID        string    `json:"id,omitempty"`
+	ID        string    `json:"id"`
 	Name      string    `json:"name"`
-	Kind      string    `json:"kind,omitempty"`
+	Kind      string    `json:"kind" doc:"operator, node, host or agent"`
 	Roles     []string  `json:"roles" nullable:"false"`
 	Disabled  bool      `json:"disabled,omitempty"`
 	CreatedAt time.Time `json:"created_at,omitzero"`
@@ -30,8 +38,14 @@ type Operator struct {
 
 // CreateOperatorRequest makes an operator.
 type CreateOperatorRequest struct {
-	Name  string   `json:"name" minLength:"1" maxLength:"255"`
-	Roles []string `json:"roles" minItems:"1" maxItems:"5" nullable:"false" doc:"admin, officer, operator or auditor"`
+	Name  string   `json:"name" minLength:"1" maxLength:"200"`
+	Roles []string `json:"roles" minItems:"1" maxItems:"5" nullable:"false" enum:"admin,officer,operator,auditor"`
+}
+
+// ChangeOperatorRequest changes what is given, and leaves the rest.
+type ChangeOperatorRequest struct {
+	Roles    []string `json:"roles,omitempty" maxItems:"5" enum:"admin,officer,operator,auditor"`
+	Disabled *bool    `json:"disabled,omitempty" doc:"a disabled operator's tokens and identities are refused at once"`
 }
 
 // Caller shows who the node takes the caller for.
@@ -51,8 +65,21 @@ func (c *Client) CreateOperator(ctx context.Context, in CreateOperatorRequest) (
 	return &out, c.do(ctx, post("operators").with(in), &out)
 }
 
-// DisableOperator ends an operator's access: tokens and identities stop working at once.
-func (c *Client) DisableOperator(ctx context.Context, name string) error {
+// Operator shows one, by name.
+func (c *Client) Operator(ctx context.Context, name string) (*Operator, error) {
+	var out Operator
+	return &out, c.do(ctx, get("operators", name), &out)
+}
+
+// ChangeOperator changes an operator's roles, or disables or enables it.
+func (c *Client) ChangeOperator(ctx context.Context, name string, in ChangeOperatorRequest) (*Operator, error) {
+	var out Operator
+	k := call{method: http.MethodPatch, path: path("operators", name)}.with(in)
+	return &out, c.do(ctx, k, &out)
+}
+
+// RemoveOperator removes an operator with its tokens and identities.
+func (c *Client) RemoveOperator(ctx context.Context, name string) error {
 	return c.do(ctx, remove("operators", name), nil)
 }
 
@@ -81,30 +108,30 @@ func (c *Client) Enrol(ctx context.Context, operator string, in EnrolRequest) (*
 // Token is an operator's token. Its secret is shown once, when it is made.
 type Token struct {
 	ID        string    `json:"id"`
-	Operator  string    `json:"operator"`
-	Note      string    `json:"note,omitempty"`
+	Operator  string    `json:"operator" doc:"whose it is"`
+	Label     string    `json:"label,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 	ExpiresAt time.Time `json:"expires_at"`
-	Revoked   bool      `json:"revoked,omitempty"`
-	Secret    string    `json:"secret,omitempty" doc:"only in the answer that makes it; the node keeps its hash"`
+	LastUsed  time.Time `json:"last_used,omitzero" doc:"within some minutes"`
+	Secret    string    `json:"secret,omitempty" doc:"only in the answer that makes it; the authority keeps its hash"`
 }
 
 // CreateTokenRequest makes a token.
 type CreateTokenRequest struct {
-	Operator string `json:"operator" minLength:"1" maxLength:"255"`
-	Validity string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 30d; 90d where absent"`
-	Note     string `json:"note,omitempty" maxLength:"255"`
+	Validity string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 30d, at most 366d; 90d where absent"`
+	Label    string `json:"label,omitempty" maxLength:"200" doc:"what it is for"`
 }
 
-// Tokens lists the tokens, without their secrets.
-func (c *Client) Tokens(ctx context.Context) iter.Seq2[Token, error] {
-	return pages[Token](ctx, c, get("tokens"))
+// Tokens lists an operator's tokens, without their secrets.
+func (c *Client) Tokens(ctx context.Context, operator string) iter.Seq2[Token, error] {
+	return pages[Token](ctx, c, get("operators", operator, "tokens"))
 }
 
-// CreateToken makes a token.
-func (c *Client) CreateToken(ctx context.Context, in CreateTokenRequest) (*Token, error) {
+// CreateToken makes a token. It is the one call that is not the same when it is repeated: the secret of a lost answer is
+// lost, and what is repeated makes another token.
+func (c *Client) CreateToken(ctx context.Context, operator string, in CreateTokenRequest) (*Token, error) {
 	var out Token
-	return &out, c.do(ctx, post("tokens").with(in), &out)
+	return &out, c.do(ctx, post("operators", operator, "tokens").with(in), &out)
 }
 
 // RevokeToken ends a token at once.
@@ -157,22 +184,24 @@ func (c *Client) settings(ctx context.Context, k call) (*Settings, error) {
 
 // AuditEvent is one link of a node's hash chain.
 type AuditEvent struct {
-	Node     string          `json:"node"`
-	Sequence int64           `json:"sequence"`
-	At       time.Time       `json:"at"`
-	Actor    string          `json:"actor"`
-	Action   string          `json:"action"`
-	Object   string          `json:"object,omitempty"`
-	Detail   json.RawMessage `json:"detail,omitempty"`
-	Hash     string          `json:"hash"`
+	Node   string          `json:"node" doc:"whose chain it is in"`
+	Seq    int64           `json:"seq" doc:"from 1, without gaps"`
+	Time   time.Time       `json:"time"`
+	Actor  string          `json:"actor" doc:"kind:name of who acted"`
+	Action string          `json:"action"`
+	Object string          `json:"object"`
+	Detail json.RawMessage `json:"detail"`
+	Prev   string          `json:"prev" doc:"the hash of the event before it"`
+	Hash   string          `json:"hash"`
 }
 
 // AuditFilter narrows a search of the audit.
 type AuditFilter struct {
 	Node     string
 	Actor    string
-	Action   string
+	Action   string // whole, or a prefix that ends in a dot: "certificate."
 	Object   string
+	Newest   bool // newest first
 	Since    time.Time
 	Until    time.Time
 	PageSize int
@@ -190,6 +219,9 @@ func (c *Client) ExportAudit(ctx context.Context, w io.Writer, f AuditFilter) er
 
 func (f AuditFilter) call(segments ...string) call {
 	q := limit(values("node", f.Node, "actor", f.Actor, "action", f.Action, "object", f.Object), f.PageSize)
+	if f.Newest {
+		q.Set("newest", "true")
+	}
 	if !f.Since.IsZero() {
 		q.Set("since", f.Since.UTC().Format(time.RFC3339Nano))
 	}

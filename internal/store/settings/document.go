@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -45,7 +46,7 @@ func decode(document []byte) (*Settings, error) {
 	s.Expiry.Thresholds = nil // decoding into a slice keeps its old elements' backing array
 	if err := json.Unmarshal(document, &s); err != nil {
 		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return nil, fault.New(fault.Invalid, "%s is a %s; a %s is wanted", wrong.Field, wrong.Value, wrong.Type).At(wrong.Field)
+			return nil, fault.New(fault.Invalid, "%s is a %s; %s is wanted", wrong.Field, wrong.Value, wanted(wrong.Type)).At(wrong.Field)
 		}
 		return nil, fault.New(fault.Invalid, "settings: %w", err)
 	}
@@ -53,6 +54,23 @@ func decode(document []byte) (*Settings, error) {
 		s.Expiry.Thresholds = Defaults().Expiry.Thresholds
 	}
 	return &s, nil
+}
+
+// wanted says in a document's words what a field takes.
+func wanted(t reflect.Type) string {
+	switch {
+	case t == reflect.TypeFor[Duration]():
+		return "a string such as 7d or 12h"
+	case t.Kind() == reflect.String:
+		return "a string"
+	case t.Kind() == reflect.Int64:
+		return "a whole number"
+	case t.Kind() == reflect.Float64:
+		return "a number"
+	case t.Kind() == reflect.Slice:
+		return "a list of whole numbers"
+	}
+	return "an object"
 }
 
 // checkFields walks one JSON value beside the document of the defaults, in which every field is present.
@@ -184,24 +202,18 @@ func flatten(value any, path string, into *[]Field) {
 
 // With returns a copy of s in which the field at path has the value that text says; a list is separated by commas. The
 // copy is validated.
-func (s Settings) With(path, text string) (*Settings, error) {
+func (s Settings) With(path, text string) (*Settings, error) { return s.WithAll([]Field{{path, text}}) }
+
+// WithAll is With for several fields, which are validated together: some values are right only beside each other.
+func (s Settings) WithAll(fields []Field) (*Settings, error) {
 	t, err := tree(s)
 	if err != nil {
 		return nil, err
 	}
-	node, names := t, strings.Split(path, ".")
-	for i, name := range names {
-		old, ok := node[name]
-		inner, isObject := old.(map[string]any)
-		last := i == len(names)-1
-		if !ok || isObject == last {
-			return nil, fault.New(fault.Invalid, "%q is not a setting", path).At(path).WithHint("chancery settings show lists them")
+	for _, f := range fields {
+		if err := set(t, f); err != nil {
+			return nil, err
 		}
-		if last {
-			node[name] = valueLike(old, text)
-			break
-		}
-		node = inner
 	}
 	document, err := json.Marshal(t)
 	if err != nil {
@@ -213,6 +225,25 @@ func (s Settings) With(path, text string) (*Settings, error) {
 	}
 	next.Version = s.Version
 	return next, next.Validate()
+}
+
+// set puts a field's value into the tree.
+func set(node map[string]any, f Field) error {
+	names := strings.Split(f.Path, ".")
+	for i, name := range names {
+		old, ok := node[name]
+		inner, isObject := old.(map[string]any)
+		last := i == len(names)-1
+		if !ok || isObject == last {
+			return fault.New(fault.Invalid, "%q is not a setting", f.Path).At(f.Path).WithHint("chancery settings show lists them")
+		}
+		if last {
+			node[name] = valueLike(old, f.Value)
+			return nil
+		}
+		node = inner
+	}
+	return nil
 }
 
 // valueLike returns text as a JSON value of the same type as old. Text that is no such value is left a string, which

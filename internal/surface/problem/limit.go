@@ -15,41 +15,57 @@ import (
 // is carried over, so only callers that were silent for a whole generation start anew, with a full bucket, which is what
 // silence would have earned them in all but a flood of strangers.
 type RateLimiter struct {
-	limit rate.Limit
-	burst int
-	half  int
+	half int
 
-	mu         sync.Mutex // guards both generations
+	mu         sync.Mutex // guards what follows
+	limit      rate.Limit
+	burst      int
 	young, old map[string]*rate.Limiter
 }
 
 // NewRateLimiter allows each caller perSecond calls a second on average and burst at once, and remembers up to callers of
 // them. perSecond 0 sets no limit.
 func NewRateLimiter(perSecond float64, burst, callers int) *RateLimiter {
+	l := &RateLimiter{half: max(callers/2, 1)}
+	l.Set(perSecond, burst)
+	return l
+}
+
+// Set changes the rate; where it really changes, every caller begins anew.
+func (l *RateLimiter) Set(perSecond float64, burst int) {
 	limit := rate.Limit(perSecond)
 	if perSecond <= 0 {
 		limit = rate.Inf
 	}
-	return &RateLimiter{limit: limit, burst: max(burst, 1), half: max(callers/2, 1), young: map[string]*rate.Limiter{}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if burst = max(burst, 1); l.young == nil || limit != l.limit || burst != l.burst {
+		l.limit, l.burst, l.young, l.old = limit, burst, map[string]*rate.Limiter{}, nil
+	}
 }
 
 // Take takes one call from the caller's bucket, or refuses and says when to come back.
 func (l *RateLimiter) Take(caller string, now time.Time) error {
-	if l.limit == rate.Inf {
+	b := l.bucket(caller)
+	if b == nil {
 		return nil
 	}
-	r := l.bucket(caller).ReserveN(now, 1)
+	r := b.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
 	if wait == 0 {
 		return nil
 	}
 	r.CancelAt(now)
-	return RateError(wait, "%q made more than %d calls at once and more than %v a second", caller, l.burst, float64(l.limit))
+	return RateError(wait, "%q made more than %d calls at once and more than %v a second", caller, b.Burst(), float64(b.Limit()))
 }
 
+// bucket is the caller's; nil where there is no limit.
 func (l *RateLimiter) bucket(caller string) *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.limit == rate.Inf {
+		return nil
+	}
 	if b, ok := l.young[caller]; ok {
 		return b
 	}

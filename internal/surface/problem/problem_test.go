@@ -156,6 +156,18 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+func TestRateMayChange(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	l := NewRateLimiter(0.001, 1, 100)
+	l.Take("a", now)
+	if l.Set(0.001, 1); l.Take("a", now) == nil {
+		t.Fatal("setting the same rate again filled the bucket")
+	}
+	if l.Set(0, 1); l.Take("a", now) != nil || l.Take("a", now) != nil {
+		t.Fatal("rate 0 sets no limit")
+	}
+}
+
 func TestRateLimiterIsBoundedAndKeepsActiveCallers(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	l := NewRateLimiter(0.001, 1, 100)

@@ -1,0 +1,259 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+)
+
+// Identities says what the authenticator must know of identity certificates.
+type Identities interface {
+	// IssuerOf is the ID of the issuer of identities whose certificate this is; fault.NotFound where it is none.
+	IssuerOf(ctx context.Context, certificate *x509.Certificate) (string, error)
+	// Good refuses a certificate that is revoked, on hold, or not in the record.
+	Good(ctx context.Context, issuerID string, serial *big.Int) error
+}
+
+// authenticator finds out who calls: by the client certificate of the connection, by the one that a trusted proxy passes
+// on, or by a token. A certificate is checked in full (path, validity, usage, revocation); the result is believed for at
+// most a second, and so is what access says of the principal.
+type authenticator struct {
+	roots      *x509.CertPool // of identities, and no other
+	identities Identities
+	access     *access.Store
+	proxies    []netip.Prefix
+
+	mu      sync.RWMutex // guards checked
+	checked map[[sha256.Size]byte]identity
+}
+
+// identity is a certificate that was found good.
+type identity struct {
+	issuer   string
+	spki     []byte
+	notAfter time.Time
+	at       time.Time
+}
+
+const (
+	believe     = time.Second
+	maxIdentity = 1 << 14
+)
+
+// principal is the caller of r, and how he proved it.
+func (a *authenticator) principal(r *http.Request, now time.Time) (access.Principal, string, error) {
+	certificates, proxied, err := a.certificates(r)
+	if err != nil {
+		return access.Principal{}, "", err
+	}
+	authorization := r.Header.Get("Authorization")
+	switch {
+	case authorization != "":
+		// A token says more than a certificate that a client sends by habit, and both at once must not be a riddle.
+		scheme, token, _ := strings.Cut(authorization, " ")
+		if !strings.EqualFold(scheme, "Bearer") {
+			return access.Principal{}, "", fault.New(fault.Unauthenticated, "the authorization scheme is %.20q; Bearer is wanted", scheme)
+		}
+		p, err := a.access.Authenticate(r.Context(), strings.TrimSpace(token))
+		return p, "token", err
+	case len(certificates) > 0:
+		id, err := a.identity(r.Context(), certificates, now)
+		if err != nil {
+			return access.Principal{}, "", err
+		}
+		how := "certificate"
+		if proxied {
+			how = "client-cert"
+		}
+		p, err := a.access.AuthenticateCertificate(r.Context(), id.issuer, id.spki)
+		return p, how, err
+	}
+	return access.Principal{}, "", fault.New(fault.Unauthenticated, "this needs a client certificate under the identity root, or a token").
+		WithHint("run the command with --dir, or with --token-file")
+}
+
+// certificates are those that the caller showed, the leaf first.
+func (a *authenticator) certificates(r *http.Request) (path []*x509.Certificate, proxied bool, err error) {
+	headers := r.Header.Values("Client-Cert")
+	if len(headers) == 0 {
+		if r.TLS == nil {
+			return nil, false, nil
+		}
+		return r.TLS.PeerCertificates, false, nil
+	}
+	if !a.trusted(r.RemoteAddr) {
+		return nil, false, fault.New(fault.Denied, "Client-Cert is taken only from the proxies that node.yaml names in trusted_proxies")
+	}
+	if len(headers) != 1 {
+		return nil, false, fault.New(fault.Invalid, "there are %d Client-Cert headers; a proxy sends one", len(headers))
+	}
+	leaf, err := byteSequence(headers[0])
+	if err != nil {
+		return nil, false, err
+	}
+	path = []*x509.Certificate{leaf}
+	for _, header := range r.Header.Values("Client-Cert-Chain") {
+		for item := range strings.SplitSeq(header, ",") {
+			c, err := byteSequence(item)
+			if err != nil {
+				return nil, false, err
+			}
+			if path = append(path, c); len(path) > 10 {
+				return nil, false, fault.New(fault.Invalid, "Client-Cert-Chain holds more than 9 certificates")
+			}
+		}
+	}
+	return path, true, nil
+}
+
+// byteSequence reads a certificate as a structured field's byte sequence (RFC 9440 §2.1, RFC 9651 §3.3.5).
+func byteSequence(text string) (*x509.Certificate, error) {
+	text = strings.TrimSpace(text)
+	inner, open := strings.CutPrefix(text, ":")
+	inner, end := strings.CutSuffix(inner, ":")
+	if !open || !end {
+		return nil, fault.New(fault.Invalid, "Client-Cert is no byte sequence (RFC 9440 §2.1): base64 between colons")
+	}
+	der, err := base64.StdEncoding.DecodeString(inner)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "Client-Cert: %w", err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "Client-Cert: %w", err)
+	}
+	return c, nil
+}
+
+func (a *authenticator) trusted(remote string) bool {
+	from, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return false
+	}
+	for _, p := range a.proxies {
+		if p.Contains(from.Addr().Unmap().WithZone("")) {
+			return true
+		}
+	}
+	return false
+}
+
+// identity checks a certificate in full, at most once a second.
+func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, now time.Time) (identity, error) {
+	leaf := path[0]
+	key := sha256.Sum256(leaf.Raw)
+	a.mu.RLock()
+	id, ok := a.checked[key]
+	a.mu.RUnlock()
+	if age := now.Sub(id.at); ok && age >= 0 && age < believe && now.Before(id.notAfter) {
+		return id, nil
+	}
+	issuer, err := a.verify(ctx, path, now)
+	if err != nil {
+		return identity{}, err
+	}
+	if err := a.identities.Good(ctx, issuer, leaf.SerialNumber); err != nil {
+		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
+			return identity{}, unproven("it is revoked, on hold or not in the record")
+		}
+		return identity{}, err
+	}
+	id = identity{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.checked) >= maxIdentity || a.checked == nil {
+		a.checked = map[[sha256.Size]byte]identity{}
+	}
+	a.checked[key] = id
+	return id, nil
+}
+
+// verify checks the path up to the identity root, and returns the ID of the issuer.
+func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, now time.Time) (string, error) {
+	intermediates := x509.NewCertPool()
+	for _, c := range path[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := path[0].Verify(x509.VerifyOptions{
+		Roots: a.roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+			return "", unproven("it was valid from %v to %v", path[0].NotBefore, path[0].NotAfter)
+		}
+		return "", unproven("it does not chain to the identity root as a client certificate: %v", err)
+	}
+	for _, chain := range chains {
+		if len(chain) < 2 {
+			continue
+		}
+		issuer, err := a.identities.IssuerOf(ctx, chain[1])
+		if err == nil {
+			return issuer, nil
+		}
+		if !fault.Is(err, fault.NotFound) {
+			return "", err
+		}
+	}
+	return "", unproven("no issuer of identities here issued it")
+}
+
+func unproven(format string, args ...any) error {
+	return fault.New(fault.Unauthenticated, "the client certificate does not prove who calls: "+format, args...).
+		WithHint("renew the identity: chancery operator enrol")
+}
+
+// authorize lets a request through whose caller may do what the route does, and has not asked too often.
+func (s *Server) authorize(ctx context.Context, c *call, r route) (context.Context, error) {
+	now := time.Now()
+	p, how, err := s.auth.principal(c.r, now)
+	if err != nil {
+		if fault.Is(err, fault.Unauthenticated) {
+			if limited := s.strangers.Take(remoteHost(c.r), now); limited != nil {
+				return ctx, limited
+			}
+		}
+		return ctx, err
+	}
+	c.event.Add(slog.String("principal", p.Actor()), slog.String("auth", how))
+	if err := s.limit(ctx, p, now); err != nil {
+		return ctx, err
+	}
+	if err := p.May(r.action); err != nil && r.action != anyone {
+		return ctx, err
+	}
+	return access.With(ctx, p), nil
+}
+
+// limit takes a call from the principal's bucket, of the size that the settings say.
+func (s *Server) limit(ctx context.Context, p access.Principal, now time.Time) error {
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	limiter, rate := s.operators, set.Limits.OperatorRate
+	if p.Has(access.Host) {
+		limiter, rate = s.hosts, set.Limits.HostRate
+	}
+	limiter.Set(rate.PerSecond, int(rate.Burst))
+	return limiter.Take(p.ID, now)
+}
+
+func remoteHost(r *http.Request) string {
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		return from.Addr().String()
+	}
+	return r.RemoteAddr
+}

@@ -1,0 +1,121 @@
+package api_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"chancery/client"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+func TestOperatorsAndTokens(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		admin, ctx := a.as(access.Admin), t.Context()
+		me, err := admin.Caller(ctx)
+		must(t, err)
+		if me.Name != "the-admin" || me.Roles[0] != client.RoleAdmin {
+			t.Fatalf("caller %+v", me)
+		}
+		made, err := admin.CreateOperator(ctx, client.CreateOperatorRequest{Name: "zoë/ops", Roles: []string{client.RoleOperator}})
+		must(t, err)
+		if _, err := admin.CreateOperator(ctx, client.CreateOperatorRequest{Name: "zoë/ops", Roles: []string{client.RoleOperator}}); !client.IsKind(err, "conflict") {
+			t.Fatalf("the same name twice: %v", err)
+		}
+		shown, err := admin.Operator(ctx, "zoë/ops")
+		must(t, err)
+		if shown.ID != made.ID {
+			t.Fatalf("showed %+v, made %+v", shown, made)
+		}
+		token, err := admin.CreateToken(ctx, "zoë/ops", client.CreateTokenRequest{Validity: "1h", Label: "deploy"})
+		must(t, err)
+		zoe, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: token.Secret, NoRetry: true})
+		must(t, err)
+		if who, err := zoe.Caller(ctx); err != nil || who.Name != "zoë/ops" {
+			t.Fatalf("%+v, %v", who, err)
+		}
+		listed, err := client.Collect(zoe.Tokens(ctx, "zoë/ops"))
+		must(t, err)
+		if len(listed) != 1 || listed[0].Secret != "" || listed[0].Label != "deploy" {
+			t.Fatalf("tokens %+v", listed)
+		}
+		if _, err := client.Collect(zoe.Tokens(ctx, "the-admin")); !client.IsKind(err, "denied") {
+			t.Fatalf("another's tokens: %v", err)
+		}
+		must(t, admin.RevokeToken(ctx, token.ID))
+		if _, err := zoe.Caller(ctx); !client.IsKind(err, "unauthenticated") {
+			t.Fatalf("a revoked token: %v", err)
+		}
+		disabled := true
+		if changed, err := admin.ChangeOperator(ctx, "zoë/ops", client.ChangeOperatorRequest{Disabled: &disabled}); err != nil || !changed.Disabled {
+			t.Fatalf("%+v, %v", changed, err)
+		}
+		must(t, admin.RemoveOperator(ctx, "zoë/ops"))
+		if _, err := admin.Operator(ctx, "zoë/ops"); !client.IsKind(err, "not-found") {
+			t.Fatalf("a removed operator: %v", err)
+		}
+		all, err := client.Collect(admin.Operators(ctx))
+		must(t, err)
+		if len(all) < 4 {
+			t.Fatalf("operators %+v", all)
+		}
+		if strings.Contains(a.log.String(), token.Secret) || strings.Contains(a.log.String(), a.tokens[access.Admin]) {
+			t.Fatal("a token is in the log")
+		}
+	})
+}
+
+func TestSettingsAreChangedFromTheVersionThatWasRead(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		admin, ctx := a.as(access.Admin), t.Context()
+		first, err := admin.Settings(ctx)
+		must(t, err)
+		if len(first.Fields) < 20 || first.ETag == "" {
+			t.Fatalf("%d fields, ETag %q", len(first.Fields), first.ETag)
+		}
+		change := client.SettingsChange{Set: []client.Setting{{Path: "crl.validity", Value: "20h"}, {Path: "crl.refresh", Value: "10h"},
+			{Path: "crl.delta_validity", Value: "10h"}}}
+		next, err := admin.ChangeSettings(ctx, change, first.ETag)
+		must(t, err)
+		if next.ETag == first.ETag {
+			t.Fatal("the version did not move")
+		}
+		if _, err := admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{{Path: "crl.validity", Value: "30h"}}}, first.ETag); !client.IsKind(err, "conflict") {
+			t.Fatalf("a change from an old version: %v", err)
+		}
+		_, err = admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{{Path: "crl.validty", Value: "30h"}}}, "")
+		if p, ok := err.(*client.Problem); !ok || p.Kind() != "invalid" || p.Pointer != "crl.validty" {
+			t.Fatalf("a misspelt setting: %v", err)
+		}
+	})
+}
+
+func TestAuditIsSearchedAndExported(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		auditor, ctx := a.as(access.Auditor), t.Context()
+		events, err := client.Collect(auditor.Audit(ctx, client.AuditFilter{Action: "token.", PageSize: 2}))
+		must(t, err)
+		if len(events) != 4 || events[0].Action != "token.create" || len(events[0].Hash) != 64 || len(events[0].Detail) < 3 {
+			t.Fatalf("events %+v", events)
+		}
+		var out bytes.Buffer
+		must(t, auditor.ExportAudit(ctx, &out, client.AuditFilter{}))
+		n := 0
+		for dec := json.NewDecoder(&out); dec.More(); n++ {
+			var e client.AuditEvent
+			must(t, dec.Decode(&e))
+		}
+		if n < 8 {
+			t.Fatalf("%d events exported", n)
+		}
+		if _, err := client.Collect(auditor.Audit(ctx, client.AuditFilter{PageSize: 5000})); !client.IsKind(err, "invalid") {
+			t.Fatalf("a page over the limit: %v", err)
+		}
+	})
+}

@@ -1,0 +1,138 @@
+package api_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+func newSQLite(t *testing.T) *authority {
+	t.Helper()
+	return newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
+}
+
+func TestBadInputIsRefusedByName(t *testing.T) {
+	a := newSQLite(t)
+	admin := a.tokens[access.Admin]
+	for _, c := range []struct {
+		name, method, path, body string
+		status                   int
+		kind, says               string
+	}{
+		{"no JSON", "POST", "/operators", "{garbage", 400, "invalid", "invalid character"},
+		{"no object", "POST", "/operators", "[]", 422, "invalid", "object"},
+		{"nothing", "POST", "/operators", "", 400, "invalid", "body"},
+		{"unknown field", "POST", "/operators", `{"name":"x","roles":["admin"],"rolls":1}`, 422, "invalid", "unexpected property"},
+		{"missing field", "POST", "/operators", `{"name":"x"}`, 422, "invalid", "roles"},
+		{"wrong type", "POST", "/operators", `{"name":7,"roles":["admin"]}`, 422, "invalid", "string"},
+		{"no such role", "POST", "/operators", `{"name":"x","roles":["root"]}`, 422, "invalid", "admin"},
+		{"too long", "POST", "/operators", `{"name":"` + strings.Repeat("x", 300) + `","roles":["admin"]}`, 422, "invalid", "200"},
+		{"10 MB", "POST", "/operators", `{"name":"` + strings.Repeat("x", 10<<20) + `","roles":["admin"]}`, 413, "too-large", "65536"},
+		{"deep", "POST", "/operators", strings.Repeat("[", 30000), 400, "invalid", ""},
+		{"unknown parameter", "GET", "/operators?nam=x", "", 422, "invalid", "unknown query parameter"},
+		{"bad limit", "GET", "/operators?limit=x", "", 422, "invalid", "integer"},
+		{"no path", "GET", "/nothing", "", 404, "not-found", "/nothing"},
+		{"wrong method", "PUT", "/settings", "{}", 405, "invalid", "GET, PATCH"},
+		{"bad time", "GET", "/audit?since=yesterday", "", 422, "invalid", "RFC 3339"},
+		{"bad key", "GET", "/audit?after=zzz", "", 422, "invalid", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, header, body := a.request(c.method, client.Prefix+c.path, admin, c.body)
+			p := problemOf(t, header, body)
+			if status != c.status || p.Status != c.status || p.Kind() != c.kind || !strings.Contains(string(body), c.says) {
+				t.Fatalf("%d %s", status, body)
+			}
+		})
+	}
+	if strings.Contains(a.log.String(), `"level":"ERROR"`) {
+		t.Fatalf("bad input was logged as an error of ours: %s", a.log)
+	}
+}
+
+func TestOtherBodiesThanJSONAreRefused(t *testing.T) {
+	a := newSQLite(t)
+	status, header, body := a.request("POST", client.Prefix+"/operators", a.tokens[access.Admin], "<x/>", "Content-Type", "text/xml")
+	if p := problemOf(t, header, body); status != 415 || p.Kind() != "invalid" {
+		t.Fatalf("%d %s", status, body)
+	}
+}
+
+func TestSecretsInWrongFieldsAreNotEchoed(t *testing.T) {
+	a := newSQLite(t)
+	_, _, body := a.request("POST", client.Prefix+"/operators", a.tokens[access.Admin], `{"name":"x","roles":["admin"],"password":"hunter2"}`)
+	if strings.Contains(string(body), "hunter2") || strings.Contains(a.log.String(), "hunter2") {
+		t.Fatalf("answer %s, log %s", body, a.log)
+	}
+}
+
+func TestSlowClientsAreCutOff(t *testing.T) {
+	a := newSQLite(t)
+	dial := func() net.Conn {
+		conn, err := tls.Dial("tcp", a.server.Listener.Addr().String(), &tls.Config{RootCAs: a.roots(), ServerName: "example.com"})
+		must(t, err)
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		return conn
+	}
+	header := dial()
+	fmt.Fprint(header, "GET /api/v1/caller HTTP/1.1\r\nHost: x\r\nX-Slow")
+	if rest, err := io.ReadAll(header); err != nil || len(rest) > 0 && !strings.Contains(string(rest), "408") && !strings.Contains(string(rest), "400") {
+		t.Fatalf("a header that never ends: %q, %v", rest, err)
+	}
+	body := dial()
+	fmt.Fprintf(body, "POST /api/v1/operators HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+	line, err := bufio.NewReader(body).ReadString('\n')
+	// Nobody has said who calls: the answer comes before the body is waited for.
+	if err != nil || !strings.Contains(line, "401") {
+		t.Fatalf("a body that never comes, from a stranger: %q, %v", line, err)
+	}
+}
+
+func TestLoopingClientsAreSentAway(t *testing.T) {
+	a := newSQLite(t)
+	admin, ctx := a.as(access.Admin), t.Context()
+	_, err := admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{
+		{Path: "limits.operator_rate.per_second", Value: "1"}, {Path: "limits.operator_rate.burst", Value: "5"}}}, "")
+	must(t, err)
+	var limited *client.Problem
+	for range 50 {
+		if _, err := a.as(access.Operator).Caller(ctx); err != nil {
+			limited, _ = err.(*client.Problem)
+			break
+		}
+	}
+	if limited == nil || limited.Status != 429 || limited.RetryAfter <= 0 || limited.Kind() != "rate-limited" {
+		t.Fatalf("got %+v", limited)
+	}
+	if _, err := a.as(access.Auditor).Caller(ctx); err != nil {
+		t.Fatalf("another caller pays for it: %v", err)
+	}
+}
+
+func TestStrangersAreSentAway(t *testing.T) {
+	a := newSQLite(t)
+	seen := map[int]int{}
+	for range 400 {
+		status, header, body := a.request("GET", client.Prefix+"/caller", "chy_guess", "")
+		problemOf(t, header, body)
+		if seen[status]++; status == 429 {
+			break
+		}
+		if header.Get("WWW-Authenticate") == "" {
+			t.Fatal("401 without WWW-Authenticate")
+		}
+	}
+	if seen[401] == 0 || seen[429] == 0 || len(seen) != 2 {
+		t.Fatalf("statuses %v", seen)
+	}
+}

@@ -1,0 +1,229 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/settings"
+)
+
+// wireCertificate is a certificate as lists show it.
+func wireCertificate(c *ca.Certificate) client.Certificate {
+	out := client.Certificate{
+		Serial: cert.FormatSerial(c.Serial), Subject: c.Subject, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
+		State: string(c.State), Profile: c.Profile, Requester: c.Requester, IssuedAt: c.IssuedAt(),
+	}
+	if c.Issuer != nil {
+		out.Issuer = c.Issuer.Name
+	}
+	if r := c.Revocation; r != nil {
+		out.Revocation = &client.Revocation{At: r.RevokedAt, Reason: r.Reason.String()}
+		if !r.InvalidityDate.IsZero() {
+			out.Revocation.InvalidSince = &r.InvalidityDate
+		}
+	}
+	if len(c.DER) == 0 {
+		return out
+	}
+	sum := sha256.Sum256(c.DER)
+	out.Fingerprint = hex.EncodeToString(sum[:])
+	if parsed, err := x509.ParseCertificate(c.DER); err == nil { // what was imported may be beyond the parser
+		out.KeyID = hex.EncodeToString(parsed.SubjectKeyId)
+		out.SAN = alternativeNames(parsed)
+	}
+	return out
+}
+
+// wholeCertificate is one certificate as it is shown alone: with its PEM form and the issuers above it.
+func wholeCertificate(c *ca.Certificate) client.Certificate {
+	out := wireCertificate(c)
+	if len(c.DER) > 0 {
+		out.PEM = string(encodePEM("CERTIFICATE", c.DER))
+	}
+	if c.Issuer != nil {
+		out.Chain = string(chainPEM(c.Issuer, false))
+	}
+	return out
+}
+
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+func alternativeNames(c *x509.Certificate) []string {
+	for _, e := range c.Extensions {
+		if !e.Id.Equal(oidSubjectAltName) {
+			continue
+		}
+		names, err := cert.ParseGeneralNames(e.Value)
+		if err != nil {
+			return nil
+		}
+		out := make([]string, len(names))
+		for i, n := range names {
+			out[i] = n.String()
+		}
+		return out
+	}
+	return nil
+}
+
+// chainPEM is an issuer's certificate and those above it, nearest first; with or without the root.
+func chainPEM(i *ca.Issuer, root bool) []byte {
+	var out bytes.Buffer
+	path := i.Chain
+	if i.Certificate != nil {
+		path = append([]*x509.Certificate{i.Certificate}, path...)
+	}
+	for _, c := range path {
+		if root || !bytes.Equal(c.RawIssuer, c.RawSubject) {
+			out.Write(encodePEM("CERTIFICATE", c.Raw))
+		}
+	}
+	return out.Bytes()
+}
+
+func encodePEM(label string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der})
+}
+
+// wireIssuer is an issuer as lists show it.
+func wireIssuer(i *ca.Issuer) client.Issuer {
+	out := client.Issuer{
+		ID: i.ID, Name: i.Name, Pool: i.Pool, Default: i.Default, State: string(i.State), Root: i.Root(), Parent: i.Parent,
+		KeyOnline: i.KeyID != "", CreatedAt: i.CreatedAt,
+	}
+	if c := i.Certificate; c != nil {
+		sum := sha256.Sum256(c.Raw)
+		out.Fingerprint = hex.EncodeToString(sum[:])
+		out.KeyID = hex.EncodeToString(c.SubjectKeyId)
+		out.Algorithm = cert.KeyAlgorithm(c.PublicKey)
+		out.Serial, out.NotBefore, out.NotAfter = cert.FormatSerial(c.SerialNumber), c.NotBefore, c.NotAfter
+		if name, err := cert.ParseNameDER(c.RawSubject); err == nil {
+			out.Subject = name.String()
+		}
+	}
+	return out
+}
+
+// wholeIssuer is one issuer as it is shown alone.
+func wholeIssuer(i *ca.Issuer) client.Issuer {
+	out := wireIssuer(i)
+	if i.Certificate != nil {
+		out.PEM = string(encodePEM("CERTIFICATE", i.Certificate.Raw))
+	}
+	if len(i.CSR) > 0 {
+		out.CSR = string(encodePEM("CERTIFICATE REQUEST", i.CSR))
+	}
+	return out
+}
+
+// wireRequest is an enrolment as lists show it.
+func wireRequest(r *ca.Request) client.Request {
+	return client.Request{
+		ID: r.ID, State: string(r.State), Issuer: r.Issuer, Profile: r.Profile, Subject: r.Subject, SAN: r.Order.Names,
+		Requester: r.Requester, Needed: r.Needed, Approvals: r.Approvals, Assignee: r.AssignedTo, DecidedBy: r.DecidedBy,
+		SubmittedAt: r.SubmittedAt, DecidedAt: r.DecidedAt, Reason: r.Reason,
+	}
+}
+
+func wholeRequest(r *ca.Request) client.Request {
+	out := wireRequest(r)
+	if len(r.Order.CSR) > 0 {
+		out.CSR = string(encodePEM("CERTIFICATE REQUEST", r.Order.CSR))
+	}
+	return out
+}
+
+// order reads what a caller asks for.
+func order(in *client.IssueRequest, key string) (ca.Order, error) {
+	o := ca.Order{
+		IdempotencyKey: key, Issuer: in.Issuer, Pool: in.Pool, Profile: in.Profile, Template: in.Template, Compat: in.CerttoolCompat,
+	}
+	if in.Names != nil {
+		o.Subject, o.Names = in.Names.Subject, in.Names.SAN
+	}
+	if in.NotBefore != nil {
+		o.NotBefore = *in.NotBefore
+	}
+	if in.NotAfter != nil {
+		o.NotAfter = *in.NotAfter
+	}
+	var err error
+	if o.Validity, err = length(in.Validity); err != nil {
+		return o, err
+	}
+	if o.CSR, err = decodePEM(in.CSR, "/csr", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"); err != nil {
+		return o, err
+	}
+	o.PublicKey, err = decodePEM(in.PublicKey, "/public_key", "PUBLIC KEY")
+	return o, err
+}
+
+// length reads a length of time such as 90d; an empty text is none.
+func length(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	d, err := settings.ParseDuration(text)
+	if err != nil {
+		return 0, fault.New(fault.Invalid, "%w", err).At("/validity")
+	}
+	if d == 0 {
+		return 0, fault.New(fault.Invalid, "the validity %s is no time at all", text).At("/validity")
+	}
+	return d.Std(), nil
+}
+
+// decodePEM reads exactly one PEM block with one of the labels; an empty text is none. Text around the block is allowed,
+// as openssl req -text writes it.
+func decodePEM(text, pointer string, labels ...string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
+	}
+	block, rest := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, fault.New(fault.Invalid, "there is no PEM block in it; one that begins -----BEGIN %s----- is wanted", labels[0]).At(pointer)
+	}
+	known := false
+	for _, label := range labels {
+		known = known || block.Type == label
+	}
+	if !known {
+		return nil, fault.New(fault.Invalid, "it holds a %q; a %q is wanted", block.Type, labels[0]).At(pointer)
+	}
+	if next, _ := pem.Decode(rest); next != nil {
+		return nil, fault.New(fault.Invalid, "it holds more than one PEM block").At(pointer)
+	}
+	return block.Bytes, nil
+}
+
+// decodeCertificates reads one or more certificates.
+func decodeCertificates(text, pointer string) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fault.New(fault.Invalid, "it holds a %q among its certificates", block.Type).At(pointer)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "certificate %d of it: %w", len(out)+1, err).At(pointer)
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, fault.New(fault.Invalid, "it holds no certificate; PEM is wanted").At(pointer)
+	}
+	return out, nil
+}
