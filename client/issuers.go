@@ -93,41 +93,47 @@ func (c *Client) Chain(ctx context.Context, issuer string) ([]byte, error) {
 type CRL struct {
 	Issuer     string    `json:"issuer"`
 	Number     string    `json:"number" doc:"the CRLNumber, decimal"`
-	Kind       string    `json:"kind" enum:"full,delta,partition" doc:"what it covers"`
+	Scope      string    `json:"scope" doc:"what it covers: complete, delta, or the number of a partition"`
 	Base       string    `json:"base,omitempty" doc:"a delta's BaseCRLNumber"`
-	Partition  *int      `json:"partition,omitempty"`
+	Current    bool      `json:"current,omitempty" doc:"it is the one in force"`
 	ThisUpdate time.Time `json:"this_update"`
 	NextUpdate time.Time `json:"next_update"`
 	Entries    int64     `json:"entries"`
-	Size       int64     `json:"size,omitempty" doc:"octets of the DER form"`
+	Size       int64     `json:"size" doc:"octets of the DER form"`
 }
 
-// IssueCRLRequest signs CRLs now.
+// IssueCRLRequest signs an issuer's CRLs now.
 type IssueCRLRequest struct {
-	Template       string `json:"template,omitempty" maxLength:"65536" doc:"a certtool template's CRL options"`
-	CerttoolCompat bool   `json:"certtool_compat,omitempty"`
+	Scope          string `json:"scope,omitempty" maxLength:"16" doc:"complete, delta or the number of a partition; all that the issuer signs where absent"`
+	Template       string `json:"template,omitempty" maxLength:"65536" doc:"a certtool template, whose CRL options are taken"`
+	CerttoolCompat bool   `json:"certtool_compat,omitempty" doc:"read the template as certtool does, silent traps included"`
+}
+
+// CRLs are the lists in force after some were signed.
+type CRLs struct {
+	CRLs []CRL `json:"crls" nullable:"false"`
 }
 
 // IssueCRL signs an issuer's CRLs now.
-func (c *Client) IssueCRL(ctx context.Context, issuer string, in IssueCRLRequest) (*CRL, error) {
-	var out CRL
+func (c *Client) IssueCRL(ctx context.Context, issuer string, in IssueCRLRequest) (*CRLs, error) {
+	var out CRLs
 	return &out, c.do(ctx, post("issuers", issuer, "crls").with(in), &out)
 }
 
-// CRLs lists an issuer's CRLs, newest first.
-func (c *Client) CRLs(ctx context.Context, issuer string) iter.Seq2[CRL, error] {
-	return pages[CRL](ctx, c, get("issuers", issuer, "crls"))
+// CRLs lists an issuer's CRLs of one scope ("" is complete), newest first.
+func (c *Client) CRLs(ctx context.Context, issuer, scope string) iter.Seq2[CRL, error] {
+	return pages[CRL](ctx, c, get("issuers", issuer, "crls").where(values("scope", scope)))
 }
 
-// CRL shows one by its number, or the newest full one by "current".
-func (c *Client) CRL(ctx context.Context, issuer, number string) (*CRL, error) {
+// CRL shows one by its number, or the one in force of a scope by "current".
+func (c *Client) CRL(ctx context.Context, issuer, number, scope string) (*CRL, error) {
 	var out CRL
-	return &out, c.do(ctx, get("issuers", issuer, "crls", number), &out)
+	return &out, c.do(ctx, get("issuers", issuer, "crls", number).where(values("scope", scope)), &out)
 }
 
-// DownloadCRL writes a CRL to w; format is "der" or "pem".
-func (c *Client) DownloadCRL(ctx context.Context, w io.Writer, issuer, number, format string) error {
-	k := get("issuers", issuer, "crls", number)
+// DownloadCRL writes a CRL to w; number and scope are as for CRL, format is "der" or "pem".
+func (c *Client) DownloadCRL(ctx context.Context, w io.Writer, issuer, number, scope, format string) error {
+	k := get("issuers", issuer, "crls", number).where(values("scope", scope))
 	k.accept = "application/pkix-crl"
 	if format == "pem" {
 		k.accept = "application/x-pem-file"
