@@ -37,7 +37,6 @@ type Settings struct {
 	Expiry    Expiry    `json:"expiry"`
 	Limits    Limits    `json:"limits"`
 	Retention Retention `json:"retention"`
-	Clock     Clock     `json:"clock"`
 }
 
 // Durability says what an acknowledged act survives.
@@ -128,12 +127,6 @@ type Retention struct {
 	Audit Duration `json:"audit"`
 }
 
-// Clock guards against a clock that was set back.
-type Clock struct {
-	// Tolerance is how far the clock may be behind the latest time the database has seen.
-	Tolerance Duration `json:"tolerance"`
-}
-
 const day = Duration(24 * time.Hour)
 
 // Defaults returns the settings of a new authority; Authority is still empty.
@@ -152,7 +145,6 @@ func Defaults() Settings {
 			BodyBytes: 1 << 20, CSRBytes: 64 << 10, Names: 200, OCSPBytes: 16 << 10, OCSPCertIDs: 100,
 		},
 		Retention: Retention{Idempotency: 7 * day, Requests: 400 * day, CRLs: 400 * day},
-		Clock:     Clock{Tolerance: Duration(5 * time.Minute)},
 	}
 }
 

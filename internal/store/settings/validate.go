@@ -43,7 +43,6 @@ func (s *Settings) Validate() error {
 	s.Expiry.validate(&p)
 	s.Limits.validate(&p)
 	s.Retention.validate(&p)
-	p.within("clock.tolerance", s.Clock.Tolerance, Duration(time.Second), day)
 	if len(p) == 0 {
 		return nil
 	}
