@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
+	"strings"
 	"time"
 
 	"chancery/internal/fault"
@@ -78,6 +79,7 @@ func (r *Root) SignIssuer(o Options, spki []byte, links cert.Issuer, now time.Ti
 	links.Certificate = r.Certificate
 	tbs, err := build(o, spki, IssuerValidity, now, func(t *cert.Template, serial *big.Int) (*cert.TBS, error) {
 		t.CRLDistributionPoints, t.CAIssuers = links.CRLDistributionPoints, links.CAIssuers
+		t.FreshestCRL, t.OCSPServers = links.FreshestCRL, links.OCSPServers
 		if t.NotAfter.After(r.Certificate.NotAfter) && o.Validity == 0 {
 			t.NotAfter = r.Certificate.NotAfter
 		}
@@ -135,4 +137,26 @@ func sign(linted *cert.Linted, key crypto.Signer) (*x509.Certificate, error) {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
+}
+
+// ParseConstraints reads name constraints as an operator writes them: permitted names as "+dns:example.com" or
+// "dns:example.com", excluded ones as "-ip:10.0.0.0/8". No text at all means no constraints.
+func ParseConstraints(texts []string) (*cert.NameConstraints, error) {
+	if len(texts) == 0 {
+		return nil, nil
+	}
+	var c cert.NameConstraints
+	for _, text := range texts {
+		name, excluded := strings.CutPrefix(text, "-")
+		g, err := cert.ParseGeneralName(strings.TrimPrefix(name, "+"))
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "name constraint %q: %w", text, err)
+		}
+		if excluded {
+			c.Excluded = append(c.Excluded, g)
+		} else {
+			c.Permitted = append(c.Permitted, g)
+		}
+	}
+	return &c, nil
 }

@@ -151,3 +151,26 @@ func TestOpenRefusesAnotherKeyAndNoRoot(t *testing.T) {
 		t.Errorf("the root itself: %v", err)
 	}
 }
+
+func TestParseConstraints(t *testing.T) {
+	c, err := ParseConstraints([]string{"+dns:example.com", "dns:example.net", "-ip:10.0.0.0/8"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Permitted) != 2 || len(c.Excluded) != 1 || c.Excluded[0].String() != "ip:10.0.0.0/8" {
+		t.Errorf("got %v", c)
+	}
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"+", "-", "+ip:10.0.0.0/33", "dns:-", "dns:*.example.com", "nonsense:x"} {
+		c, err := ParseConstraints([]string{bad})
+		if err == nil {
+			_, err = New(Options{Subject: name(t, "CN=Root"), Constraints: c}, key, time.Now())
+		}
+		if !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: error %v", bad, err)
+		}
+	}
+}
