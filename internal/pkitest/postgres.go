@@ -89,15 +89,21 @@ func Postgres(tb testing.TB, settings ...string) *PostgresServer {
 	return s
 }
 
-// watcher runs the server and ends it when its standard input does. It is a process group of its own, so that a signal to the
-// test's group does not leave the server behind.
+// watcher runs the server, starts it anew after a crash for each line it reads, and ends it when its standard input does. It is a
+// process group of its own, so that a signal to the test's group does not leave the server behind.
 const watcher = `
 dir=$1; bin=$2; shift 2
 cd "$dir" || exit 1
-"$bin/postgres" -D "$dir/data" "$@" >"$dir/log" 2>&1 &
-pid=$!
-echo $pid >"$dir/pid"
-while read -r _; do :; done
+start() {
+	"$bin/postgres" -D "$dir/data" "$@" >>"$dir/log" 2>&1 &
+	pid=$!
+	echo $pid >"$dir/pid.new" && mv "$dir/pid.new" "$dir/pid"
+}
+start "$@"
+while read -r _; do
+	wait $pid
+	start "$@"
+done
 kill -QUIT $pid 2>/dev/null
 wait $pid
 cd /; rm -rf "$dir"
@@ -203,6 +209,31 @@ func (s *PostgresServer) Stop() {
 	s.stop.Close()
 	err := <-s.done
 	s.done <- err
+}
+
+// Crash ends the server as if the machine had failed; Restart starts it again on the same directory and port.
+func (s *PostgresServer) Crash() error { return syscall.Kill(s.PID, syscall.SIGQUIT) }
+
+// Restart starts the server after Crash, and returns when it answers.
+func (s *PostgresServer) Restart() error {
+	old := s.PID
+	if _, err := s.stop.WriteString("\n"); err != nil {
+		return err
+	}
+	for s.PID == old {
+		if err := s.ready(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Exec runs one statement as the administrator, on the database postgres.
+func (s *PostgresServer) Exec(tb testing.TB, query string) {
+	tb.Helper()
+	if err := s.exec(query); err != nil {
+		tb.Fatalf("%s: %v", query, err)
+	}
 }
 
 // exec runs one statement as the administrator.

@@ -202,15 +202,13 @@ func (c *postgresConn) requireStandbys(ctx context.Context) error {
 // then says COMMIT although the change may be lost with it.
 func (c *postgresConn) commit(ctx context.Context) (driver.Result, error) {
 	if c.Conn.Conn().IsClosed() {
-		return nil, driver.ErrBadConn
+		return nil, driver.ErrBadConn // nothing was sent
 	}
 	c.warning = nil
 	tag, err := c.Conn.Conn().Exec(context.WithoutCancel(ctx), "COMMIT")
 	switch {
-	case err != nil && pgconn.SafeToRetry(err):
-		return nil, driver.ErrBadConn
 	case err != nil:
-		return nil, err
+		return nil, err // never driver.ErrBadConn: pgx calls a COMMIT safe to retry whose answer it did not read
 	case c.warning != nil && tag.String() == "COMMIT":
 		return nil, fmt.Errorf("%w: the server warns: %s (%s)", ErrUnknownOutcome, c.warning.Message, c.warning.Code)
 	case tag.String() != "COMMIT":
