@@ -24,8 +24,7 @@
 //   - policies end at the first gap in their numbers,
 //   - with tls_www_server the email names are dropped; cert_signing_key, crl_signing_key, path_len and the name
 //     constraints count only with ca; with ca, and without tls_www_server, encryption_key and ipsec_ike_key are dropped,
-//   - a non-ASCII xmpp_name becomes Punycode as a whole, against RFC 6120,
-//   - an empty value of a name puts an empty name into the certificate.
+//   - empty parts of a krb5_principal are dropped.
 //
 // Also certtool's, but no trap, and so in both modes: ipsec_ike_key without signing_key adds non-repudiation to a key
 // usage that is not empty; keys other than RSA get digitalSignature instead of keyEncipherment; email, DNS and other
@@ -35,10 +34,12 @@
 // # Divergences
 //
 // In both modes refused, though certtool writes something: serial numbers that come out negative (0xff), add_extension
-// with an empty 0x value (certtool encodes uninitialised memory), object identifiers that DER cannot carry, text that is
-// not ASCII in ASN.1 types of ASCII, otherName values that are not DER, NUL, dates before 1950 (certtool writes 1940 as
-// 2040), and the date forms that package gnudate names. With an empty subject the subjectAltName is critical, as RFC
-// 5280 4.2.1.6 demands. Numbers of policies past 8 are unknown names in Strict.
+// with an empty 0x value (certtool encodes uninitialised memory), object identifiers that DER cannot carry or that have
+// leading zeros, text that is not ASCII in ASN.1 types of ASCII, a non-ASCII xmpp_name (certtool makes Punycode of the
+// whole of it, against RFC 6120), otherName values that are not DER, empty names (certtool cannot read its own
+// certificate again), NUL, dates before 1950 (certtool writes 1940 as 2040), the date forms that package gnudate names,
+// and pointers or policies beside an extension of the same kind from add_extension or the request. With an empty subject
+// the subjectAltName is critical, as RFC 5280 4.2.1.6 demands.
 //
 // RFCs: 5280 (certificate and CRL profile), 4514 (names as text), 3820 (proxy certificates), 4556 (Kerberos names), 6120
 // (XMPP addresses), 7633 (TLS feature), 7469 (the printed pin). All functions are pure and safe for concurrent use.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,19 +13,25 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
-	"golang.org/x/net/idna"
 )
 
 // maxPolicies is how many policies a template can have.
 const maxPolicies = 8
 
 var (
-	oidXMPP       = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 5}
-	oidKRB5       = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 2, 2}
-	tagGeneral    = cbasn1.Tag(27)
-	explicit      = func(n uint8) cbasn1.Tag { return cbasn1.Tag(n).ContextSpecific().Constructed() }
-	krb5Principal = int64(1) // NT-PRINCIPAL
+	oidXMPP    = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 5}
+	oidKRB5    = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 2, 2}
+	tagGeneral = cbasn1.Tag(27)
 )
+
+// The name types that certtool gives a Kerberos principal (RFC 4120 6.2, RFC 6806 5).
+const (
+	ntPrincipal       = 1
+	ntServiceInstance = 2  // krbtgt/…
+	ntEnterprise      = 10 // with an @ of its own
+)
+
+func explicit(n uint8) cbasn1.Tag { return cbasn1.Tag(n).ContextSpecific().Constructed() }
 
 func element(tag cbasn1.Tag, content []byte) []byte {
 	b := cryptobyte.NewBuilder(nil)
@@ -43,12 +50,15 @@ func (b *builder) names() error {
 	}{
 		{"dns_name", b.dnsName}, {"uri", uriName}, {"ip_address", ipAddress},
 		{"other_name", otherName}, {"other_name_octet", otherName}, {"other_name_utf8", otherName},
-		{"xmpp_name", b.xmppName}, {"krb5_principal", krb5Name}, {"email", b.emailName},
+		{"xmpp_name", xmppName}, {"krb5_principal", b.krb5Name}, {"email", b.emailName},
 	} {
 		if kind.option == "email" && b.isServer {
 			continue
 		}
 		for _, e := range b.settings[kind.option] {
+			if e.value == "" {
+				return refuse(e, "the name is empty; certtool writes a certificate that it cannot read again")
+			}
 			name, err := kind.read(e)
 			if err != nil {
 				return err
@@ -151,32 +161,37 @@ func otherName(e setting) (cert.GeneralName, error) {
 	return name, nil
 }
 
-func (b *builder) xmppName(e setting) (cert.GeneralName, error) {
-	text := e.value
-	if !isASCII(text) {
-		if b.mode == Strict {
-			return cert.GeneralName{}, refuse(e, "certtool turns the whole of %q into Punycode, which no XMPP software reads; use "+
-				"other_name_utf8 with %s", text, oidXMPP)
-		}
-		var err error
-		if text, err = idna.Punycode.ToASCII(text); err != nil {
-			return cert.GeneralName{}, refuse(e, "%q cannot be written as A-labels", e.value)
-		}
+func xmppName(e setting) (cert.GeneralName, error) {
+	if !isASCII(e.value) {
+		return cert.GeneralName{}, refuse(e, "%q is not ASCII; certtool makes Punycode of the whole of it, which no XMPP software reads; "+
+			"write the domain as A-labels (xn--…), or all of it with other_name_utf8 and %s", e.value, oidXMPP)
 	}
-	return cert.GeneralName{Kind: cert.OtherName, OtherName: oidXMPP, DER: element(cbasn1.UTF8String, []byte(text))}, nil
+	return cert.GeneralName{Kind: cert.OtherName, OtherName: oidXMPP, DER: element(cbasn1.UTF8String, []byte(e.value))}, nil
 }
 
 // krb5Name encodes a KRB5PrincipalName (RFC 4556 3.2.2) of name/instance@REALM.
-func krb5Name(e setting) (cert.GeneralName, error) {
+func (b *builder) krb5Name(e setting) (cert.GeneralName, error) {
 	principal, realm, found := cutLast(e.value, "@")
 	if !found || !isASCII(e.value) {
 		return cert.GeneralName{}, refuse(e, "%q is not an ASCII principal with a realm, such as user@REALM or host/name@REALM", e.value)
 	}
-	nameType := krb5Principal
-	var components []string
-	if principal != "" {
-		components = strings.Split(principal, "/")
+	nameType := int64(ntPrincipal)
+	components := strings.Split(principal, "/")
+	switch {
+	case b.mode == Strict && (realm == "" || slices.Contains(components, "")):
+		return cert.GeneralName{}, refuse(e, "%q has an empty part, which certtool drops", e.value)
+	case strings.Contains(principal, "@"):
+		nameType, components = ntEnterprise, []string{principal}
 	}
+	components = slices.DeleteFunc(components, func(c string) bool { return c == "" })
+	if len(components) == 2 && components[0] == "krbtgt" {
+		nameType = ntServiceInstance
+	}
+	der, err := krb5DER(realm, nameType, components)
+	return cert.GeneralName{Kind: cert.OtherName, OtherName: oidKRB5, DER: der}, err
+}
+
+func krb5DER(realm string, nameType int64, components []string) ([]byte, error) {
 	b := cryptobyte.NewBuilder(nil)
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(explicit(0), func(b *cryptobyte.Builder) { b.AddBytes(element(tagGeneral, []byte(realm))) })
@@ -193,8 +208,7 @@ func krb5Name(e setting) (cert.GeneralName, error) {
 			})
 		})
 	})
-	der, err := b.Bytes()
-	return cert.GeneralName{Kind: cert.OtherName, OtherName: oidKRB5, DER: der}, err
+	return b.Bytes()
 }
 
 func (b *builder) policies() error {

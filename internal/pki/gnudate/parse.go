@@ -156,7 +156,7 @@ func (p *parser) number() error {
 		if err := p.bare(t); err != nil {
 			return err
 		}
-		return p.amount(p.peek(0), 2)
+		return p.amountNow()
 	case p.is(1, signed):
 		return p.clock() // 10 +0200
 	}
@@ -334,7 +334,18 @@ func (p *parser) universal() error {
 	}
 	p.zones++
 	p.offset = 0
+	if p.is(0, signed) {
+		return p.amountNow()
+	}
 	return nil
+}
+
+// amountNow reads a signed amount right behind a zone or a bare number, where GNU date knows no ago.
+func (p *parser) amountNow() error {
+	if p.is(2, ago) {
+		return p.refuse("has %q behind %s %s, where GNU date refuses it; write the other sign", p.peek(2).text, p.peek(0).text, p.peek(1).text)
+	}
+	return p.amount(p.peek(0), 2)
 }
 
 // amount reads n units, then ago or hence.
