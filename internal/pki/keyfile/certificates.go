@@ -173,7 +173,7 @@ func OrderPath(certs []*x509.Certificate) ([]*x509.Certificate, error) {
 	if leaf == nil {
 		return nil, fault.New(fault.Invalid, "the certificates are not one path: each is the issuer of another")
 	}
-	path := chainFrom(leaf, all)
+	path := PathFrom(leaf, all)
 	if len(path) != len(all) {
 		for _, c := range all {
 			if !containsCertificate(path, c) {
@@ -184,9 +184,9 @@ func OrderPath(certs []*x509.Certificate) ([]*x509.Certificate, error) {
 	return path, nil
 }
 
-// chainFrom follows issuers among candidates from leaf upwards, as far as they go. Where two candidates bear the issuer's
+// PathFrom follows issuers among candidates from leaf upwards, as far as they go. Where two candidates bear the issuer's
 // name the one whose key made the signature is taken.
-func chainFrom(leaf *x509.Certificate, candidates []*x509.Certificate) []*x509.Certificate {
+func PathFrom(leaf *x509.Certificate, candidates []*x509.Certificate) []*x509.Certificate {
 	bySubject := make(map[string][]*x509.Certificate)
 	for _, c := range candidates {
 		bySubject[string(c.RawSubject)] = append(bySubject[string(c.RawSubject)], c)

@@ -374,7 +374,7 @@ func (r *reader12) entries() ([]Entry, error) {
 		}
 		e := Entry{Alias: b.name, Key: b.key}
 		if leaf := r.leafOf(b); leaf != nil {
-			e.Chain = chainFrom(leaf, certs)
+			e.Chain = PathFrom(leaf, certs)
 			if e.Alias == "" {
 				e.Alias = names[string(leaf.Raw)]
 			}
