@@ -127,6 +127,20 @@ func (t Table) Insert(ctx context.Context, tx *Tx, rows [][]any) error {
 	return nil
 }
 
+// Only is the table as somebody else knows it: with these columns, in this order. A column that is left out must take
+// NULL, or Insert will fail.
+func (t Table) Only(names []string) (Table, error) {
+	only := Table{Name: t.Name, Key: t.Key, parents: t.parents}
+	for _, name := range names {
+		i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name })
+		if i < 0 {
+			return Table{}, fmt.Errorf("table %s has no column %q", t.Name, name)
+		}
+		only.Columns = append(only.Columns, t.Columns[i])
+	}
+	return only, nil
+}
+
 // Count counts the rows.
 func (t Table) Count(ctx context.Context, tx *Tx) (n int64, err error) {
 	return n, tx.QueryRow(ctx, "SELECT COUNT(*) FROM "+t.Name).Scan(&n)

@@ -1,0 +1,227 @@
+// Package backup writes the whole authority into one encrypted file while it goes on issuing, and loads such a file into
+// an empty database.
+//
+// A backup is an age file (age-encryption.org/v1) for the authority's recovery recipient, so only the offline recovery key
+// opens it. It holds every table as it stood at one moment: issuers and their sealed keys, certificates, revocations,
+// requests, settings, the audit. The keys in it are sealed once more, each wrapped to nodes and to the recovery recipient.
+//
+// It copies tables through the database layer and does not know what they mean.
+package backup
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"filippo.io/age"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+	"chancery/internal/store/schema"
+)
+
+// notCopied are tables whose rows mean nothing in another life of the authority: leases and the clock belong to nodes that
+// run, and the migrations of the new database are its own.
+var notCopied = []string{"leases", "clock", "schema_version"}
+
+// Write streams a backup of d to w. It reads one state of the database; writers go on meanwhile.
+func Write(ctx context.Context, w io.Writer, d *db.DB, recipient string, header Header) error {
+	to, err := age.ParseX25519Recipient(recipient)
+	if err != nil {
+		return fmt.Errorf("parse recovery recipient: %w", err)
+	}
+	if header.Schema, err = schema.Version(ctx, d); err != nil {
+		return err
+	}
+	header.Engine, header.At = string(d.Dialect()), time.Now().UTC()
+	sealed, err := age.Encrypt(w, to)
+	if err != nil {
+		return fmt.Errorf("begin backup: %w", err)
+	}
+	e := &encoder{w: bufio.NewWriterSize(sealed, 1<<16)}
+	if err := d.ReadSnapshot(ctx, func(tx *db.Tx) error { return e.database(ctx, tx, header) }); err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	if err := e.w.Flush(); err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	if err := sealed.Close(); err != nil {
+		return fmt.Errorf("finish backup: %w", err)
+	}
+	return nil
+}
+
+func (e *encoder) database(ctx context.Context, tx *db.Tx, header Header) error {
+	if _, err := e.w.WriteString(magic); err != nil {
+		return err
+	}
+	if err := e.frame(header); err != nil {
+		return err
+	}
+	tables, err := db.Tables(ctx, tx)
+	if err != nil {
+		return err
+	}
+	end := trailer{Rows: map[string]int64{}}
+	for _, table := range tables {
+		if slices.Contains(notCopied, table.Name) {
+			continue
+		}
+		if end.Rows[table.Name], err = e.table(ctx, tx, table); err != nil {
+			return fmt.Errorf("table %s: %w", table.Name, err)
+		}
+		end.Tables++
+	}
+	// A frame without a name tells the trailer from a table.
+	if err := e.frame(tableFrame{}); err != nil {
+		return err
+	}
+	return e.frame(end)
+}
+
+func (e *encoder) table(ctx context.Context, tx *db.Tx, table db.Table) (rows int64, err error) {
+	f := tableFrame{Name: table.Name}
+	for _, c := range table.Columns {
+		f.Columns = append(f.Columns, c.Name)
+	}
+	if err := e.frame(f); err != nil {
+		return 0, err
+	}
+	for row, err := range table.Rows(ctx, tx) {
+		if err != nil {
+			return 0, err
+		}
+		if err := e.row(row); err != nil {
+			return 0, err
+		}
+		rows++
+	}
+	return rows, e.endTable()
+}
+
+// Open decrypts a backup and reads its header; what follows is for Load.
+func Open(r io.Reader, identity age.Identity) (*Source, error) {
+	plain, err := age.Decrypt(r, identity)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the backup does not open with this recovery key: %w", err)
+	}
+	d := &decoder{r: bufio.NewReaderSize(plain, 1<<16)}
+	line, err := d.bytes(len(magic))
+	if err != nil {
+		return nil, broken("first line", err)
+	}
+	if string(line) != magic {
+		return nil, fault.New(fault.Invalid, "the file is no backup of this format: it begins with %q, not with %q", line, magic)
+	}
+	s := &Source{decoder: d}
+	if err := d.frame("header", &s.Header); err != nil {
+		return nil, err
+	}
+	if newest := schema.Newest(); s.Header.Schema > newest {
+		return nil, fault.New(fault.Invalid, "the backup is of a later release: its schema is %d, this program knows %d", s.Header.Schema, newest).
+			WithHint("restore with release %s or later", s.Header.Version)
+	}
+	return s, nil
+}
+
+// Source is an opened backup.
+type Source struct {
+	Header Header
+	*decoder
+}
+
+// Load fills an empty, migrated database in the caller's transaction and returns how many rows it wrote.
+func (s *Source) Load(ctx context.Context, tx *db.Tx) (rows int64, err error) {
+	tables, err := db.Tables(ctx, tx)
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range tables {
+		if slices.Contains(notCopied, t.Name) {
+			continue
+		}
+		n, err := t.Count(ctx, tx)
+		if err != nil {
+			return 0, err
+		}
+		if n > 0 {
+			return 0, fault.New(fault.Conflict, "the database is not empty: table %s has %d rows; restore into a new one", t.Name, n)
+		}
+	}
+	loaded := trailer{Rows: map[string]int64{}}
+	for {
+		var f tableFrame
+		if err := s.frame("table", &f); err != nil {
+			return 0, err
+		}
+		if f.Name == "" {
+			break
+		}
+		n, err := s.table(ctx, tx, f, tables)
+		if err != nil {
+			return 0, err
+		}
+		if _, twice := loaded.Rows[f.Name]; twice {
+			return 0, broken("table "+f.Name, fmt.Errorf("it comes twice"))
+		}
+		loaded.Rows[f.Name] = n
+		loaded.Tables++
+		rows += n
+	}
+	return rows, s.end(loaded)
+}
+
+// end compares what was read with what the writer counted, and wants nothing behind it.
+func (s *Source) end(loaded trailer) error {
+	var want trailer
+	if err := s.frame("trailer", &want); err != nil {
+		return err
+	}
+	if want.Tables != loaded.Tables {
+		return broken("trailer", fmt.Errorf("%d tables were written, %d read", want.Tables, loaded.Tables))
+	}
+	for name, n := range want.Rows {
+		if loaded.Rows[name] != n {
+			return broken("trailer", fmt.Errorf("table %s was written with %d rows, %d were read", name, n, loaded.Rows[name]))
+		}
+	}
+	if _, err := s.r.ReadByte(); err != io.EOF {
+		return broken("end", fmt.Errorf("something follows the trailer"))
+	}
+	return nil
+}
+
+func (s *Source) table(ctx context.Context, tx *db.Tx, f tableFrame, tables []db.Table) (rows int64, err error) {
+	i := slices.IndexFunc(tables, func(t db.Table) bool { return t.Name == f.Name })
+	if i < 0 || slices.Contains(notCopied, f.Name) {
+		return 0, fault.New(fault.Invalid, "the backup has a table %s, which this release does not know", f.Name)
+	}
+	table, err := tables[i].Only(f.Columns)
+	if err != nil {
+		return 0, err
+	}
+	const step = 200
+	var batch [][]any
+	for {
+		row, err := s.row(len(f.Columns))
+		if err != nil {
+			return 0, err
+		}
+		if row != nil {
+			batch = append(batch, row)
+		}
+		if len(batch) == step || (row == nil && len(batch) > 0) {
+			if err := table.Insert(ctx, tx, batch); err != nil {
+				return 0, err
+			}
+			rows += int64(len(batch))
+			batch = batch[:0]
+		}
+		if row == nil {
+			return rows, nil
+		}
+	}
+}
