@@ -26,7 +26,7 @@ import (
 
 // authority is a whole authority behind a real TLS listener.
 type authority struct {
-	t        *testing.T
+	t        testing.TB
 	db       *db.DB
 	services api.Services
 	api      *api.Server
@@ -53,7 +53,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func newAuthority(t *testing.T, d *db.DB) *authority {
+func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
 	a := &authority{t: t, db: d, log: &lockedBuffer{}, tokens: map[access.Role]string{}}
 	log, err := audit.New(d, "n1")
