@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/checkpoint"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/settings"
+)
+
+const (
+	checkpointEvery = 5 * time.Minute
+	auditLeaseTime  = 2 * time.Minute
+)
+
+// checkpoints signs the audit's checkpoints, and prunes what the settings let go, under the audit's lease.
+type checkpoints struct {
+	db       *db.DB
+	log      *audit.Log
+	keys     *keys.Store
+	settings *settings.Store
+	logger   *slog.Logger
+}
+
+// Sign signs a checkpoint now. Only one node may at a time; another is told who that is.
+func (c *checkpoints) Sign(ctx context.Context) (*checkpoint.Signed, error) {
+	lease, err := c.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.sign(ctx, lease, time.Now())
+}
+
+func (c *checkpoints) acquire(ctx context.Context) (db.Lease, error) {
+	lease, ok, err := c.db.Acquire(ctx, audit.Lease, c.log.Node(), auditLeaseTime)
+	if err == nil && !ok {
+		err = fault.New(fault.Conflict, "node %s signs the audit's checkpoints, until %v", lease.Holder, lease.Expires.UTC()).
+			WithHint("ask that node")
+	}
+	return lease, err
+}
+
+func (c *checkpoints) sign(ctx context.Context, lease db.Lease, now time.Time) (*checkpoint.Signed, error) {
+	set, err := c.settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.db.CheckClock(now); err != nil {
+		return nil, err
+	}
+	found, err := c.keys.Find(ctx, keys.Audit, "")
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fault.New(fault.NotFound, "the authority has no key for audit checkpoints")
+	}
+	signer, err := c.keys.Signer(ctx, found[0].ID)
+	if err != nil {
+		return nil, fmt.Errorf("open the audit key: %w", err)
+	}
+	return c.log.Checkpoint(ctx, lease, set.Authority, now, signer)
+}
+
+// Run signs every few minutes, while this node holds the lease.
+func (c *checkpoints) Run(ctx context.Context) error {
+	return every(ctx, checkpointEvery, func(ctx context.Context, now time.Time) {
+		lease, err := c.acquire(ctx)
+		if fault.Is(err, fault.Conflict) {
+			return // another node does it
+		}
+		if err == nil {
+			_, err = c.sign(ctx, lease, now)
+		}
+		if err == nil {
+			err = c.prune(ctx, lease, now)
+		}
+		if err != nil && ctx.Err() == nil {
+			c.logger.Error("the audit's checkpoint was not signed", "error", err)
+		}
+	})
+}
+
+func (c *checkpoints) prune(ctx context.Context, lease db.Lease, now time.Time) error {
+	set, err := c.settings.Get(ctx)
+	if err != nil || set.Retention.Audit == 0 {
+		return err
+	}
+	n, err := c.log.Prune(ctx, lease, now.Add(-set.Retention.Audit.Std()), "system:"+c.log.Node(), now)
+	if n > 0 {
+		c.logger.Info("audit events pruned", "events", n)
+	}
+	return err
+}
+
+// every calls work at once and then each interval, until ctx ends.
+func every(ctx context.Context, interval time.Duration, work func(context.Context, time.Time)) error {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		work(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}

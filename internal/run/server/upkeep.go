@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/once"
+	"chancery/internal/store/settings"
+)
+
+const (
+	heartbeatEvery = 5 * time.Second
+	pruneEvery     = 10 * time.Minute
+	pruneRows      = 500 // in one transaction, so that no caller waits long behind it
+)
+
+// heartbeat writes the time that the authority has seen, and says once when the clock is behind it, and once when it no
+// longer is.
+func heartbeat(ctx context.Context, d *db.DB, logger *slog.Logger) error {
+	behind := false
+	return every(ctx, heartbeatEvery, func(ctx context.Context, now time.Time) {
+		err := d.Heartbeat(ctx, now)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil && !behind:
+			behind = true
+			logger.Error("heartbeat", "error", err)
+		case err == nil && behind:
+			behind = false
+			logger.Info("heartbeat: all is well again")
+		}
+	})
+}
+
+// pruner removes rows that nothing needs any more, as the settings' retention says.
+type pruner struct {
+	db       *db.DB
+	settings *settings.Store
+	access   *access.Store
+	logger   *slog.Logger
+}
+
+// Run prunes now and then. Every node does it: two that meet remove the same rows, and neither harms.
+func (p *pruner) Run(ctx context.Context) error {
+	return every(ctx, pruneEvery, func(ctx context.Context, now time.Time) {
+		if err := p.prune(ctx, now); err != nil && ctx.Err() == nil {
+			p.logger.Error("prune", "error", err)
+		}
+	})
+}
+
+func (p *pruner) prune(ctx context.Context, now time.Time) error {
+	set, err := p.settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	if keep := set.Retention.Idempotency.Std(); keep > 0 {
+		err := whole(func() (n int64, err error) {
+			err = p.db.Tx(ctx, func(tx *db.Tx) error {
+				n, err = once.Prune(ctx, tx, now.Add(-keep), pruneRows)
+				return err
+			})
+			return n, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return whole(func() (int64, error) { return p.access.PruneTokens(ctx, now, pruneRows) })
+}
+
+// whole repeats a bounded removal until it finds less than it may remove.
+func whole(remove func() (int64, error)) error {
+	for {
+		n, err := remove()
+		if err != nil || n < pruneRows {
+			return err
+		}
+	}
+}
