@@ -169,6 +169,7 @@ var parityCases = []parityCase{
 	{template: "unit = y\n1cn = x\n", strict: "unexpected character"}, {template: "\xef\xbb\xbfcn = x\n", strict: "unexpected character"},
 	{template: "foo = x\nunit = y\n", strict: "no option foo"}, {template: "CN = x\nunit = y\n", strict: "write cn"}, {template: "cn:x\nunit = y\n", strict: "write cn = x"},
 	{template: "cn-x = a\ncn^x = b\n_cn = c\nunit = y\n", strict: "no option cn-x"}, {template: "Policy1 = 1.2.3\npolicyx = 1\nunit = y\n", strict: "write policy1"},
+	{template: "CN = a\ncn = b\nCN = c\nCA\nca\nfoo = x\nca\n", strict: "write cn"}, {template: "policy1 = 1.2.3\npolicy1 = 1.2.4\ncn = x\n", strict: "may stand once"},
 	{template: "cn = h1\ncn = h2\nunit = y\nsigning_key\nsigning_key\n", strict: "may stand once"}, {template: "cn\nunit = x\n", strict: "needs a value", refused: true},
 	{template: "cn = \"\"\nunit = x\n", strict: "needs a value", refused: true}, {template: "unit =\ncn = x\n", strict: "needs a value", refused: true},
 	{template: "cn = x\nunit = \xff\n", strict: "UTF-8", refused: true}, {template: "cn = x\nunti = y\n", strict: "did you mean unit"},

@@ -62,13 +62,6 @@ func kindOf(name string) (optionKind, bool) {
 	return 0, false
 }
 
-// silentlyIgnored reports whether certtool drops the unknown name without a warning.
-func silentlyIgnored(name string) bool {
-	lower := strings.ToLower(name)
-	_, known := kindOf(lower)
-	return known || strings.HasPrefix(lower, "policy")
-}
-
 // nearest returns the option whose name is most like name, for the refusal; "" if none is near.
 func nearest(name string) string {
 	name = strings.ToLower(strings.Trim(name, "-_:^"))

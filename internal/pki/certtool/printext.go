@@ -65,7 +65,11 @@ func (p *printer) extension(x cert.Extension) {
 			return
 		}
 	}
-	p.line(2, "Unknown extension %s (%s):", x.ID, critical)
+	p.unknownExtension(x)
+}
+
+func (p *printer) unknownExtension(x cert.Extension) {
+	p.line(2, "Unknown extension %s (%s):", x.ID, criticalText(x.Critical))
 	p.line(3, "ASCII: %s", asciiText(x.Value))
 	p.line(3, "Hexdump: %x", x.Value)
 }

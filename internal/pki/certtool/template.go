@@ -50,27 +50,21 @@ func Parse(text []byte, mode Mode) (*Template, []Warning, error) {
 	}
 	t := &Template{mode: mode, settings: make(map[string][]setting)}
 	var warnings []Warning
+	seen := map[string]bool{}
 	for _, e := range settings {
 		if !utf8.ValidString(e.value) {
 			return nil, nil, refuseAt(e.valueAt, "the value of %s is not UTF-8", e.name)
 		}
 		kind, known := kindOf(e.name)
-		if !known {
-			if err := t.unknown(e, &warnings); err != nil {
+		if mode == Compat {
+			warnings = append(warnings, warningsAbout(e, seen)...)
+		} else if !known {
+			return nil, nil, refuseUnknown(e)
+		}
+		if known {
+			if err := t.add(e, kind); err != nil {
 				return nil, nil, err
 			}
-			continue
-		}
-		if err := t.add(e, kind); err != nil {
-			return nil, nil, err
-		}
-	}
-	for _, o := range options {
-		if values := t.settings[o.name]; o.kind != multi && len(values) > 1 {
-			at := values[1].at
-			warnings = append(warnings, Warning{at.line, at.column,
-				fmt.Sprintf("multiple options found for '%s'; only the first will be taken into account.", o.name)})
-			t.settings[o.name] = values[:1]
 		}
 	}
 	if mode == Strict {
@@ -87,13 +81,24 @@ func positionOf(text string, offset int) position {
 	return position{1 + strings.Count(before, "\n"), 1 + utf8.RuneCountInString(before[start:])}
 }
 
-func (t *Template) unknown(e setting, warnings *[]Warning) error {
-	if t.mode == Compat {
-		if !silentlyIgnored(e.name) {
-			*warnings = append(*warnings, Warning{e.at.line, e.at.column, fmt.Sprintf("skipping unknown option '%s'", e.name)})
-		}
-		return nil
+// warningsAbout are certtool's warnings. It compares names without regard to case here, though not when it looks values
+// up, and says nothing of policies.
+func warningsAbout(e setting, seen map[string]bool) []Warning {
+	name := strings.ToLower(e.name)
+	kind, known := kindOf(name)
+	repeated := seen[name]
+	seen[name] = true
+	switch {
+	case strings.HasPrefix(name, "policy"):
+	case !known:
+		return []Warning{{e.at.line, e.at.column, fmt.Sprintf("skipping unknown option '%s'", e.name)}}
+	case kind != multi && repeated:
+		return []Warning{{e.at.line, e.at.column, fmt.Sprintf("multiple options found for '%s'; only the first will be taken into account.", name)}}
 	}
+	return nil
+}
+
+func refuseUnknown(e setting) error {
 	if lower := strings.ToLower(e.name); lower != e.name {
 		if _, known := kindOf(lower); known {
 			return refuseAt(e.at, "certtool silently ignores %s, because option names are in lower case; write %s", e.name, lower)
@@ -113,7 +118,7 @@ func (t *Template) unknown(e setting, warnings *[]Warning) error {
 func (t *Template) add(e setting, kind optionKind) error {
 	before := t.settings[e.name]
 	if t.mode == Compat {
-		if kind != multi || len(before) < maxValues { // the 129th value goes without a warning
+		if len(before) == 0 || kind == multi && len(before) < maxValues { // the 129th value goes without a warning
 			t.settings[e.name] = append(before, e)
 		}
 		return nil
