@@ -61,8 +61,8 @@ CREATE TABLE certificate_name (
 );
 
 -- One row per certificate that was ever revoked or held. entry is the element of revokedCertificates as it stands in a
--- CRL; for a released hold it is the removeFromCRL entry, which only delta CRLs carry. change orders all that happened
--- under one issuer.
+-- CRL; for a released hold, whose state is valid, it is the removeFromCRL entry, which only delta CRLs carry. change orders
+-- all that happened under one issuer.
 CREATE TABLE revocation (
     certificate BIGINT NOT NULL PRIMARY KEY,
     issuer BIGINT NOT NULL,
@@ -76,7 +76,7 @@ CREATE TABLE revocation (
     entry BYTEA NOT NULL
 );
 
-CREATE INDEX revocation_crl ON revocation (issuer, crl_partition, change);
+CREATE INDEX revocation_crl ON revocation (issuer, crl_partition, state, change);
 
 CREATE UNIQUE INDEX revocation_by_change ON revocation (issuer, change);
 
