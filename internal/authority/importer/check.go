@@ -51,6 +51,9 @@ func (c *CA) check(now time.Time) error {
 	if len(x.SubjectKeyId) == 0 {
 		c.warn("the CA certificate has no subjectKeyIdentifier: certificates under it cannot name its key")
 	}
+	if len(x.ExtKeyUsage)+len(x.UnknownExtKeyUsage) > 0 {
+		c.warn("the CA certificate has an extKeyUsage: many consumers limit the certificates under it to those purposes")
+	}
 	reasons = append(reasons, c.checkAbove(now)...)
 	if len(reasons) > 0 {
 		return fault.New(fault.Invalid, "CA %q cannot be imported: %s", x.Subject, strings.Join(reasons, "; "))

@@ -250,6 +250,14 @@ func TestCerttoolCA(t *testing.T) {
 			t.Errorf("%s: %d issued, CRL number %v, warnings %q, subject %q", name, len(c.Issued), c.CRLNumber, c.Warnings, c.Issued[0].Subject)
 		}
 	}
+	d.write("host.info", "cn = host2\nserial = 7\n")
+	d.run("certtool", "--generate-certificate", "--template", "host.info", "--load-privkey", "host.key", "--load-ca-certificate", ca,
+		"--load-ca-privkey", key, "--outfile", "host2.pem")
+	_, err := FromFiles(Files{Certificate: d.read(ca), Key: d.read(key), Issued: [][]byte{d.read("host.pem"), d.read("host.pem"),
+		d.read("host2.pem")}}, time.Now())
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "two different certificates") {
+		t.Errorf("one serial twice: %v", err)
+	}
 	if _, err := Read(Source{CA: d.file("ca.p12"), Password: []byte("wrong")}, time.Now()); err == nil {
 		t.Error("a wrong password passes")
 	}
@@ -264,6 +272,8 @@ func TestIntermediate(t *testing.T) {
 	d := newDir(t)
 	d.write("ext", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n")
 	d.run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "root.key", "-out", "root.pem", "-sha1", "-subj", "/CN=Root")
+	d.write("zero", "basicConstraints=critical,CA:TRUE,pathlen:0\n")
+	d.run("openssl", "req", "-new", "-key", "root.key", "-out", "root.csr", "-subj", "/CN=Root")
 	d.run("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", "sub.key", "-out", "sub.csr", "-subj", "/CN=Sub")
 	sign := func(hash, out string) {
 		d.run("openssl", "x509", "-req", "-in", "sub.csr", "-CA", "root.pem", "-CAkey", "root.key", "-CAcreateserial", "-extfile", "ext", "-"+hash,
@@ -280,6 +290,11 @@ func TestIntermediate(t *testing.T) {
 	if err != nil || !warns(c, "without its root") {
 		t.Errorf("without its root: %v", err)
 	}
+	d.run("openssl", "x509", "-req", "-in", "root.csr", "-signkey", "root.key", "-extfile", "zero", "-out", "root0.pem")
+	_, err = FromFiles(Files{Certificate: d.read("sub.pem"), Chain: d.read("root0.pem"), Key: d.read("sub.key")}, time.Now())
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "allows 0 CAs below itself") {
+		t.Errorf("under a root with pathlen:0: %v", err)
+	}
 	_, err = FromFiles(Files{Certificate: d.read("weak.pem"), Chain: d.read("root.pem"), Key: d.read("sub.key")}, time.Now())
 	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "SHA-1") {
 		t.Errorf("signed with SHA-1: %v", err)
@@ -289,15 +304,15 @@ func TestIntermediate(t *testing.T) {
 func TestRefusedCAs(t *testing.T) {
 	t.Parallel()
 	d := newDir(t)
-	make := func(name, bits string, args ...string) {
+	selfSigned := func(name, bits string, args ...string) {
 		d.run("openssl", append([]string{"req", "-x509", "-newkey", "rsa:" + bits, "-nodes", "-keyout", name + ".key", "-out", name + ".pem",
 			"-subj", "/CN=" + name}, args...)...)
 	}
-	make("good", "2048")
-	make("leaf", "2048", "-addext", "basicConstraints=critical,CA:FALSE")
-	make("usage", "2048", "-addext", "keyUsage=digitalSignature,cRLSign")
-	make("nocrl", "2048", "-addext", "keyUsage=keyCertSign")
-	make("small", "1024")
+	selfSigned("good", "2048")
+	selfSigned("leaf", "2048", "-addext", "basicConstraints=critical,CA:FALSE")
+	selfSigned("usage", "2048", "-addext", "keyUsage=digitalSignature,cRLSign")
+	selfSigned("nocrl", "2048", "-addext", "keyUsage=keyCertSign")
+	selfSigned("small", "1024")
 	for _, tc := range []struct {
 		name, certificate, key string
 		now                    time.Time
@@ -334,7 +349,7 @@ func TestDamagedDirectories(t *testing.T) {
 	good := string(d.read("index.txt"))
 	for _, tc := range []struct {
 		name   string
-		break_ func()
+		damage func()
 		want   string
 	}{
 		{"a foreign certificate in newcerts", func() { d.write("newcerts/1001.pem", string(foreign.read("newcerts/1001.pem"))) }, "was not signed by"},
@@ -350,7 +365,7 @@ func TestDamagedDirectories(t *testing.T) {
 		for _, name := range []string{"newcerts/1001.pem", "index.txt", "serial", "crlnumber", "private/cakey.pem"} {
 			saved[name] = d.read(name)
 		}
-		tc.break_()
+		tc.damage()
 		_, err := Read(Source{CA: d.path}, time.Now())
 		if err == nil || fault.KindOf(err) == fault.Internal || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v", tc.name, err)

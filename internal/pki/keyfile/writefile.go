@@ -15,7 +15,7 @@ import (
 // on disk, and has exactly the mode given less the umask; it never had a wider one. When it returns an error, or the
 // power fails, there is no file at path, or the whole one.
 //
-// The system calls: open(temporary, O_CREAT|O_EXCL|O_NOFOLLOW, mode), write, fsync, link(temporary, path),
+// The system calls: open(temporary, O_CREAT|O_EXCL, mode), write, fsync, link(temporary, path),
 // unlink(temporary), fsync(directory). A file system without hard links gets open(path, O_CREAT|O_EXCL) instead, and there
 // a power failure can leave an incomplete file.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
