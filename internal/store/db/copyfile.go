@@ -41,6 +41,11 @@ func (d *DB) vacuumInto(ctx context.Context, path string) error {
 		return err
 	}
 	defer conn.Close()
+	// The source is only read, but query_only forbids the statement all the same.
+	if _, err := conn.ExecContext(ctx, "PRAGMA query_only = 0"); err != nil {
+		return err
+	}
+	defer discard(conn)
 	_, err = conn.ExecContext(ctx, "VACUUM INTO '"+strings.ReplaceAll(path, "'", "''")+"'")
 	return err
 }

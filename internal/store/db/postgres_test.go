@@ -16,7 +16,7 @@ import (
 	"chancery/internal/store/db"
 )
 
-// waiting counts the sessions of the server that wait for a synchronous standby, until there are n.
+// awaitSyncWait returns when n sessions of the server wait for a synchronous standby, and names one of them.
 func awaitSyncWait(t *testing.T, s *pkitest.PostgresServer, n int) (pid int) {
 	t.Helper()
 	pool, err := sql.Open("pgx", s.URL("postgres"))
@@ -24,9 +24,11 @@ func awaitSyncWait(t *testing.T, s *pkitest.PostgresServer, n int) (pid int) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
 	for {
 		var have int
-		err := pool.QueryRowContext(t.Context(), "SELECT COUNT(*), COALESCE(MAX(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").Scan(&have, &pid)
+		err := pool.QueryRowContext(ctx, "SELECT COUNT(*), COALESCE(MAX(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").Scan(&have, &pid)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,6 +40,7 @@ func awaitSyncWait(t *testing.T, s *pkitest.PostgresServer, n int) (pid int) {
 
 // TestCancelledWaitForTheStandbyIsNoSuccess: PostgreSQL reports a COMMIT whose wait was cancelled as done, with a warning only.
 func TestCancelledWaitForTheStandbyIsNoSuccess(t *testing.T) {
+	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_standby_names=ghost", "synchronous_commit=local")
 	d := pkitest.Open(t, db.Options{URL: s.URL("postgres")})
 	makeTable(t, d) // with the server's own setting, which does not wait
@@ -88,6 +91,7 @@ func awaitSetting(t *testing.T, s *pkitest.PostgresServer) {
 // TestImpatienceSendsNoCancelRequest: a COMMIT without an answer is given up by closing the connection; the server goes on waiting,
 // and the row appears when the standby does.
 func TestImpatienceSendsNoCancelRequest(t *testing.T) {
+	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_commit=local")
 	d := pkitest.Open(t, db.Options{URL: s.URL("postgres"), Patience: 300 * time.Millisecond})
 	makeTable(t, d) // with the server's own setting, which does not wait
@@ -106,11 +110,15 @@ func TestImpatienceSendsNoCancelRequest(t *testing.T) {
 	s.Exec(t, "ALTER SYSTEM RESET synchronous_standby_names")
 	s.Exec(t, "SELECT pg_reload_conf()")
 	awaitSyncWait(t, s, 0)
-	for count(t, d) != 1 {
+	for deadline := time.Now().Add(20 * time.Second); count(t, d) != 1; {
+		if time.Now().After(deadline) {
+			t.Fatal("the row did not appear")
+		}
 	}
 }
 
 func TestSynchronousNeedsAStandbyName(t *testing.T) {
+	t.Parallel()
 	url := pkitest.URL(t, db.Postgres)
 	d := pkitest.Open(t, db.Options{URL: url, Durability: db.Synchronous})
 	err := d.Tx(t.Context(), func(*db.Tx) error { return nil })
@@ -139,6 +147,7 @@ func mustReport(t *testing.T, d *db.DB) db.DurabilityReport {
 
 // TestSessionWaitsForWhatWasAsked looks at the setting inside write transactions.
 func TestSessionWaitsForWhatWasAsked(t *testing.T) {
+	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_standby_names=ghost", "synchronous_commit=local")
 	d := pkitest.Open(t, db.Options{URL: s.URL("postgres")})
 	for v, want := range map[db.Durability]string{db.Local: "on", db.Synchronous: "remote_apply", db.Provider: "local"} {
@@ -155,6 +164,7 @@ func TestSessionWaitsForWhatWasAsked(t *testing.T) {
 
 // TestServerCrashes: what was acknowledged is there after a crash in the middle of COMMIT, and the handle goes on.
 func TestServerCrashes(t *testing.T) {
+	t.Parallel()
 	s := pkitest.Postgres(t)
 	var faults pkitest.Faults
 	d := pkitest.Open(t, db.Options{URL: s.TCP("postgres"), Wrap: faults.Wrap})
@@ -221,6 +231,7 @@ func TestServerAwayIsUnavailable(t *testing.T) {
 
 // TestSeveralHosts: the URL lists a dead host first.
 func TestSeveralHosts(t *testing.T) {
+	t.Parallel()
 	s := pkitest.Postgres(t)
 	dead, err := pkitest.FreePort()
 	if err != nil {
