@@ -25,6 +25,7 @@ type Store struct {
 	log  *audit.Log
 	self string // the recipient that this node is
 	node *NodeKey
+	most int // keys that are kept opened
 
 	mu     sync.Mutex // guards what follows
 	opened map[string]*list.Element
@@ -42,7 +43,7 @@ const maxOpened = 1024
 
 // New returns the store of the node whose recipient id is self and whose key is node.
 func New(d *db.DB, log *audit.Log, self string, node *NodeKey) *Store {
-	return &Store{db: d, log: log, self: self, node: node, opened: map[string]*list.Element{}, recent: list.New()}
+	return &Store{db: d, log: log, self: self, node: node, most: maxOpened, opened: map[string]*list.Element{}, recent: list.New()}
 }
 
 // Self is the recipient id of this node.
@@ -142,7 +143,7 @@ func (s *Store) Signer(ctx context.Context, id string) (crypto.Signer, error) {
 	}
 	if epoch == s.epoch {
 		s.opened[id] = s.recent.PushFront(&cached{id, key})
-		if s.recent.Len() > maxOpened {
+		if s.recent.Len() > s.most {
 			oldest := s.recent.Remove(s.recent.Back()).(*cached)
 			delete(s.opened, oldest.id)
 		}
