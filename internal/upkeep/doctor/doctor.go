@@ -1,0 +1,217 @@
+// Package doctor looks for what will hurt before it hurts: keys and their wraps, the files of a node, the database, the
+// clock, issuers and their CRLs, and single files. Each finding names what was seen and the command that mends it.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/finding"
+)
+
+// Node is what a node's doctor looks at.
+type Node struct {
+	Dir    datadir.Dir
+	DB     *db.DB
+	Keys   *keys.Store
+	Issuer IssuerLook // nil leaves issuers and CRLs out
+}
+
+// IssuerLook lists the issuers with the end of their newest CRL.
+type IssuerLook func(ctx context.Context) ([]IssuerState, error)
+
+// IssuerState is how an issuer stands.
+type IssuerState struct {
+	Name       string
+	Root       bool
+	Online     bool // the authority holds its key
+	Retired    bool
+	Pending    bool
+	NotAfter   time.Time
+	NextUpdate time.Time // of its newest CRL; zero where it has none
+}
+
+// Look looks at a node.
+func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
+	looks := map[string]finding.Look{
+		"keys.wraps": func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
+		"files":      func(tell func(finding.Finding)) error { return n.files(tell) },
+		"offline":    func(tell func(finding.Finding)) error { return n.offline(tell) },
+		"database":   func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
+		"clock":      func(tell func(finding.Finding)) error { return n.clock(now, tell) },
+		"issuers":    func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
+	}
+	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
+	if n.Issuer != nil {
+		order = append(order, "issuers")
+	}
+	return finding.Run(looks, order...)
+}
+
+// Wraps holds the sealed keys against the rule of who may open them. With a recovery key, its wraps are opened as well.
+func Wraps(ctx context.Context, store *keys.Store, recovery *keys.Recovery, tell func(finding.Finding)) error {
+	wrong, checked, err := store.Check(ctx, recovery)
+	if err != nil {
+		return err
+	}
+	for _, f := range wrong {
+		tell(finding.Finding{
+			Level: finding.Error, Object: f.Key, Message: fmt.Sprintf("%s: %s", f.Rule, f.Message),
+			Hint: "restore from a backup with the recovery key, or re-key the issuer",
+		})
+	}
+	if checked.Keys == 0 {
+		return errors.New("the store holds no key")
+	}
+	if len(wrong) == 0 {
+		tell(finding.Finding{
+			Level: finding.OK, Message: fmt.Sprintf("%d keys, %d wraps, %d opened", checked.Keys, checked.Wraps, checked.Opened),
+		})
+	}
+	return nil
+}
+
+// files checks the modes of what must not be read by others.
+func (n *Node) files(tell func(finding.Finding)) error {
+	config, err := n.Dir.Load()
+	if err != nil {
+		return err
+	}
+	secret := []string{n.Dir.NodeKey(), n.Dir.AdminKey()}
+	if config.DatabaseFile == "" {
+		secret = append(secret, n.Dir.Database())
+	}
+	wrong := false
+	for _, path := range append(secret, string(n.Dir)) {
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) && path == n.Dir.AdminKey() {
+			continue // an administrator may well keep it elsewhere
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode().Perm()&0o077 != 0 {
+			wrong = true
+			tell(finding.Finding{
+				Level: finding.Error, Object: path, Message: fmt.Sprintf("it has mode %04o, and others than its owner may reach it", st.Mode().Perm()),
+				Hint: "chmod go= " + path,
+			})
+		}
+	}
+	if !wrong {
+		tell(finding.Finding{Level: finding.OK, Object: string(n.Dir), Message: fmt.Sprintf("%d files are the owner's alone", len(secret))})
+	}
+	return nil
+}
+
+// offline warns of what was made to be taken away and is still here.
+func (n *Node) offline(tell func(finding.Finding)) error {
+	left, err := filepath.Glob(filepath.Join(n.Dir.Offline(), "*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		tell(finding.Finding{
+			Level: finding.Warning, Object: path, Message: "an offline key, or what opens it, is still on this machine",
+			Hint: "move it to two places that are safe and apart, then delete it here",
+		})
+	}
+	if len(left) == 0 {
+		tell(finding.Finding{Level: finding.OK, Message: "no offline key is on this machine"})
+	}
+	return nil
+}
+
+func (n *Node) database(ctx context.Context, tell func(finding.Finding)) error {
+	version, err := schema.Version(ctx, n.DB)
+	if err != nil {
+		return err
+	}
+	report, err := n.DB.DurabilityReport(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range report.Problems() {
+		tell(finding.Finding{Level: finding.Error, Object: string(report.Engine), Message: p})
+	}
+	if len(report.Problems()) == 0 {
+		tell(finding.Finding{
+			Level: finding.OK, Object: string(report.Engine),
+			Message: fmt.Sprintf("release %s, schema %d, durability %s", report.Version, version, report.Wanted),
+		})
+	}
+	return nil
+}
+
+func (n *Node) clock(now time.Time, tell func(finding.Finding)) error {
+	if err := n.DB.CheckClock(now); err != nil {
+		tell(finding.Finding{Level: finding.Error, Message: err.Error(), Hint: "set the clock by NTP; chrony and systemd-timesyncd both do"})
+		return nil
+	}
+	tell(finding.Finding{Level: finding.OK, Message: "it has not gone back since the store was last written"})
+	return nil
+}
+
+// The times before an end at which an issuer and the CRL of an offline root are worth a warning.
+const (
+	issuerSoon     = 180 * 24 * time.Hour
+	offlineCRLSoon = 60 * 24 * time.Hour
+)
+
+func (n *Node) issuers(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
+	states, err := n.Issuer(ctx)
+	if err != nil {
+		return err
+	}
+	if len(states) == 0 {
+		return errors.New("there is no issuer")
+	}
+	for _, s := range states {
+		switch {
+		case s.Pending:
+			tell(finding.Finding{
+				Level: finding.Warning, Check: "issuer", Object: s.Name, Message: "it waits for its certificate",
+				Hint: fmt.Sprintf("chancery issuer csr %s, and chancery issuer import %s --certificate F", s.Name, s.Name),
+			})
+			continue
+		case s.Retired:
+		case !now.Before(s.NotAfter):
+			tell(finding.Finding{Level: finding.Error, Check: "issuer", Object: s.Name, Message: "it expired on " + s.NotAfter.UTC().Format(time.RFC3339)})
+		case s.NotAfter.Sub(now) < issuerSoon:
+			tell(finding.Finding{
+				Level: finding.Warning, Check: "issuer", Object: s.Name, Message: "it ends on " + s.NotAfter.UTC().Format(time.RFC3339),
+				Hint: "make its successor now: chancery issuer issue",
+			})
+		default:
+			tell(finding.Finding{Level: finding.OK, Check: "issuer", Object: s.Name, Message: "valid until " + s.NotAfter.UTC().Format(time.RFC3339)})
+		}
+		tell(lookAtCRL(s, now))
+	}
+	return nil
+}
+
+func lookAtCRL(s IssuerState, now time.Time) finding.Finding {
+	f := finding.Finding{Level: finding.OK, Check: "issuer.crl", Object: s.Name, Message: "fresh until " + s.NextUpdate.UTC().Format(time.RFC3339)}
+	sign := fmt.Sprintf("chancery crl issue --issuer %s", s.Name)
+	if !s.Online {
+		sign += " --key-file F"
+	}
+	switch {
+	case s.NextUpdate.IsZero():
+		f.Level, f.Message, f.Hint = finding.Error, "it has no CRL, and consumers that want one for every issuer of a path refuse the path", sign
+	case !now.Before(s.NextUpdate):
+		f.Level, f.Message, f.Hint = finding.Error, "its CRL is past nextUpdate, "+s.NextUpdate.UTC().Format(time.RFC3339), sign
+	case !s.Online && s.NextUpdate.Sub(now) < offlineCRLSoon:
+		f.Level, f.Message, f.Hint = finding.Warning, "the CRL of an offline root ends on "+s.NextUpdate.UTC().Format(time.RFC3339), sign
+	}
+	return f
+}
