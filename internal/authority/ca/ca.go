@@ -14,141 +14,106 @@
 package ca
 
 import (
-	"crypto/x509"
-	"math/big"
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"chancery/internal/pki/crl"
+	"chancery/internal/authority/profile"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
+	"chancery/internal/store/settings"
 )
 
-// IssuerState says what an issuer may do.
-type IssuerState string
+// Options is what a CA works with. All but Entitlements are required.
+type Options struct {
+	DB       *db.DB
+	Keys     *keys.Store
+	Profiles *profile.Store
+	Settings *settings.Store
+	Audit    *audit.Log
 
-// The states of an issuer.
-const (
-	IssuerPending IssuerState = "pending" // its request waits for the answer of an outside or offline root
-	IssuerActive  IssuerState = "active"
-	IssuerRetired IssuerState = "retired" // issues nothing more; goes on revoking and signing CRLs
-)
-
-// Issuer is a CA certificate and its key.
-type Issuer struct {
-	ID          string
-	Name        string // in URLs, so of [a-z0-9-] only
-	Pool        string
-	State       IssuerState
-	Default     bool   // the issuer that requests for its pool get when they name none
-	Parent      string // ID of the issuer above; empty for a root, and under an outside root
-	KeyID       string // in the key store; empty when the key is kept offline
-	Certificate *x509.Certificate
-	Chain       []*x509.Certificate // the certificates above it, root last
-	CSR         []byte              // DER; while it is pending
-	CRL         CRLMode
-	CreatedAt   time.Time
-
-	number int64 // the short form of ID in the rows of large tables
+	// Entitlements returns the values of the variables that profiles' patterns may use, such as the names that the
+	// authority knows the caller's host by. Without it, a host is entitled to its own name.
+	Entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
 }
 
-// Root reports whether the issuer signed itself.
-func (i *Issuer) Root() bool {
-	return i.Certificate != nil && string(i.Certificate.RawIssuer) == string(i.Certificate.RawSubject)
+// CA is the issuing part of the authority, as one node runs it.
+type CA struct {
+	db           *db.DB
+	keys         *keys.Store
+	profiles     *profile.Store
+	settings     *settings.Store
+	audit        *audit.Log
+	entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
+
+	issuers issuerCache
+	rates   rates
+	lastID  atomic.Int64
+	inserts byte // its address is the key of the shared INSERT
+	changed struct {
+		sync.Mutex
+		next chan struct{} // guarded by the mutex
+	}
 }
 
-// CRLMode says which CRLs an issuer signs.
-type CRLMode struct {
-	Validity   time.Duration `json:"validity"`   // nextUpdate after thisUpdate
-	Refresh    time.Duration `json:"refresh"`    // how often a new one is signed when nothing was revoked
-	Partitions int           `json:"partitions"` // 0: not partitioned. Fixed once certificates name their partition
-	Delta      bool          `json:"delta"`
+// New returns a CA. It starts nothing and asks nothing of the database yet.
+func New(o Options) *CA {
+	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements}
+	if c.entitlements == nil {
+		c.entitlements = ownName
+	}
+	c.changed.next = make(chan struct{})
+	return c
 }
 
-// State says what a certificate is worth.
-type State string
-
-// The states of a certificate. Expired is derived from the clock and never stored.
-const (
-	Valid   State = "valid"
-	Held    State = "held" // revoked with reason certificateHold, which alone can be released
-	Revoked State = "revoked"
-	Expired State = "expired"
-)
-
-// Certificate is one that an issuer here signed, or that was imported with its issuer.
-type Certificate struct {
-	ID             int64 // grows with the time of issuance
-	Issuer         *Issuer
-	Serial         *big.Int
-	State          State
-	DER            []byte // empty for a record that was imported without its certificate
-	Subject        string // RFC 4514
-	NotBefore      time.Time
-	NotAfter       time.Time
-	Profile        string
-	ProfileVersion int
-	Requester      string
-	Replaces       int64 // ID of the certificate that this one renewed or re-keyed; 0 for none
-	ReplacedBy     int64
-	Revocation     *Revocation // nil unless revoked or held
+func ownName(_ context.Context, by access.Principal) (map[string][]string, error) {
+	return map[string][]string{"host.names": {by.Name}}, nil
 }
 
-// IssuedAt is the time at which the certificate was committed.
-func (c *Certificate) IssuedAt() time.Time { return idTime(c.ID) }
-
-// Revocation is why and since when a certificate is not good.
-type Revocation struct {
-	Reason         crl.Reason
-	RevokedAt      time.Time
-	InvalidityDate time.Time // zero when none was given
+// readsAll says whether a caller sees what others requested.
+func readsAll(by access.Principal) bool {
+	return by.Has(access.Admin, access.Officer, access.Operator, access.Auditor)
 }
 
-// RequestState says where an enrolment stands.
-type RequestState string
+// mayEnd says whether a caller may revoke what others requested.
+func mayEnd(by access.Principal) bool { return by.Has(access.Admin, access.Officer) }
 
-// The states of a request.
-const (
-	RequestPending   RequestState = "pending"
-	RequestIssued    RequestState = "issued"
-	RequestRejected  RequestState = "rejected"
-	RequestCancelled RequestState = "cancelled"
-)
-
-// Request is an enrolment that waits for an officer, or was decided.
-type Request struct {
-	ID          string
-	State       RequestState
-	Requester   string
-	Profile     string
-	Issuer      string // name; as asked for
-	Subject     string // what would be issued, for the officer's eye
-	Order       Order
-	Needed      int      // how many approvals it takes
-	Approvals   []string // the officers who approved
-	AssignedTo  string
-	DecidedBy   string
-	DecidedAt   time.Time
-	Reason      string // why it was rejected or cancelled
-	Certificate int64  // ID, once it is issued
-	SubmittedAt time.Time
+// remembered returns the answer to an earlier call with the same key, "" when there was none.
+func (c *CA) remembered(ctx context.Context, tx *db.Tx, by access.Principal, key, action string, request any) (string, error) {
+	if key == "" {
+		return "", nil
+	}
+	hash, err := requestHash(action, request)
+	if err != nil {
+		return "", err
+	}
+	answer, _, err := once.Lookup(ctx, tx, by.ID, key, hash)
+	return string(answer), err
 }
 
-// Order is what a caller asks for: a CSR or a public key, with what should be certified about it, or a certtool template.
-type Order struct {
-	IdempotencyKey string        `json:"-"`
-	Issuer         string        `json:"issuer,omitempty"` // name or ID; empty for the default of Pool
-	Pool           string        `json:"pool,omitempty"`   // empty means "default"
-	Profile        string        `json:"profile,omitempty"`
-	CSR            []byte        `json:"csr,omitempty"`       // DER
-	PublicKey      []byte        `json:"publicKey,omitempty"` // SubjectPublicKeyInfo DER, where there is no CSR
-	Subject        string        `json:"subject,omitempty"`   // RFC 4514; empty takes the CSR's
-	Names          []string      `json:"names,omitempty"`     // "dns:a", "ip:192.0.2.1" …; empty takes the CSR's
-	NotBefore      time.Time     `json:"notBefore,omitzero"`
-	NotAfter       time.Time     `json:"notAfter,omitzero"`
-	Validity       time.Duration `json:"validity,omitempty"` // instead of NotAfter
-	Template       string        `json:"template,omitempty"` // certtool's grammar
-	Compat         bool          `json:"compat,omitempty"`   // read the template as certtool does, silent traps included
+// remember keeps the answer to a call with a key. It is committed together with what it stands for.
+func (c *CA) remember(ctx context.Context, tx *db.Tx, by access.Principal, key, action string, request any, answer string, now time.Time) error {
+	if key == "" {
+		return nil
+	}
+	hash, err := requestHash(action, request)
+	if err != nil {
+		return err
+	}
+	return once.Remember(ctx, tx, by.ID, key, hash, []byte(answer), now)
 }
 
-// idBits are the low bits of an ID that tell apart what was issued in the same microsecond.
-const idBits = 10
-
-func idTime(id int64) time.Time { return time.UnixMicro(id >> idBits).UTC() }
+// requestHash tells requests apart. The idempotency key itself is not part of a request's JSON.
+func requestHash(action string, request any) ([]byte, error) {
+	text, err := json.Marshal(request)
+	if err != nil {
+		return nil, fmt.Errorf("encode the request: %w", err)
+	}
+	return once.Hash([]byte(action), text), nil
+}

@@ -124,6 +124,28 @@ func LastChanges(ctx context.Context, tx *db.Tx) (map[string]int64, error) {
 	return last, rows.Err()
 }
 
+// ChangedPartitions returns the partitions of an issuer in which something changed after a change, each with its newest.
+func ChangedPartitions(ctx context.Context, tx *db.Tx, issuer *Issuer, after int64) (map[int]int64, error) {
+	rows, err := tx.Query(ctx, `SELECT crl_partition, MAX(change) FROM revocation WHERE issuer = $1 AND change > $2
+		GROUP BY crl_partition`, issuer.number, after)
+	if err != nil {
+		return nil, fmt.Errorf("read the changed partitions of issuer %s: %w", issuer.Name, err)
+	}
+	defer rows.Close()
+	changed := make(map[int]int64)
+	for rows.Next() {
+		var (
+			partition int
+			newest    int64
+		)
+		if err := rows.Scan(&partition, &newest); err != nil {
+			return nil, fmt.Errorf("read the changed partitions of issuer %s: %w", issuer.Name, err)
+		}
+		changed[partition] = newest
+	}
+	return changed, rows.Err()
+}
+
 // Status is what the records say of one serial.
 type Status struct {
 	Issued   bool // a certificate with this serial exists
@@ -141,7 +163,7 @@ func StatusOf(ctx context.Context, tx *db.Tx, issuer *Issuer, serial *big.Int) (
 	)
 	err := tx.QueryRow(ctx, `SELECT certificate.state, certificate.not_after, revocation.reason, revocation.revoked_at, revocation.invalidity_date
 		FROM certificate LEFT JOIN revocation ON revocation.certificate = certificate.id
-		WHERE certificate.serial = $1 AND certificate.issuer = $2`, serial.Bytes(), issuer.number).
+		WHERE certificate.serial = $1 AND certificate.issuer = $2`, serialKey(serial), issuer.number).
 		Scan(&s.State, &notAfter, &reason, &revokedAt, &invalidSince)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Status{}, nil

@@ -129,7 +129,7 @@ func wholeIssuer(i *ca.Issuer) client.Issuer {
 func wireRequest(r *ca.Request) client.Request {
 	return client.Request{
 		ID: r.ID, State: string(r.State), Issuer: r.Issuer, Profile: r.Profile, Subject: r.Subject, SAN: r.Order.Names,
-		Requester: r.Requester, Needed: r.Needed, Approvals: r.Approvals, Assignee: r.AssignedTo, DecidedBy: r.DecidedBy,
+		Requester: r.Requester, Needed: 1, Assignee: r.AssignedTo, DecidedBy: r.DecidedBy,
 		SubmittedAt: r.SubmittedAt, DecidedAt: r.DecidedAt, Reason: r.Reason,
 	}
 }

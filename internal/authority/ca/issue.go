@@ -1,0 +1,300 @@
+package ca
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/settings"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Issue issues a certificate. It returns once the certificate, its serial, its idempotency key and its audit event are
+// committed; a call repeated with its key gets the same certificate. An order that wants an approval is refused: Submit it.
+func (c *CA) Issue(ctx context.Context, by access.Principal, order Order) (*Certificate, error) {
+	now := time.Now()
+	if err := c.admit(ctx, by, now); err != nil {
+		return nil, err
+	}
+	return c.planAndIssue(ctx, by, &order, now)
+}
+
+func (c *CA) planAndIssue(ctx context.Context, by access.Principal, order *Order, now time.Time) (*Certificate, error) {
+	p, err := c.plan(ctx, by, order, now)
+	if err != nil {
+		return nil, fmt.Errorf("issue: %w", err)
+	}
+	if !p.atOnce {
+		return nil, fault.New(fault.Denied, "profile %q wants an officer's approval for %s", p.profile, by.Name).
+			WithHint("chancery request submit asks for it")
+	}
+	return c.issue(ctx, by, order, p, now)
+}
+
+// admit holds a caller to its role, its rate and the clock, before anything costly is done.
+func (c *CA) admit(ctx context.Context, by access.Principal, now time.Time) error {
+	if err := by.May(access.SubmitRequest); err != nil {
+		return err
+	}
+	if err := c.db.CheckClock(now); err != nil {
+		return err
+	}
+	if isSystem(by) {
+		return nil
+	}
+	s, err := c.settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	return c.rates.allow(by, s.Limits, now)
+}
+
+// signed is a certificate that has not left the process: it does when record has committed.
+type signed struct {
+	certificate *Certificate
+	key         string // idempotency key
+	order       *Order
+	limits      settings.Limits
+}
+
+// request is what tells a repeated call from another one.
+func (s *signed) request() any {
+	return struct {
+		Order    *Order
+		Replaces int64
+	}{s.order, s.certificate.Replaces}
+}
+
+func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
+	s, err := c.sign(ctx, by, p)
+	if err != nil {
+		return nil, fmt.Errorf("issue: %w", err)
+	}
+	s.key, s.order = order.IdempotencyKey, order
+	var issued *Certificate
+	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
+		issued = nil
+		if again {
+			if issued, err = c.confirm(ctx, tx, by, s, now); err != nil || issued != nil {
+				return err
+			}
+		}
+		issued, err = c.record(ctx, tx, by, s, now)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("issue: %w", err)
+	}
+	return issued, nil
+}
+
+// commit runs fn in a transaction, and runs it again while the outcome is unknown. fn then first looks whether its writes
+// are there, and writes something in any case: on PostgreSQL only a commit that waited for the standby proves that what
+// was read will survive.
+func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) error {
+	const tries = 4
+	for try := 0; ; try++ {
+		err := c.db.Tx(ctx, func(tx *db.Tx) error { return fn(tx, try > 0) })
+		doubt := errors.Is(err, db.ErrUnknownOutcome) || try > 0 && db.IsUnique(err)
+		if !doubt || try == tries-1 {
+			return err
+		}
+		wait := time.NewTimer(10 * time.Millisecond << (2 * try))
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return err
+		case <-wait.C:
+		}
+	}
+}
+
+// confirm finds the certificate that a commit of unknown outcome wrote, and nil when it did not.
+func (c *CA) confirm(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
+	r, err := c.recordByRef(ctx, tx, Ref{Issuer: s.certificate.Issuer.ID, Serial: s.certificate.Serial})
+	if fault.Is(err, fault.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "certificate.confirm", Object: cert.FormatSerial(r.Serial), Detail: map[string]any{"certificate": r.ID},
+	}); err != nil {
+		return nil, err
+	}
+	return c.complete(ctx, tx, r, now)
+}
+
+// sign consumes the plan.
+func (c *CA) sign(ctx context.Context, by access.Principal, p *plan) (*signed, error) {
+	s, err := c.settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := c.keys.Signer(ctx, p.issuer.KeyID)
+	if err != nil {
+		return nil, fmt.Errorf("load the key of issuer %s: %w", p.issuer.Name, err)
+	}
+	der, err := p.linted.Sign(signer)
+	if err != nil {
+		return nil, fmt.Errorf("sign as issuer %s: %w", p.issuer.Name, err)
+	}
+	crt := &Certificate{
+		Issuer: p.issuer, State: Valid, DER: der, Profile: p.profile, ProfileVersion: p.version, Requester: by.ID, Warnings: p.warnings,
+	}
+	if p.replaces != nil {
+		crt.Replaces = p.replaces.ID
+	}
+	crt.take(p.facts)
+	return &signed{certificate: crt, limits: s.Limits}, nil
+}
+
+// record writes a signed certificate in the caller's transaction, or returns the one that an earlier call with the same
+// key, or the duplicate guard, says it is.
+func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
+	crt := *s.certificate // this run's own: the function may run twice
+	earlier, err := c.remembered(ctx, tx, by, s.key, "certificate.issue", s.request())
+	if err != nil {
+		return nil, err
+	}
+	if earlier != "" {
+		return c.byAnswer(ctx, tx, earlier, now)
+	}
+	if err := checkKey(ctx, tx, crt.PublicKey()); err != nil {
+		return nil, err
+	}
+	same, err := c.guard(ctx, tx, by, s, now)
+	if err != nil || same != nil {
+		return same, err
+	}
+	crt.ID = c.nextID(now)
+	if err := c.insertCertificate(ctx, tx, &crt); err != nil {
+		return nil, err
+	}
+	if err := c.remember(ctx, tx, by, s.key, "certificate.issue", s.request(), answer(crt.ID), now); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(crt.DER)
+	err = c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "certificate.issue", Object: cert.FormatSerial(crt.Serial), Detail: issueDetail{
+			Certificate: crt.ID, Issuer: crt.Issuer.Name, Profile: crt.Profile, Version: crt.ProfileVersion, Replaces: crt.Replaces,
+			SHA256: hex.EncodeToString(sum[:]), Subject: crt.Subject,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &crt, nil
+}
+
+type issueDetail struct {
+	Certificate int64  `json:"certificate"`
+	Issuer      string `json:"issuer"`
+	Profile     string `json:"profile"`
+	Replaces    int64  `json:"replaces,omitempty"`
+	SHA256      string `json:"sha256"`
+	Subject     string `json:"subject"`
+	Version     int    `json:"version"`
+}
+
+func answer(id int64) string { return fmt.Sprint(id) }
+
+func (c *CA) byAnswer(ctx context.Context, tx *db.Tx, earlier string, now time.Time) (*Certificate, error) {
+	var id int64
+	if _, err := fmt.Sscan(earlier, &id); err != nil {
+		return nil, fmt.Errorf("read the remembered answer: %w", err)
+	}
+	r, err := recordByID(ctx, tx, id)
+	if err != nil {
+		return nil, err
+	}
+	return c.complete(ctx, tx, r, now)
+}
+
+// checkKey refuses a key that was revoked as compromised, under whatever issuer.
+func checkKey(ctx context.Context, tx *db.Tx, spki []byte) error {
+	sum := sha256.Sum256(spki)
+	var since int64
+	err := tx.QueryRow(ctx, `SELECT since FROM compromised_key WHERE spki = $1`, sum[:]).Scan(&since)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the key among compromised ones: %w", err)
+	}
+	return fault.New(fault.Denied, "the key was revoked for keyCompromise at %s; make a new one", db.FromMicros(since).Format(time.RFC3339)).
+		WithHint("chancery key generate")
+}
+
+func (c *CA) checkKey(ctx context.Context, spki []byte) error {
+	return c.db.Read(ctx, func(tx *db.Tx) error { return checkKey(ctx, tx, spki) })
+}
+
+// guard keeps a host in a loop from filling the store. What it got for the same key, names and profile within the window is
+// returned again; so many certificates for the same names with new keys each time are refused.
+func (c *CA) guard(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
+	if !by.Has(access.Host) || isSystem(by) {
+		return nil, nil
+	}
+	window := s.limits.DuplicateWindow.Std()
+	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+` WHERE c.name = $1 AND c.id >= $2 ORDER BY c.name, c.id DESC LIMIT $3`,
+		[]byte(s.certificate.searchNames()[0]), firstID(now.Add(-window)), 4*s.limits.Duplicates)
+	if err != nil {
+		return nil, fmt.Errorf("look for duplicates: %w", err)
+	}
+	found, err := collect(rows)
+	if err != nil {
+		return nil, fmt.Errorf("look for duplicates: %w", err)
+	}
+	var count int64
+	for _, r := range found {
+		if r.Requester != by.ID || !r.sameWish(s.certificate) {
+			continue
+		}
+		if count++; r.State == Valid && s.certificate.Replaces == 0 && string(r.PublicKey()) == string(s.certificate.PublicKey()) {
+			return c.complete(ctx, tx, r, now)
+		}
+	}
+	if count >= s.limits.Duplicates {
+		return nil, fault.New(fault.RateLimited, "%s got %d certificates for %s within %s; at most %d are issued", by.Name, count,
+			s.certificate.searchNames()[0], s.limits.DuplicateWindow, s.limits.Duplicates).
+			WithHint("use the newest of them; limits.duplicates and limits.duplicate_window are the bounds")
+	}
+	return nil, nil
+}
+
+// sameWish reports whether two certificates are of one profile and for the same names.
+func (c *Certificate) sameWish(other *Certificate) bool {
+	if c.Profile != other.Profile || c.Subject != other.Subject || len(c.Names()) != len(other.Names()) {
+		return false
+	}
+	for i, n := range c.Names() {
+		if n.String() != other.Names()[i].String() {
+			return false
+		}
+	}
+	return true
+}
+
+// unsigned wraps a TBSCertificate as a certificate with an empty signature.
+func unsigned(l *cert.Linted) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(l.TBS())
+		b.AddBytes(l.Algorithm().Identifier())
+		b.AddASN1BitString(nil)
+	})
+	return b.BytesOrPanic() // of parts that were encoded before
+}

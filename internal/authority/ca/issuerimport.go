@@ -1,0 +1,230 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"slices"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/crl"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+)
+
+// Record is a certificate that an imported issuer signed before.
+type Record struct {
+	Serial     *big.Int
+	DER        []byte // nil where only the record is left
+	Subject    string // RFC 4514
+	NotBefore  time.Time
+	NotAfter   time.Time
+	Revocation *Revocation // nil where it is not revoked
+}
+
+// ImportSpec is an issuer that exists already.
+type ImportSpec struct {
+	IdempotencyKey string
+	Name           string
+	Pool           string // empty means DefaultPool
+	Default        bool
+	CRL            CRLMode
+	Certificate    *x509.Certificate
+	Chain          []*x509.Certificate // the certificates above it
+	Key            crypto.Signer       // nil when it stays offline
+	Records        []Record
+}
+
+// importedProfile is what the inventory names as the profile of imported records.
+const importedProfile = "imported"
+
+// ImportIssuer takes over an issuer with all that it issued and revoked. The issuer is there when all of its records are:
+// they are one transaction, so nobody meets an issuer that has forgotten a revocation.
+func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportSpec) (*Issuer, error) {
+	now := time.Now()
+	if err := by.May(access.ManageIssuers); err != nil {
+		return nil, err
+	}
+	if err := spec.check(now); err != nil {
+		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+	}
+	if err := c.db.CheckClock(now); err != nil {
+		return nil, err
+	}
+	set, err := c.issuersNow(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	n := &newIssuer{subject: spec.Certificate.RawSubject, request: spec.digest(), issuer: &Issuer{
+		ID: db.NewID(), Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default,
+		PublicKey: spec.Certificate.RawSubjectPublicKeyInfo, Certificate: spec.Certificate, CRL: spec.CRL, CreatedAt: now,
+	}}
+	n.issuer.Chain = chainAbove(spec.Certificate, spec.Chain)
+	n.record = set.recordFor(n.issuer)
+	if n.issuer.Root() {
+		n.record = &Certificate{Issuer: n.issuer, State: Valid, DER: spec.Certificate.Raw, Profile: issuerProfile}
+		if err := n.record.fill(); err != nil {
+			return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+		}
+	}
+	if spec.Key != nil {
+		if n.sealed, err = c.keys.Seal(ctx, spec.Key, keys.Issuer, n.issuer.ID); err != nil {
+			return nil, fmt.Errorf("seal the key of issuer %s: %w", spec.Name, err)
+		}
+		n.issuer.KeyID = n.sealed.ID
+	}
+	if n.history, err = c.history(n, spec.Records, by, now); err != nil {
+		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+	}
+	issuer, err := c.storeIssuer(ctx, by, spec.IdempotencyKey, "issuer.import", n, now)
+	if err != nil {
+		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+	}
+	c.announce()
+	return issuer, nil
+}
+
+func (s *ImportSpec) check(now time.Time) error {
+	if s.Pool == "" {
+		s.Pool = DefaultPool
+	}
+	if err := checkName(s.Name); err != nil {
+		return err
+	}
+	if err := s.CRL.check(); err != nil {
+		return err
+	}
+	if s.CRL.Partitions > 0 && len(s.Records) > 0 {
+		return fault.New(fault.Invalid, "the certificates that issuer %q signed before name no partition; import it without, and make a new issuer "+
+			"for partitions", s.Name)
+	}
+	if s.Certificate == nil {
+		return fault.New(fault.Invalid, "issuer %q has no certificate", s.Name)
+	}
+	if err := checkIssuerCertificate(s.Certificate, now); err != nil {
+		return err
+	}
+	if s.Key != nil {
+		return keyfile.CheckPair(s.Key.Public(), s.Certificate)
+	}
+	return nil
+}
+
+// digest tells imports apart for the idempotency key.
+func (s *ImportSpec) digest() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s\n%v\n%d\n%x\n", s.Name, s.Pool, s.Default, len(s.Records), s.Certificate.Raw)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// imported is a record ready to be stored.
+type imported struct {
+	certificate *Certificate
+	revocation  *Revocation
+}
+
+// history checks the records of an imported issuer and turns them into rows.
+func (c *CA) history(n *newIssuer, records []Record, by access.Principal, now time.Time) ([]imported, error) {
+	seen := map[string]bool{}
+	if n.record != nil && n.record.Issuer == n.issuer {
+		seen[string(serialKey(n.record.Serial))] = true
+	}
+	var rows []imported
+	for _, r := range records {
+		if r.Serial == nil || r.Serial.Sign() < 0 {
+			return nil, fault.New(fault.Invalid, "a record has the serial %v; a serial of 0 or more is needed", r.Serial)
+		}
+		key := string(serialKey(r.Serial))
+		if n.record != nil && n.record.Issuer == n.issuer && n.record.Serial.Cmp(r.Serial) == 0 {
+			continue // the root's own certificate
+		}
+		if seen[key] {
+			return nil, fault.New(fault.Invalid, "two records have the serial %s", cert.FormatSerial(r.Serial))
+		}
+		seen[key] = true
+		row, err := r.imported(n.issuer, by)
+		if err != nil {
+			return nil, err
+		}
+		row.certificate.ID = c.nextID(now)
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func (r *Record) imported(issuer *Issuer, by access.Principal) (imported, error) {
+	crt := &Certificate{Issuer: issuer, State: Valid, DER: bytesOf(r.DER), Profile: importedProfile, Requester: by.ID, Serial: r.Serial,
+		Subject: r.Subject, NotBefore: r.NotBefore, NotAfter: r.NotAfter}
+	if len(r.DER) > 0 {
+		parsed, err := x509.ParseCertificate(r.DER)
+		if err != nil {
+			return imported{}, fault.New(fault.Invalid, "certificate %s cannot be read: %w", cert.FormatSerial(r.Serial), err)
+		}
+		if parsed.SerialNumber.Cmp(r.Serial) != 0 || !bytes.Equal(parsed.RawIssuer, issuer.Certificate.RawSubject) {
+			return imported{}, fault.New(fault.Invalid, "certificate %s is not what its record says: it has serial %s, and issuer %q",
+				cert.FormatSerial(r.Serial), cert.FormatSerial(parsed.SerialNumber), parsed.Issuer)
+		}
+		if err := crt.fill(); err != nil {
+			return imported{}, err
+		}
+	}
+	if crt.NotAfter.IsZero() {
+		crt.NotAfter = issuer.Certificate.NotAfter
+	}
+	if crt.NotBefore.IsZero() {
+		crt.NotBefore = issuer.Certificate.NotBefore
+	}
+	if v := r.Revocation; v != nil {
+		if !slices.Contains(crl.Reasons(), v.Reason) {
+			return imported{}, fault.New(fault.Invalid, "certificate %s was revoked with reason %d, which is not one of %v",
+				cert.FormatSerial(r.Serial), int(v.Reason), crl.Reasons())
+		}
+	}
+	return imported{crt, r.Revocation}, nil
+}
+
+// storeHistory writes the records of an imported issuer, after its own row.
+func (c *CA) storeHistory(ctx context.Context, tx *db.Tx, rows []imported, now time.Time) error {
+	const chunk = 200
+	for part := range slices.Chunk(rows, chunk) {
+		var items []any
+		for _, row := range part {
+			items = append(items, row.certificate)
+		}
+		if err := writeCertificates(ctx, tx, items); err != nil {
+			return err
+		}
+	}
+	for _, row := range rows {
+		if row.revocation == nil {
+			continue
+		}
+		r := &record{Certificate: *row.certificate, issuer: row.certificate.Issuer.number}
+		v := revocationRow{record: r, state: Revoked, reason: row.revocation.Reason, at: row.revocation.RevokedAt.Truncate(time.Second),
+			invalidity: row.revocation.InvalidityDate}
+		if v.reason == crl.CertificateHold {
+			v.state = Held
+		}
+		if v.at.IsZero() {
+			v.at = now.Truncate(time.Second)
+		}
+		if v.reason == crl.KeyCompromise && len(r.DER) > 0 {
+			if err := blockKey(ctx, tx, &r.Certificate, now); err != nil {
+				return err
+			}
+		}
+		if err := c.writeRevocation(ctx, tx, v, row.certificate.Issuer); err != nil {
+			return err
+		}
+	}
+	return nil
+}

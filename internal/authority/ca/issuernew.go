@@ -1,0 +1,282 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/settings"
+)
+
+// IssuerSpec says what issuer to make.
+type IssuerSpec struct {
+	IdempotencyKey string
+	Name           string
+	Pool           string // empty means DefaultPool
+	Default        bool   // what requests for the pool get when they name no issuer
+	CRL            CRLMode
+
+	// Parent is the issuer, by name or ID, that signs it. Without one it is a root, or, with Outside, a request that waits
+	// for the answer of a root that is not here.
+	Parent  string
+	Outside bool
+	// ParentKey is the parent's key, where it is offline and at hand.
+	ParentKey crypto.Signer
+
+	// Offline hands the key back instead of storing it.
+	Offline   bool
+	Algorithm keyfile.Algorithm // empty means ECDSA P-256
+	Bits      int
+
+	Subject     string        // RFC 4514
+	Validity    time.Duration // 0: what package root says, and never beyond the parent's end
+	PathLen     *int          // nil: no limit for a root, 0 below one
+	Constraints []string      // on names, as root.ParseConstraints reads them
+
+	// Template is a certtool template with option ca, instead of all from Subject on.
+	Template string
+	Compat   bool
+}
+
+// backdate is for relying parties whose clocks run behind.
+const backdate = 5 * time.Minute
+
+// CreateIssuer makes an issuer: key, certificate or request, and row, all in one transaction, and records its certificate
+// in its parent's inventory. The key is sealed into the key store, unless the spec says Offline: then it is returned, and
+// the caller is the only one who has it.
+func (c *CA) CreateIssuer(ctx context.Context, by access.Principal, spec IssuerSpec) (*Issuer, crypto.Signer, error) {
+	now := time.Now()
+	if err := by.May(access.ManageIssuers); err != nil {
+		return nil, nil, err
+	}
+	if err := spec.check(); err != nil {
+		return nil, nil, err
+	}
+	if err := c.db.CheckClock(now); err != nil {
+		return nil, nil, err
+	}
+	key, err := keyfile.Generate(spec.Algorithm, spec.Bits)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the key of issuer %s: %w", spec.Name, err)
+	}
+	n, err := c.prepareIssuer(ctx, &spec, key, now)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make issuer %s: %w", spec.Name, err)
+	}
+	if !spec.Offline {
+		if n.sealed, err = c.keys.Seal(ctx, key, keys.Issuer, n.issuer.ID); err != nil {
+			return nil, nil, fmt.Errorf("seal the key of issuer %s: %w", spec.Name, err)
+		}
+		n.issuer.KeyID, key = n.sealed.ID, nil
+	}
+	issuer, err := c.storeIssuer(ctx, by, spec.IdempotencyKey, "issuer.create", n, now)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make issuer %s: %w", spec.Name, err)
+	}
+	return issuer, key, nil
+}
+
+// newIssuer is an issuer about to be stored.
+type newIssuer struct {
+	issuer  *Issuer
+	subject []byte       // DER
+	record  *Certificate // in the parent's inventory, or its own; nil when its issuer is not here
+	sealed  *keys.Sealed
+	history []imported
+	request any // what tells a repeated call from another one
+}
+
+func (s *IssuerSpec) check() error {
+	if s.Pool == "" {
+		s.Pool = DefaultPool
+	}
+	if s.Algorithm == "" {
+		s.Algorithm = keyfile.ECDSA
+	}
+	if err := checkName(s.Name); err != nil {
+		return err
+	}
+	if err := s.CRL.check(); err != nil {
+		return err
+	}
+	switch {
+	case s.Outside && s.Parent != "":
+		return fault.New(fault.Invalid, "issuer %q cannot be under %q and under an outside root at once", s.Name, s.Parent)
+	case s.Outside && s.Offline:
+		return fault.New(fault.Invalid, "the key of issuer %q cannot be offline while its request waits here; make both where the key is", s.Name)
+	case s.Template == "" && s.Subject == "":
+		return fault.New(fault.Invalid, "issuer %q needs a subject, such as CN=%s", s.Name, s.Name)
+	case s.Template != "" && s.Outside:
+		return fault.New(fault.Invalid, "a template makes a certificate, and issuer %q waits for an outside root's; give its subject instead", s.Name)
+	case s.Validity < 0:
+		return fault.New(fault.Invalid, "validity %s is negative", s.Validity)
+	}
+	return nil
+}
+
+func (m CRLMode) check() error {
+	switch {
+	case m.Partitions < 0 || m.Partitions > 10_000:
+		return fault.New(fault.Invalid, "%d CRL partitions: 0, or 2 to 10000 would pass", m.Partitions)
+	case m.Partitions == 1:
+		return fault.New(fault.Invalid, "1 CRL partition is a complete CRL; 0, or 2 to 10000 would pass")
+	case m.Partitions > 0 && m.Delta:
+		return fault.New(fault.Invalid, "CRLs are partitioned or have deltas, not both")
+	case m.Validity < 0 || m.Refresh < 0 || m.Validity > 0 && m.Refresh > m.Validity/2:
+		return fault.New(fault.Invalid, "CRL refresh %s leaves no time to repair a failure before validity %s ends; at most half of it would pass",
+			m.Refresh, m.Validity)
+	}
+	return nil
+}
+
+// prepareIssuer builds and signs what storeIssuer stores.
+func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, key crypto.Signer, now time.Time) (*newIssuer, error) {
+	spki, err := cert.MarshalPublicKey(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	n := &newIssuer{issuer: &Issuer{
+		ID: db.NewID(), Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default, PublicKey: spki, CRL: spec.CRL,
+		CreatedAt: now,
+	}, request: spec.digest()}
+	if spec.Outside {
+		n.issuer.State, n.issuer.Default = IssuerPending, false
+		n.issuer.CSR, n.subject, err = spec.request(key)
+		return n, err
+	}
+	if spec.Parent == "" {
+		certificate, err := spec.selfSign(key, spki, now)
+		if err != nil {
+			return nil, err
+		}
+		return n, n.certify(certificate, n.issuer)
+	}
+	set, err := c.issuersNow(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	parent := set.find(spec.Parent)
+	if parent == nil {
+		return nil, fault.New(fault.NotFound, "there is no issuer %q", spec.Parent).WithHint("chancery issuer list")
+	}
+	certificate, err := c.signUnder(ctx, parent, spec, spki, now)
+	if err != nil {
+		return nil, err
+	}
+	n.issuer.Parent = parent.ID
+	n.issuer.Chain = append([]*x509.Certificate{parent.Certificate}, parent.Chain...)
+	return n, n.certify(certificate, parent)
+}
+
+// certify gives the new issuer its certificate, and the record of it to the inventory of the issuer that signed it.
+func (n *newIssuer) certify(certificate *x509.Certificate, signedBy *Issuer) error {
+	n.issuer.Certificate, n.subject = certificate, certificate.RawSubject
+	n.record = &Certificate{Issuer: signedBy, State: Valid, DER: certificate.Raw, Profile: issuerProfile}
+	return n.record.fill()
+}
+
+// issuerProfile is the profile that the inventory names for issuers' own certificates.
+const issuerProfile = "ca"
+
+// signUnder signs an issuer's certificate with its parent's key.
+func (c *CA) signUnder(ctx context.Context, parent *Issuer, spec *IssuerSpec, spki []byte, now time.Time) (*x509.Certificate, error) {
+	if parent.State != IssuerActive {
+		return nil, fault.New(fault.Conflict, "issuer %q is %s; only an active issuer signs another", parent.Name, parent.State)
+	}
+	signer := spec.ParentKey
+	if signer == nil {
+		if parent.KeyID == "" {
+			return nil, fault.New(fault.Conflict, "the key of issuer %q is offline", parent.Name).
+				WithHint("make the issuer with an outside root, sign its request where the key is, and import the answer")
+		}
+		var err error
+		if signer, err = c.keys.Signer(ctx, parent.KeyID); err != nil {
+			return nil, fmt.Errorf("load the key of issuer %s: %w", parent.Name, err)
+		}
+	}
+	s, err := c.settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return spec.signUnder(parent.encoder(s, wholeList), signer, spki, now)
+}
+
+// wholeList is the partition of what the complete CRL covers.
+const wholeList = -1
+
+// encoder returns the issuer as the encoder wants it, with the places where it publishes. Without a public URL there are
+// none; an issuer whose key is offline answers no OCSP requests.
+func (i *Issuer) encoder(s *settings.Settings, partition int) *cert.Issuer {
+	e := &cert.Issuer{Certificate: i.Certificate}
+	if s.PublicURL == "" {
+		return e
+	}
+	urls := i.URLs(s.PublicURL)
+	e.CRLDistributionPoints, e.CAIssuers = []string{urls.CRL()}, []string{urls.Certificate()}
+	if partition != wholeList && i.CRL.Partitions > 0 {
+		e.CRLDistributionPoints = []string{urls.Partition(partition)}
+	}
+	if i.CRL.Delta {
+		e.FreshestCRL = []string{urls.Delta()}
+	}
+	if i.KeyID != "" {
+		e.OCSPServers = []string{urls.OCSP()}
+	}
+	return e
+}
+
+// storeIssuer commits a new issuer: key, row, record in the inventory, idempotency key and audit event.
+func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action string, n *newIssuer, now time.Time) (*Issuer, error) {
+	var stored *Issuer
+	err := c.db.Tx(ctx, func(tx *db.Tx) error {
+		stored = nil
+		earlier, err := c.remembered(ctx, tx, by, key, action, n.request)
+		if err != nil {
+			return err
+		}
+		if earlier != "" {
+			stored, err = oneIssuer(ctx, tx, "issuer "+earlier+" is gone", ` WHERE id = $1`, earlier)
+			return err
+		}
+		if n.sealed != nil {
+			if err := c.keys.Insert(ctx, tx, n.sealed, by.Actor(), now); err != nil {
+				return err
+			}
+		}
+		if err := c.insertIssuer(ctx, tx, n.issuer, n.subject); err != nil {
+			return err
+		}
+		if n.record != nil {
+			n.record.ID, n.record.Requester = c.nextID(now), by.ID
+			if err := c.insertCertificate(ctx, tx, n.record); err != nil {
+				return err
+			}
+		}
+		if err := c.storeHistory(ctx, tx, n.history, now); err != nil {
+			return err
+		}
+		if err := c.remember(ctx, tx, by, key, action, n.request, n.issuer.ID, now); err != nil {
+			return err
+		}
+		stored = n.issuer
+		return c.audit.Append(ctx, tx, audit.Event{
+			Time: now, Actor: by.Actor(), Action: action, Object: n.issuer.ID, Detail: map[string]any{
+				"name": n.issuer.Name, "pool": n.issuer.Pool, "state": n.issuer.State, "parent": n.issuer.Parent, "online": n.issuer.KeyID != "",
+			},
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.forget()
+	return stored, nil
+}

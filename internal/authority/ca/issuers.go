@@ -1,0 +1,293 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+)
+
+// issuerSet is all issuers at one moment. There are few, and they change rarely.
+type issuerSet struct {
+	all     []*Issuer // by name
+	checked time.Time
+}
+
+// find returns the issuer with that name or ID.
+func (s *issuerSet) find(nameOrID string) *Issuer {
+	for _, i := range s.all {
+		if i.Name == nameOrID || i.ID == nameOrID {
+			return i
+		}
+	}
+	return nil
+}
+
+func (s *issuerSet) byNumber(number int64) *Issuer {
+	for _, i := range s.all {
+		if i.number == number {
+			return i
+		}
+	}
+	return nil
+}
+
+// issuerCache holds the newest issuerSet. mu is held by the one who asks the database.
+type issuerCache struct {
+	mu      sync.Mutex
+	current *issuerSet // guarded by mu
+}
+
+// maxIssuerAge is how long another node's change of an issuer may take to be seen.
+const maxIssuerAge = time.Second
+
+// issuersNow returns the issuers as they were within the last second.
+func (c *CA) issuersNow(ctx context.Context, now time.Time) (*issuerSet, error) {
+	c.issuers.mu.Lock()
+	defer c.issuers.mu.Unlock()
+	if known := c.issuers.current; known != nil && now.Sub(known.checked) < maxIssuerAge && !now.Before(known.checked) {
+		return known, nil
+	}
+	set := &issuerSet{checked: now}
+	err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
+		set.all, err = readIssuers(ctx, tx, "")
+		return err
+	})
+	if err != nil {
+		if known := c.issuers.current; known != nil && fault.Is(err, fault.Unavailable) {
+			return known, nil // what is known of issuers serves as long as the database is away
+		}
+		return nil, err
+	}
+	c.issuers.current = set
+	return set, nil
+}
+
+// known returns the cached set whatever its age, for what never changes: names, numbers, partitions.
+func (c *CA) known() *issuerSet {
+	c.issuers.mu.Lock()
+	defer c.issuers.mu.Unlock()
+	if c.issuers.current == nil {
+		return new(issuerSet)
+	}
+	return c.issuers.current
+}
+
+// forget makes the next look at the issuers go to the database.
+func (c *CA) forget() {
+	c.issuers.mu.Lock()
+	defer c.issuers.mu.Unlock()
+	c.issuers.current = nil
+}
+
+// issuer finds an issuer by name or ID within a transaction.
+func (c *CA) issuer(ctx context.Context, tx *db.Tx, nameOrID string) (*Issuer, error) {
+	if i := c.known().find(nameOrID); i != nil {
+		return i, nil
+	}
+	return oneIssuer(ctx, tx, `there is no issuer "`+nameOrID+`"`, ` WHERE name = $1 OR id = $1`, nameOrID)
+}
+
+func (c *CA) issuerByNumber(ctx context.Context, tx *db.Tx, number int64) (*Issuer, error) {
+	if i := c.known().byNumber(number); i != nil {
+		return i, nil
+	}
+	return oneIssuer(ctx, tx, fmt.Sprintf("there is no issuer with number %d", number), ` WHERE number = $1`, number)
+}
+
+func oneIssuer(ctx context.Context, tx *db.Tx, missing, where string, arg any) (*Issuer, error) {
+	found, err := readIssuers(ctx, tx, where, arg)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fault.New(fault.NotFound, "%s", missing).WithHint("chancery issuer list")
+	}
+	return found[0], nil
+}
+
+const issuerColumns = `id, number, name, pool, state, is_default, parent, key_id, public_key, certificate, chain, csr, crl, created_at`
+
+func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*Issuer, error) {
+	rows, err := tx.Query(ctx, `SELECT `+issuerColumns+` FROM issuer`+where+` ORDER BY name`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read issuers: %w", err)
+	}
+	defer rows.Close()
+	var issuers []*Issuer
+	for rows.Next() {
+		var (
+			i                  Issuer
+			isDefault, created int64
+			certificate, chain []byte
+			mode               string
+		)
+		if err := rows.Scan(&i.ID, &i.number, &i.Name, &i.Pool, &i.State, &isDefault, &i.Parent, &i.KeyID, &i.PublicKey, &certificate,
+			&chain, &i.CSR, &mode, &created); err != nil {
+			return nil, fmt.Errorf("read issuers: %w", err)
+		}
+		i.Default, i.CreatedAt = isDefault == 1, db.FromMicros(created)
+		if err := json.Unmarshal([]byte(mode), &i.CRL); err != nil {
+			return nil, fmt.Errorf("read the CRL mode of issuer %s: %w", i.Name, err)
+		}
+		if len(certificate) > 0 {
+			if i.Certificate, err = x509.ParseCertificate(certificate); err != nil {
+				return nil, fmt.Errorf("read the certificate of issuer %s: %w", i.Name, err)
+			}
+		}
+		if i.Chain, err = x509.ParseCertificates(chain); err != nil {
+			return nil, fmt.Errorf("read the chain of issuer %s: %w", i.Name, err)
+		}
+		issuers = append(issuers, &i)
+	}
+	return issuers, rows.Err()
+}
+
+// insertIssuer stores a new issuer. It refuses a name that is taken, and a subject that another key has: relying parties
+// take the first of two equal names, so a re-keyed issuer gets a new one.
+func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
+	rows, err := tx.Query(ctx, `SELECT name, public_key FROM issuer WHERE name = $1 OR subject = $2`, i.Name, subject)
+	if err != nil {
+		return fmt.Errorf("look for issuers of the same name: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name string
+		var key []byte
+		if err := rows.Scan(&name, &key); err != nil {
+			return fmt.Errorf("look for issuers of the same name: %w", err)
+		}
+		if name == i.Name {
+			return fault.New(fault.Conflict, "there is an issuer %q already; choose another name", i.Name)
+		}
+		if !bytes.Equal(key, i.PublicKey) {
+			return fault.New(fault.Conflict, "issuer %q has the same subject with another key; many relying parties take the first of "+
+				"two equal subjects, so a re-keyed issuer needs a new one", name)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("look for issuers of the same name: %w", err)
+	}
+	if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) + 1 FROM issuer`).Scan(&i.number); err != nil {
+		return fmt.Errorf("number the issuer: %w", err)
+	}
+	if i.Default {
+		if err := clearDefault(ctx, tx, i.Pool); err != nil {
+			return err
+		}
+	}
+	mode, err := json.Marshal(i.CRL)
+	if err != nil {
+		return fmt.Errorf("encode the CRL mode: %w", err)
+	}
+	certificate, chain, notAfter := i.stored()
+	_, err = tx.Exec(ctx, `INSERT INTO issuer (`+issuerColumns+`, subject, not_after)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+		i.ID, i.number, i.Name, i.Pool, string(i.State), flag(i.Default), i.Parent, i.KeyID, i.PublicKey, certificate, chain,
+		bytesOf(i.CSR), string(mode), db.Micros(i.CreatedAt), subject, notAfter)
+	if err != nil {
+		return fmt.Errorf("insert issuer %s: %w", i.Name, err)
+	}
+	return nil
+}
+
+// stored returns the issuer's certificate and chain as the table holds them.
+func (i *Issuer) stored() (certificate, chain []byte, notAfter int64) {
+	certificate, chain = []byte{}, []byte{}
+	if i.Certificate != nil {
+		certificate, notAfter = i.Certificate.Raw, db.Micros(i.Certificate.NotAfter)
+	}
+	for _, above := range i.Chain {
+		chain = append(chain, above.Raw...)
+	}
+	return certificate, chain, notAfter
+}
+
+func clearDefault(ctx context.Context, tx *db.Tx, pool string) error {
+	if _, err := tx.Exec(ctx, `UPDATE issuer SET is_default = 0 WHERE pool = $1 AND is_default = 1`, pool); err != nil {
+		return fmt.Errorf("clear the default issuer of pool %s: %w", pool, err)
+	}
+	return nil
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func bytesOf(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// Issuers lists all issuers, by name.
+func (c *CA) Issuers(ctx context.Context) ([]*Issuer, error) {
+	set, err := c.issuersNow(ctx, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("list issuers: %w", err)
+	}
+	return slices.Clone(set.all), nil
+}
+
+// Issuer returns the issuer with that name or ID.
+func (c *CA) Issuer(ctx context.Context, nameOrID string) (*Issuer, error) {
+	set, err := c.issuersNow(ctx, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("load issuer %s: %w", nameOrID, err)
+	}
+	if i := set.find(nameOrID); i != nil {
+		return i, nil
+	}
+	return nil, fault.New(fault.NotFound, "there is no issuer %q", nameOrID).WithHint("chancery issuer list")
+}
+
+// forIssuance returns the issuer that an order names, or the default of its pool.
+func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
+	pool := order.Pool
+	if pool == "" {
+		pool = DefaultPool
+	}
+	var found *Issuer
+	if order.Issuer != "" {
+		if found = s.find(order.Issuer); found == nil {
+			return nil, fault.New(fault.NotFound, "there is no issuer %q", order.Issuer).WithHint("chancery issuer list")
+		}
+		if order.Pool != "" && found.Pool != order.Pool {
+			return nil, fault.New(fault.Conflict, "issuer %q is of pool %q, not of %q", found.Name, found.Pool, order.Pool)
+		}
+	} else if n := slices.IndexFunc(s.all, func(i *Issuer) bool { return i.Default && i.Pool == pool }); n >= 0 {
+		found = s.all[n]
+	} else {
+		return nil, fault.New(fault.NotFound, "pool %q has no default issuer; name one", pool).WithHint("chancery issuer list")
+	}
+	switch {
+	case found.State == IssuerPending, found.State == IssuerRetired && !order.responder:
+		return nil, fault.New(fault.Conflict, "issuer %q is %s; only an active issuer issues", found.Name, found.State)
+	case found.KeyID == "":
+		return nil, fault.New(fault.Conflict, "the key of issuer %q is offline; what it issues is signed where the key is", found.Name)
+	}
+	return found, nil
+}
+
+// DefaultPool is the pool of orders that name none.
+const DefaultPool = "default"
+
+// checkName holds an issuer's name to what can stand in a URL and a file name as it is.
+func checkName(name string) error {
+	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || name[0] == '-' {
+		return fault.New(fault.Invalid, "issuer name %q is not 1 to 63 characters of a-z, 0-9 and -, the first not -", name)
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// RenewOrder says how a certificate is renewed or re-keyed. Its subject, names and profile stay.
+type RenewOrder struct {
+	IdempotencyKey string
+	NotAfter       time.Time     // zero: the profile's
+	Validity       time.Duration // instead of NotAfter
+}
+
+// Find returns a certificate by its serial. Callers with no role that reads everything find what they requested.
+func (c *CA) Find(ctx context.Context, by access.Principal, ref Ref) (*Certificate, error) {
+	now := time.Now()
+	var found *Certificate
+	err := c.db.Read(ctx, func(tx *db.Tx) error {
+		r, err := c.recordByRef(ctx, tx, ref)
+		if err != nil {
+			return err
+		}
+		if !readsAll(by) && r.Requester != by.ID {
+			return noSerial(ref.Serial)
+		}
+		found, err = c.complete(ctx, tx, r, now)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find certificate: %w", err)
+	}
+	return found, nil
+}
+
+// ByID returns a certificate by its ID, as Find does by its serial.
+func (c *CA) ByID(ctx context.Context, by access.Principal, id int64) (*Certificate, error) {
+	now := time.Now()
+	var found *Certificate
+	err := c.db.Read(ctx, func(tx *db.Tx) error {
+		r, err := recordByID(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		if !readsAll(by) && r.Requester != by.ID {
+			return fault.New(fault.NotFound, "there is no certificate %d", id)
+		}
+		found, err = c.complete(ctx, tx, r, now)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find certificate: %w", err)
+	}
+	return found, nil
+}
+
+// Renew issues a certificate for the same key, names and profile (RFC 3647 4.6), judged by what the profile and the caller
+// are now. The old one stays valid until it ends or is revoked.
+func (c *CA) Renew(ctx context.Context, by access.Principal, ref Ref, renew RenewOrder) (*Certificate, error) {
+	return c.replace(ctx, by, ref, renew, func(old *Certificate, order *Order) error {
+		order.PublicKey = old.PublicKey()
+		return nil
+	})
+}
+
+// Rekey issues a certificate for a new key and the same names and profile (RFC 3647 4.7). The key comes in a request, whose
+// names are none or the old ones, or as a SubjectPublicKeyInfo.
+func (c *CA) Rekey(ctx context.Context, by access.Principal, ref Ref, csr, publicKey []byte, renew RenewOrder) (*Certificate, error) {
+	return c.replace(ctx, by, ref, renew, func(old *Certificate, order *Order) error {
+		order.PublicKey = publicKey
+		if len(csr) == 0 {
+			return differentKey(old, publicKey)
+		}
+		if len(publicKey) > 0 {
+			return fault.New(fault.Invalid, "give either a certification request or a public key")
+		}
+		request, err := cert.CSRLimits{}.ParsePEM(csr)
+		if err != nil {
+			return err
+		}
+		if len(request.SAN) > 0 && !sameNames(request.SAN, old.Names()) {
+			return fault.New(fault.Invalid, "the request asks for %v; a re-key keeps the names %v", request.SAN, old.Names()).
+				WithHint("issue a new certificate for other names")
+		}
+		order.PublicKey = request.SPKI
+		return differentKey(old, request.SPKI)
+	})
+}
+
+func differentKey(old *Certificate, spki []byte) error {
+	if bytes.Equal(old.PublicKey(), spki) {
+		return fault.New(fault.Invalid, "the key is the old one; a re-key brings a new key, and a renewal keeps the old")
+	}
+	return nil
+}
+
+func sameNames(a, b []cert.GeneralName) bool {
+	text := func(names []cert.GeneralName) []string {
+		var all []string
+		for _, n := range names {
+			all = append(all, searchName(n.String()))
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	return slices.Equal(text(a), text(b))
+}
+
+func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew RenewOrder, key func(*Certificate, *Order) error) (*Certificate, error) {
+	now := time.Now()
+	if err := c.admit(ctx, by, now); err != nil {
+		return nil, err
+	}
+	old, err := c.Find(ctx, by, ref)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !by.Has(access.Admin, access.Officer, access.Operator) && old.Requester != by.ID:
+		return nil, fault.New(fault.Denied, "%s did not request certificate %s and may not renew it", by.Name, cert.FormatSerial(old.Serial))
+	case old.State == Revoked || old.State == Held:
+		return nil, fault.New(fault.Conflict, "certificate %s is %s; only a valid or expired one is renewed", cert.FormatSerial(old.Serial), old.State)
+	case len(old.DER) == 0:
+		_, err := old.Parsed()
+		return nil, err
+	case old.read().isCA:
+		return nil, fault.New(fault.Conflict, "certificate %s is an issuer's; a new issuer takes its place", cert.FormatSerial(old.Serial)).
+			WithHint("chancery issuer issue")
+	}
+	order := Order{
+		IdempotencyKey: renew.IdempotencyKey, Issuer: old.Issuer.ID, Profile: old.Profile, NotAfter: renew.NotAfter,
+		Validity: renew.Validity, replaces: old,
+	}
+	if old.Issuer.State != IssuerActive || old.Issuer.KeyID == "" {
+		order.Issuer, order.Pool = "", old.Issuer.Pool // the pool's default has taken its place
+	}
+	if err := key(old, &order); err != nil {
+		return nil, err
+	}
+	return c.planAndIssue(ctx, by, &order, now)
+}

@@ -1,0 +1,198 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/big"
+	"slices"
+	"strings"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/certtool"
+	"chancery/internal/store/access"
+	"chancery/internal/store/settings"
+)
+
+// templateProfile is what the inventory names as the profile of a certificate that was made from a template alone.
+const templateProfile = "certtool"
+
+func parseTemplate(order string, compat bool) (*certtool.Template, []string, error) {
+	mode := certtool.Strict
+	if compat {
+		mode = certtool.Compat
+	}
+	t, found, err := certtool.Parse([]byte(order), mode)
+	if err != nil {
+		return nil, nil, fmt.Errorf("template: %w", err)
+	}
+	return t, texts(found), nil
+}
+
+func texts(warnings []certtool.Warning) []string {
+	var all []string
+	for _, w := range warnings {
+		all = append(all, w.String())
+	}
+	return all
+}
+
+// planTemplate builds what a certtool template says. A template means what certtool means by it, its usages, identifiers
+// and validity included; so without a profile beside it, only those may use one whom profiles give any name they ask for.
+// With a profile, the template stays within what the profile grants to the caller.
+func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order, w *wish, p *plan, s *settings.Settings, now time.Time) error {
+	if order.Subject != "" || len(order.Names) > 0 || !order.NotBefore.IsZero() || !order.NotAfter.IsZero() || order.Validity != 0 {
+		return fault.New(fault.Invalid, "subject, names and validity stand in the template; give them there and nowhere else")
+	}
+	t, warnings, err := parseTemplate(order.Template, order.Compat)
+	if err != nil {
+		return err
+	}
+	if t.Has("ca") {
+		return fault.New(fault.Denied, "the template asks for a CA, and issuing a certificate never makes one").
+			WithHint("chancery issuer issue --template T makes an issuer")
+	}
+	key, err := cert.ParsePublicKey(w.spki)
+	if err != nil {
+		return err
+	}
+	var options certtool.Options
+	if w.csr != nil {
+		options.Request = &certtool.Request{Subject: w.csr.Subject, Extensions: w.csr.Extensions}
+	}
+	made, err := t.Certificate(now, key, options)
+	if err != nil {
+		return fmt.Errorf("template: %w", err)
+	}
+	p.warnings = append(warnings, texts(made.Warnings)...)
+	if err := withinIssuer(made.Template, p.issuer); err != nil {
+		return err
+	}
+	if made.Serial == nil {
+		if made.Serial, err = cert.NewSerial(); err != nil {
+			return err
+		}
+	}
+	if err := c.permitTemplate(ctx, by, order, w, p, made, s, now); err != nil {
+		return err
+	}
+	p.linted, err = lintTemplate(made.Template, w.spki, made.Serial, p.issuer.encoder(s, wholeList))
+	return err
+}
+
+// withinIssuer refuses an end beyond the issuer's, "never" included, whatever the mode: no relying party would honour it.
+func withinIssuer(t *cert.Template, issuer *Issuer) error {
+	if end := issuer.Certificate.NotAfter; t.NotAfter.After(end) {
+		return fault.New(fault.Invalid, "the certificate would end at %s, after its issuer %q, which ends at %s", t.NotAfter.UTC().Format(time.RFC3339),
+			issuer.Name, end.UTC().Format(time.RFC3339)).WithHint("expiration_days = %d would pass", int(time.Until(end).Hours()/24))
+	}
+	return nil
+}
+
+// permitTemplate holds a template against the profile that the order names, or else against the caller's role.
+func (c *CA) permitTemplate(ctx context.Context, by access.Principal, order *Order, w *wish, p *plan, made *certtool.Certificate,
+	s *settings.Settings, now time.Time) error {
+	t := made.Template
+	if order.Profile == "" {
+		p.profile, p.atOnce = templateProfile, true
+		switch {
+		case !by.Has(access.Admin, access.Officer, access.Operator):
+			return fault.New(fault.Denied, "%s may use a template within a profile only; name the profile", by.Name)
+		case !by.Has(access.Admin) && slices.ContainsFunc(t.ExtKeyUsage, cert.OIDOCSPSigning.Equal):
+			// Whoever has such a certificate answers for the issuer's revocations.
+			return fault.New(fault.Denied, "ocsp_signing_key makes a responder of the issuer; an admin may, %s may not", by.Name)
+		}
+		return nil
+	}
+	v, err := c.profiles.Current(ctx, order.Profile)
+	if err != nil {
+		return err
+	}
+	p.judgedBy(v, by, w.caller)
+	granted, _, err := v.Template(cert.Request{
+		Caller: w.caller, SPKI: w.spki, Subject: t.Subject, Names: append([]cert.GeneralName{}, t.SAN...),
+		NotBefore: t.NotBefore, NotAfter: t.NotAfter, Serial: made.Serial,
+	}, p.issuer.encoder(s, wholeList), now)
+	if err != nil {
+		return err
+	}
+	var beyond []string
+	if extra := t.KeyUsage &^ granted.KeyUsage; extra != 0 {
+		beyond = append(beyond, "key usage "+strings.Join(cert.KeyUsageNames(extra), ", "))
+	}
+	for _, purpose := range t.ExtKeyUsage {
+		if !slices.ContainsFunc(granted.ExtKeyUsage, purpose.Equal) {
+			beyond = append(beyond, "purpose "+cert.ExtKeyUsageName(purpose))
+		}
+	}
+	for _, e := range t.Extra {
+		if !slices.Contains(v.Extensions.Copy, e.ID.String()) {
+			beyond = append(beyond, "extension "+e.ID.String())
+		}
+	}
+	if t.ProxyCertInfo != nil {
+		beyond = append(beyond, "a proxy certificate")
+	}
+	if len(beyond) > 0 {
+		return fault.New(fault.Denied, "profile %q does not grant what the template asks for: %s", v.Name, strings.Join(beyond, "; "))
+	}
+	return nil
+}
+
+// lintTemplate builds and lints. The lints that a profile may turn off are off for a template, since it means what certtool
+// makes of it; what they find is a warning.
+func lintTemplate(t *cert.Template, spki []byte, serial *big.Int, issuer *cert.Issuer) (*cert.Linted, error) {
+	tbs, err := cert.Build(t, spki, serial, issuer)
+	if err != nil {
+		return nil, err
+	}
+	return tbs.Lint(cert.Lints{Off: optionalLints()})
+}
+
+func optionalLints() []string {
+	names, fixed := cert.LintNames()
+	return slices.DeleteFunc(names, func(name string) bool { return fixed[name] })
+}
+
+// planCopy renews what no profile describes, because a template made it or it was imported: the same extensions, with a
+// serial and dates of its own.
+func planCopy(by access.Principal, order *Order, p *plan, s *settings.Settings, now time.Time) error {
+	old := order.replaces
+	if !by.Has(access.Admin, access.Officer, access.Operator) {
+		return fault.New(fault.Denied, "certificate %s belongs to no profile; an operator renews it", cert.FormatSerial(old.Serial))
+	}
+	parsed, err := old.Parsed()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(order.PublicKey, parsed.RawSubjectPublicKeyInfo) || parsed.CheckSignatureFrom(p.issuer.Certificate) != nil {
+		return fault.New(fault.Conflict, "certificate %s belongs to no profile, so it can be renewed under its own issuer and with its own key only",
+			cert.FormatSerial(old.Serial)).WithHint("issue a new certificate of a profile")
+	}
+	serial, err := cert.NewSerial()
+	if err != nil {
+		return err
+	}
+	t := &cert.Template{Subject: old.read().subject, NotBefore: now.Add(-backdate), SubjectKeyID: cert.KeyIDNone, OmitAuthorityKeyID: true}
+	for _, e := range parsed.Extensions {
+		t.Extra = append(t.Extra, cert.Extension{ID: e.Id, Critical: e.Critical, Value: e.Value})
+	}
+	switch {
+	case !order.NotAfter.IsZero():
+		t.NotAfter = order.NotAfter
+	case order.Validity > 0:
+		t.NotAfter = now.Add(order.Validity)
+	default:
+		if t.NotAfter = now.Add(old.NotAfter.Sub(old.NotBefore)); t.NotAfter.After(p.issuer.Certificate.NotAfter) {
+			t.NotAfter = p.issuer.Certificate.NotAfter
+		}
+	}
+	if err := withinIssuer(t, p.issuer); err != nil {
+		return err
+	}
+	p.profile, p.atOnce = templateProfile, true
+	p.linted, err = lintTemplate(t, order.PublicKey, serial, p.issuer.encoder(s, wholeList))
+	return err
+}
