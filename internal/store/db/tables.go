@@ -161,7 +161,7 @@ func (c Column) holder() any {
 	case "BIGINT":
 		return new(sql.NullInt64)
 	}
-	return new([]byte)
+	return new(any) // and not []byte, in which SQLite's driver makes an empty value and NULL look alike
 }
 
 func value(holder any) any {
@@ -174,9 +174,9 @@ func value(holder any) any {
 		if h.Valid {
 			return h.Int64
 		}
-	case *[]byte:
-		if *h != nil {
-			return *h
+	case *any:
+		if b, ok := (*h).([]byte); ok {
+			return append([]byte{}, b...)
 		}
 	}
 	return nil

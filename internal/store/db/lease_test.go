@@ -1,0 +1,159 @@
+package db_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+)
+
+func TestLeaseChangesHands(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		ctx, now, ttl := t.Context(), time.Now(), time.Minute
+		first, ok, err := db.AcquireAt(d, ctx, "crl", "a", ttl, now)
+		if err != nil || !ok || first.Epoch != 1 {
+			t.Fatalf("first: %+v, %v, %v", first, ok, err)
+		}
+		if l, ok, err := db.AcquireAt(d, ctx, "crl", "b", ttl, now.Add(ttl/2)); err != nil || ok || l.Holder != "a" {
+			t.Errorf("b while a holds: %+v, %v, %v", l, ok, err)
+		}
+		if l, ok, err := db.AcquireAt(d, ctx, "crl", "a", ttl, now.Add(ttl/2)); err != nil || !ok || l.Epoch != 1 {
+			t.Errorf("a again: %+v, %v, %v", l, ok, err)
+		}
+		check := func(l db.Lease) error { return d.Tx(ctx, func(tx *db.Tx) error { return l.Check(ctx, tx) }) }
+		if err := check(first); err != nil {
+			t.Errorf("the holder's check: %v", err)
+		}
+		second, ok, err := db.AcquireAt(d, ctx, "crl", "b", ttl, now.Add(2*ttl))
+		if err != nil || !ok || second.Epoch != 2 {
+			t.Fatalf("b after it expired: %+v, %v, %v", second, ok, err)
+		}
+		if err := check(first); !fault.Is(err, fault.Conflict) {
+			t.Errorf("the old holder's check: %v", err)
+		}
+		if _, err := d.Renew(ctx, first, ttl); !fault.Is(err, fault.Conflict) {
+			t.Errorf("the old holder renews: %v", err)
+		}
+		if err := d.Release(ctx, first); err != nil {
+			t.Errorf("the old holder releases: %v", err)
+		}
+		if err := check(second); err != nil {
+			t.Errorf("the new holder's check: %v", err)
+		}
+		renewed, err := d.Renew(ctx, second, ttl)
+		if err != nil || renewed.Epoch != 2 {
+			t.Errorf("renewed: %+v, %v", renewed, err)
+		}
+		if err := d.Release(ctx, second); err != nil {
+			t.Fatal(err)
+		}
+		third, ok, err := db.AcquireAt(d, ctx, "crl", "a", ttl, now)
+		if err != nil || !ok || third.Epoch != 3 {
+			t.Errorf("after the release: %+v, %v, %v", third, ok, err)
+		}
+		if _, _, err := d.Acquire(ctx, "crl", "", ttl); !fault.Is(err, fault.Invalid) {
+			t.Errorf("nobody's lease: %v", err)
+		}
+	})
+}
+
+// TestOneHolder has nodes of one PostgreSQL reach for a lease that has expired.
+func TestOneHolder(t *testing.T) {
+	url := pkitest.URL(t, db.Postgres)
+	var wg sync.WaitGroup
+	var holders atomic.Int32
+	now := time.Now()
+	for i := range 4 {
+		d := pkitest.Open(t, db.Options{URL: url})
+		wg.Go(func() {
+			if _, ok, err := db.AcquireAt(d, t.Context(), "crl", string(rune('a'+i)), time.Minute, now); err != nil {
+				t.Error(err)
+			} else if ok {
+				holders.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := holders.Load(); n != 1 {
+		t.Fatalf("%d holders", n)
+	}
+}
+
+func TestClockSetBack(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		d, err := db.Open(t.Context(), db.Options{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, now := t.Context(), time.Now()
+		if err := d.CheckClock(now); err != nil {
+			t.Errorf("before the first heartbeat: %v", err)
+		}
+		if age, err := d.ReadAge(ctx, now); err != nil || age != 0 {
+			t.Errorf("age before the first heartbeat: %v, %v", age, err)
+		}
+		if err := d.Heartbeat(ctx, now); err != nil {
+			t.Fatal(err)
+		}
+		if age, err := d.ReadAge(ctx, now.Add(3*time.Second)); err != nil || age.Round(time.Millisecond) != 3*time.Second {
+			t.Errorf("age: %v, %v", age, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d = pkitest.Open(t, db.Options{URL: url}) // a new process, whose clock is an hour behind
+		if err := d.LearnClock(ctx); err != nil {
+			t.Fatal(err)
+		}
+		hourAgo := now.Add(-time.Hour)
+		if err := d.CheckClock(hourAgo); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("an hour behind: %v", err)
+		}
+		if err := d.Heartbeat(ctx, hourAgo); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("a heartbeat an hour behind: %v", err)
+		}
+		if err := d.CheckClock(now.Add(-db.ClockTolerance + time.Second)); err != nil {
+			t.Errorf("within the tolerance: %v", err)
+		}
+		if err := d.Heartbeat(ctx, now.Add(-time.Minute)); err != nil {
+			t.Errorf("a node a minute behind: %v", err)
+		}
+		if err := d.CheckClock(hourAgo); err == nil {
+			t.Error("a heartbeat from behind lowered the mark")
+		}
+		if err := d.ResetClock(ctx, hourAgo); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Heartbeat(ctx, hourAgo); err != nil {
+			t.Errorf("after the mark was reset: %v", err)
+		}
+	})
+}
+
+func TestIDsSortByTime(t *testing.T) {
+	seen := map[string]bool{}
+	last := ""
+	for range 3 {
+		var id string
+		for range 2000 {
+			id = db.NewID()
+			if seen[id] || len(id) != 36 || id[14] != '7' || id[19] < '8' || id[19] > 'b' {
+				t.Fatalf("id %q", id)
+			}
+			seen[id] = true
+		}
+		if id <= last {
+			t.Errorf("%q is made after %q and sorts before it", id, last)
+		}
+		last = id
+		for start := time.Now().UnixMilli(); time.Now().UnixMilli() == start; {
+		}
+	}
+	if now := time.Now(); !db.FromMicros(db.Micros(now)).Equal(now.Truncate(time.Microsecond)) {
+		t.Error("Micros and FromMicros differ")
+	}
+}
