@@ -6,8 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -42,18 +40,17 @@ const (
 // 4055 5 (NULL) and RFC 8410 3 (no parameters).
 var signatureAlgorithms = [...]struct {
 	name       string
-	identifier string // hexadecimal
+	identifier string // DER
 	hash       crypto.Hash
 	family     keyFamily
-	x509       x509.SignatureAlgorithm
 }{
-	ECDSAWithSHA256: {"ecdsa-with-SHA256", "300a06082a8648ce3d040302", crypto.SHA256, familyECDSA, x509.ECDSAWithSHA256},
-	ECDSAWithSHA384: {"ecdsa-with-SHA384", "300a06082a8648ce3d040303", crypto.SHA384, familyECDSA, x509.ECDSAWithSHA384},
-	ECDSAWithSHA512: {"ecdsa-with-SHA512", "300a06082a8648ce3d040304", crypto.SHA512, familyECDSA, x509.ECDSAWithSHA512},
-	RSAWithSHA256:   {"sha256WithRSA", "300d06092a864886f70d01010b0500", crypto.SHA256, familyRSA, x509.SHA256WithRSA},
-	RSAWithSHA384:   {"sha384WithRSA", "300d06092a864886f70d01010c0500", crypto.SHA384, familyRSA, x509.SHA384WithRSA},
-	RSAWithSHA512:   {"sha512WithRSA", "300d06092a864886f70d01010d0500", crypto.SHA512, familyRSA, x509.SHA512WithRSA},
-	Ed25519:         {"ed25519", "300506032b6570", 0, familyEd25519, x509.PureEd25519},
+	ECDSAWithSHA256: {"ecdsa-with-SHA256", "\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02", crypto.SHA256, familyECDSA},
+	ECDSAWithSHA384: {"ecdsa-with-SHA384", "\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x03", crypto.SHA384, familyECDSA},
+	ECDSAWithSHA512: {"ecdsa-with-SHA512", "\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x04", crypto.SHA512, familyECDSA},
+	RSAWithSHA256:   {"sha256WithRSA", "\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b\x05\x00", crypto.SHA256, familyRSA},
+	RSAWithSHA384:   {"sha384WithRSA", "\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c\x05\x00", crypto.SHA384, familyRSA},
+	RSAWithSHA512:   {"sha512WithRSA", "\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0d\x05\x00", crypto.SHA512, familyRSA},
+	Ed25519:         {"ed25519", "\x30\x05\x06\x03\x2b\x65\x70", 0, familyEd25519},
 }
 
 func (a SignatureAlgorithm) known() bool { return a > 0 && int(a) < len(signatureAlgorithms) }
@@ -82,13 +79,12 @@ func (a SignatureAlgorithm) Identifier() []byte {
 	if !a.known() {
 		return nil
 	}
-	der, _ := hex.DecodeString(signatureAlgorithms[a].identifier) // the table is tested
-	return der
+	return []byte(signatureAlgorithms[a].identifier)
 }
 
 func algorithmOfIdentifier(der []byte) (SignatureAlgorithm, bool) {
 	for a := ECDSAWithSHA256; a.known(); a++ {
-		if hex.EncodeToString(der) == signatureAlgorithms[a].identifier {
+		if string(der) == signatureAlgorithms[a].identifier {
 			return a, true
 		}
 	}

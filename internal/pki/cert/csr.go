@@ -160,10 +160,8 @@ func (c *CSR) readInfo(tbs cryptobyte.String) error {
 	if !info.ReadASN1Element(&subject, cbasn1.SEQUENCE) || !info.ReadASN1Element(&spki, cbasn1.SEQUENCE) {
 		return errors.New("subject or subjectPKInfo is missing")
 	}
-	// The attributes are not optional in RFC 2986, yet some tools leave an empty set out.
-	var present bool
-	if !info.ReadOptionalASN1(&attributes, &present, contextTag(0).Constructed()) || !info.Empty() {
-		return errors.New("attributes are malformed, or something follows them")
+	if !info.ReadASN1(&attributes, contextTag(0).Constructed()) || !info.Empty() {
+		return errors.New("attributes, which may be empty and not absent, are malformed, or something follows them")
 	}
 	c.RawSubject, c.SPKI = subject, spki
 	var err error

@@ -22,42 +22,40 @@ type lint struct {
 	check func(v *tbsView, issuer *Issuer) error
 }
 
-// lints returns the rules in the order of the certificate's fields.
-func lints() []lint {
-	return []lint{
-		{"serial-number", true, "RFC 5280 4.1.2.2", lintSerialNumber},
-		{"validity-encoding", true, "RFC 5280 4.1.2.5", lintValidityEncoding},
-		{"validity-order", true, "RFC 5280 4.1.2.5", lintValidityOrder},
-		{"validity-within-issuer", false, "a path is valid only while all of it is", lintValidityWithinIssuer},
-		{"subject-present", true, "RFC 5280 4.1.2.6", lintSubjectPresent},
-		{"subject-strings", false, "RFC 5280 4.1.2.4 and appendix A", lintSubjectStrings},
-		{"subject-characters", true, "no name hides what it says", lintSubjectCharacters},
-		{"subject-blanks", false, "RFC 4518 2.6: blanks at the ends do not count", lintSubjectBlanks},
-		{"public-key", true, "the key policy", lintPublicKey},
-		{"unique-identifiers", false, "RFC 5280 4.1.2.8", lintUniqueIDs},
-		{"extension-unique", true, "RFC 5280 4.2", lintExtensionUnique},
-		{"extension-critical", false, "RFC 5280 4.2.1 and 4.2.2", lintExtensionCritical},
-		{"authority-key-id", false, "RFC 5280 4.2.1.1", lintAuthorityKeyID},
-		{"subject-key-id", false, "RFC 5280 4.2.1.2", lintSubjectKeyID},
-		{"key-usage", true, "RFC 5280 4.2.1.3", lintKeyUsage},
-		{"key-usage-of-key", false, "RFC 8813 3 and RFC 8410 5", lintKeyUsageOfKey},
-		{"policies", false, "RFC 5280 4.2.1.4", lintPolicies},
-		{"san-content", true, "RFC 5280 4.2.1.6", lintSANContent},
-		{"basic-constraints", true, "RFC 5280 4.2.1.9", lintBasicConstraints},
-		{"path-length", true, "RFC 5280 4.2.1.9", lintPathLength},
-		{"name-constraints", true, "RFC 5280 4.2.1.10", lintNameConstraints},
-		{"issuer-constraints", true, "RFC 5280 4.2.1.10", lintIssuerConstraints},
-		{"issuer-usage", true, "RFC 5280 4.2.1.3 and 4.2.1.9", lintIssuerUsage},
-		{"ext-key-usage", false, "RFC 5280 4.2.1.12", lintExtKeyUsage},
-		{"pointers", false, "RFC 5280 4.2.1.13 and 4.2.2.1", lintPointers},
-		{"ocsp-nocheck", false, "RFC 6960 4.2.2.2.1", lintOCSPNoCheck},
-	}
+// lints are the rules in the order of the certificate's fields. The table is never changed.
+var lints = [...]lint{
+	{"serial-number", true, "RFC 5280 4.1.2.2", lintSerialNumber},
+	{"validity-encoding", true, "RFC 5280 4.1.2.5", lintValidityEncoding},
+	{"validity-order", true, "RFC 5280 4.1.2.5", lintValidityOrder},
+	{"validity-within-issuer", false, "a path is valid only while all of it is", lintValidityWithinIssuer},
+	{"subject-present", true, "RFC 5280 4.1.2.6", lintSubjectPresent},
+	{"subject-strings", false, "RFC 5280 4.1.2.4 and appendix A", lintSubjectStrings},
+	{"subject-characters", true, "no name hides what it says", lintSubjectCharacters},
+	{"subject-blanks", false, "RFC 4518 2.6: blanks at the ends do not count", lintSubjectBlanks},
+	{"public-key", true, "the key policy", lintPublicKey},
+	{"unique-identifiers", false, "RFC 5280 4.1.2.8", lintUniqueIDs},
+	{"extension-unique", true, "RFC 5280 4.2", lintExtensionUnique},
+	{"extension-critical", false, "RFC 5280 4.2.1 and 4.2.2", lintExtensionCritical},
+	{"authority-key-id", false, "RFC 5280 4.2.1.1", lintAuthorityKeyID},
+	{"subject-key-id", false, "RFC 5280 4.2.1.2", lintSubjectKeyID},
+	{"key-usage", true, "RFC 5280 4.2.1.3", lintKeyUsage},
+	{"key-usage-of-key", false, "RFC 8813 3 and RFC 8410 5", lintKeyUsageOfKey},
+	{"policies", false, "RFC 5280 4.2.1.4", lintPolicies},
+	{"san-content", true, "RFC 5280 4.2.1.6", lintSANContent},
+	{"basic-constraints", true, "RFC 5280 4.2.1.9", lintBasicConstraints},
+	{"path-length", true, "RFC 5280 4.2.1.9", lintPathLength},
+	{"name-constraints", true, "RFC 5280 4.2.1.10", lintNameConstraints},
+	{"issuer-constraints", true, "RFC 5280 4.2.1.10", lintIssuerConstraints},
+	{"issuer-usage", true, "RFC 5280 4.2.1.3 and 4.2.1.9", lintIssuerUsage},
+	{"ext-key-usage", false, "RFC 5280 4.2.1.12", lintExtKeyUsage},
+	{"pointers", false, "RFC 5280 4.2.1.13 and 4.2.2.1", lintPointers},
+	{"ocsp-nocheck", false, "RFC 6960 4.2.2.2.1", lintOCSPNoCheck},
 }
 
 // LintNames lists the lints; those for which fixed is true cannot be turned off.
 func LintNames() (names []string, fixed map[string]bool) {
 	fixed = map[string]bool{}
-	for _, l := range lints() {
+	for _, l := range lints {
 		names = append(names, l.name)
 		fixed[l.name] = l.fixed
 	}
@@ -66,6 +64,9 @@ func LintNames() (names []string, fixed map[string]bool) {
 
 // CheckLintsOff refuses names that are no lints or may not be turned off.
 func CheckLintsOff(off []string) error {
+	if len(off) == 0 {
+		return nil
+	}
 	names, fixed := LintNames()
 	for _, name := range off {
 		switch {
@@ -91,7 +92,7 @@ func (t *TBS) Lint(rules Lints) (*Linted, error) {
 	linted := &Linted{tbs: t, serial: v.serial}
 	var failed []string
 	pointer := ""
-	for _, l := range lints() {
+	for _, l := range lints {
 		err := l.check(v, t.issuer)
 		if err == nil {
 			continue

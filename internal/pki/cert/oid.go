@@ -90,21 +90,24 @@ func validOID(oid asn1.ObjectIdentifier) bool {
 	return oid[1] <= math.MaxInt32-80 // the first two arcs share one number
 }
 
-// extensionNames are the names that errors and lints use.
+// extensions are the known extensions by the names that errors and lints use.
+var extensions = [...]struct {
+	oid  asn1.ObjectIdentifier
+	name string
+}{
+	{OIDSubjectKeyID, "subjectKeyIdentifier"}, {OIDKeyUsage, "keyUsage"}, {OIDSubjectAltName, "subjectAltName"},
+	{OIDIssuerAltName, "issuerAltName"}, {OIDBasicConstraints, "basicConstraints"},
+	{OIDNameConstraints, "nameConstraints"}, {OIDCRLDistributionPoints, "cRLDistributionPoints"},
+	{OIDCertificatePolicies, "certificatePolicies"}, {OIDPolicyMappings, "policyMappings"},
+	{OIDAuthorityKeyID, "authorityKeyIdentifier"}, {OIDPolicyConstraints, "policyConstraints"},
+	{OIDExtKeyUsage, "extKeyUsage"}, {OIDFreshestCRL, "freshestCRL"}, {OIDInhibitAnyPolicy, "inhibitAnyPolicy"},
+	{OIDAuthorityInfoAccess, "authorityInfoAccess"}, {OIDProxyCertInfo, "proxyCertInfo"},
+	{OIDTLSFeature, "tlsFeature"}, {OIDOCSPNoCheck, "ocsp-nocheck"},
+}
+
+// extensionName is the name of a known extension, and otherwise its dotted identifier.
 func extensionName(oid asn1.ObjectIdentifier) string {
-	for _, e := range []struct {
-		oid  asn1.ObjectIdentifier
-		name string
-	}{
-		{OIDSubjectKeyID, "subjectKeyIdentifier"}, {OIDKeyUsage, "keyUsage"}, {OIDSubjectAltName, "subjectAltName"},
-		{OIDIssuerAltName, "issuerAltName"}, {OIDBasicConstraints, "basicConstraints"},
-		{OIDNameConstraints, "nameConstraints"}, {OIDCRLDistributionPoints, "cRLDistributionPoints"},
-		{OIDCertificatePolicies, "certificatePolicies"}, {OIDPolicyMappings, "policyMappings"},
-		{OIDAuthorityKeyID, "authorityKeyIdentifier"}, {OIDPolicyConstraints, "policyConstraints"},
-		{OIDExtKeyUsage, "extKeyUsage"}, {OIDFreshestCRL, "freshestCRL"}, {OIDInhibitAnyPolicy, "inhibitAnyPolicy"},
-		{OIDAuthorityInfoAccess, "authorityInfoAccess"}, {OIDProxyCertInfo, "proxyCertInfo"},
-		{OIDTLSFeature, "tlsFeature"}, {OIDOCSPNoCheck, "ocsp-nocheck"},
-	} {
+	for _, e := range extensions {
 		if e.oid.Equal(oid) {
 			return e.name
 		}
