@@ -23,13 +23,23 @@ CREATE TABLE crl (
 
 CREATE UNIQUE INDEX crl_current ON crl (issuer, scope) WHERE state = 'current';
 
-CREATE INDEX crl_by_time ON crl (issuer, scope, this_update);
+CREATE INDEX crl_by_scope ON crl (issuer, scope, id);
 
 CREATE TABLE crl_chunk (
     crl TEXT NOT NULL,
     seq BIGINT NOT NULL,
     octets BYTEA NOT NULL,
     PRIMARY KEY (crl, seq)
+);
+
+-- Issuers of which an operator asked for a CRL now, with what it should say: an empty number, or a time of 0, leaves that
+-- to the schedule.
+CREATE TABLE crl_wanted (
+    issuer TEXT NOT NULL PRIMARY KEY,
+    since BIGINT NOT NULL,
+    number TEXT NOT NULL,
+    this_update BIGINT NOT NULL,
+    next_update BIGINT NOT NULL
 );
 
 -- The greatest CRLNumber that each issuer ever used, in decimal. It outlives the lists.
@@ -82,5 +92,6 @@ DROP INDEX revocation_held;
 DROP TABLE crl_packed;
 DROP TABLE crl_segment;
 DROP TABLE crl_number;
+DROP TABLE crl_wanted;
 DROP TABLE crl_chunk;
 DROP TABLE crl;

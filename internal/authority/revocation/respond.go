@@ -1,0 +1,248 @@
+package revocation
+
+import (
+	"context"
+	"crypto"
+	"sync"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/ocsp"
+	"chancery/internal/store/db"
+)
+
+// Response is the answer to one OCSP request.
+type Response struct {
+	DER    []byte
+	Status ocsp.ResponseStatus
+
+	// ThisUpdate and NextUpdate are set when the answer may be kept by others until then: one certificate that was issued
+	// here, and no nonce (RFC 5019 §6).
+	ThisUpdate time.Time
+	NextUpdate time.Time
+	Cached     bool // it was not signed for this request
+}
+
+func refusal(status ocsp.ResponseStatus) Response {
+	return Response{DER: ocsp.ErrorResponse(status), Status: status}
+}
+
+// Respond answers a DER request. It always has an answer; err, where there is one, is what a node's log should say of it.
+func (s *Service) Respond(ctx context.Context, request []byte) (Response, error) {
+	r, err := ocsp.ParseRequest(request)
+	if err != nil {
+		return refusal(ocsp.MalformedRequest), err
+	}
+	now := time.Now()
+	issuer, err := s.issuerOf(ctx, r.CertIDs, now)
+	if err != nil {
+		return refusal(statusOf(err)), err
+	}
+	plain := len(r.CertIDs) == 1 && len(r.Nonce) == 0
+	var key answerKey
+	if plain {
+		key = keyOf(issuer.ID, &r.CertIDs[0])
+		if known, ok := s.answers.get(key, r.CertIDs[0].Raw, now); ok {
+			known.Cached = true
+			return known, nil
+		}
+	}
+	response, change, err := s.answer(ctx, issuer, r, now)
+	if err != nil {
+		return refusal(statusOf(err)), err
+	}
+	if plain && !response.NextUpdate.IsZero() {
+		set, err := s.settings.Get(ctx)
+		if err == nil {
+			s.answers.put(key, r.CertIDs[0].Raw, response, change, int(set.OCSP.CacheEntries))
+		}
+	}
+	return response, nil
+}
+
+// statusOf is the map from refusals to OCSP statuses.
+func statusOf(err error) ocsp.ResponseStatus {
+	switch fault.KindOf(err) {
+	case fault.Invalid, fault.TooLarge:
+		return ocsp.MalformedRequest
+	case fault.NotFound, fault.Denied, fault.Unauthenticated:
+		return ocsp.Unauthorized
+	case fault.Unavailable, fault.RateLimited, fault.Conflict:
+		return ocsp.TryLater
+	default:
+		return ocsp.InternalError
+	}
+}
+
+// answer reads the statuses and signs them. change is the last one that the statuses know of.
+func (s *Service) answer(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, now time.Time) (response Response, change int64, err error) {
+	responder, err := s.responder(ctx, issuer, now)
+	if err != nil {
+		return Response{}, 0, err
+	}
+	if responder == nil {
+		if issuer.KeyID == "" {
+			return Response{}, 0, fault.New(fault.NotFound, "issuer %s has no OCSP responder: its key is offline; use its CRL", issuer.Name)
+		}
+		return Response{}, 0, fault.New(fault.Unavailable, "issuer %s has no OCSP responder yet", issuer.Name)
+	}
+	set, err := s.settings.Get(ctx)
+	if err != nil {
+		return Response{}, 0, err
+	}
+	var statuses []ca.Status
+	err = s.db.Read(ctx, func(tx *db.Tx) error {
+		statuses = statuses[:0]
+		changes, err := ca.LastChanges(ctx, tx)
+		if err != nil {
+			return err
+		}
+		change = changes[issuer.ID]
+		for _, id := range r.CertIDs {
+			status, err := ca.StatusOf(ctx, tx, issuer, id.Serial)
+			if err != nil {
+				return err
+			}
+			statuses = append(statuses, status)
+		}
+		return nil
+	})
+	if err != nil {
+		return Response{}, 0, err
+	}
+	// thisUpdate is before the statuses were read, and a whole second, which is all that the format can say.
+	thisUpdate := now.UTC().Truncate(time.Second)
+	nextUpdate := thisUpdate.Add(set.OCSP.Validity.Std())
+	if end := responder.Certificate.NotAfter; end.Before(nextUpdate) {
+		nextUpdate = end // nobody could check the answer for longer
+	}
+	singles := make([]ocsp.SingleResponse, len(statuses))
+	for i, status := range statuses {
+		singles[i] = single(r.CertIDs[i].Raw, status, thisUpdate, nextUpdate)
+	}
+	der, err := responder.Respond(singles, r.Nonce, now)
+	if err != nil {
+		return Response{}, 0, err
+	}
+	response = Response{DER: der, Status: ocsp.Successful}
+	if len(statuses) == 1 && len(r.Nonce) == 0 && statuses[0].Issued {
+		response.ThisUpdate, response.NextUpdate = thisUpdate, nextUpdate
+	}
+	return response, change, nil
+}
+
+// single says what is known of one certificate. A serial that was never issued is unknown; its answer has no nextUpdate,
+// since it may be issued in a moment.
+func single(certID []byte, status ca.Status, thisUpdate, nextUpdate time.Time) ocsp.SingleResponse {
+	r := ocsp.SingleResponse{CertID: certID, ThisUpdate: thisUpdate, NextUpdate: nextUpdate}
+	switch {
+	case !status.Issued:
+		r.Status, r.NextUpdate = ocsp.Unknown, time.Time{}
+	case status.State == ca.Revoked || status.State == ca.Held:
+		r.Status, r.RevokedAt, r.Reason = ocsp.Revoked, status.RevokedAt, status.Reason
+	default:
+		r.Status = ocsp.Good
+	}
+	return r
+}
+
+// directory finds issuers by the hashes in requests.
+type directory struct {
+	mu     sync.Mutex
+	byHash map[issuerHash]*ca.Issuer
+	byID   map[string]*ca.Issuer
+	read   time.Time
+}
+
+type issuerHash struct {
+	hash      crypto.Hash
+	name, key string
+}
+
+// directoryAge is how long the directory is used before the issuers are read again; one that is not found is looked for
+// anew, but not at every request.
+const (
+	directoryAge   = 10 * time.Second
+	directoryRetry = 500 * time.Millisecond
+)
+
+// issuerOf returns the one issuer of all certificates that a request asks about. One signature speaks for one issuer, so
+// a request about several is unauthorized.
+func (s *Service) issuerOf(ctx context.Context, ids []ocsp.CertID, now time.Time) (*ca.Issuer, error) {
+	var one *ca.Issuer
+	for i := range ids {
+		issuer, err := s.directory.find(ctx, s.ca, &ids[i], now)
+		if err != nil {
+			return nil, err
+		}
+		if issuer == nil {
+			return nil, fault.New(fault.NotFound, "OCSP request is about an issuer that is not here")
+		}
+		if one != nil && one.ID != issuer.ID {
+			return nil, fault.New(fault.NotFound, "OCSP request is about issuers %s and %s; one response speaks for one", one.Name, issuer.Name)
+		}
+		one = issuer
+	}
+	return one, nil
+}
+
+func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID, now time.Time) (*ca.Issuer, error) {
+	key := issuerHash{id.Hash, string(id.IssuerNameHash), string(id.IssuerKeyHash)}
+	d.mu.Lock()
+	issuer, age := d.byHash[key], now.Sub(d.read)
+	d.mu.Unlock()
+	if issuer != nil && age < directoryAge || issuer == nil && age < directoryRetry {
+		return issuer, nil
+	}
+	if err := d.load(ctx, authority, now); err != nil {
+		if issuer != nil {
+			return issuer, nil // the database is away; what was cached can still be answered
+		}
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.byHash[key], nil
+}
+
+func (d *directory) load(ctx context.Context, authority *ca.CA, now time.Time) error {
+	issuers, err := authority.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	byHash, byID := make(map[issuerHash]*ca.Issuer), make(map[string]*ca.Issuer)
+	for _, issuer := range issuers {
+		byID[issuer.ID] = issuer
+		if issuer.Certificate == nil {
+			continue
+		}
+		for _, hash := range ocsp.Hashes() {
+			name, key, err := ocsp.IssuerHashes(hash, issuer.Certificate)
+			if err != nil {
+				return err
+			}
+			byHash[issuerHash{hash, string(name), string(key)}] = issuer
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.byHash, d.byID, d.read = byHash, byID, now
+	return nil
+}
+
+// issuerByID finds an issuer of which a change was seen.
+func (s *Service) issuerByID(ctx context.Context, id string) (*ca.Issuer, error) {
+	for range 2 {
+		s.directory.mu.Lock()
+		issuer := s.directory.byID[id]
+		s.directory.mu.Unlock()
+		if issuer != nil {
+			return issuer, nil
+		}
+		if err := s.directory.load(ctx, s.ca, time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fault.New(fault.NotFound, "there is no issuer %s", id)
+}

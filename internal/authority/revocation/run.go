@@ -1,0 +1,232 @@
+package revocation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/settings"
+)
+
+const (
+	leaseName = "crl"
+	leaseTime = 15 * time.Second
+	// tick is how often the holder looks for changes; a revocation is in a list after that, settings.CRL.Gather, and the
+	// making of it.
+	tick = 100 * time.Millisecond
+	// look is how often it looks at everything, whatever it believes to know.
+	look = 10 * time.Second
+)
+
+// Run signs CRLs and renews OCSP responders while this node holds the lease, and waits for it otherwise. It returns when
+// ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	for {
+		lease, ok, err := s.db.Acquire(ctx, leaseName, s.audit.Node(), leaseTime)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			s.logger.WarnContext(ctx, "the lease to sign CRLs cannot be had", "error", err)
+		case ok:
+			err := s.hold(ctx, lease)
+			s.logger.InfoContext(ctx, "signing of CRLs ended", "epoch", lease.Epoch, "error", err)
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+}
+
+// hold works until the lease is lost or ctx ends, and then lets go of the lease.
+func (s *Service) hold(ctx context.Context, lease db.Lease) error {
+	s.logger.InfoContext(ctx, "signing CRLs", "epoch", lease.Epoch)
+	system := access.With(ctx, access.System(s.audit.Node()))
+	group, ctx := errgroup.WithContext(system)
+	group.Go(func() error { return s.keepLease(ctx, lease) })
+	// Two loops, so that a revocation is in a short list while a long one is still being made.
+	group.Go(func() error { return s.work(ctx, lease, false) })
+	group.Go(func() error { return s.work(ctx, lease, true) })
+	group.Go(func() error { return s.maintain(ctx, lease) })
+	err := group.Wait()
+	release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, s.db.Release(release, lease))
+}
+
+func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
+	renewed := time.Now()
+	for {
+		if err := sleep(ctx, leaseTime/3); err != nil {
+			return err
+		}
+		_, err := s.db.Renew(ctx, lease, leaseTime)
+		switch {
+		case err == nil:
+			renewed = time.Now()
+		case fault.Is(err, fault.Conflict) || time.Since(renewed) > leaseTime:
+			return fmt.Errorf("keep the lease to sign CRLs: %w", err)
+		}
+	}
+}
+
+// worker is what one of the two loops knows. The database decides; this only saves looking.
+type worker struct {
+	s       *Service
+	lease   db.Lease
+	long    bool             // this loop makes the long lists, the other one the rest
+	seen    map[string]int64 // the newest change of each issuer when nothing was due any more
+	noticed time.Time        // when a change was first seen that is not in the lists
+	next    time.Time        // when something is due although nothing changed
+}
+
+func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
+	w := &worker{s: s, lease: lease, long: long, seen: make(map[string]int64)}
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		changed := s.ca.Changed() // before looking, so that nothing is missed
+		if err := w.once(ctx, time.Now()); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if fault.Is(err, fault.Conflict) { // the lease may be lost
+				if _, err := s.db.Renew(ctx, lease, leaseTime); fault.Is(err, fault.Conflict) {
+					return err
+				}
+			}
+			s.logger.ErrorContext(ctx, "CRLs that are due could not be signed", "error", err)
+			w.next = time.Time{}
+			if err := sleep(ctx, time.Second); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		case <-changed:
+		}
+	}
+}
+
+// once makes what is due.
+func (w *worker) once(ctx context.Context, now time.Time) error {
+	set, err := w.s.settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	changes, wanted, err := w.s.pending(ctx)
+	if err != nil {
+		return err
+	}
+	moved := len(wanted) > 0
+	for issuer, change := range changes {
+		moved = moved || change != w.seen[issuer]
+	}
+	if !moved && now.Before(w.next) {
+		return nil
+	}
+	if moved && w.noticed.IsZero() {
+		w.noticed = now
+	}
+	if moved && len(wanted) == 0 && now.Sub(w.noticed) < set.CRL.Gather.Std() && now.Before(w.next) {
+		return nil // more may come, and one signature does for all
+	}
+	issuers, err := w.s.ca.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	w.noticed, w.next = time.Time{}, now.Add(look)
+	var failed []error
+	for _, issuer := range issuers {
+		if !signs(issuer, now) {
+			continue
+		}
+		next, err := w.issuer(ctx, issuer, set, changes[issuer.ID], wanted[issuer.ID], now)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		w.seen[issuer.ID] = changes[issuer.ID]
+		if next.Before(w.next) {
+			w.next = next
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// signs reports whether the lists of an issuer are signed here: its key is in the store, and its certificate, without which
+// nobody can check a list, has not ended. A retired issuer goes on signing them.
+func signs(issuer *ca.Issuer, now time.Time) bool {
+	return issuer.KeyID != "" && issuer.Certificate != nil && issuer.State != ca.IssuerPending && now.Before(issuer.Certificate.NotAfter)
+}
+
+func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, last int64, wish Wish, now time.Time) (next time.Time, err error) {
+	st, err := w.s.standing(ctx, issuer, w.seen[issuer.ID])
+	if err != nil {
+		return now, err
+	}
+	st.wanted = wish.since > 0
+	orders, next := st.due(set, now)
+	for _, o := range orders {
+		if st.long(o, set) != w.long {
+			continue
+		}
+		if o.scope == Complete {
+			o.wish = wish
+		}
+		l, err := w.s.build(ctx, w.lease, issuer, o, time.Now())
+		if err != nil {
+			return now, err
+		}
+		w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(o.scope), "crlNumber", l.Number.String(),
+			"entries", l.Entries, "nextUpdate", l.NextUpdate)
+		if at := l.ThisUpdate.Add(refresh(set, issuer, o.scope)); at.Before(next) {
+			next = at
+		}
+		if o.scope == Complete && st.wanted {
+			if err := w.s.fulfilled(ctx, issuer.ID, wish.since); err != nil {
+				return now, err
+			}
+		}
+	}
+	return next, nil
+}
+
+// standing reads what decides about an issuer's lists, all of one state. seen is a change up to which no partition can be
+// behind; 0 where that is not known.
+func (s *Service) standing(ctx context.Context, issuer *ca.Issuer, seen int64) (*standing, error) {
+	st := &standing{issuer: issuer}
+	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		st.lists = make(map[Scope]*List)
+		all, err := readLists(ctx, tx, `issuer = $1 AND state = 'current'`, issuer.ID)
+		if err != nil {
+			return err
+		}
+		oldest := int64(-1) // the change of the partition's list that is furthest behind
+		for _, l := range all {
+			st.lists[l.Scope] = l
+			if l.Scope.partition() >= 0 && (oldest < 0 || l.change < oldest) {
+				oldest = l.change
+			}
+		}
+		changes, err := ca.LastChanges(ctx, tx)
+		if err != nil {
+			return err
+		}
+		st.last = changes[issuer.ID]
+		if issuer.CRL.Partitions > 0 {
+			st.dirty, err = ca.ChangedPartitions(ctx, tx, issuer, max(oldest, seen, 0))
+		}
+		return err
+	})
+	return st, err
+}

@@ -1,0 +1,192 @@
+package revocation
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// Wish is what an operator may ask of a complete CRL. The zero value leaves all to the schedule.
+type Wish struct {
+	Number     *big.Int
+	ThisUpdate time.Time
+	NextUpdate time.Time
+
+	since int64 // when it was asked for, in microseconds; 0 where nothing was
+}
+
+// maxAhead is how far thisUpdate may lie in the future: what clocks differ by.
+const maxAhead = 5 * time.Minute
+
+func (w Wish) check(validity time.Duration, now time.Time) error {
+	this, next := w.times(now, validity)
+	switch {
+	case this.After(now.Add(maxAhead)):
+		return fault.New(fault.Invalid, "thisUpdate %s is in the future; a CRL says what is revoked now", this.Format(time.RFC3339)).At("this_update")
+	case !next.After(now) || !next.After(this):
+		return fault.New(fault.Invalid, "nextUpdate %s is not after now and thisUpdate", next.Format(time.RFC3339)).At("next_update")
+	case w.Number != nil && (w.Number.Sign() < 0 || w.Number.BitLen() > 159):
+		return fault.New(fault.Invalid, "CRLNumber %v is not between 0 and 2^159 (RFC 5280 §5.2.3)", w.Number).At("number")
+	}
+	return nil
+}
+
+// times are thisUpdate and nextUpdate, to the second.
+func (w Wish) times(now time.Time, validity time.Duration) (this, next time.Time) {
+	this = now
+	if !w.ThisUpdate.IsZero() {
+		this = w.ThisUpdate
+	}
+	this = this.UTC().Truncate(time.Second)
+	if next = w.NextUpdate.UTC().Truncate(time.Second); w.NextUpdate.IsZero() {
+		next = this.Add(validity)
+	}
+	return this, next
+}
+
+// IssueCRL has the holder of the lease sign an issuer's complete CRL now, and its delta where it has one, and returns them
+// when they are published.
+func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish) ([]*List, error) {
+	now := time.Now()
+	if err := by.May(access.IssueCRL); err != nil {
+		return nil, err
+	}
+	issuer, err := s.ca.Issuer(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	if !signs(issuer, now) {
+		return nil, offline(issuer)
+	}
+	set, err := s.settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := wish.check(validity(set, issuer, Complete), now); err != nil {
+		return nil, err
+	}
+	wish.since = db.Micros(now)
+	if err := s.db.Tx(ctx, func(tx *db.Tx) error { return wish.insert(ctx, tx, issuer) }); err != nil {
+		return nil, fmt.Errorf("ask for a CRL of issuer %s: %w", issuer.Name, err)
+	}
+	for {
+		lists, err := s.granted(ctx, issuer, wish.since)
+		if err != nil {
+			return nil, fmt.Errorf("wait for a CRL of issuer %s: %w", issuer.Name, err)
+		}
+		if len(lists) > 0 {
+			return lists, nil
+		}
+		if err := sleep(ctx, tick/2); err != nil {
+			return nil, fault.New(fault.Unavailable, "no node has signed the CRL of issuer %s yet: %w", issuer.Name, err)
+		}
+	}
+}
+
+func (w Wish) insert(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
+	number := ""
+	if w.Number != nil {
+		last, err := lastNumber(ctx, tx, issuer.ID)
+		if err != nil {
+			return err
+		}
+		if w.Number.Cmp(last) <= 0 && last.Sign() > 0 {
+			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the last one of issuer %s (RFC 5280 §5.2.3)", w.Number, last, issuer.Name).At("number")
+		}
+		number = w.Number.String()
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO crl_wanted (issuer, since, number, this_update, next_update) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (issuer) DO UPDATE SET since = excluded.since, number = excluded.number,
+			this_update = excluded.this_update, next_update = excluded.next_update`,
+		issuer.ID, w.since, number, microsOrZero(w.ThisUpdate), microsOrZero(w.NextUpdate))
+	return err
+}
+
+func microsOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return db.Micros(t)
+}
+
+func timeOrZero(micros int64) time.Time {
+	if micros == 0 {
+		return time.Time{}
+	}
+	return db.FromMicros(micros)
+}
+
+// granted returns the lists in force once the wish is no longer waiting.
+func (s *Service) granted(ctx context.Context, issuer *ca.Issuer, since int64) (lists []*List, err error) {
+	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		var waiting int64
+		err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM crl_wanted WHERE issuer = $1 AND since <= $2`, issuer.ID, since).Scan(&waiting)
+		if err != nil || waiting > 0 {
+			return err
+		}
+		for _, scope := range []Scope{Complete, Delta} {
+			l, err := currentList(ctx, tx, issuer.ID, scope)
+			if err != nil {
+				return err
+			}
+			if l != nil {
+				lists = append(lists, l)
+			}
+		}
+		return nil
+	})
+	return lists, err
+}
+
+// pending reads what is cheap to look at on every tick: the newest change of each issuer, and what operators wish.
+func (s *Service) pending(ctx context.Context) (changes map[string]int64, wanted map[string]Wish, err error) {
+	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		if changes, err = ca.LastChanges(ctx, tx); err != nil {
+			return err
+		}
+		wanted, err = readWishes(ctx, tx)
+		return err
+	})
+	return changes, wanted, err
+}
+
+func readWishes(ctx context.Context, tx *db.Tx) (map[string]Wish, error) {
+	rows, err := tx.Query(ctx, `SELECT issuer, since, number, this_update, next_update FROM crl_wanted`)
+	if err != nil {
+		return nil, fmt.Errorf("read which CRLs are wanted: %w", err)
+	}
+	defer rows.Close()
+	wanted := make(map[string]Wish)
+	for rows.Next() {
+		var (
+			issuer, number string
+			w              Wish
+			this, next     int64
+		)
+		if err := rows.Scan(&issuer, &w.since, &number, &this, &next); err != nil {
+			return nil, fmt.Errorf("read which CRLs are wanted: %w", err)
+		}
+		if number != "" {
+			if w.Number, err = parseNumber(number); err != nil {
+				return nil, err
+			}
+		}
+		w.ThisUpdate, w.NextUpdate = timeOrZero(this), timeOrZero(next)
+		wanted[issuer] = w
+	}
+	return wanted, rows.Err()
+}
+
+// fulfilled ends a wish. One that came meanwhile stays.
+func (s *Service) fulfilled(ctx context.Context, issuer string, since int64) error {
+	return s.db.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM crl_wanted WHERE issuer = $1 AND since <= $2`, issuer, since)
+		return err
+	})
+}
