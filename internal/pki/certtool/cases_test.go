@@ -105,7 +105,7 @@ var parityCases = []parityCase{
 	{template: "cn = x\ndata_encipherment\n"}, {template: "cn = x\nnon_repudiation\n"}, {template: allUsage}, {template: allUsage, key: "ec"},
 	{template: "cn = x\n", key: "ec"}, {template: "cn = x\nencryption_key\n", key: "ec"}, {template: "cn = x\nkey_agreement\n", key: "ed"},
 	{template: "cn = x\nipsec_ike_key\n"}, {template: "cn = x\nipsec_ike_key\n", key: "ec"}, {template: "cn = x\nipsec_ike_key\nsigning_key\n", key: "ec"},
-	{template: "cn = x\nipsec_ike_key\nencryption_key\n"}, {template: "cn = x\nipsec_ike_key\nca\n", strict: "beside ca"},
+	{template: "cn = x\nipsec_ike_key\nencryption_key\n"}, {template: "cn = x\nipsec_ike_key\nca\ncert_signing_key\n", strict: "beside ca"},
 	{template: "cn = x\nipsec_ike_key\nca\ntls_www_server\n", key: "ec"},
 
 	// Purposes.

@@ -398,7 +398,7 @@ func (b *builder) usages() error {
 	if usage == 0 {
 		return nil
 	}
-	if ike && !b.has("signing_key") {
+	if b.has("ipsec_ike_key") && !b.has("signing_key") { // a CA too, though its purpose is dropped
 		usage |= x509.KeyUsageContentCommitment
 	}
 	b.takeRaw(cert.OIDKeyUsage)

@@ -318,6 +318,9 @@ func (b *builder) tlsFeatures() error {
 		if n < 0 || n > 65535 {
 			return refuse(e, "%q is not the number of a TLS extension, from 0 to 65535; 5 is status_request", e.value)
 		}
+		if b.mode == Strict && slices.Contains(b.out.TLSFeatures, int(n)) {
+			return refuse(e, "%d is there already", n)
+		}
 		b.out.TLSFeatures = append(b.out.TLSFeatures, int(n))
 	}
 	if len(b.out.TLSFeatures) > 0 {

@@ -2,7 +2,6 @@ package certtool
 
 import (
 	"encoding/asn1"
-	"fmt"
 	"math/big"
 	"net/netip"
 	"strings"
@@ -498,13 +497,18 @@ func (p *printer) features(value cryptobyte.String) bool {
 	if !value.ReadASN1(&seq, cbasn1.SEQUENCE) {
 		return false
 	}
+	shown := map[int64]bool{}
 	for !seq.Empty() {
 		var n int64
 		if !seq.ReadASN1Integer(&n) {
 			return false
 		}
+		if shown[n] {
+			continue // GnuTLS reads each once
+		}
+		shown[n] = true
 		if name, ok := featureNames[n]; ok {
-			p.line(3, "%s", fmt.Sprintf("%s(%d)", name, n))
+			p.line(3, "%s(%d)", name, n)
 		} else {
 			p.line(3, "%d", n)
 		}
