@@ -275,14 +275,23 @@ func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
 	switch {
 	case found.State == IssuerPending, found.State == IssuerRetired && !order.responder:
 		return nil, fault.New(fault.Conflict, "issuer %q is %s; only an active issuer issues", found.Name, found.State)
+	case found.Pool == IdentityPool && (order.Profile != IdentityProfile || order.Template != "") && !order.responder:
+		// A server certificate from here, for the name of a node, would be a node to every client.
+		return nil, fault.New(fault.Denied, "issuer %q issues identities; only the profile %q passes", found.Name, IdentityProfile).
+			WithHint("name another issuer or pool")
 	case found.KeyID == "":
 		return nil, fault.New(fault.Conflict, "the key of issuer %q is offline; what it issues is signed where the key is", found.Name)
 	}
 	return found, nil
 }
 
-// DefaultPool is the pool of orders that name none.
-const DefaultPool = "default"
+// DefaultPool is the pool of orders that name none. IdentityPool holds the issuer of identities: by its certificates callers
+// are known to the authority and nodes to them, so it issues under the profile IdentityProfile and no other.
+const (
+	DefaultPool     = "default"
+	IdentityPool    = "identity"
+	IdentityProfile = "identity"
+)
 
 // checkName holds an issuer's name to what can stand in a URL and a file name as it is.
 func checkName(name string) error {
