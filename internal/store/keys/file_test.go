@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -137,6 +139,39 @@ func TestRecoveryFile(t *testing.T) {
 		if _, err := made.SealCheaply([]byte(weak)); !fault.Is(err, fault.Invalid) {
 			t.Errorf("passphrase %q: %v", weak, err)
 		}
+	}
+}
+
+// The recovery key opens what was encrypted to it, as a backup is, and does not show itself where age's own type would.
+func TestRecoveryKeyIsAnIdentity(t *testing.T) {
+	made, err := keys.GenerateRecovery()
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient, err := age.ParseX25519Recipient(made.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sealed bytes.Buffer
+	w, err := age.Encrypt(&sealed, recipient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("backup")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := age.Decrypt(&sealed, made.Identity())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "backup" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if printed := fmt.Sprintf("%v %+v %s %#v", made.Identity(), made.Identity(), made.Identity(), made.Identity()); strings.Contains(printed, "SECRET") {
+		t.Fatalf("printed %s", printed)
 	}
 }
 

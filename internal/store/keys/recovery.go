@@ -39,7 +39,10 @@ func GenerateRecovery() (*Recovery, error) {
 func (r *Recovery) Public() string { return r.identity.Recipient().String() }
 
 // Identity returns the key as age takes it, to open a backup.
-func (r *Recovery) Identity() age.Identity { return r.identity }
+func (r *Recovery) Identity() age.Identity { return r }
+
+// Unwrap makes the key an age.Identity. It is not age's own type that is given out, since that one prints the key.
+func (r *Recovery) Unwrap(stanzas []*age.Stanza) ([]byte, error) { return r.identity.Unwrap(stanzas) }
 
 // Format keeps the key out of every format verb.
 func (r *Recovery) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "recovery key %s", r.Public()) }
