@@ -51,13 +51,16 @@ func (s *Store) InsertPrincipal(ctx context.Context, tx *db.Tx, p Principal, act
 	if err != nil {
 		return err
 	}
+	if p.ID == "" || p.Created.IsZero() {
+		return fmt.Errorf("add principal %q: it lacks its id or the time", p.Name)
+	}
 	n, err := tx.Exec(ctx, `INSERT INTO principal (id, name, kind, roles, disabled, created) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT DO NOTHING`, p.ID, p.Name, string(p.Kind), joinRoles(p.Roles), flag(p.Disabled), db.Micros(p.Created))
 	if err != nil {
 		return err
 	}
 	if n == 0 {
-		return fault.New(fault.Conflict, "there is a principal named %q already", p.Name).At("name")
+		return fault.New(fault.Conflict, "there is a principal named %q, or with the id %s, already", p.Name, p.ID).At("name")
 	}
 	return s.log.Append(ctx, tx, audit.Event{
 		Time: p.Created, Actor: actor, Action: "principal.create", Object: p.ID,
