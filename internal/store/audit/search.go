@@ -36,6 +36,7 @@ type Page struct {
 const maxPage = 1000
 
 // Search returns up to limit events in the order of their times, beginning after the page key that an earlier page gave.
+// Who may read the record is the caller's to decide, here and in Export.
 func (l *Log) Search(ctx context.Context, f Filter, after string, limit int) (Page, error) {
 	if limit <= 0 || limit > maxPage {
 		return Page{}, fault.New(fault.Invalid, "a page of %d events was asked for; from 1 to %d can be had", limit, maxPage).At("limit")

@@ -144,7 +144,8 @@ func (s *Store) Create(ctx context.Context, tx *db.Tx, first Settings, actor str
 	})
 }
 
-// Set replaces the settings whose version next carries. It refuses if they changed since, and records what changed.
+// Set replaces the settings whose version next carries. It refuses if they changed since, and records what changed. Whether
+// the actor may is the caller's to decide.
 func (s *Store) Set(ctx context.Context, actor string, next Settings) (*Settings, error) {
 	now := time.Now()
 	if err := next.Validate(); err != nil {
