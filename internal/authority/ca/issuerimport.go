@@ -42,6 +42,10 @@ type ImportSpec struct {
 	Chain          []*x509.Certificate // the certificates above it
 	Key            crypto.Signer       // nil when it stays offline
 	Records        []Record
+
+	// Also runs in the transaction of the import, after all rows: what else has to be true of the issuer from its first
+	// moment on, such as the CRLNumber it reached. It may be nil, and may run twice.
+	Also func(ctx context.Context, tx *db.Tx, issuer *Issuer) error
 }
 
 // importedProfile is what the inventory names as the profile of imported records.
@@ -85,6 +89,7 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 	if n.history, err = c.history(n, spec.Records, by, now); err != nil {
 		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
 	}
+	n.also = spec.Also
 	issuer, err := c.storeIssuer(ctx, by, spec.IdempotencyKey, "issuer.import", n, now)
 	if err != nil {
 		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)

@@ -93,6 +93,8 @@ type newIssuer struct {
 	sealed  *keys.Sealed
 	history []imported
 	request any // what tells a repeated call from another one
+
+	also func(ctx context.Context, tx *db.Tx, issuer *Issuer) error // of an import; may be nil
 }
 
 func (s *IssuerSpec) check() error {
@@ -263,6 +265,11 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 		}
 		if err := c.storeHistory(ctx, tx, n.history, now); err != nil {
 			return err
+		}
+		if n.also != nil {
+			if err := n.also(ctx, tx, n.issuer); err != nil {
+				return err
+			}
 		}
 		if err := c.remember(ctx, tx, by, key, action, n.request, n.issuer.ID, now); err != nil {
 			return err

@@ -27,6 +27,11 @@ type plan struct {
 	replaces  *Certificate
 }
 
+func notCA() error {
+	return fault.New(fault.Denied, "the order would make a CA, and issuing a certificate never makes one").
+		WithHint("chancery issuer issue makes an issuer")
+}
+
 // wish is an order whose texts were read.
 type wish struct {
 	caller  cert.Caller
@@ -70,7 +75,7 @@ func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now ti
 		return nil, err
 	}
 	if p.facts.isCA {
-		return nil, fault.New(fault.Denied, "the order would make a CA; issuers are made by chancery issuer and nothing else")
+		return nil, notCA()
 	}
 	for _, w := range p.linted.Warnings() {
 		p.warnings = append(p.warnings, w.Error())
@@ -137,6 +142,9 @@ func (c *CA) planProfile(ctx context.Context, by access.Principal, order *Order,
 	v, err := c.profiles.Current(ctx, order.Profile)
 	if err != nil {
 		return err
+	}
+	if v.CA != nil {
+		return notCA()
 	}
 	p.judgedBy(v, by, w.caller)
 	req, issuer, err := p.request(order, w, s)

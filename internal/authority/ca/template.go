@@ -51,8 +51,7 @@ func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order
 		return err
 	}
 	if t.Has("ca") {
-		return fault.New(fault.Denied, "the template asks for a CA, and issuing a certificate never makes one").
-			WithHint("chancery issuer issue --template T makes an issuer")
+		return notCA()
 	}
 	key, err := cert.ParsePublicKey(w.spki)
 	if err != nil {
