@@ -149,7 +149,9 @@ var parityCases = []parityCase{
 	{template: "cn = x\ntls_feature = 5\n"}, {template: "cn = x\ntls_feature = 5\ntls_feature = 17\ntls_feature = 65535\n"},
 	{template: "cn = x\ntls_feature = 65536\n", strict: "65535", refused: true}, {template: "cn = x\ntls_feature = 5x\n", strict: "decimal number"},
 
-	// Options of other commands pass.
+	// Options of other commands pass, when they can be read.
+	{template: "cn = x\ncrl_number = x\n", strict: "decimal", refused: true}, {template: "cn = x\ncrl_number = 0x0102030405060708090a0b0c0d0e0f10111213141516\n"},
+	{template: "cn = x\ncrl_this_update_date = xyz\n"}, {template: "cn = x\ndn_oid = \"2.5.4.12 \"\n", strict: "identifier", refused: true},
 	{template: "cn = x\nchallenge_password = p\npassword = q\npkcs12_key_name = k\nproxy_policy_language = 1.3.6.1.5.5.7.21.1\nhonor_crq_extensions\nhonor_crq_ext = 1.2.3\n"},
 	{template: "cn = x\ncrl_next_update = 5\ncrl_number = 3\ncrl_this_update_date = 2027-01-01\ncrl_revocation_date = 2027-01-01\n"},
 	{template: "cn = x\ncrl_next_update_date = 2027-01-01\n"},

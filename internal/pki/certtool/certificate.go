@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/big"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/gnudate"
 )
@@ -78,14 +78,11 @@ func (t *Template) Certificate(now time.Time, key crypto.PublicKey, o Options) (
 		func() error { return b.requestExtensions(o.Request) },
 		b.addedExtensions, b.basicConstraints,
 		func() error { return b.proxy(o) },
-		b.names, b.usages, b.policies, b.nameConstraints, b.pointers, b.tlsFeatures,
+		b.names, b.usages, b.policies, b.nameConstraints, b.pointers, b.tlsFeatures, b.settle,
 	} {
 		if err := step(); err != nil {
 			return nil, err
 		}
-	}
-	if err := b.settle(); err != nil {
-		return nil, err
 	}
 	return b.result, nil
 }
@@ -104,36 +101,47 @@ func (b *builder) serial() (err error) {
 	return err
 }
 
-// bigNumber reads a serial or CRL number: decimal, or hexadecimal octets behind 0x.
-func (t *Template) bigNumber(name string) (*big.Int, error) {
+// octets reads a serial or CRL number as octets: decimal, or hexadecimal octets behind 0x. certtool reads both options
+// when it loads any template.
+func (t *Template) octets(name string) ([]byte, error) {
 	e, ok := t.first(name)
 	if !ok {
 		return nil, nil
 	}
 	if digits, isHex := strings.CutPrefix(e.value, "0x"); isHex {
 		octets, err := hex.DecodeString(digits)
-		switch {
-		case err != nil || len(octets) == 0:
+		if err != nil || len(octets) == 0 {
 			return nil, refuse(e, "%q is not an even number of hexadecimal digits behind 0x", e.value)
-		case len(octets) > 20:
-			return nil, refuse(e, "%q has %d octets; RFC 5280 4.1.2.2 allows 20", e.value, len(octets))
-		case octets[0] >= 0x80 && len(octets) == 20:
-			return nil, refuse(e, "%q needs 21 octets as a positive number; RFC 5280 4.1.2.2 allows 20", e.value)
-		case octets[0] >= 0x80:
-			return nil, refuse(e, "%q would be a negative number, as its first bit is set; write 0x00%s", e.value, digits)
 		}
-		n := new(big.Int).SetBytes(octets)
-		if n.Sign() == 0 {
-			return nil, refuse(e, "0 is no number of a certificate or CRL; write 1 or more")
-		}
-		return n, nil
+		return octets, nil
 	}
 	const most = 1<<63 - 2
 	n, err := strconv.ParseInt(strings.TrimLeft(e.value, " \t\n\v\f\r"), 10, 64)
 	if err != nil || n < 1 || n > most || t.mode == Strict && e.value != strings.TrimSpace(e.value) {
 		return nil, refuse(e, "%q is not a decimal number from 1 to %d; write larger ones as 0x and an even number of digits", e.value, most)
 	}
-	return big.NewInt(n), nil
+	return append([]byte{0}, big.NewInt(n).Bytes()...), nil
+}
+
+// bigNumber is a serial or CRL number, held to what a certificate or CRL can carry; nil where the option is absent.
+func (t *Template) bigNumber(name string) (*big.Int, error) {
+	octets, err := t.octets(name)
+	if err != nil || octets == nil {
+		return nil, err
+	}
+	e, _ := t.first(name)
+	n := new(big.Int).SetBytes(octets)
+	switch {
+	case len(octets) > 20:
+		return nil, refuse(e, "%q has %d octets; RFC 5280 4.1.2.2 allows 20", e.value, len(octets))
+	case octets[0] >= 0x80 && len(octets) == 20:
+		return nil, refuse(e, "%q needs 21 octets as a positive number; RFC 5280 4.1.2.2 allows 20", e.value)
+	case octets[0] >= 0x80:
+		return nil, refuse(e, "%q would be a negative number, as its first bit is set; write 0x00%s", e.value, e.value[2:])
+	case n.Sign() == 0:
+		return nil, refuse(e, "0 is no number of a certificate or CRL; write 1 or more")
+	}
+	return n, nil
 }
 
 // date reads a date option; ok is false where it is absent.
@@ -164,7 +172,7 @@ func daysFrom(now time.Time, days int) time.Time {
 	if days == -1 || days > tooMany {
 		return cert.NoExpiry
 	}
-	end := now.Add(0).UTC().Truncate(time.Second).AddDate(0, 0, days)
+	end := now.UTC().Truncate(time.Second).AddDate(0, 0, days)
 	if !end.Before(cert.NoExpiry) {
 		return cert.NoExpiry
 	}
@@ -201,8 +209,11 @@ func (b *builder) validity() error {
 }
 
 func (b *builder) uniqueIDs() error {
-	for name, field := range map[string]*[]byte{"subject_unique_id": &b.out.SubjectUniqueID, "issuer_unique_id": &b.out.IssuerUniqueID} {
-		e, ok := b.first(name)
+	for _, field := range []struct {
+		option string
+		id     *[]byte
+	}{{"subject_unique_id", &b.out.SubjectUniqueID}, {"issuer_unique_id", &b.out.IssuerUniqueID}} {
+		e, ok := b.first(field.option)
 		if !ok {
 			continue
 		}
@@ -210,7 +221,7 @@ func (b *builder) uniqueIDs() error {
 		if err != nil {
 			return refuse(e, "%q is not an even number of hexadecimal digits", e.value)
 		}
-		*field = id
+		*field.id = id
 	}
 	return nil
 }
@@ -300,14 +311,17 @@ func extensionValue(text string) ([]byte, error) {
 	return value, nil
 }
 
-// oidAndRest splits "OID text".
-func oidAndRest(e setting) (asn1.ObjectIdentifier, string, error) {
-	id, rest, _ := strings.Cut(strings.ReplaceAll(e.value, "\t", " "), " ")
-	rest = e.value[min(len(id)+1, len(e.value)):]
-	rest = strings.TrimLeft(rest, " \t\n\v\f\r")
-	if rest == "" {
-		return nil, "", refuse(e, "%q is not an object identifier, a blank, and a value", e.value)
+// splitPair splits "OID text" at its first blanks; rest is empty where there is nothing behind them.
+func splitPair(value string) (id, rest string) {
+	end := strings.IndexFunc(value, func(r rune) bool { return r < 0x80 && isSpace(byte(r)) })
+	if end < 0 {
+		return value, ""
 	}
+	return value[:end], strings.TrimLeft(value[end:], " \t\n\v\f\r")
+}
+
+func oidAndRest(e setting) (asn1.ObjectIdentifier, string, error) {
+	id, rest := splitPair(e.value)
 	oid, err := cert.ParseOID(id)
 	if err != nil {
 		return nil, "", refuse(e, "%w", err)
@@ -348,19 +362,13 @@ func (b *builder) proxy(o Options) error {
 	return nil
 }
 
-// settle leaves in Extra what no option has replaced, and checks that none of it is made by the encoder too.
+// settle leaves in Extra what no option has replaced.
 func (b *builder) settle() error {
 	b.takeRaw(cert.OIDSubjectKeyID)
 	if !b.out.OmitAuthorityKeyID {
 		b.takeRaw(cert.OIDAuthorityKeyID)
 	}
 	b.out.Extra = b.raw
-	// RFC 5280 4.2: a certificate must not have an extension twice. setRaw and takeRaw see to it; this is the proof.
-	for i, x := range b.raw {
-		if slices.ContainsFunc(b.raw[:i], func(y cert.Extension) bool { return y.ID.Equal(x.ID) }) {
-			return errors.New("an extension is set twice")
-		}
-	}
 	return nil
 }
 
@@ -441,7 +449,8 @@ func (b *builder) extKeyUsage(ike bool) error {
 	if value := b.takeRaw(cert.OIDExtKeyUsage); value != nil {
 		var before []asn1.ObjectIdentifier
 		if rest, err := asn1.Unmarshal(value, &before); err != nil || len(rest) > 0 {
-			return fmt.Errorf("the extended key usage that the options are to be added to is not DER: %x", value)
+			return fault.New(fault.Invalid, "the extended key usage of add_extension or of the request, to which the template adds "+
+				"purposes, is not DER: %x", value)
 		}
 		usages = append(before, usages...)
 	}

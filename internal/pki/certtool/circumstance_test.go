@@ -2,6 +2,7 @@ package certtool
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -91,6 +92,7 @@ password = p`, "\n")
 
 // TestRandomTemplates has the two programs agree on combinations that nobody thought of.
 func TestRandomTemplates(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -144,6 +146,7 @@ func TestRandomTemplates(t *testing.T) {
 
 // Dates that count from now, within the seconds that the two programs are apart.
 func TestRelativeDates(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	templates := []string{"", "expiration_days = 1\n", "expiration_days = 36500\n", "expiration_days = 0\n", "expiration_days = -2\n", "expiration_days = -3\n",
 		"expiration_days = soon\n", "expiration_days = 10x\n", "expiration_days = 99999999999\n", "expiration_date = \"next year\"\n",
@@ -228,6 +231,7 @@ func (l *lab) request(t *testing.T) (*Request, string) {
 }
 
 func TestRequestsAreHonoredAsCerttoolDoes(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	request, text := l.request(t)
 	l.write(t, "r.csr", text)
@@ -251,6 +255,7 @@ func TestRequestsAreHonoredAsCerttoolDoes(t *testing.T) {
 }
 
 func TestSelfSignedAndProxy(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	template := withFixed("cn = root\nca\ncert_signing_key\n")
 	l.write(t, "t.tmpl", template)
@@ -289,6 +294,7 @@ func TestSelfSignedAndProxy(t *testing.T) {
 }
 
 func TestCRLTemplates(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	victim, _ := l.generate(t, withFixed("cn = v\n"), "ec")
 	l.write(t, "v.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: victim})))
@@ -304,7 +310,8 @@ func TestCRLTemplates(t *testing.T) {
 		{template: "crl_this_update_date = 2027-01-01\ncrl_next_update_date = 2026-01-01\n", strict: "would not be after"},
 		{template: "crl_this_update_date = 2036-01-01\ncrl_next_update = 3\n", strict: "would not be after"},
 		{template: "crl_next_update_date = \"next year\"\ncrl_next_update = 3\n", strict: "beside"}, {template: "crl_next_update_date = \"Feb 30\"\n", strict: "does not exist", refused: true},
-		{template: "cn = x\nexpiration_days = 3\n"},
+		{template: "cn = x\nexpiration_days = 3\n"}, {template: "serial = x\n", strict: "decimal", refused: true}, {template: "other_name = 1.2.3\n", strict: "identifier", refused: true},
+		{template: "dn = XX=x\nother_name = x y\nexpiration_date = xyz\n"},
 	} {
 		l.write(t, "c.tmpl", c.template)
 		before := time.Now().UTC()
@@ -358,5 +365,37 @@ func (l *lab) comparePrintedCRL(t *testing.T, pemText, talk string) {
 	text, _, _ := strings.Cut(b.String(), "-----BEGIN")
 	if GeneratingCRL+text != talk {
 		t.Errorf("the text of generation differs at:\n%s", firstDifference(fmt.Sprint(GeneratingCRL, text), talk))
+	}
+}
+
+// S1 of the libvirt scenarios: the page's template becomes a certificate that certtool and openssl verify.
+func TestLibvirtTemplateIsIssued(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	signer, err := x509.ParsePKCS8PrivateKey(pemBlock(t, l.read(t, "ca.key")))
+	must(t, err)
+	parsed, _, err := Parse([]byte("organization = libvirt.org\ncn = host1\ntls_www_server\nencryption_key\nsigning_key\n"), Strict)
+	must(t, err)
+	now := time.Now()
+	c, err := parsed.Certificate(now, l.keys["rsa"], Options{})
+	must(t, err)
+	spki, err := x509.MarshalPKIXPublicKey(l.keys["rsa"])
+	must(t, err)
+	serial, err := cert.NewSerial()
+	must(t, err)
+	tbs, err := cert.Build(c.Template, spki, serial, l.issuer)
+	must(t, err)
+	linted, err := tbs.Lint(cert.Lints{})
+	must(t, err)
+	der, err := linted.Sign(signer.(crypto.Signer))
+	must(t, err)
+	l.write(t, "c.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	if out, talk, ok := l.run(t, "--verify", "--load-ca-certificate", "ca.pem", "--infile", "c.pem"); !ok {
+		t.Errorf("certtool does not verify it: %s%s", out, talk)
+	}
+	l.openssl(t, "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "ca.pem", "c.pem")
+	l.comparePrintedCertificate(t, der)
+	if days := c.Template.NotAfter.Sub(c.Template.NotBefore).Hours() / 24; days != 365 {
+		t.Errorf("it is valid for %v days", days)
 	}
 }

@@ -3,12 +3,12 @@ package certtool
 import (
 	"encoding/asn1"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -72,7 +72,7 @@ func (b *builder) names() error {
 	if value := b.takeRaw(cert.OIDSubjectAltName); value != nil {
 		before, err := cert.ParseGeneralNames(value)
 		if err != nil {
-			return fmt.Errorf("read the subjectAltName that the template adds to: %w", err)
+			return fault.New(fault.Invalid, "the subjectAltName of add_extension or of the request, to which the template adds names: %w", err)
 		}
 		names = append(before, names...)
 	}

@@ -100,6 +100,7 @@ func compare(t testing.TB, ours, theirs *printed) {
 
 // S2 of the libvirt scenarios: each template through certtool and through us, with the same key, serial and dates.
 func TestTemplateParity(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	compared, refusals := 0, 0
 	used := map[string]bool{}
@@ -190,12 +191,17 @@ func (l *lab) comparePrint(t *testing.T, der []byte, talk string) {
 	if want := withoutWarnings(talk); b.String() != want {
 		t.Errorf("the text of generation differs at:\n%s", firstDifference(b.String(), want))
 	}
+	l.comparePrintedCertificate(t, der)
+}
+
+func (l *lab) comparePrintedCertificate(t *testing.T, der []byte) {
+	t.Helper()
 	l.write(t, "info.der", string(der))
 	want, talk, ok := l.run(t, "--certificate-info", "--inder", "--infile", "info.der")
 	if !ok {
 		t.Fatalf("certtool cannot print: %s", talk)
 	}
-	b.Reset()
+	var b bytes.Buffer
 	must(t, Print(&b, der))
 	if b.String() != want {
 		t.Errorf("the printed certificate differs at:\n%s", firstDifference(b.String(), want))
@@ -222,6 +228,7 @@ func firstDifference(ours, theirs string) string {
 }
 
 func TestDivergences(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	if len(ourRefusals) < 15 {
 		t.Fatalf("only %d divergences are listed", len(ourRefusals))

@@ -48,6 +48,7 @@ func (l *lab) openssl(t *testing.T, args ...string) {
 }
 
 func TestPrintsForeignCertificates(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	if len(foreign) < 20 {
 		t.Fatalf("only %d certificates", len(foreign))

@@ -67,6 +67,9 @@ func Parse(text []byte, mode Mode) (*Template, []Warning, error) {
 			}
 		}
 	}
+	if err := t.checkLoaded(); err != nil {
+		return nil, nil, err
+	}
 	if mode == Strict {
 		if err := t.checkDropped(); err != nil {
 			return nil, nil, err
@@ -139,6 +142,23 @@ func (t *Template) add(e setting, kind optionKind) error {
 		}
 	}
 	t.settings[e.name] = append(before, e)
+	return nil
+}
+
+// checkLoaded refuses what certtool refuses in any template, whether the command at hand has a use for it or not.
+func (t *Template) checkLoaded() error {
+	for _, name := range []string{"serial", "crl_number"} {
+		if _, err := t.octets(name); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"dn_oid", "other_name", "other_name_octet", "other_name_utf8", "add_extension", "add_critical_extension"} {
+		for _, e := range t.settings[name] {
+			if _, rest := splitPair(e.value); rest == "" {
+				return refuse(e, "%q is not an object identifier, a blank, and a value", e.value)
+			}
+		}
+	}
 	return nil
 }
 
