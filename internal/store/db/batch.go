@@ -266,6 +266,7 @@ func (b *batch) separateWrites(conn *sql.Conn, tx *Tx, guard, failed bool) error
 
 // runOne runs one function. kind is final unless the transaction itself is lost.
 func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
+	defer tx.finish()
 	if c == b.leader {
 		c.gone = true
 		err = c.invoke(tx)
@@ -275,7 +276,6 @@ func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
 		result := <-c.ran
 		err, c.gone = result.err, result.gone
 	}
-	tx.over = true
 	if err == nil && tx.failed != nil {
 		err = fmt.Errorf("db: the function went on after a statement failed: %w", tx.failed)
 	}
@@ -299,7 +299,6 @@ func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition
 		})
 		tx := &Tx{d: b.d, conn: conn, batch: b, write: true}
 		err := b.writeKey(first.write, tx, mine)
-		tx.over = true
 		if err == nil {
 			err = tx.failed
 		}
@@ -317,6 +316,7 @@ func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition
 
 // writeKey turns a panic into an error: it would unwind the leader, whose function did nothing wrong.
 func (b *batch) writeKey(write WriteAll, tx *Tx, items []any) (err error) {
+	defer tx.finish()
 	defer func() {
 		if v := recover(); v != nil {
 			b.d.log.Error("writer of a shared transaction panicked", "panic", v, "stack", string(debug.Stack()))

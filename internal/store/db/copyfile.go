@@ -27,9 +27,14 @@ func (d *DB) CopyFile(ctx context.Context, path string) error {
 	if err := f.Sync(); err != nil {
 		return d.explainFile("sync", path, err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
-		return d.explainFile("open", filepath.Dir(path), err)
+		return err
 	}
 	defer dir.Close()
 	return dir.Sync()

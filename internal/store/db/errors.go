@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -19,6 +20,16 @@ import (
 // ErrUnknownOutcome says that a COMMIT was sent and its answer is missing or cannot be trusted: the writes may be there,
 // or not, or appear later. Only a look at the data can tell; repeat the call with the same idempotency key.
 var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
+
+// errLost marks the end of a connection that the driver reports as a bare EOF, which a function may also have read elsewhere.
+var errLost = errors.New("the connection to the database was lost")
+
+func markLost(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", errLost, err)
+	}
+	return err
+}
 
 // IsUnique reports whether err says that a row with the same key is there already.
 func IsUnique(err error) bool {
@@ -61,7 +72,7 @@ func judge(err error) disposition {
 			return again
 		case e.Code == "25006": // read_only_sql_transaction: the primary became a standby under us
 			return broken
-		case e.Severity == "FATAL", e.Severity == "PANIC", e.Code[:2] == "08", e.Code[:3] == "57P":
+		case e.Severity == "FATAL", e.Severity == "PANIC", strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "57P"):
 			return broken
 		}
 		return final
@@ -92,7 +103,7 @@ func judgeCommit(err error) disposition {
 		switch {
 		case e.Code == "40001", e.Code == "40P01":
 			return again
-		case e.Code == "40003", e.Severity != "ERROR", e.Code[:2] == "08", e.Code[:2] == "57":
+		case e.Code == "40003", e.Severity != "ERROR", strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "57"):
 			return unknown
 		}
 		return final
@@ -116,7 +127,7 @@ func isNetwork(err error) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
-	return pgconn.SafeToRetry(err) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+	return pgconn.SafeToRetry(err) || errors.Is(err, errLost)
 }
 
 // explain turns what the machine or the network did into a refusal that an operator can act on; other errors pass as

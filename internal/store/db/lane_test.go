@@ -361,3 +361,54 @@ func TestCloseWaitsForTheLane(t *testing.T) {
 		}
 	})
 }
+
+// TestRowsLeftOpen: a function that forgets its rows, returns or panics must not take the connection from its neighbours.
+func TestRowsLeftOpen(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		makeTable(t, d)
+		ctx := t.Context()
+		fill := func(tx *db.Tx) error {
+			for i := range 500 {
+				if err := insert(ctx, tx, fmt.Sprint("row", i), 1); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if err := d.Tx(ctx, fill); err != nil {
+			t.Fatal(err)
+		}
+		leave := func(tx *db.Tx) error {
+			rows, err := tx.Query(ctx, "SELECT id, body FROM items ORDER BY id")
+			if err != nil {
+				return err
+			}
+			if !rows.Next() {
+				return errors.New("no rows")
+			}
+			return nil
+		}
+		for i, err := range crowd(t, d, 12, func(i int, tx *db.Tx) error {
+			if err := leave(tx); err != nil {
+				return err
+			}
+			if i%4 == 0 {
+				panic("with open rows")
+			}
+			return nil
+		}) {
+			if (err != nil) != (i%4 == 0) {
+				t.Errorf("function %d: %v", i, err)
+			}
+		}
+		for range 20 {
+			if err := d.Read(ctx, leave); err != nil {
+				t.Errorf("read: %v", err)
+			}
+			func() {
+				defer func() { recover() }()
+				d.Read(ctx, func(tx *db.Tx) error { leave(tx); panic("with open rows") })
+			}()
+		}
+	})
+}

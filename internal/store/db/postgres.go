@@ -152,35 +152,39 @@ func (c *postgresConn) ExecContext(ctx context.Context, query string, args []dri
 	case "COMMIT":
 		return c.commit(ctx)
 	}
-	return c.Conn.ExecContext(ctx, query, args)
+	res, err := c.Conn.ExecContext(ctx, query, args)
+	return res, markLost(err)
 }
 
 func (c *postgresConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.watchdog.Reset(c.connector.patience)
 	defer c.watchdog.Stop()
-	return c.Conn.QueryContext(ctx, query, args)
+	rows, err := c.Conn.QueryContext(ctx, query, args)
+	return rows, markLost(err)
 }
 
-// begin tells the session what its commits wait for, when that has changed, in the same round trip.
+// begin tells the session what its commits wait for, when that has changed. The setting goes before BEGIN in a message of its own:
+// in one message it would be part of the transaction, and a rollback would take it back.
 func (c *postgresConn) begin(ctx context.Context) (driver.Result, error) {
-	query := beginSerializable
 	want := c.connector.durability.Load().(Durability)
 	if want != c.asked {
-		query = "SET synchronous_commit = " + map[Durability]string{Local: "on", Synchronous: "remote_apply"}[want] + "; " + query
-		if want == Provider {
-			query = "RESET synchronous_commit; " + beginSerializable
+		set := map[Durability]string{
+			Local:       "SET synchronous_commit = on",
+			Synchronous: "SET synchronous_commit = remote_apply",
+			Provider:    "RESET synchronous_commit",
+		}[want]
+		if _, err := c.Conn.ExecContext(ctx, set, nil); err != nil {
+			return nil, markLost(err)
 		}
+		c.asked = want
 	}
 	if want == Synchronous && time.Since(c.standbys) > time.Second {
 		if err := c.requireStandbys(ctx); err != nil {
-			return nil, err
+			return nil, markLost(err)
 		}
 	}
-	res, err := c.Conn.ExecContext(ctx, query, nil)
-	if err == nil {
-		c.asked = want
-	}
-	return res, err
+	res, err := c.Conn.ExecContext(ctx, beginSerializable, nil)
+	return res, markLost(err)
 }
 
 // requireStandbys refuses to write while the server names no synchronous standby: a primary that was promoted without that

@@ -152,6 +152,10 @@ func TestSessionWaitsForWhatWasAsked(t *testing.T) {
 	d := pkitest.Open(t, db.Options{URL: s.URL("postgres")})
 	for v, want := range map[db.Durability]string{db.Local: "on", db.Synchronous: "remote_apply", db.Provider: "local"} {
 		d.SetDurability(v)
+		refused := errors.New("refused") // a rollback must not take the setting back
+		if err := d.Tx(t.Context(), func(*db.Tx) error { return refused }); !errors.Is(err, refused) {
+			t.Errorf("%s: %v", v, err)
+		}
 		var isolation, commit string
 		err := d.Tx(t.Context(), func(tx *db.Tx) error {
 			return tx.QueryRow(t.Context(), "SELECT current_setting('transaction_isolation'), current_setting('synchronous_commit')").Scan(&isolation, &commit)

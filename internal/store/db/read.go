@@ -42,7 +42,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 	tx := &Tx{d: d, conn: conn}
 	clean := false
 	defer func() { // also when fn panics
-		tx.over = true
+		tx.finish()
 		if !clean {
 			discard(conn)
 		}
@@ -52,7 +52,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 		return err, judge(err)
 	}
 	err = fn(tx)
-	tx.over = true
+	tx.finish()
 	if tx.failed != nil && ctx.Err() == nil {
 		kind = judge(tx.failed)
 	}

@@ -78,5 +78,5 @@ func (c *postgresConn) send(ctx context.Context, statements []sent) (done int, e
 	if end := results.Close(); err == nil {
 		err = end
 	}
-	return done, err
+	return done, markLost(err)
 }

@@ -81,7 +81,15 @@ func (d *DB) takeDirectory() error {
 	if st, err := f.Stat(); err != nil {
 		return err
 	} else if st.Mode().Perm()&0o077 != 0 {
-		return f.Chmod(0o600) // SQLite gives its -wal and -shm the mode of the file
+		if err := f.Chmod(0o600); err != nil { // SQLite gives its -wal and -shm the mode of the file
+			return d.explainFile("narrow the mode of", d.path, err)
+		}
+	}
+	// SQLite syncs the contents; the names are ours to make durable, or a power cut could take a new authority as a whole.
+	for _, dir := range []string{dir, filepath.Dir(dir)} {
+		if err := syncDir(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return d.explainFile("sync", dir, err)
+		}
 	}
 	return nil
 }

@@ -19,11 +19,12 @@ type Tx struct {
 	batch  *batch // nil in Read
 	mark   int    // how many statements of earlier functions wait in batch.sent
 	write  bool
-	call   *call      // whose function this is; nil in Read
-	over   bool       // the function has returned
-	wrote  bool       // the function ran a statement that may have written
-	failed error      // the first statement of the function that failed
-	added  []addition // what the function gave to BeforeCommit
+	call   *call       // whose function this is; nil in Read
+	over   bool        // the function has returned
+	wrote  bool        // the function ran a statement that may have written
+	failed error       // the first statement of the function that failed
+	rows   []*sql.Rows // what Query returned; closed with the function, since a neighbour needs the connection
+	added  []addition  // what the function gave to BeforeCommit
 }
 
 type addition struct {
@@ -75,7 +76,7 @@ func (tx *Tx) Send(ctx context.Context, query string, args ...any) error {
 	return nil
 }
 
-// Query runs a statement that returns rows. They must be closed before the function returns.
+// Query runs a statement that returns rows. Rows still open when the function returns are closed then.
 func (tx *Tx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	ctx, err := tx.enter(ctx, query, args)
 	if err != nil {
@@ -85,6 +86,7 @@ func (tx *Tx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, 
 	if err != nil {
 		return nil, tx.fail(err)
 	}
+	tx.rows = append(tx.rows, rows)
 	return rows, nil
 }
 
@@ -165,6 +167,15 @@ func (tx *Tx) admit(args []any) error {
 		}
 	}
 	return nil
+}
+
+// finish ends the function's use of the connection, also when it left rows open or panicked.
+func (tx *Tx) finish() {
+	tx.over = true
+	for _, rows := range tx.rows {
+		rows.Close()
+	}
+	tx.rows = nil
 }
 
 func (tx *Tx) fail(err error) error {
