@@ -1,0 +1,76 @@
+// Package setup makes an authority: its database, keys, roots and issuers, its first administrator, and the data directory
+// of its first node. It makes one anew from a backup as well.
+//
+// What init makes is made beside the data directory and put in its place when it is whole, so an init that was cut short
+// leaves nothing that looks like an authority.
+package setup
+
+import (
+	"context"
+	"log/slog"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/profile"
+	"chancery/internal/authority/revocation"
+	"chancery/internal/fleet/pool"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/settings"
+	"chancery/internal/upkeep/datadir"
+)
+
+// Services are the services of a node over one database.
+type Services struct {
+	DB         *db.DB
+	Audit      *audit.Log
+	Settings   *settings.Store
+	Keys       *keys.Store
+	Access     *access.Store
+	Profiles   *profile.Store
+	CA         *ca.CA
+	Revocation *revocation.Service
+	Pools      *pool.Service
+}
+
+// Assemble puts the services of the named node together. It starts nothing.
+func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*Services, error) {
+	log, err := audit.New(d, node)
+	if err != nil {
+		return nil, err
+	}
+	s := &Services{DB: d, Audit: log, Settings: settings.New(d, log), Keys: keys.New(d, log, node, key), Access: access.New(d, log)}
+	s.Profiles = profile.New(d, log)
+	s.CA = ca.New(ca.Options{DB: d, Keys: s.Keys, Profiles: s.Profiles, Settings: s.Settings, Audit: log})
+	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
+	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
+	return s, nil
+}
+
+// Open opens the database of a data directory and the services of its node. The caller closes Services.DB.
+func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *slog.Logger) (*Services, error) {
+	write, read, err := config.DatabaseURLs(dir)
+	if err != nil {
+		return nil, err
+	}
+	key, err := keys.LoadNodeKey(dir.NodeKey())
+	if err != nil {
+		return nil, err
+	}
+	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	s, err := Assemble(d, config.Name, key, logger)
+	if err != nil {
+		return nil, closing(d, err)
+	}
+	return s, nil
+}
+
+// closing closes d on the way out of a failure, whose error is the one that counts.
+func closing(d *db.DB, err error) error {
+	_ = d.Close()
+	return err
+}
