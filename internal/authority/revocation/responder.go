@@ -38,7 +38,7 @@ type loadedResponder struct {
 // long it waits where there was none.
 const (
 	responderLook  = 30 * time.Second
-	responderRetry = time.Second
+	responderRetry = 100 * time.Millisecond
 )
 
 // responder returns the delegated responder of an issuer that is in force and lasts longest; nil where there is none.

@@ -1,0 +1,82 @@
+package publish
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"chancery/internal/authority/revocation"
+	"chancery/internal/fault"
+	"chancery/internal/pki/ocsp"
+	"chancery/internal/surface/problem"
+)
+
+// ocspPost answers a request in the body. Whatever is wrong with it is said in OCSP's own form, with status 200: RFC 6960
+// appendix A knows no other.
+func (h *Handler) ocspPost(w http.ResponseWriter, r *http.Request) error {
+	limit := int64(ocsp.MaxRequest)
+	if set, err := h.settings.Get(r.Context()); err == nil && set.Limits.OCSPBytes > 0 {
+		limit = min(limit, set.Limits.OCSPBytes)
+	}
+	if r.ContentLength > limit {
+		w.Header().Set("Connection", "close") // what is still coming is not read
+		return h.refuse(w, r, fault.New(fault.Invalid, "OCSP request of %d octets is over the limit of %d", r.ContentLength, limit))
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		if tooLarge := (*http.MaxBytesError)(nil); !errors.As(err, &tooLarge) {
+			return fault.New(fault.Invalid, "the OCSP request broke off: %w", err)
+		}
+		return h.refuse(w, r, fault.New(fault.Invalid, "OCSP request is over the limit of %d octets", limit))
+	}
+	response, err := h.revocation.Respond(r.Context(), body)
+	return h.respond(w, r, response, err)
+}
+
+func (h *Handler) ocspGet(w http.ResponseWriter, r *http.Request, path string) error {
+	der, err := ocsp.DecodePath(path)
+	if err != nil {
+		return h.refuse(w, r, err)
+	}
+	response, err := h.revocation.Respond(r.Context(), der)
+	return h.respond(w, r, response, err)
+}
+
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
+	return h.respond(w, r, revocation.Response{DER: ocsp.ErrorResponse(ocsp.MalformedRequest), Status: ocsp.MalformedRequest}, err)
+}
+
+func (h *Handler) respond(w http.ResponseWriter, r *http.Request, response revocation.Response, err error) error {
+	event := problem.EventOf(r.Context())
+	event.Add(slog.String("responseStatus", response.Status.String()), slog.Bool("cached", response.Cached))
+	if err != nil {
+		event.Fail(err)
+	}
+	header := w.Header()
+	get := r.Method != http.MethodPost
+	if get && !response.NextUpdate.IsZero() {
+		sum := sha256.Sum256(response.DER)
+		header.Set("Expires", response.NextUpdate.UTC().Format(http.TimeFormat))
+		d := document{
+			mediaType: ocsp.ResponseType, tag: hex.EncodeToString(sum[:16]), modified: response.ThisUpdate,
+			maxAge: time.Until(response.NextUpdate), size: int64(len(response.DER)),
+		}
+		if d.send(w, r) {
+			w.Write(response.DER) // an error here is a caller that has gone
+		}
+		return nil
+	}
+	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Type", ocsp.ResponseType)
+	header.Set("Content-Length", strconv.Itoa(len(response.DER)))
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	w.Write(response.DER)
+	return nil
+}

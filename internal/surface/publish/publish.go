@@ -1,0 +1,120 @@
+// Package publish serves what relying parties fetch over plain http: CRLs, OCSP answers and issuers' certificates.
+//
+// RFC 5280 §4.2.1.13 and §4.2.2.1 (the URLs in certificates), RFC 2585 (media types), RFC 6960 appendix A and RFC 5019 §6
+// (OCSP over HTTP), RFC 9110 and RFC 9111 (conditional requests, caching). All of it is signed, so nothing is lost by plain
+// http, and a CRL fetched over https could need that very CRL (RFC 5280 §8).
+//
+//	GET  /crl/{issuer}.crl, .pem            the complete CRL
+//	GET  /crl/{issuer}/delta.crl, .pem      the delta CRL
+//	GET  /crl/{issuer}/{n}.crl, .pem        the CRL of partition n
+//	GET  /ca/{issuer}.cer, .pem, .p7c       the issuer's certificate; .p7c with those above it
+//	GET  /ocsp/{request}                    RFC 6960 A.1.1
+//	POST /ocsp                              RFC 6960 A.1.2
+//
+// Divergences:
+//   - A CRL may be kept by caches for five minutes and not until its nextUpdate, because a newer one may replace it at any
+//     time; after that a conditional request costs a few octets. OCSP answers may be kept until nextUpdate, as RFC 5019
+//     §6.2 says; who wants none that is older asks with a nonce, or by POST.
+//   - A CRL past its nextUpdate is served, since some relying parties rather have that than none, but with a Warning, and
+//     no cache may keep it.
+//   - Ranges are not served.
+package publish
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
+	"chancery/internal/fault"
+	"chancery/internal/store/settings"
+	"chancery/internal/surface/problem"
+)
+
+// Handler serves relying parties.
+type Handler struct {
+	revocation *revocation.Service
+	ca         *ca.CA
+	settings   *settings.Store
+	mux        *http.ServeMux
+}
+
+// New returns the handler. Limits on connections and the log of requests are the server's.
+func New(r *revocation.Service, c *ca.CA, s *settings.Store) *Handler {
+	h := &Handler{revocation: r, ca: c, settings: s, mux: http.NewServeMux()}
+	h.mux.Handle("GET /crl/{file}", h.handle("publish.crl", h.completeCRL))
+	h.mux.Handle("GET /crl/{issuer}/{file}", h.handle("publish.crl", h.partialCRL))
+	h.mux.Handle("GET /ca/{file}", h.handle("publish.certificate", h.certificate))
+	h.mux.Handle("POST /ocsp", h.handle("publish.ocsp", h.ocspPost))
+	h.mux.Handle("POST /ocsp/{$}", h.handle("publish.ocsp", h.ocspPost))
+	return h
+}
+
+// ServeHTTP takes OCSP requests by GET out before the mux, which would clean their path: two slashes in base64 are not one.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.EscapedPath()
+	if request, ok := strings.CutPrefix(path, "/ocsp/"); ok && request != "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		h.handle("publish.ocsp", func(w http.ResponseWriter, r *http.Request) error { return h.ocspGet(w, r, request) }).ServeHTTP(w, r)
+		return
+	}
+	h.mux.ServeHTTP(w, r)
+}
+
+func (h *Handler) handle(operation string, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		problem.EventOf(r.Context()).Route(operation)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if err := serve(w, r); err != nil {
+			w.Header().Set("Cache-Control", "no-store")
+			problem.Write(w, r, err)
+		}
+	})
+}
+
+// cut splits a file name into what it names and its form.
+func cut(file string) (name, form string, err error) {
+	name, form, ok := strings.Cut(file, ".")
+	if !ok || name == "" {
+		return "", "", fault.New(fault.NotFound, "there is nothing of the name %.80q", file)
+	}
+	return name, form, nil
+}
+
+// document is the metadata of what is served: its validators and how long it may be kept.
+type document struct {
+	mediaType string
+	tag       string
+	modified  time.Time
+	maxAge    time.Duration
+	size      int64
+}
+
+// send writes the header, and reports whether a body is wanted: not after HEAD, nor when the caller has it already.
+func (d *document) send(w http.ResponseWriter, r *http.Request) bool {
+	header := w.Header()
+	header.Set("ETag", problem.ETag(d.tag))
+	header.Set("Last-Modified", d.modified.UTC().Format(http.TimeFormat))
+	header.Set("Accept-Ranges", "none")
+	if header.Get("Cache-Control") == "" {
+		header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d, must-revalidate, no-transform", max(0, int64(d.maxAge.Seconds()))))
+	}
+	if d.unchanged(r) {
+		w.WriteHeader(http.StatusNotModified)
+		return false
+	}
+	header.Set("Content-Type", d.mediaType)
+	header.Set("Content-Length", fmt.Sprint(d.size))
+	w.WriteHeader(http.StatusOK)
+	return r.Method != http.MethodHead
+}
+
+// unchanged is RFC 9110 §13.2.2: If-None-Match decides where it is there, and If-Modified-Since otherwise.
+func (d *document) unchanged(r *http.Request) bool {
+	if tags := strings.Join(r.Header.Values("If-None-Match"), ","); tags != "" {
+		return problem.NoneMatch(tags, problem.ETag(d.tag))
+	}
+	since, err := http.ParseTime(r.Header.Get("If-Modified-Since"))
+	return err == nil && !d.modified.Truncate(time.Second).After(since)
+}

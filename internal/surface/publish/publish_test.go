@@ -1,0 +1,229 @@
+package publish_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	xocsp "golang.org/x/crypto/ocsp"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/pki/crl"
+	"chancery/internal/pki/ocsp"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+)
+
+func TestCRLsAreServedInBothForms(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{Delta: true})
+		two, _, err := o.ca.CreateIssuer(t.Context(), o.by, ca.IssuerSpec{Name: "parts", Parent: "root", Subject: "CN=Parts,O=Fleet", CRL: ca.CRLMode{Partitions: 2}})
+		must(t, err)
+		o.ready()
+		serve(o, "/crl/one.crl", "/crl/one/delta.crl")
+		o.issuer = two
+		serve(o, "/crl/parts.crl")
+	})
+}
+
+// serve revokes a certificate of the office's issuer and looks for it at paths, and where the certificate itself says.
+func serve(o *office, paths ...string) {
+	o.t.Helper()
+	c := o.issue("gone.example")
+	o.revoke(c, crl.KeyCompromise)
+	named, ok := strings.CutPrefix(c.CRLDistributionPoints[0], o.server.URL)
+	if !ok {
+		o.t.Fatalf("the certificate names %v", c.CRLDistributionPoints)
+	}
+	for _, path := range append(paths, named) {
+		o.until(path+" has the revocation", func() bool {
+			code, _, der := o.get(path, nil)
+			if code != http.StatusOK {
+				return false
+			}
+			list, err := crl.Parse(der)
+			must(o.t, err)
+			must(o.t, list.CheckIssuer(o.issuer.Certificate))
+			_, ok := list.Lookup(c.SerialNumber)
+			return ok
+		})
+		_, header, der := o.get(path, nil)
+		if header.Get("Content-Type") != "application/pkix-crl" || header.Get("ETag") == "" || !strings.Contains(header.Get("Cache-Control"), "max-age=") {
+			o.t.Errorf("%s: header %v", path, header)
+		}
+		_, header, text := o.get(strings.TrimSuffix(path, ".crl")+".pem", nil)
+		block, rest := pem.Decode(text)
+		if block == nil || len(rest) > 0 || header.Get("Content-Type") != "application/x-pem-file" || !bytes.Equal(block.Bytes, der) {
+			o.t.Errorf("%s as PEM: %v\n%s", path, header, text)
+		}
+	}
+}
+
+func TestConditionalRequests(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	for _, path := range []string{"/crl/one.crl", "/crl/one.pem", "/ca/one.cer", "/ca/one.pem", "/ca/one.p7c", o.ocspPath(o.issue("a.example"))} {
+		code, header, body := o.get(path, nil)
+		if code != http.StatusOK || len(body) == 0 {
+			t.Fatalf("%s: %d %s", path, code, body)
+		}
+		tag, modified := header.Get("ETag"), header.Get("Last-Modified")
+		for what, c := range map[string]struct {
+			method, name, value string
+			code                int
+		}{
+			"same tag":      {"GET", "If-None-Match", tag, 304},
+			"weak tag":      {"GET", "If-None-Match", `"x", W/` + tag, 304},
+			"other tag":     {"GET", "If-None-Match", `"x"`, 200},
+			"not modified":  {"GET", "If-Modified-Since", modified, 304},
+			"modified":      {"GET", "If-Modified-Since", "Mon, 01 Jan 2001 00:00:00 GMT", 200},
+			"head":          {"HEAD", "Accept", "*/*", 200},
+			"head same tag": {"HEAD", "If-None-Match", tag, 304},
+			"range":         {"GET", "Range", "bytes=0-3", 200},
+		} {
+			code, h, got := o.do(c.method, path, http.Header{c.name: {c.value}}, nil)
+			if code != c.code || c.method == "GET" && code == 200 && !bytes.Equal(got, body) {
+				t.Errorf("%s, %s: %d with %d octets", path, what, code, len(got))
+			}
+			if code == 304 && (h.Get("ETag") != tag || h.Get("Content-Type") != "") {
+				t.Errorf("%s, %s: header %v", path, what, h)
+			}
+			if c.method == "HEAD" && code == 200 && h.Get("Content-Length") != header.Get("Content-Length") {
+				t.Errorf("%s: HEAD says %s octets", path, h.Get("Content-Length"))
+			}
+		}
+	}
+}
+
+func (o *office) ocspPath(c *x509.Certificate) string {
+	request, err := xocsp.CreateRequest(c, o.issuer.Certificate, nil)
+	must(o.t, err)
+	return "/ocsp/" + url.PathEscape(base64.StdEncoding.EncodeToString(request))
+}
+
+func TestWhatIsNotThere(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	for path, want := range map[string]int{
+		"/crl/two.crl": 404, "/crl/one.txt": 404, "/crl/one": 404, "/crl/.crl": 404, "/crl/one/0.crl": 404, "/crl/one/delta.crl": 404,
+		"/crl/one/complete.crl": 404, "/crl/one/-1.crl": 404, "/crl/one/007.crl": 404, "/ca/two.cer": 404, "/ca/one.key": 404, "/": 404,
+		"/crl/../../etc/passwd": 307, "/crl/one%00.crl": 404, "/crl/%2e%2e%2fone.crl": 404,
+	} {
+		if code, header, body := o.get(path, nil); code != want || bytes.Contains(body, []byte("internal")) {
+			t.Errorf("%s: %d %v %s", path, code, header, body)
+		}
+	}
+	for _, method := range []string{"PUT", "DELETE", "POST"} {
+		if code, _, _ := o.do(method, "/crl/one.crl", nil, nil); code != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %d", method, code)
+		}
+	}
+}
+
+func TestCertificates(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	leaf := o.issue("a.example")
+	if got := leaf.IssuingCertificateURL; len(got) != 1 || got[0] != o.server.URL+"/ca/one.cer" {
+		t.Fatalf("caIssuers %v", got)
+	}
+	_, header, der := o.get("/ca/one.cer", nil)
+	if !bytes.Equal(der, o.issuer.Certificate.Raw) || header.Get("Content-Type") != "application/pkix-cert" {
+		t.Errorf("%v: %x", header, der)
+	}
+	_, header, p7c := o.get("/ca/one.p7c", nil)
+	must(t, os.WriteFile(filepath.Join(o.dir, "one.p7c"), p7c, 0o600))
+	out, err := o.program("openssl", "pkcs7", "-inform", "DER", "-in", "one.p7c", "-print_certs")
+	must(t, err)
+	if strings.Count(out, "BEGIN CERTIFICATE") != 2 || !strings.Contains(out, "Issuer one") || !strings.HasPrefix(header.Get("Content-Type"), "application/pkcs7-mime") {
+		t.Errorf("%v: openssl reads\n%s", header, out)
+	}
+}
+
+func TestOCSPOverHTTP(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{})
+		o.ready()
+		good, bad := o.issue("good.example"), o.issue("bad.example")
+		if got := good.OCSPServer; len(got) != 1 || got[0] != o.server.URL+"/ocsp" {
+			t.Fatalf("the certificate names %v", got)
+		}
+		if o.status(bad, crypto.SHA1) != xocsp.Good {
+			t.Fatal("a certificate that was just issued is not good")
+		}
+		o.revoke(bad, crl.Superseded)
+		for _, hash := range ocsp.Hashes() {
+			o.until("it is revoked by "+hash.String(), func() bool { return o.status(bad, hash) == xocsp.Revoked })
+			if o.status(good, hash) != xocsp.Good {
+				t.Errorf("the other one is not good by %v", hash)
+			}
+		}
+		code, header, body := o.get(o.ocspPath(good), nil)
+		response, err := xocsp.ParseResponseForCert(body, good, o.issuer.Certificate)
+		must(t, err)
+		age, _ := time.ParseDuration(strings.Split(strings.TrimPrefix(header.Get("Cache-Control"), "public, max-age="), ",")[0] + "s")
+		if left := time.Until(response.NextUpdate); code != 200 || age > left+time.Second || age < left-time.Minute || header.Get("Expires") != response.NextUpdate.Format(http.TimeFormat) {
+			t.Errorf("%d %v: nextUpdate %v", code, header, response.NextUpdate)
+		}
+		bare := "/ocsp/" + strings.TrimRight(base64.StdEncoding.EncodeToString(request(t, good, o.issuer.Certificate)), "=")
+		if _, _, again := o.get(bare, nil); !bytes.Equal(again, body) {
+			t.Error("bare base64 is not understood, or the answer was not kept")
+		}
+		never := *good
+		never.SerialNumber = response.SerialNumber.Add(response.SerialNumber, response.SerialNumber)
+		if o.status(&never, crypto.SHA256) != xocsp.Unknown {
+			t.Error("a serial that was never issued is not unknown")
+		}
+		_, header, _ = o.get(o.ocspPath(&never), nil)
+		if header.Get("Cache-Control") != "no-store" {
+			t.Errorf("unknown may be kept: %v", header)
+		}
+	})
+}
+
+func request(t *testing.T, c, issuer *x509.Certificate) []byte {
+	t.Helper()
+	der, err := xocsp.CreateRequest(c, issuer, nil)
+	must(t, err)
+	return der
+}
+
+func TestOCSPErrors(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	c := o.issue("a.example")
+	foreign := *o.issuer.Certificate
+	foreign.RawSubject = append([]byte{}, foreign.RawSubject...)
+	foreign.RawSubject[len(foreign.RawSubject)-1] ^= 1
+	for what, try := range map[string]struct {
+		body []byte
+		want ocsp.ResponseStatus
+	}{
+		"garbage":        {[]byte("hello"), ocsp.MalformedRequest},
+		"empty":          {nil, ocsp.MalformedRequest},
+		"cut":            {request(t, c, o.issuer.Certificate)[:40], ocsp.MalformedRequest},
+		"too large":      {make([]byte, 1<<20), ocsp.MalformedRequest},
+		"another issuer": {request(t, c, &foreign), ocsp.Unauthorized},
+	} {
+		code, header, body := o.post(try.body)
+		if code != 200 || !bytes.Equal(body, ocsp.ErrorResponse(try.want)) || header.Get("Content-Type") != ocsp.ResponseType || header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d %v %x", what, code, header, body)
+		}
+	}
+	for _, path := range []string{"/ocsp/!!!", "/ocsp/AAAA", "/ocsp/" + strings.Repeat("A", 5000)} {
+		if _, _, body := o.get(path, nil); !bytes.Equal(body, ocsp.ErrorResponse(ocsp.MalformedRequest)) {
+			t.Errorf("%.30s: %x", path, body)
+		}
+	}
+	if code, _, _ := o.get("/ocsp", nil); code != http.StatusMethodNotAllowed {
+		t.Errorf("GET without a request: %d", code)
+	}
+}
