@@ -38,8 +38,11 @@ func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, 
 		return nil, fmt.Errorf("sign an audit checkpoint: %w", err)
 	}
 	next, err := successor(last, ends, authority, now)
-	if err != nil || next == nil {
-		return last, err
+	if err != nil {
+		return nil, err
+	}
+	if next == nil {
+		return last, nil
 	}
 	raw, err := next.Sign(signers...)
 	if err != nil {

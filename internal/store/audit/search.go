@@ -107,10 +107,11 @@ func page(ctx context.Context, tx *db.Tx, f Filter, after *pageKey, limit int) (
 		}
 		where = append(where, condition)
 	}
-	if !f.Since.IsZero() {
+	// Where a page key bounds the times already, a second bound would only lead the planner to begin at the wrong one.
+	if !f.Since.IsZero() && (after == nil || f.Newest || after.time < db.Micros(f.Since)) {
 		add("time >= ?", db.Micros(f.Since))
 	}
-	if !f.Until.IsZero() {
+	if !f.Until.IsZero() && (after == nil || !f.Newest || after.time >= db.Micros(f.Until)) {
 		add("time < ?", db.Micros(f.Until))
 	}
 	if f.Actor != "" {
@@ -126,7 +127,8 @@ func page(ctx context.Context, tx *db.Tx, f Filter, after *pageKey, limit int) (
 		add("object = ?", f.Object)
 	}
 	if f.Node != "" {
-		add("node = ?", f.Node)
+		// An expression, so that the order of times is read from its index instead of sorting the whole chain for each page.
+		add("node || '' = ?", f.Node)
 	}
 	order, beyond := "time, node, seq", ">"
 	if f.Newest {
