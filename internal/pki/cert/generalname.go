@@ -174,7 +174,7 @@ func ToASCII(name string) (string, error) {
 		}
 	}
 	ascii, err := idna.Lookup.ToASCII(name)
-	if err != nil || !isASCII(ascii) || ascii == "" {
+	if err != nil || CheckDNSName(ascii, false) != nil {
 		return "", fault.New(fault.Invalid, "DNS name %q is no internationalised domain name (RFC 5891): write its A-labels "+
 			"(xn--…)", name)
 	}

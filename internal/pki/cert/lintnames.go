@@ -217,6 +217,11 @@ func checkURI(uri string) error {
 	if err != nil || !u.IsAbs() || (u.Opaque == "" && u.Host == "" && u.Path == "") {
 		return fmt.Errorf("URI %q is not absolute, with a scheme and what belongs to it", uri)
 	}
+	for segment := range strings.SplitSeq(u.Path, "/") {
+		if segment == "." || segment == ".." {
+			return fmt.Errorf("URI %q has a dot segment, so that it says one thing and means another", uri)
+		}
+	}
 	if u.Host == "" {
 		return nil // RFC 5280 asks for a host only where there is an authority
 	}
