@@ -55,7 +55,8 @@ type CA struct {
 	issuers issuerCache
 	rates   rates
 	lastID  atomic.Int64
-	inserts byte // its address is the key of the shared INSERT
+	pending sync.Map // ID → *Certificate, while its transaction runs
+	inserts byte     // its address is the key of the shared INSERT
 	changed struct {
 		sync.Mutex
 		next chan struct{} // guarded by the mutex

@@ -66,6 +66,7 @@ type signed struct {
 	key         string // idempotency key
 	order       *Order
 	limits      settings.Limits
+	runs        []int64 // the IDs that the runs of its transaction gave it
 }
 
 // request is what tells a repeated call from another one.
@@ -82,6 +83,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 		return nil, fmt.Errorf("issue: %w", err)
 	}
 	s.key, s.order = order.IdempotencyKey, order
+	defer c.settle(s)
 	var issued *Certificate
 	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
 		issued = nil
@@ -180,6 +182,8 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 		return same, err
 	}
 	crt.ID = c.nextID(now)
+	s.runs = append(s.runs, crt.ID)
+	c.pending.Store(crt.ID, &crt)
 	if err := c.insertCertificate(ctx, tx, &crt); err != nil {
 		return nil, err
 	}
@@ -216,11 +220,23 @@ func (c *CA) byAnswer(ctx context.Context, tx *db.Tx, earlier string, now time.T
 	if _, err := fmt.Sscan(earlier, &id); err != nil {
 		return nil, fmt.Errorf("read the remembered answer: %w", err)
 	}
+	if crt, ok := c.pending.Load(id); ok {
+		// The call with the same key is in this very transaction, and its row is written right before the commit.
+		same := *crt.(*Certificate)
+		return &same, nil
+	}
 	r, err := recordByID(ctx, tx, id)
 	if err != nil {
 		return nil, err
 	}
 	return c.complete(ctx, tx, r, now)
+}
+
+// settle forgets a certificate whose transaction is over.
+func (c *CA) settle(s *signed) {
+	for _, id := range s.runs {
+		c.pending.Delete(id)
+	}
 }
 
 // checkKey refuses a key that was revoked as compromised, under whatever issuer.

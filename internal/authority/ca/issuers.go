@@ -191,7 +191,7 @@ func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []b
 	certificate, chain, notAfter := i.stored()
 	_, err = tx.Exec(ctx, `INSERT INTO issuer (`+issuerColumns+`, subject, not_after)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
-		i.ID, i.number, i.Name, i.Pool, string(i.State), flag(i.Default), i.Parent, i.KeyID, i.PublicKey, certificate, chain,
+		i.ID, i.number, i.Name, i.Pool, string(i.State), bit(i.Default), i.Parent, i.KeyID, i.PublicKey, certificate, chain,
 		bytesOf(i.CSR), string(mode), db.Micros(i.CreatedAt), subject, notAfter)
 	if err != nil {
 		return fmt.Errorf("insert issuer %s: %w", i.Name, err)
@@ -218,7 +218,7 @@ func clearDefault(ctx context.Context, tx *db.Tx, pool string) error {
 	return nil
 }
 
-func flag(b bool) int64 {
+func bit(b bool) int64 {
 	if b {
 		return 1
 	}

@@ -65,7 +65,7 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO request (id, state, requester, profile, issuer, subject, body, two_person, assigned_to,
 			decided_by, decided_at, reason, certificate, submitted_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, '', '', 0, '', 0, $9)`,
-			r.ID, string(r.State), r.Requester, r.Profile, r.Issuer, r.Subject, body, flag(r.TwoPerson), db.Micros(r.SubmittedAt))
+			r.ID, string(r.State), r.Requester, r.Profile, r.Issuer, r.Subject, body, bit(r.TwoPerson), db.Micros(r.SubmittedAt))
 		if err != nil {
 			return fmt.Errorf("insert request: %w", err)
 		}
@@ -226,6 +226,7 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign for request %s: %w", id, err)
 	}
+	defer c.settle(s)
 	var done *Request
 	var issued *Certificate
 	err = c.db.Tx(ctx, func(tx *db.Tx) error {

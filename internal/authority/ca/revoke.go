@@ -89,6 +89,9 @@ func checkReason(order RevokeOrder, now time.Time) error {
 // change runs one act upon one certificate: idempotency key, act, audit event, in one transaction.
 func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key string, detail any, action string, now time.Time,
 	act func(context.Context, *db.Tx, *record) error) (*Certificate, error) {
+	if ref.Serial == nil {
+		return nil, noSerialGiven()
+	}
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, err
 	}

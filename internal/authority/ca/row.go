@@ -109,7 +109,7 @@ type Ref struct {
 
 func (c *CA) recordByRef(ctx context.Context, tx *db.Tx, ref Ref) (*record, error) {
 	if ref.Serial == nil || ref.Serial.Sign() < 0 {
-		return nil, fault.New(fault.Invalid, "a serial number is required")
+		return nil, noSerialGiven()
 	}
 	query, args := ` WHERE c.serial = $1`, []any{serialKey(ref.Serial)}
 	if ref.Issuer != "" {
@@ -134,6 +134,8 @@ func (c *CA) recordByRef(ctx context.Context, tx *db.Tx, ref Ref) (*record, erro
 	}
 	return found[0], nil
 }
+
+func noSerialGiven() error { return fault.New(fault.Invalid, "a serial number is required") }
 
 func noSerial(serial *big.Int) error {
 	return fault.New(fault.NotFound, "no certificate here has serial %s", cert.FormatSerial(serial))
