@@ -20,39 +20,48 @@ type standing struct {
 	wanted bool            // an operator asked for a complete list
 }
 
-// due returns the lists that are to be made at now, in the order in which they should be: what shows a revocation soonest
-// comes first, but a delta needs a complete list to start from. next is when to look again if nothing happens before.
+// routineAtOnce is how many lists are made only because they are old, before it is looked again what was revoked.
+const routineAtOnce = 32
+
+// due returns the lists that are to be made at now, in the order in which they should be: first what shows a revocation.
+// next is when to look again if nothing happens before.
 func (st *standing) due(set *settings.Settings, now time.Time) (orders []order, next time.Time) {
+	var routine []order
 	next = now.Add(time.Hour)
-	complete := st.lists[Complete]
-	wait := func(l *List) bool {
-		at := l.ThisUpdate.Add(refresh(set, st.issuer, l.Scope))
-		if at.Before(next) && at.After(now) {
+	consider := func(scope Scope, asked, changed bool) {
+		l := st.lists[scope]
+		at := now
+		if l != nil && !asked {
+			at = l.ThisUpdate.Add(refresh(set, st.issuer, scope))
+		}
+		switch {
+		case !at.After(now) && changed && l != nil: // both; the revocation does not wait its turn
+			orders = append(orders, order{scope: scope, scheduled: true})
+		case !at.After(now):
+			routine = append(routine, order{scope: scope, scheduled: true})
+		case changed:
+			orders = append(orders, order{scope: scope})
+		case at.Before(next):
 			next = at
 		}
-		return at.After(now)
 	}
-	if st.issuer.CRL.Delta && complete != nil {
-		delta := st.lists[Delta]
-		if scheduled := delta == nil || st.wanted || !wait(delta); scheduled || st.last > delta.change {
-			orders = append(orders, order{scope: Delta, scheduled: scheduled})
-		}
+	complete := st.lists[Complete]
+	if l := st.lists[Delta]; st.issuer.CRL.Delta && complete != nil {
+		consider(Delta, st.wanted, l == nil || st.last > l.change)
 	}
-	if set.PublicURL != "" && st.issuer.CRL.Partitions > 0 {
+	if set.PublicURL != "" {
 		for n := range st.issuer.CRL.Partitions {
 			l := st.lists[Partition(n)]
-			if scheduled := l == nil || !wait(l); scheduled || st.dirty[n] > l.change {
-				orders = append(orders, order{scope: Partition(n), scheduled: scheduled})
-			}
+			consider(Partition(n), false, l != nil && st.dirty[n] > l.change)
 		}
 	}
-	switch {
-	case complete == nil || st.wanted || !wait(complete):
-		orders = append(orders, order{scope: Complete, scheduled: true})
-	case st.last > complete.change && st.whole(set, complete, now, &next):
-		orders = append(orders, order{scope: Complete})
+	consider(Complete, st.wanted, complete != nil && st.last > complete.change && st.whole(set, complete, now, &next))
+	if len(routine) > routineAtOnce {
+		// The complete list, which is the last one, is made with the first of them.
+		routine = append(routine[:routineAtOnce:routineAtOnce], routine[len(routine)-1])
+		next = now
 	}
-	return orders, next
+	return append(orders, routine...), next
 }
 
 // whole decides whether revocations are worth signing a complete list again before its time.

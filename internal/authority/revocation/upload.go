@@ -36,7 +36,10 @@ func (d *Draft) Spec() *crl.Spec {
 }
 
 // Draft says what the next complete list of an issuer with an offline key has to say, for the program that has the key.
-func (s *Service) Draft(ctx context.Context, nameOrID string) (*Draft, error) {
+func (s *Service) Draft(ctx context.Context, by access.Principal, nameOrID string) (*Draft, error) {
+	if err := by.May(access.IssueCRL); err != nil {
+		return nil, err
+	}
 	issuer, err := s.ca.Issuer(ctx, nameOrID)
 	if err != nil {
 		return nil, err

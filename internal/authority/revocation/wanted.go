@@ -51,7 +51,7 @@ func (w Wish) times(now time.Time, validity time.Duration) (this, next time.Time
 }
 
 // IssueCRL has the holder of the lease sign an issuer's complete CRL now, and its delta where it has one, and returns them
-// when they are published.
+// when they are published, the complete one first.
 func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish) ([]*List, error) {
 	now := time.Now()
 	if err := by.May(access.IssueCRL); err != nil {
@@ -122,7 +122,7 @@ func timeOrZero(micros int64) time.Time {
 	return db.FromMicros(micros)
 }
 
-// granted returns the lists in force once the wish is no longer waiting.
+// granted returns the lists in force once the wish is no longer waiting, and none before.
 func (s *Service) granted(ctx context.Context, issuer *ca.Issuer, since int64) (lists []*List, err error) {
 	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		var waiting int64
