@@ -50,9 +50,9 @@ func (w Wish) times(now time.Time, validity time.Duration) (this, next time.Time
 	return this, next
 }
 
-// IssueCRL has the holder of the lease sign an issuer's complete CRL now, and its delta where it has one, and returns them
-// when they are published, the complete one first.
-func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish) ([]*List, error) {
+// IssueCRL has the holder of the lease sign an issuer's complete CRL now, and its delta where it has one, and returns the
+// complete one when it is published.
+func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish) (*List, error) {
 	now := time.Now()
 	if err := by.May(access.IssueCRL); err != nil {
 		return nil, err
@@ -76,12 +76,12 @@ func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID st
 		return nil, fmt.Errorf("ask for a CRL of issuer %s: %w", issuer.Name, err)
 	}
 	for {
-		lists, err := s.granted(ctx, issuer, wish.since)
+		l, err := s.granted(ctx, issuer, wish.since)
 		if err != nil {
 			return nil, fmt.Errorf("wait for a CRL of issuer %s: %w", issuer.Name, err)
 		}
-		if len(lists) > 0 {
-			return lists, nil
+		if l != nil {
+			return l, nil
 		}
 		if err := sleep(ctx, tick/2); err != nil {
 			return nil, fault.New(fault.Unavailable, "no node has signed the CRL of issuer %s yet: %w", issuer.Name, err)
@@ -122,26 +122,18 @@ func timeOrZero(micros int64) time.Time {
 	return db.FromMicros(micros)
 }
 
-// granted returns the lists in force once the wish is no longer waiting, and none before.
-func (s *Service) granted(ctx context.Context, issuer *ca.Issuer, since int64) (lists []*List, err error) {
+// granted returns the list in force once the wish is no longer waiting, and nil before.
+func (s *Service) granted(ctx context.Context, issuer *ca.Issuer, since int64) (l *List, err error) {
 	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		var waiting int64
 		err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM crl_wanted WHERE issuer = $1 AND since <= $2`, issuer.ID, since).Scan(&waiting)
 		if err != nil || waiting > 0 {
 			return err
 		}
-		for _, scope := range []Scope{Complete, Delta} {
-			l, err := currentList(ctx, tx, issuer.ID, scope)
-			if err != nil {
-				return err
-			}
-			if l != nil {
-				lists = append(lists, l)
-			}
-		}
-		return nil
+		l, err = currentList(ctx, tx, issuer.ID, Complete)
+		return err
 	})
-	return lists, err
+	return l, err
 }
 
 // pending reads what is cheap to look at on every tick: the newest change of each issuer, and what operators wish.
