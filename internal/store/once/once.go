@@ -55,7 +55,8 @@ func Lookup(ctx context.Context, tx *db.Tx, caller, key string, request []byte) 
 	return response, true, nil
 }
 
-// Remember keeps the response to (caller, key). An empty key is not kept.
+// Remember keeps the response to (caller, key), for which Lookup found none in the same transaction. An empty key is not kept.
+// When another node keeps the key in the same moment, the function is run again and finds that response.
 func Remember(ctx context.Context, tx *db.Tx, caller, key string, request, response []byte, now time.Time) error {
 	if key == "" {
 		return nil
@@ -63,9 +64,8 @@ func Remember(ctx context.Context, tx *db.Tx, caller, key string, request, respo
 	if response == nil {
 		response = []byte{}
 	}
-	_, err := tx.Exec(ctx, "INSERT INTO once (caller, request_key, request_hash, response, created_at) VALUES ($1, $2, $3, $4, $5)",
+	return tx.Send(ctx, "INSERT INTO once (caller, request_key, request_hash, response, created_at) VALUES ($1, $2, $3, $4, $5)",
 		caller, key, request, response, db.Micros(now))
-	return err
 }
 
 // Do answers from memory, or else runs fn in the same transaction and remembers its response.
