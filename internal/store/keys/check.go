@@ -22,6 +22,7 @@ const (
 	OrphanWrap      Rule = "orphan-wrap"      // a wrap without a key
 	NoRecovery      Rule = "no-recovery"      // no recovery recipient is stored
 	WrongRecipient  Rule = "wrong-recipient"  // a recipient is stored with a public key that is not its own
+	Unendorsed      Rule = "unendorsed"       // this node does not vouch for a recipient, and gives it no keys
 )
 
 // Finding is one rule that the stored keys break.
@@ -52,7 +53,7 @@ func (s *Store) Check(ctx context.Context, recovery *Recovery) ([]Finding, Check
 		var page []keyWraps
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
 			// The recipients as of this page, so that one who joins meanwhile is no finding.
-			if all, err = recipients(ctx, tx); err != nil {
+			if all, err = s.recipients(ctx, tx); err != nil {
 				return err
 			}
 			page, err = readPage(ctx, tx, after, pageOfKeys)
@@ -92,6 +93,10 @@ func (s *Store) openers(all []Recipient, recovery *Recovery) ([]opener, []Findin
 	var findings []Finding
 	recoveries, known := 0, false
 	for _, r := range all {
+		if !r.Endorsed && (r.ID != s.self || r.PublicKey == s.node.Public()) {
+			findings = append(findings, Finding{Recipient: r.ID, Rule: Unendorsed, Message: fmt.Sprintf("node %s does not vouch for "+
+				"%s %s with the public key %s: it was added by another, or changed since", s.self, r.Kind, r.ID, r.PublicKey)})
+		}
 		switch {
 		case r.ID == s.self:
 			openers = append(openers, opener{r.ID, s.node.identity})
@@ -128,7 +133,8 @@ func (k *keyWraps) checkRecipients(all []Recipient) []Finding {
 			continue
 		}
 		entitled[r.ID] = true
-		if _, ok := k.wraps[r.ID]; !ok {
+		// One that is not endorsed is a finding by itself; that it lacks a wrap is as it should be.
+		if _, ok := k.wraps[r.ID]; !ok && r.Endorsed {
 			findings = append(findings, Finding{k.id, r.ID, MissingWrap, fmt.Sprintf("%s %s is entitled to the %s key of %s and "+
 				"has no wrap of it", r.Kind, r.ID, k.purpose, k.owner)})
 		}

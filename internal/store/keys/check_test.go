@@ -83,7 +83,12 @@ func TestCheckFindsEachWrong(t *testing.T) {
 		}},
 		"the recovery recipient is exchanged": {func(t *testing.T, o *office, _, _ string) {
 			run(t, o.d, `UPDATE key_recipient SET public_key = $1 WHERE id = 'recovery'`, recovery(t).Public())
-		}, func(a, b string) []found { return []found{{"", "", keys.WrongRecipient}} }},
+		}, func(a, b string) []found {
+			return []found{{"", "recovery", keys.Unendorsed}, {"", "", keys.WrongRecipient}}
+		}},
+		"this node is said to run more": {func(t *testing.T, o *office, _, _ string) {
+			run(t, o.d, `UPDATE key_recipient SET subsystems = 'ca,kra,ocsp' WHERE id = 'n1'`)
+		}, func(a, b string) []found { return []found{{"", "n1", keys.Unendorsed}} }},
 		"this node is exchanged": {func(t *testing.T, o *office, _, _ string) {
 			run(t, o.d, `UPDATE key_recipient SET public_key = $1 WHERE id = 'n1'`, nodeKey(t).Public())
 		}, func(a, b string) []found { return []found{{"", "n1", keys.WrongRecipient}} }},
@@ -98,9 +103,7 @@ func TestCheckFindsEachWrong(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		for name, c := range cases {
 			t.Run(name, func(t *testing.T) {
-				for _, table := range []string{"key_recipient", "key_wrap", "sealed_key"} {
-					run(t, d, `DELETE FROM `+table)
-				}
+				empty(t, d)
 				o := newOffice(t, d)
 				a := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")
 				b := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")

@@ -2,8 +2,10 @@ package keys
 
 import (
 	"context"
-	"database/sql"
-	"errors"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -61,6 +63,7 @@ type Recipient struct {
 	Subsystems []Subsystem   `json:"subsystems"` // of a node
 	PublicKey  string        `json:"public_key"` // age1…
 	Created    time.Time     `json:"created"`
+	Endorsed   bool          `json:"endorsed"` // by the node that reads it; see Endorse
 }
 
 // Entitled is the rule of who may open which key; nothing else decides it.
@@ -116,7 +119,7 @@ func (r Recipient) validate() error {
 	return nil
 }
 
-// AddRecipient stores a recipient. It opens nothing yet: Rewrap does that, at a node that can.
+// AddRecipient stores a recipient, and this node vouches for it. It opens nothing yet: Rewrap does that.
 func (s *Store) AddRecipient(ctx context.Context, tx *db.Tx, r Recipient, actor string, now time.Time) error {
 	if err := r.validate(); err != nil {
 		return err
@@ -130,6 +133,9 @@ func (s *Store) AddRecipient(ctx context.Context, tx *db.Tx, r Recipient, actor 
 	if n == 0 {
 		return fault.New(fault.Conflict, "there is a key recipient with the id %q or the same public key already", r.ID)
 	}
+	if err := s.putEndorsement(ctx, tx, r); err != nil {
+		return err
+	}
 	return s.log.Append(ctx, tx, audit.Event{
 		Time: now, Actor: actor, Action: "recipient.add", Object: r.ID,
 		Detail: map[string]any{"kind": r.Kind, "name": r.Name, "subsystems": joinSubsystems(r.Subsystems), "public_key": r.PublicKey},
@@ -140,7 +146,7 @@ func (s *Store) AddRecipient(ctx context.Context, tx *db.Tx, r Recipient, actor 
 // longer trusted, the keys must be replaced as well. The last recovery recipient stays, because without one the loss of
 // the nodes would be the loss of the authority.
 func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string, now time.Time) error {
-	all, err := recipients(ctx, tx)
+	all, err := s.recipients(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -156,8 +162,13 @@ func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string
 	if err != nil {
 		return fmt.Errorf("remove wraps of %s: %w", id, err)
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM key_recipient WHERE id = $1`, id); err != nil {
-		return fmt.Errorf("remove key recipient %s: %w", id, err)
+	for _, statement := range []string{
+		`DELETE FROM key_endorsement WHERE recipient_id = $1 OR node = $1`,
+		`DELETE FROM key_recipient WHERE id = $1`,
+	} {
+		if _, err := tx.Exec(ctx, statement, id); err != nil {
+			return fmt.Errorf("remove key recipient %s: %w", id, err)
+		}
 	}
 	return s.log.Append(ctx, tx, audit.Event{
 		Time: now, Actor: actor, Action: "recipient.remove", Object: id,
@@ -169,26 +180,35 @@ func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string
 func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 	var all []Recipient
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		all, err = recipients(ctx, tx)
+		all, err = s.recipients(ctx, tx)
 		return err
 	})
 	return all, err
 }
 
-const recipientColumns = `id, kind, name, subsystems, public_key, created`
-
-func recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
-	rows, err := tx.Query(ctx, `SELECT `+recipientColumns+` FROM key_recipient ORDER BY id`)
+func (s *Store) recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
+	rows, err := tx.Query(ctx, `SELECT id, kind, name, subsystems, public_key, created, mac FROM key_recipient
+		LEFT JOIN key_endorsement ON recipient_id = id AND node = $1 ORDER BY id`, s.self)
 	if err != nil {
 		return nil, fmt.Errorf("list key recipients: %w", err)
 	}
 	defer rows.Close()
 	var all []Recipient
 	for rows.Next() {
-		r, err := scanRecipient(rows)
-		if err != nil {
+		var r Recipient
+		var list string
+		var created int64
+		var mac []byte
+		if err := rows.Scan(&r.ID, &r.Kind, &r.Name, &list, &r.PublicKey, &created, &mac); err != nil {
 			return nil, fmt.Errorf("list key recipients: %w", err)
 		}
+		r.Created = db.FromMicros(created)
+		for name := range strings.SplitSeq(list, ",") {
+			if name != "" {
+				r.Subsystems = append(r.Subsystems, Subsystem(name))
+			}
+		}
+		r.Endorsed = hmac.Equal(mac, s.node.endorsement(r))
 		all = append(all, r)
 	}
 	if err := rows.Err(); err != nil {
@@ -197,31 +217,62 @@ func recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
 	return all, nil
 }
 
-func recipient(ctx context.Context, tx *db.Tx, id string) (Recipient, error) {
-	r, err := scanRecipient(tx.QueryRow(ctx, `SELECT `+recipientColumns+` FROM key_recipient WHERE id = $1`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return r, fault.New(fault.NotFound, "there is no key recipient %q", id)
-	}
+// recipient returns one recipient.
+func (s *Store) recipient(ctx context.Context, tx *db.Tx, id string) (Recipient, error) {
+	all, err := s.recipients(ctx, tx)
 	if err != nil {
-		return r, fmt.Errorf("load key recipient %s: %w", id, err)
+		return Recipient{}, err
 	}
-	return r, nil
+	if at := slices.IndexFunc(all, func(r Recipient) bool { return r.ID == id }); at >= 0 {
+		return all[at], nil
+	}
+	return Recipient{}, fault.New(fault.NotFound, "there is no key recipient %q", id)
 }
 
-func scanRecipient(row interface{ Scan(...any) error }) (Recipient, error) {
-	var r Recipient
-	var kind, list string
-	var created int64
-	if err := row.Scan(&r.ID, &kind, &r.Name, &list, &r.PublicKey, &created); err != nil {
-		return r, err
+// Endorse makes this node vouch for a recipient that another node added, or that this node added with another key of its
+// own. publicKey is what the operator has compared. A node wraps keys only to recipients that it has endorsed: otherwise
+// whoever can write to the database could add a recipient of his own, or exchange the recovery recipient, and would be given
+// the keys.
+func (s *Store) Endorse(ctx context.Context, tx *db.Tx, id, publicKey, actor string, now time.Time) error {
+	r, err := s.recipient(ctx, tx, id)
+	if err != nil {
+		return err
 	}
-	r.Kind, r.Created = RecipientKind(kind), db.FromMicros(created)
-	for name := range strings.SplitSeq(list, ",") {
-		if name != "" {
-			r.Subsystems = append(r.Subsystems, Subsystem(name))
-		}
+	if r.PublicKey != publicKey {
+		return fault.New(fault.Conflict, "key recipient %s has the public key %s, not %.80s", id, r.PublicKey, publicKey)
 	}
-	return r, nil
+	if err := r.validate(); err != nil {
+		return err
+	}
+	if err := s.putEndorsement(ctx, tx, r); err != nil {
+		return err
+	}
+	return s.log.Append(ctx, tx, audit.Event{Time: now, Actor: actor, Action: "recipient.endorse", Object: id,
+		Detail: map[string]any{"node": s.self, "public_key": publicKey, "subsystems": joinSubsystems(r.Subsystems)}})
+}
+
+func (s *Store) putEndorsement(ctx context.Context, tx *db.Tx, r Recipient) error {
+	_, err := tx.Exec(ctx, `INSERT INTO key_endorsement (node, recipient_id, mac) VALUES ($1, $2, $3)
+		ON CONFLICT (node, recipient_id) DO UPDATE SET mac = excluded.mac`, s.self, r.ID, s.node.endorsement(r))
+	if err != nil {
+		return fmt.Errorf("endorse key recipient %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// endorsement authenticates all that decides what a recipient gets: its id, kind, subsystems and public key. Its secret is
+// derived from the node's key, so the database cannot make one.
+func (k *NodeKey) endorsement(r Recipient) []byte {
+	secret, err := hkdf.Key(sha256.New, []byte(k.identity.String()), nil, "chancery recipient endorsement 1", sha256.Size)
+	if err != nil {
+		panic(err) // the length is constant and allowed
+	}
+	mac := hmac.New(sha256.New, secret)
+	for _, text := range []string{r.ID, string(r.Kind), joinSubsystems(r.Subsystems), r.PublicKey} {
+		mac.Write(binary.BigEndian.AppendUint32(nil, uint32(len(text))))
+		mac.Write([]byte(text))
+	}
+	return mac.Sum(nil)
 }
 
 func joinSubsystems(list []Subsystem) string {

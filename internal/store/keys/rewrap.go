@@ -31,6 +31,11 @@ func (s *Store) RecoverAll(ctx context.Context, recovery *Recovery, actor string
 	if err != nil {
 		return 0, err
 	}
+	// Who has the recovery key need not be asked whether its public half is the right one.
+	err = s.db.Tx(ctx, func(tx *db.Tx) error { return s.Endorse(ctx, tx, by, recovery.Public(), actor, time.Now()) })
+	if err != nil {
+		return 0, err
+	}
 	n, err := s.rewrap(ctx, opener{by, recovery.identity}, self.ID, actor, false)
 	s.Forget()
 	return n, err
@@ -76,8 +81,11 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 		var to Recipient
 		var page []keyWraps
 		err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-			if to, err = recipient(ctx, tx, recipientID); err != nil {
+			if to, err = s.recipient(ctx, tx, recipientID); err != nil {
 				return err
+			}
+			if !to.Endorsed {
+				return unendorsed(to)
 			}
 			page, err = readPage(ctx, tx, after, pageOfKeys)
 			return err
@@ -107,6 +115,11 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 	}
 }
 
+func unendorsed(r Recipient) error {
+	return fault.New(fault.Conflict, "this node does not vouch for key recipient %s (%s, public key %s): it was added by another, or "+
+		"changed since", r.ID, r.Kind, r.PublicKey).WithHint("compare the public key with the one its owner shows, then endorse it")
+}
+
 func (k *keyWraps) rewrap(by opener, to Recipient) ([]byte, error) {
 	// The key is decrypted, not just its wrap, so that a wrong wrap is not spread.
 	_, dataKey, err := k.open(k.wraps[by.recipient], by.identity)
@@ -125,12 +138,12 @@ func (s *Store) storeWraps(ctx context.Context, to Recipient, wraps map[string][
 	var stored []string
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
 		stored = nil
-		current, err := recipient(ctx, tx, to.ID)
+		current, err := s.recipient(ctx, tx, to.ID)
 		if err != nil {
 			return err
 		}
-		if current.PublicKey != to.PublicKey || current.Kind != to.Kind || !slices.Equal(current.Subsystems, to.Subsystems) {
-			return fault.New(fault.Conflict, "key recipient %s changed meanwhile", to.ID)
+		if current.PublicKey != to.PublicKey || !current.Endorsed {
+			return unendorsed(current)
 		}
 		for id, blob := range wraps {
 			r, _, err := loadKey(ctx, tx, id, to.ID)

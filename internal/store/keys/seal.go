@@ -42,8 +42,9 @@ func Seal(key crypto.Signer, id string, purpose Purpose, owner string, recipient
 	case id == "" || owner == "" || strings.ContainsRune(id+owner, 0):
 		return nil, fmt.Errorf("seal key %q: it lacks its id or owner", id)
 	case !slices.ContainsFunc(recipients, func(r Recipient) bool { return r.Kind == KindRecovery }):
-		return nil, fault.New(fault.Conflict, "there is no recovery recipient, so key %s would be lost with the nodes", id).
-			WithHint("chancery init makes one")
+		return nil, fault.New(fault.Conflict, "there is no recovery recipient that this node vouches for, so key %s would be lost with the "+
+			"nodes, or be given to a stranger", id).
+			WithHint("chancery doctor database lists the recipients; the recovery recipient's row was changed, or the node is new")
 	}
 	s := &Sealed{ID: id, Purpose: purpose, Owner: owner, wraps: map[string][]byte{}}
 	s.Algorithm = string(keyfile.AlgorithmOf(key.Public()))

@@ -49,24 +49,28 @@ func New(d *db.DB, log *audit.Log, self string, node *NodeKey) *Store {
 // Self is the recipient id of this node.
 func (s *Store) Self() string { return s.self }
 
-// Seal is the function Seal for the recipients that are stored now.
+// Seal is the function Seal for the recipients that are stored now and that this node has endorsed.
 func (s *Store) Seal(ctx context.Context, key crypto.Signer, purpose Purpose, owner string) (*Sealed, error) {
 	all, err := s.Recipients(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return Seal(key, db.NewID(), purpose, owner, all)
+	return Seal(key, db.NewID(), purpose, owner, endorsed(all))
+}
+
+func endorsed(all []Recipient) []Recipient {
+	return slices.DeleteFunc(all, func(r Recipient) bool { return !r.Endorsed })
 }
 
 // Insert stores a sealed key. It refuses if the recipients that are entitled to it are not those it was sealed for: one
 // that was removed meanwhile must not get a wrap, and one that was added must not lack it.
 func (s *Store) Insert(ctx context.Context, tx *db.Tx, k *Sealed, actor string, now time.Time) error {
-	all, err := recipients(ctx, tx)
+	all, err := s.recipients(ctx, tx)
 	if err != nil {
 		return err
 	}
 	entitled := 0
-	for _, r := range all {
+	for _, r := range endorsed(all) {
 		if !r.Entitled(k.Purpose, k.Owner) {
 			continue
 		}

@@ -10,6 +10,15 @@ CREATE TABLE key_recipient (
   created BIGINT NOT NULL
 );
 
+-- Which node vouches for which recipient. mac is made with a secret that only the node has, so that a row which somebody
+-- else put or changed in key_recipient gets no keys.
+CREATE TABLE key_endorsement (
+  node TEXT NOT NULL,
+  recipient_id TEXT NOT NULL,
+  mac BYTEA NOT NULL,
+  PRIMARY KEY (node, recipient_id)
+);
+
 -- Private keys, each encrypted with a data key of its own.
 CREATE TABLE sealed_key (
   id TEXT NOT NULL PRIMARY KEY,
