@@ -231,15 +231,28 @@ func (f AuditFilter) call(segments ...string) call {
 	return get(segments...).where(q)
 }
 
-// Checkpoint is a signed statement of where every audit chain stands.
+// Checkpoint is a signed statement of where every audit chain stands. Whoever keeps one will see it if the past is
+// rewritten.
 type Checkpoint struct {
-	At   time.Time `json:"at"`
-	Text string    `json:"text" doc:"the signed text"`
+	Number int64     `json:"number"`
+	Time   time.Time `json:"time"`
+	Text   string    `json:"text" doc:"the signed text; keep it outside the authority"`
 }
 
-// Checkpoints lists the audit's checkpoints, newest first.
-func (c *Client) Checkpoints(ctx context.Context) iter.Seq2[Checkpoint, error] {
-	return pages[Checkpoint](ctx, c, get("audit", "checkpoints"))
+// Checkpoint fetches a checkpoint of the audit; number 0 is the newest.
+func (c *Client) Checkpoint(ctx context.Context, number int64) (*Checkpoint, error) {
+	which := "newest"
+	if number != 0 {
+		which = decimal(number)
+	}
+	var out Checkpoint
+	return &out, c.do(ctx, get("audit", "checkpoints", which), &out)
+}
+
+// SignCheckpoint has a checkpoint signed now.
+func (c *Client) SignCheckpoint(ctx context.Context) (*Checkpoint, error) {
+	var out Checkpoint
+	return &out, c.do(ctx, post("audit", "checkpoints").with(Nothing{}), &out)
 }
 
 // Status is how the authority does.

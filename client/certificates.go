@@ -28,12 +28,13 @@ type Certificate struct {
 	NotAfter    time.Time   `json:"not_after"`
 	State       string      `json:"state" enum:"valid,held,revoked,expired" doc:"as of this answer"`
 	Profile     string      `json:"profile,omitempty" doc:"the profile it was issued under"`
+	Version     int64       `json:"profile_version,omitempty"`
 	Requester   string      `json:"requester,omitempty" doc:"the principal it was issued to"`
 	IssuedAt    time.Time   `json:"issued_at,omitzero"`
 	Revocation  *Revocation `json:"revocation,omitempty"`
 	Fingerprint string      `json:"sha256,omitempty" doc:"SHA-256 of the DER form"`
 	KeyID       string      `json:"subject_key_id,omitempty" doc:"the subject key identifier"`
-	PEM         string      `json:"pem,omitempty" doc:"the certificate; absent in lists"`
+	PEM         string      `json:"pem,omitempty" doc:"the certificate; absent in lists. On a dry run it has an empty signature"`
 	Chain       string      `json:"chain,omitempty" doc:"the issuers above it, nearest first, the root left out"`
 }
 
@@ -73,9 +74,10 @@ type IssueResult struct {
 	Request     *Request     `json:"request,omitempty" doc:"the request, where an officer must decide"`
 	Warnings    []string     `json:"warnings,omitempty" doc:"what passed, and may surprise"`
 	DryRun      bool         `json:"dry_run,omitempty"`
+	Pending     bool         `json:"would_wait,omitempty" doc:"on a dry run: an officer would have to decide"`
 }
 
-// Issue issues a certificate, or submits a request where the profile wants an officer's approval.
+// Issue issues a certificate. It refuses where the profile wants an officer's approval: Submit it then.
 func (c *Client) Issue(ctx context.Context, in IssueRequest) (*IssueResult, error) {
 	var out IssueResult
 	return &out, c.do(ctx, post("certificates").with(in), &out)
@@ -83,19 +85,24 @@ func (c *Client) Issue(ctx context.Context, in IssueRequest) (*IssueResult, erro
 
 // CertificateFilter narrows a search. Zero fields do not.
 type CertificateFilter struct {
-	Issuer   string
-	Profile  string
-	Serial   string
-	Subject  string // part of the subject
-	Name     string // an alternative name or common name; * stands for anything
-	State    string
-	Before   time.Time // expires before
-	After    time.Time // expires after
-	PageSize int
+	Issuer     string
+	Profile    string
+	Serial     string
+	Name       string // an alternative name or common name, whole, or its beginning followed by *
+	Requester  string
+	State      string
+	Before     time.Time // expires before
+	After      time.Time // expires after
+	Unreplaced bool      // leave out what was renewed or re-keyed
+	PageSize   int
 }
 
 func (f CertificateFilter) query() url.Values {
-	q := values("issuer", f.Issuer, "profile", f.Profile, "serial", f.Serial, "subject", f.Subject, "name", f.Name, "state", f.State)
+	q := values("issuer", f.Issuer, "profile", f.Profile, "serial", f.Serial, "name", f.Name,
+		"requester", f.Requester, "state", f.State)
+	if f.Unreplaced {
+		q.Set("unreplaced", "true")
+	}
 	if !f.Before.IsZero() {
 		q.Set("expires_before", f.Before.UTC().Format(time.RFC3339Nano))
 	}
@@ -144,7 +151,6 @@ func (c *Client) Certificate(ctx context.Context, issuer, serial string) (*Certi
 // RenewRequest asks for the same key and names with a new validity (RFC 3647 §4.6).
 type RenewRequest struct {
 	Validity string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 90d; the profile's where absent"`
-	DryRun   bool   `json:"dry_run,omitempty"`
 }
 
 // Renew renews a certificate.
@@ -158,7 +164,6 @@ type RekeyRequest struct {
 	CSR       string `json:"csr,omitempty" maxLength:"262144" doc:"a PKCS #10 request with the new key, PEM"`
 	PublicKey string `json:"public_key,omitempty" maxLength:"16384" doc:"the new key as SubjectPublicKeyInfo, PEM"`
 	Validity  string `json:"validity,omitempty" maxLength:"32"`
-	DryRun    bool   `json:"dry_run,omitempty"`
 }
 
 // Rekey re-keys a certificate.
@@ -171,7 +176,6 @@ func (c *Client) Rekey(ctx context.Context, issuer, serial string, in RekeyReque
 type RevokeRequest struct {
 	Reason       string     `json:"reason,omitempty" enum:"unspecified,keyCompromise,cACompromise,affiliationChanged,superseded,cessationOfOperation,privilegeWithdrawn,aACompromise" doc:"RFC 5280 §5.3.1; unspecified where absent"`
 	InvalidSince *time.Time `json:"invalidity_date,omitempty" doc:"since when the key is thought compromised"`
-	Note         string     `json:"note,omitempty" maxLength:"1024" doc:"why; kept in the audit"`
 }
 
 // Revoke revokes a certificate.
@@ -180,21 +184,19 @@ func (c *Client) Revoke(ctx context.Context, issuer, serial string, in RevokeReq
 	return &out, c.do(ctx, post("certificates", serial, "revoke").where(values("issuer", issuer)).with(in), &out)
 }
 
-// NoteRequest is an act that needs nothing but an optional reason in words.
-type NoteRequest struct {
-	Note string `json:"note,omitempty" maxLength:"1024" doc:"why; kept in the audit"`
-}
+// Nothing is the body of an act that says all in its path.
+type Nothing struct{}
 
 // Hold puts a certificate on hold (reason certificateHold).
-func (c *Client) Hold(ctx context.Context, issuer, serial string, in NoteRequest) (*Certificate, error) {
+func (c *Client) Hold(ctx context.Context, issuer, serial string) (*Certificate, error) {
 	var out Certificate
-	return &out, c.do(ctx, post("certificates", serial, "hold").where(values("issuer", issuer)).with(in), &out)
+	return &out, c.do(ctx, post("certificates", serial, "hold").where(values("issuer", issuer)).with(Nothing{}), &out)
 }
 
 // Release ends a hold.
-func (c *Client) Release(ctx context.Context, issuer, serial string, in NoteRequest) (*Certificate, error) {
+func (c *Client) Release(ctx context.Context, issuer, serial string) (*Certificate, error) {
 	var out Certificate
-	return &out, c.do(ctx, post("certificates", serial, "release").where(values("issuer", issuer)).with(in), &out)
+	return &out, c.do(ctx, post("certificates", serial, "release").where(values("issuer", issuer)).with(Nothing{}), &out)
 }
 
 // The states of a request.
@@ -214,8 +216,7 @@ type Request struct {
 	Subject     string    `json:"subject,omitempty" doc:"what would be issued"`
 	SAN         []string  `json:"san,omitempty"`
 	Requester   string    `json:"requester"`
-	Needed      int       `json:"approvals_needed,omitempty" doc:"how many officers must approve"`
-	Approvals   []string  `json:"approvals,omitempty" doc:"the officers who approved"`
+	TwoPerson   bool      `json:"two_person,omitempty" doc:"who requested it may not approve it"`
 	Assignee    string    `json:"assignee,omitempty" doc:"the officer it is assigned to"`
 	DecidedBy   string    `json:"decided_by,omitempty"`
 	SubmittedAt time.Time `json:"submitted_at"`
@@ -225,9 +226,10 @@ type Request struct {
 	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request, PEM; absent in lists"`
 }
 
-// Submit submits a request even where the caller could issue at once: an officer is to look at it.
-func (c *Client) Submit(ctx context.Context, in IssueRequest) (*Request, error) {
-	var out Request
+// Submit asks for a certificate: where the profile wants no approval of this caller it is issued at once, otherwise the
+// request waits for an officer.
+func (c *Client) Submit(ctx context.Context, in IssueRequest) (*IssueResult, error) {
+	var out IssueResult
 	return &out, c.do(ctx, post("requests").with(in), &out)
 }
 
@@ -253,7 +255,7 @@ func (c *Client) Request(ctx context.Context, id string) (*Request, error) {
 
 // AssignRequest names the officer who is to decide.
 type AssignRequest struct {
-	Assignee string `json:"assignee" minLength:"1" maxLength:"255" doc:"an officer's name"`
+	Assignee string `json:"assignee" maxLength:"255" doc:"an officer's name; empty takes it back"`
 }
 
 // Assign assigns a request to an officer.
@@ -262,19 +264,19 @@ func (c *Client) Assign(ctx context.Context, id, assignee string) (*Request, err
 	return &out, c.do(ctx, post("requests", id, "assign").with(AssignRequest{assignee}), &out)
 }
 
-// DecideRequest carries the officer's words.
-type DecideRequest struct {
+// RejectRequest carries the officer's words.
+type RejectRequest struct {
 	Reason string `json:"reason,omitempty" maxLength:"1024" doc:"shown to the requester"`
 }
 
 // Approve approves a request, and issues its certificate.
-func (c *Client) Approve(ctx context.Context, id string, in DecideRequest) (*IssueResult, error) {
+func (c *Client) Approve(ctx context.Context, id string) (*IssueResult, error) {
 	var out IssueResult
-	return &out, c.do(ctx, post("requests", id, "approve").with(in), &out)
+	return &out, c.do(ctx, post("requests", id, "approve").with(Nothing{}), &out)
 }
 
 // Reject rejects a request.
-func (c *Client) Reject(ctx context.Context, id string, in DecideRequest) (*Request, error) {
+func (c *Client) Reject(ctx context.Context, id string, in RejectRequest) (*Request, error) {
 	var out Request
 	return &out, c.do(ctx, post("requests", id, "reject").with(in), &out)
 }
@@ -282,7 +284,7 @@ func (c *Client) Reject(ctx context.Context, id string, in DecideRequest) (*Requ
 // Cancel takes a request back.
 func (c *Client) Cancel(ctx context.Context, id string) (*Request, error) {
 	var out Request
-	return &out, c.do(ctx, post("requests", id, "cancel").with(NoteRequest{}), &out)
+	return &out, c.do(ctx, post("requests", id, "cancel").with(Nothing{}), &out)
 }
 
 // Retrieve fetches the certificate of an approved request.

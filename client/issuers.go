@@ -24,26 +24,44 @@ type Issuer struct {
 	NotAfter    time.Time `json:"not_after,omitzero"`
 	Fingerprint string    `json:"sha256,omitempty"`
 	KeyID       string    `json:"subject_key_id,omitempty"`
-	CRL         *CRL      `json:"crl,omitempty" doc:"its newest CRL; absent in lists"`
+	CRLMode     CRLMode   `json:"crl_mode" doc:"which CRLs it signs"`
+	CRL         *CRL      `json:"crl,omitempty" doc:"its complete CRL in force; absent in lists"`
 	CreatedAt   time.Time `json:"created_at"`
 	PEM         string    `json:"pem,omitempty"`
 	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request of a pending issuer"`
 }
 
+// The kinds of issuers that can be made.
+const (
+	IssuerRoot         = "root"
+	IssuerIntermediate = "intermediate"
+	IssuerExternal     = "external" // a request for a root that is not here
+)
+
 // CreateIssuerRequest makes an issuer with a new key in the authority: a root, an intermediate under an issuer of this
 // authority, or one whose request an outside root signs.
 type CreateIssuerRequest struct {
-	Name            string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9._-]*$" doc:"its name in this authority"`
+	Name            string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9-]*$" doc:"its name in this authority, and in URLs"`
 	Kind            string   `json:"kind" enum:"root,intermediate,external" doc:"external: a CSR for an outside root"`
+	Pool            string   `json:"pool,omitempty" maxLength:"255" doc:"the pool it is for; \"default\" where absent"`
+	Default         bool     `json:"default,omitempty" doc:"requests for its pool that name no issuer get it"`
 	Parent          string   `json:"parent,omitempty" maxLength:"255" doc:"intermediate: the issuer that signs it"`
 	Subject         string   `json:"subject,omitempty" maxLength:"8192" doc:"RFC 4514"`
-	Algorithm       string   `json:"algorithm,omitempty" enum:"p256,p384,p521,rsa2048,rsa3072,rsa4096,rsa8192,ed25519" doc:"p256 where absent"`
-	Validity        string   `json:"validity,omitempty" maxLength:"32" doc:"a length such as 10y or 3650d"`
-	PathLen         *int     `json:"path_len,omitempty" minimum:"0" maximum:"16"`
+	Algorithm       string   `json:"algorithm,omitempty" maxLength:"16" doc:"ecdsa-p256, ecdsa-p384, ecdsa-p521, rsa-2048, rsa-3072, rsa-4096 or ed25519; ecdsa-p256 where absent"`
+	Validity        string   `json:"validity,omitempty" maxLength:"32" doc:"a length such as 3650d"`
+	PathLen         *int     `json:"path_len,omitempty" minimum:"0" maximum:"16" doc:"how many issuers may stand below it; no limit for a root, 0 for others where absent"`
 	NameConstraints []string `json:"name_constraints,omitempty" maxItems:"256" doc:"permitted or excluded: +dns:example.com, -ip:10.0.0.0/8"`
-	Template        string   `json:"template,omitempty" maxLength:"65536" doc:"a certtool template with ca, instead of the fields above"`
-	CerttoolCompat  bool     `json:"certtool_compat,omitempty"`
-	DryRun          bool     `json:"dry_run,omitempty"`
+	Template        string   `json:"template,omitempty" maxLength:"65536" doc:"a certtool template with ca, instead of all from subject on"`
+	CerttoolCompat  bool     `json:"certtool_compat,omitempty" doc:"read the template as certtool does, silent traps included"`
+	CRL             *CRLMode `json:"crl,omitempty"`
+}
+
+// CRLMode says which CRLs an issuer signs. Deltas and partitions exclude each other.
+type CRLMode struct {
+	Validity   string `json:"validity,omitempty" maxLength:"32" doc:"nextUpdate after thisUpdate, such as 7d; the settings' where absent"`
+	Refresh    string `json:"refresh,omitempty" maxLength:"32" doc:"how often a new one is signed when nothing was revoked; the settings' where absent"`
+	Partitions int    `json:"partitions,omitempty" minimum:"0" maximum:"10000" doc:"0 for none; given once, it never changes"`
+	Delta      bool   `json:"delta,omitempty"`
 }
 
 // Issuers lists the issuers.
@@ -76,9 +94,21 @@ func (c *Client) ImportIssuerCertificate(ctx context.Context, issuer string, in 
 }
 
 // RetireIssuer ends issuance under an issuer; it goes on signing its CRLs.
-func (c *Client) RetireIssuer(ctx context.Context, issuer string, in NoteRequest) (*Issuer, error) {
+func (c *Client) RetireIssuer(ctx context.Context, issuer string) (*Issuer, error) {
 	var out Issuer
-	return &out, c.do(ctx, post("issuers", issuer, "retire").with(in), &out)
+	return &out, c.do(ctx, post("issuers", issuer, "retire").with(Nothing{}), &out)
+}
+
+// SetDefaultIssuer makes an issuer the one that requests for its pool get when they name none.
+func (c *Client) SetDefaultIssuer(ctx context.Context, issuer string) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, post("issuers", issuer, "default").with(Nothing{}), &out)
+}
+
+// SetCRLMode changes which CRLs an issuer signs.
+func (c *Client) SetCRLMode(ctx context.Context, issuer string, in CRLMode) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, put("issuers", issuer, "crl-mode").with(in), &out)
 }
 
 // Chain is the path of an issuer up to and with its root, PEM.
@@ -100,24 +130,33 @@ type CRL struct {
 	NextUpdate time.Time `json:"next_update"`
 	Entries    int64     `json:"entries"`
 	Size       int64     `json:"size" doc:"octets of the DER form"`
+	Warnings   []string  `json:"warnings,omitempty" doc:"when it was just signed: what of the template passed, and may surprise"`
 }
 
-// IssueCRLRequest signs an issuer's CRLs now.
+// IssueCRL signs an issuer's complete CRL now.
+func (c *Client) IssueCRL(ctx context.Context, issuer string, in IssueCRLRequest) (*CRL, error) {
+	var out CRL
+	return &out, c.do(ctx, post("issuers", issuer, "crls").with(in), &out)
+}
+
+// IssueCRLRequest signs a CRL now.
 type IssueCRLRequest struct {
-	Scope          string `json:"scope,omitempty" maxLength:"16" doc:"complete, delta or the number of a partition; all that the issuer signs where absent"`
 	Template       string `json:"template,omitempty" maxLength:"65536" doc:"a certtool template, whose CRL options are taken"`
 	CerttoolCompat bool   `json:"certtool_compat,omitempty" doc:"read the template as certtool does, silent traps included"`
 }
 
-// CRLs are the lists in force after some were signed.
-type CRLs struct {
-	CRLs []CRL `json:"crls" nullable:"false"`
+// CRLDraft is what the next CRL of an issuer with an offline key has to say, for the program that has the key.
+type CRLDraft struct {
+	Number     string    `json:"number" doc:"the CRLNumber, decimal"`
+	ThisUpdate time.Time `json:"this_update"`
+	NextUpdate time.Time `json:"next_update"`
+	Entries    []byte    `json:"entries" doc:"the elements of revokedCertificates, one behind the other, DER"`
 }
 
-// IssueCRL signs an issuer's CRLs now.
-func (c *Client) IssueCRL(ctx context.Context, issuer string, in IssueCRLRequest) (*CRLs, error) {
-	var out CRLs
-	return &out, c.do(ctx, post("issuers", issuer, "crls").with(in), &out)
+// DraftCRL says what the next CRL of an issuer with an offline key has to say.
+func (c *Client) DraftCRL(ctx context.Context, issuer string) (*CRLDraft, error) {
+	var out CRLDraft
+	return &out, c.do(ctx, get("issuers", issuer, "crls", "draft"), &out)
 }
 
 // CRLs lists an issuer's CRLs of one scope ("" is complete), newest first.
@@ -152,12 +191,12 @@ func (c *Client) UploadCRL(ctx context.Context, issuer string, in UploadCRLReque
 	return &out, c.do(ctx, post("issuers", issuer, "crls", "upload").with(in), &out)
 }
 
-// Profile is a stored profile.
+// Profile is a stored profile, or one that is built in.
 type Profile struct {
 	Name        string    `json:"name"`
-	Version     int64     `json:"version"`
+	Version     int64     `json:"version" doc:"from 1; 0 for what is built in"`
 	Description string    `json:"description,omitempty"`
-	BuiltIn     bool      `json:"built_in,omitempty"`
+	Retired     bool      `json:"retired,omitempty" doc:"it issues nothing"`
 	SavedAt     time.Time `json:"saved_at,omitzero"`
 	SavedBy     string    `json:"saved_by,omitempty"`
 	YAML        string    `json:"yaml,omitempty" doc:"the profile's text; absent in lists"`
@@ -166,14 +205,22 @@ type Profile struct {
 // ProfileText is a profile to be checked or saved.
 type ProfileText struct {
 	YAML string `json:"yaml" minLength:"1" maxLength:"65536" doc:"the profile's text"`
-	Note string `json:"note,omitempty" maxLength:"1024" doc:"why; kept in the audit"`
+	Base *int64 `json:"base,omitempty" minimum:"0" doc:"the version that it was made from; the newest where absent"`
 }
 
-// ProfileCheck is what a profile would issue.
+// ProfileCheck is what a profile issues: a sample for each kind of key that it allows.
 type ProfileCheck struct {
-	Name     string   `json:"name"`
-	Sample   string   `json:"sample,omitempty" doc:"a sample certificate under it, PEM"`
-	Warnings []string `json:"warnings,omitempty" doc:"what the lints remarked"`
+	Name    string          `json:"name"`
+	Version int64           `json:"version,omitempty"`
+	Samples []ProfileSample `json:"samples" nullable:"false"`
+}
+
+// ProfileSample is a certificate as a profile makes it, under an issuer that exists for a moment.
+type ProfileSample struct {
+	Algorithm string   `json:"algorithm" doc:"of the subject's key"`
+	PEM       string   `json:"pem"`
+	Findings  []string `json:"findings,omitempty" doc:"what zlint says of it; an error refuses the profile"`
+	Warnings  []string `json:"warnings,omitempty" doc:"our own lints that the profile turned off, and that it fails"`
 }
 
 // Profiles lists the profiles, each in its newest version.
@@ -195,10 +242,22 @@ func (c *Client) ProfileVersions(ctx context.Context, name string) iter.Seq2[Pro
 	return pages[Profile](ctx, c, get("profiles", name, "versions"))
 }
 
+// SavedProfile is a version that was saved, with what it issues.
+type SavedProfile struct {
+	Profile Profile         `json:"profile"`
+	Samples []ProfileSample `json:"samples" nullable:"false"`
+}
+
 // SaveProfile saves a new version; it refuses where a sample certificate does not pass the lints.
-func (c *Client) SaveProfile(ctx context.Context, name string, in ProfileText) (*Profile, error) {
-	var out Profile
+func (c *Client) SaveProfile(ctx context.Context, name string, in ProfileText) (*SavedProfile, error) {
+	var out SavedProfile
 	return &out, c.do(ctx, put("profiles", name).with(in), &out)
+}
+
+// RetireProfile ends a profile: it issues nothing more until a new version is saved.
+func (c *Client) RetireProfile(ctx context.Context, name string) (*Profile, error) {
+	var out Profile
+	return &out, c.do(ctx, post("profiles", name, "retire").with(Nothing{}), &out)
 }
 
 // CheckProfile says what a text would issue, and saves nothing.
@@ -215,20 +274,24 @@ func (c *Client) SampleProfile(ctx context.Context, name string) (*ProfileCheck,
 
 // Pool is hosts that must trust each other; each has its own root and issuer.
 type Pool struct {
-	Name      string    `json:"name"`
-	State     string    `json:"state" enum:"pending,active" doc:"pending until its root has signed"`
-	Root      *Issuer   `json:"root,omitempty"`
-	Issuer    *Issuer   `json:"issuer,omitempty" doc:"its csr is what the root must sign, while the pool is pending"`
-	CreatedAt time.Time `json:"created_at"`
+	Name         string    `json:"name"`
+	Organization string    `json:"organization,omitempty"`
+	State        string    `json:"state" enum:"pending,active" doc:"pending until its root has signed"`
+	Root         *Issuer   `json:"root,omitempty"`
+	Issuer       *Issuer   `json:"issuer,omitempty" doc:"its csr is what the root must sign, while the pool is pending"`
+	CreatedAt    time.Time `json:"created_at"`
 }
 
 // AddPoolRequest begins a pool: the authority makes the issuer's key and CSR; the root is made and kept by the caller,
 // and signs in the caller's process (CompletePool), unless Online is set.
 type AddPoolRequest struct {
-	Name         string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9._-]*$"`
-	Organization string `json:"organization,omitempty" maxLength:"64"`
-	Algorithm    string `json:"algorithm,omitempty" enum:"p256,p384,p521,rsa2048,rsa3072,rsa4096,ed25519" doc:"p256 where absent"`
-	Online       bool   `json:"online,omitempty" doc:"the authority makes and keeps the root as well"`
+	Name            string   `json:"name" minLength:"1" maxLength:"56" pattern:"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"`
+	Organization    string   `json:"organization,omitempty" maxLength:"64" doc:"in the names of its root and issuer; the authority's where absent"`
+	Algorithm       string   `json:"algorithm,omitempty" maxLength:"16" doc:"ecdsa-p256 where absent"`
+	Online          bool     `json:"online,omitempty" doc:"the authority makes and keeps the root as well"`
+	Validity        string   `json:"validity,omitempty" maxLength:"32" doc:"of an online root"`
+	PathLen         *int     `json:"path_len,omitempty" minimum:"0" maximum:"16" doc:"of an online root; 1 where absent"`
+	NameConstraints []string `json:"name_constraints,omitempty" maxItems:"256" doc:"of an online root: +dns:example.com, -ip:10.0.0.0/8"`
 }
 
 // CompletePoolRequest brings in what the root signed.

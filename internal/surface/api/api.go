@@ -21,10 +21,8 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
-	"chancery/internal/store/access"
-	"chancery/internal/store/audit"
-	"chancery/internal/store/settings"
 	"chancery/internal/surface/problem"
+	"chancery/internal/upkeep/setup"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,45 +30,39 @@ import (
 
 // Server is the API as an http.Handler.
 type Server struct {
-	Services
+	*setup.Services
 	handler   http.Handler
 	mux       *http.ServeMux
 	huma      huma.API
 	table     []route
 	document  []byte
 	auth      *authenticator
+	names     *names
 	expensive *problem.Gate
 	operators *problem.RateLimiter
 	hosts     *problem.RateLimiter
 	strangers *problem.RateLimiter // by address, for those who did not prove who they are
 }
 
-// Services are what the API surfaces.
-type Services struct {
-	Access   *access.Store
-	Settings *settings.Store
-	Audit    *audit.Log
-}
-
 // Options are what the API needs beside the services.
 type Options struct {
-	Roots      *x509.CertPool // of identities
-	Identities Identities
-	Proxies    []netip.Prefix // that may send Client-Cert (RFC 9440)
-	Logger     *slog.Logger
-	Registry   prometheus.Registerer
-	Version    string // of the program
-	Expensive  int    // expensive calls at once
+	Roots     *x509.CertPool // of identities
+	Proxies   []netip.Prefix // that may send Client-Cert (RFC 9440)
+	Logger    *slog.Logger
+	Registry  prometheus.Registerer
+	Version   string // of the program
+	Expensive int    // expensive calls at once
 }
 
 // callers is how many callers of each sort the rate limits remember.
 const callers = 1 << 15
 
 // New puts the API together; it starts nothing.
-func New(services Services, o Options) (*Server, error) {
+func New(services *setup.Services, o Options) (*Server, error) {
 	s := &Server{
 		Services: services, mux: http.NewServeMux(),
-		auth:      &authenticator{roots: o.Roots, identities: o.Identities, access: services.Access, proxies: o.Proxies},
+		auth:      &authenticator{roots: o.Roots, identities: services.Identity, access: services.Access, proxies: o.Proxies},
+		names:     &names{access: services.Access},
 		expensive: problem.NewGate(max(o.Expensive, 1), 5*time.Second),
 		operators: problem.NewRateLimiter(0, 1, callers), hosts: problem.NewRateLimiter(0, 1, callers),
 		strangers: problem.NewRateLimiter(20, 200, callers),

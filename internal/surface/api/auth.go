@@ -7,40 +7,32 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
+	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 )
-
-// Identities says what the authenticator must know of identity certificates.
-type Identities interface {
-	// IssuerOf is the ID of the issuer of identities whose certificate this is; fault.NotFound where it is none.
-	IssuerOf(ctx context.Context, certificate *x509.Certificate) (string, error)
-	// Good refuses a certificate that is revoked, on hold, or not in the record.
-	Good(ctx context.Context, issuerID string, serial *big.Int) error
-}
 
 // authenticator finds out who calls: by the client certificate of the connection, by the one that a trusted proxy passes
 // on, or by a token. A certificate is checked in full (path, validity, usage, revocation); the result is believed for at
 // most a second, and so is what access says of the principal.
 type authenticator struct {
 	roots      *x509.CertPool // of identities, and no other
-	identities Identities
+	identities *identity.Service
 	access     *access.Store
 	proxies    []netip.Prefix
 
 	mu      sync.RWMutex // guards checked
-	checked map[[sha256.Size]byte]identity
+	checked map[[sha256.Size]byte]proven
 }
 
-// identity is a certificate that was found good.
-type identity struct {
+// proven is a certificate that was found good.
+type proven struct {
 	issuer   string
 	spki     []byte
 	notAfter time.Time
@@ -151,7 +143,7 @@ func (a *authenticator) trusted(remote string) bool {
 }
 
 // identity checks a certificate in full, at most once a second.
-func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, now time.Time) (identity, error) {
+func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, now time.Time) (proven, error) {
 	leaf := path[0]
 	key := sha256.Sum256(leaf.Raw)
 	a.mu.RLock()
@@ -162,19 +154,19 @@ func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, 
 	}
 	issuer, err := a.verify(ctx, path, now)
 	if err != nil {
-		return identity{}, err
+		return proven{}, err
 	}
 	if err := a.identities.Good(ctx, issuer, leaf.SerialNumber); err != nil {
 		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
-			return identity{}, unproven("it is revoked, on hold or not in the record")
+			return proven{}, unproven("it is revoked, on hold or not in the record")
 		}
-		return identity{}, err
+		return proven{}, err
 	}
-	id = identity{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now}
+	id = proven{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.checked) >= maxIdentity || a.checked == nil {
-		a.checked = map[[sha256.Size]byte]identity{}
+		a.checked = map[[sha256.Size]byte]proven{}
 	}
 	a.checked[key] = id
 	return id, nil

@@ -33,8 +33,7 @@ func TestOperatorsAndTokens(t *testing.T) {
 		}
 		token, err := admin.CreateToken(ctx, "zoë/ops", client.CreateTokenRequest{Validity: "1h", Label: "deploy"})
 		must(t, err)
-		zoe, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: token.Secret, NoRetry: true})
-		must(t, err)
+		zoe := a.bearer(token.Secret)
 		if who, err := zoe.Caller(ctx); err != nil || who.Name != "zoë/ops" {
 			t.Fatalf("%+v, %v", who, err)
 		}
@@ -63,7 +62,7 @@ func TestOperatorsAndTokens(t *testing.T) {
 		if len(all) < 4 {
 			t.Fatalf("operators %+v", all)
 		}
-		if strings.Contains(a.log.String(), token.Secret) || strings.Contains(a.log.String(), a.tokens[access.Admin]) {
+		if strings.Contains(a.log.String(), token.Secret) || strings.Contains(a.log.String(), a.people[access.Admin].token) {
 			t.Fatal("a token is in the log")
 		}
 	})
@@ -101,7 +100,7 @@ func TestAuditIsSearchedAndExported(t *testing.T) {
 		auditor, ctx := a.as(access.Auditor), t.Context()
 		events, err := client.Collect(auditor.Audit(ctx, client.AuditFilter{Action: "token.", PageSize: 2}))
 		must(t, err)
-		if len(events) != 4 || events[0].Action != "token.create" || len(events[0].Hash) != 64 || len(events[0].Detail) < 3 {
+		if len(events) != 5 || events[0].Action != "token.create" || len(events[0].Hash) != 64 || len(events[0].Detail) < 3 {
 			t.Fatalf("events %+v", events)
 		}
 		var out bytes.Buffer

@@ -12,7 +12,7 @@ import (
 // BenchmarkCall is the cost of a call that does nothing: TLS, authentication, limits, routing, encoding, the event.
 func BenchmarkCall(b *testing.B) {
 	a := newAuthority(b, pkitest.Open(b, db.Options{URL: pkitest.URL(b, db.SQLite)}))
-	c, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: a.tokens[access.Admin]})
+	c, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: a.people[access.Admin].token})
 	must(b, err)
 	defer c.Close()
 	b.SetParallelism(16)

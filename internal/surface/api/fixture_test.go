@@ -3,36 +3,55 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fleet/pool"
+	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
-	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/store/settings"
 	"chancery/internal/surface/api"
+	"chancery/internal/upkeep/setup"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // authority is a whole authority behind a real TLS listener.
 type authority struct {
-	t        testing.TB
-	db       *db.DB
-	services api.Services
-	api      *api.Server
-	server   *httptest.Server
-	log      *lockedBuffer
-	tokens   map[access.Role]string
+	*setup.Services
+	t      testing.TB
+	api    *api.Server
+	server *httptest.Server
+	log    *lockedBuffer
+	people map[access.Role]*person
+}
+
+// person is an operator with one role, a token and a key with an identity.
+type person struct {
+	access.Principal
+	token    string
+	identity tls.Certificate
 }
 
 // lockedBuffer is a log that a test reads while the server writes.
@@ -53,51 +72,108 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+// newAuthority makes an authority with the pools identity and default, their roots online, on a migrated database, and one
+// operator for each role.
 func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
-	a := &authority{t: t, db: d, log: &lockedBuffer{}, tokens: map[access.Role]string{}}
-	log, err := audit.New(d, "n1")
+	ctx := t.Context()
+	nodeKey, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
 	must(t, err)
-	a.services = api.Services{Audit: log, Access: access.New(d, log), Settings: settings.New(d, log)}
-	a.populate()
-	a.api, err = api.New(a.services, api.Options{
-		Logger: slog.New(slog.NewJSONHandler(a.log, nil)), Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2,
+	recovery, err := keys.GenerateRecovery()
+	must(t, err)
+	a := &authority{t: t, log: &lockedBuffer{}, people: map[access.Role]*person{}}
+	logger := slog.New(slog.NewJSONHandler(a.log, nil))
+	a.Services, err = setup.Assemble(d, "n1", nodeKey, logger)
+	must(t, err)
+	system, now := access.System("n1"), time.Now()
+	first := settings.Defaults()
+	first.Authority, first.Organization, first.PublicURL, first.Address = db.NewID(), "Test", "http://pki.test", "https://localhost:8443"
+	must(t, d.Tx(ctx, func(tx *db.Tx) error {
+		return errors.Join(a.Settings.Create(ctx, tx, first, "test", now),
+			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: nodeKey.Public(),
+				Created: now, Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP}}, "test", now),
+			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, Name: "recovery", PublicKey: recovery.Public(),
+				Created: now}, "test", now))
+	}))
+	auditKey, err := keyfile.Generate(keyfile.Ed25519, 0)
+	must(t, err)
+	sealed, err := a.Keys.Seal(ctx, auditKey, keys.Audit, "authority")
+	must(t, err)
+	must(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Keys.Insert(ctx, tx, sealed, "test", now) }))
+	for _, name := range []string{pool.Identity, pool.Default} {
+		_, err := a.Pools.Add(ctx, system, "", pool.Spec{Name: name, Online: true})
+		must(t, err)
+	}
+	for _, role := range []access.Role{access.Admin, access.Officer, access.Operator, access.Auditor, access.Host} {
+		a.addPerson("the-"+string(role), role)
+	}
+	a.serve(logger)
+	return a
+}
+
+// serve starts the loops and the listener.
+func (a *authority) serve(logger *slog.Logger) {
+	a.t.Helper()
+	above, err := a.CA.Issuer(a.t.Context(), pool.RootName(pool.Identity))
+	must(a.t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(above.Certificate)
+	a.api, err = api.New(a.Services, api.Options{
+		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, Roots: roots,
+		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})
-	must(t, err)
+	must(a.t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Revocation.Run(ctx) }()
+	a.t.Cleanup(func() { stop(); <-ended })
 	a.server = httptest.NewUnstartedServer(a.api)
 	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	a.server.Config.ErrorLog = slog.NewLogLogger(slog.NewJSONHandler(io.Discard, nil), slog.LevelDebug)
 	a.server.Config.ReadHeaderTimeout = 300 * time.Millisecond
 	a.server.Config.ReadTimeout = 600 * time.Millisecond
 	a.server.StartTLS()
-	t.Cleanup(a.server.Close)
-	return a
+	a.t.Cleanup(a.server.Close)
 }
 
-// populate makes the settings, and one operator with a token for each role.
-func (a *authority) populate() {
+// addPerson makes a caller with a token, where it may have one, and an identity; the first of each role is the role's.
+func (a *authority) addPerson(name string, role access.Role) *person {
 	a.t.Helper()
-	ctx, now := a.t.Context(), time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.PublicURL = db.NewID(), "Test", "http://pki.test"
-	first.Address = "https://localhost:8443"
-	must(a.t, a.db.Tx(ctx, func(tx *db.Tx) error { return a.services.Settings.Create(ctx, tx, first, "test", now) }))
-	for _, role := range []access.Role{access.Admin, access.Officer, access.Operator, access.Auditor} {
-		a.addOperator("the-"+string(role), role)
+	ctx, system := a.t.Context(), access.System("test")
+	kind := access.KindOperator
+	if role == access.Host {
+		kind = access.KindHost
 	}
-}
-
-func (a *authority) addOperator(name string, role access.Role) access.Principal {
-	a.t.Helper()
-	system := access.System("test")
-	p, err := a.services.Access.CreatePrincipal(a.t.Context(), system, access.Principal{Name: name, Kind: access.KindOperator, Roles: []access.Role{role}})
+	p := &person{}
+	var err error
+	p.Principal, err = a.Access.CreatePrincipal(ctx, system, access.Principal{Name: name, Kind: kind, Roles: []access.Role{role}})
 	must(a.t, err)
-	_, secret, err := a.services.Access.CreateToken(a.t.Context(), system, p.ID, "test", time.Hour)
+	_, p.token, err = a.Access.CreateToken(ctx, system, p.ID, "test", time.Hour)
 	must(a.t, err)
-	if _, ok := a.tokens[role]; !ok {
-		a.tokens[role] = secret
+	key, csr := newCSR(a.t, "ignored")
+	issued, err := a.Identity.Enrol(ctx, system, p.Principal, csr, "")
+	must(a.t, err)
+	p.identity = tls.Certificate{Certificate: identity.Path(issued), PrivateKey: key}
+	if _, ok := a.people[role]; !ok {
+		a.people[role] = p
 	}
 	return p
+}
+
+// newCSR makes a key and a request for a common name and DNS names.
+func newCSR(t testing.TB, commonName string, dns ...string) (crypto.Signer, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: commonName}, DNSNames: dns}, key)
+	must(t, err)
+	return key, der
+}
+
+func csrPEM(t testing.TB, commonName string, dns ...string) string {
+	t.Helper()
+	_, der := newCSR(t, commonName, dns...)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
 func (a *authority) roots() *x509.CertPool {
@@ -106,10 +182,23 @@ func (a *authority) roots() *x509.CertPool {
 	return roots
 }
 
-// as is a client with the token of an operator who has one role.
+// as is a client of the operator who has one role, known by his certificate.
 func (a *authority) as(role access.Role) *client.Client {
 	a.t.Helper()
-	c, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: a.tokens[role], NoRetry: true})
+	p := a.people[role]
+	c, err := client.New(client.Options{
+		Address: a.server.URL, Roots: a.roots(), NoRetry: true,
+		Certificate: func() (*tls.Certificate, error) { return &p.identity, nil },
+	})
+	must(a.t, err)
+	a.t.Cleanup(c.Close)
+	return c
+}
+
+// bearer is a client with a token.
+func (a *authority) bearer(token string) *client.Client {
+	a.t.Helper()
+	c, err := client.New(client.Options{Address: a.server.URL, Roots: a.roots(), Token: token, NoRetry: true})
 	must(a.t, err)
 	a.t.Cleanup(c.Close)
 	return c

@@ -77,7 +77,7 @@ func FuzzAPIBodies(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which byte, name string, body []byte) {
 		o := targets[int(which)%len(targets)]
 		r := httptest.NewRequest(o.Method, "http://node"+strings.ReplaceAll(o.fill(name), "//", "/x/"), bytes.NewReader(body))
-		r.Header.Set("Authorization", "Bearer "+a.tokens[access.Admin])
+		r.Header.Set("Authorization", "Bearer "+a.people[access.Admin].token)
 		r.Header.Set("Content-Type", "application/json")
 		w := httptest.NewRecorder()
 		a.api.ServeHTTP(w, r)

@@ -23,7 +23,7 @@ func newSQLite(t *testing.T) *authority {
 
 func TestBadInputIsRefusedByName(t *testing.T) {
 	a := newSQLite(t)
-	admin := a.tokens[access.Admin]
+	admin := a.people[access.Admin].token
 	for _, c := range []struct {
 		name, method, path, body string
 		status                   int
@@ -61,7 +61,7 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 
 func TestOtherBodiesThanJSONAreRefused(t *testing.T) {
 	a := newSQLite(t)
-	status, header, body := a.request("POST", client.Prefix+"/operators", a.tokens[access.Admin], "<x/>", "Content-Type", "text/xml")
+	status, header, body := a.request("POST", client.Prefix+"/operators", a.people[access.Admin].token, "<x/>", "Content-Type", "text/xml")
 	if p := problemOf(t, header, body); status != 415 || p.Kind() != "invalid" {
 		t.Fatalf("%d %s", status, body)
 	}
@@ -69,7 +69,7 @@ func TestOtherBodiesThanJSONAreRefused(t *testing.T) {
 
 func TestSecretsInWrongFieldsAreNotEchoed(t *testing.T) {
 	a := newSQLite(t)
-	_, _, body := a.request("POST", client.Prefix+"/operators", a.tokens[access.Admin], `{"name":"x","roles":["admin"],"password":"hunter2"}`)
+	_, _, body := a.request("POST", client.Prefix+"/operators", a.people[access.Admin].token, `{"name":"x","roles":["admin"],"password":"hunter2"}`)
 	if strings.Contains(string(body), "hunter2") || strings.Contains(a.log.String(), "hunter2") {
 		t.Fatalf("answer %s, log %s", body, a.log)
 	}

@@ -1,10 +1,13 @@
 package api
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 )
@@ -123,6 +126,40 @@ func (s *Server) revokeToken(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"64"`
 }) (*outNone, error) {
 	return nil, s.Access.DeleteToken(ctx, access.From(ctx), in.ID)
+}
+
+// enrol gives the operator so named an identity for the key of a CSR.
+func (s *Server) enrol(ctx context.Context, in *namedIn[client.EnrolRequest]) (*out[client.Identity], error) {
+	owner, err := s.Access.PrincipalNamed(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	return s.enrolFor(ctx, owner, in.Body.CSR, in.key())
+}
+
+// enrolCaller is enrol for the caller himself, as he does to renew.
+func (s *Server) enrolCaller(ctx context.Context, in *in[client.EnrolRequest]) (*out[client.Identity], error) {
+	return s.enrolFor(ctx, access.From(ctx), in.Body.CSR, in.key())
+}
+
+func (s *Server) enrolFor(ctx context.Context, owner access.Principal, text, key string) (*out[client.Identity], error) {
+	csr, err := decodeCSR(text)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := s.Identity.Enrol(ctx, access.From(ctx), owner, csr, key)
+	if err != nil {
+		return nil, err
+	}
+	s.note(ctx, issued)
+	w := client.Identity{Operator: owner.Name, NotAfter: issued.NotAfter}
+	for _, der := range identity.Path(issued) {
+		w.PEM += string(encodePEM("CERTIFICATE", der))
+	}
+	if path := append([]*x509.Certificate{issued.Issuer.Certificate}, issued.Issuer.Chain...); bytes.Equal(path[len(path)-1].RawIssuer, path[len(path)-1].RawSubject) {
+		w.Root = string(encodePEM("CERTIFICATE", path[len(path)-1].Raw))
+	}
+	return answer(w), nil
 }
 
 func wireToken(t access.Token, owner access.Principal) client.Token {

@@ -50,6 +50,7 @@ type (
 	namedAct struct {
 		Keyed
 		Name string `path:"name" maxLength:"255"`
+		Body *client.Nothing
 	}
 	// namedList is a list that belongs to an object.
 	namedList struct {
@@ -66,6 +67,12 @@ type (
 		Keyed
 		SerialOf
 		Body T
+	}
+
+	serialAct struct {
+		Keyed
+		SerialOf
+		Body *client.Nothing
 	}
 
 	// out is an answer with a body and the usual status.

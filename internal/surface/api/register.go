@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"reflect"
@@ -30,6 +32,7 @@ type route struct {
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
 	media        []string
+	json         reflect.Type // what the answer is where media has JSON
 }
 
 // anyone is the action of what every known caller may do.
@@ -206,7 +209,8 @@ func (s *Server) describeMedia(op *huma.Operation, r route) {
 	for _, media := range r.media {
 		schema := &huma.Schema{Type: "string"}
 		if media == mediaJSON {
-			continue // its schema comes from the type
+			content[media] = &huma.MediaType{Schema: s.huma.OpenAPI().Components.Schemas.Schema(r.json, true, r.json.Name())}
+			continue
 		}
 		if !strings.HasPrefix(media, "text/") && media != mediaPEM && media != mediaLines {
 			schema.Format = "binary"
@@ -220,8 +224,9 @@ func (s *Server) describeMedia(op *huma.Operation, r route) {
 const (
 	mediaJSON   = "application/json"
 	mediaPEM    = "application/x-pem-file"
-	mediaCert   = "application/pkix-cert" // RFC 2585 §4.1
-	mediaCRL    = "application/pkix-crl"  // RFC 2585 §4.2
+	mediaChain  = "application/pem-certificate-chain" // RFC 8555 §9.1
+	mediaCert   = "application/pkix-cert"             // RFC 2585 §4.1
+	mediaCRL    = "application/pkix-crl"              // RFC 2585 §4.2
 	mediaLines  = "application/jsonl"
 	mediaCSV    = "text/csv"
 	mediaBinary = "application/octet-stream"
@@ -296,6 +301,45 @@ func (c *call) stream(media string, write func(io.Writer) error) func(huma.Conte
 			c.w.WriteHeader(http.StatusOK)
 		}
 		h.Set(client.StreamTrailer, "complete")
+	}
+}
+
+// send answers with a body that is at hand.
+func (c *call) send(media string, body []byte) func(huma.Context) {
+	return func(huma.Context) {
+		h := c.w.Header()
+		h.Set("Content-Type", media)
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+		c.w.WriteHeader(http.StatusOK)
+		c.w.Write(body) // an error here is a caller that has gone; the event has the status
+	}
+}
+
+// sendJSON is send for what is encoded here, because it was negotiated.
+func (c *call) sendJSON(v any) (func(huma.Context), error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode the answer: %w", err)
+	}
+	return c.send(mediaJSON, body), nil
+}
+
+// streamSized is stream for an answer whose length is known: net/http breaks the connection where it is not kept.
+func (c *call) streamSized(media string, size int64, write func(io.Writer) error) func(huma.Context) {
+	return func(huma.Context) {
+		h := c.w.Header()
+		h.Set("Content-Type", media)
+		h.Set("Content-Length", strconv.FormatInt(size, 10))
+		out := &steady{c: c}
+		if err := write(out); err != nil {
+			if !out.begun {
+				h.Del("Content-Length")
+				problem.Write(c.w, c.r, err)
+				return
+			}
+			c.event.Fail(err)
+			panic(http.ErrAbortHandler)
+		}
 	}
 }
 

@@ -2,7 +2,9 @@ package api
 
 import (
 	"net/http"
+	"reflect"
 
+	"chancery/client"
 	"chancery/internal/store/access"
 )
 
@@ -27,21 +29,130 @@ func (r route) upTo(octets int64) route { r.body = octets; return r }
 // costly says that only so many such calls may run at once.
 func (r route) costly() route { r.expensive = true; return r }
 
-// answers says which media types the answer may have.
-func (r route) answers(media ...string) route { r.media = media; return r }
+// negotiates says that the answer is a T in JSON, or one of the media types, as the caller likes.
+func negotiates[T any](r route, media ...string) route {
+	r.media, r.json = append([]string{mediaJSON}, media...), reflect.TypeFor[T]()
+	return r
+}
+
+// answers says which media type the answer has.
+func (r route) answers(media string) route { r.media = []string{media}; return r }
+
+// long says that the answer may be long, so that each write has a deadline and not the whole.
+func (r route) long() route { r.streams = true; return r }
 
 // streaming says that the answer is written as it comes.
 func (r route) streaming(media ...string) route { r.media, r.streams = media, true; return r }
 
 // routes is the whole surface.
 func (s *Server) routes() {
+	s.certificateRoutes()
+	s.issuerRoutes()
+	s.profileRoutes()
 	s.operatorRoutes()
 	s.authorityRoutes()
+}
+
+func (s *Server) certificateRoutes() {
+	register(s, op(post, "/certificates", "certificate-issue", access.IssueCertificate,
+		"Issue a certificate").creates().upTo(csrBody), s.issue)
+	register(s, op(get, "/certificates", "certificate-search", access.ReadCertificates,
+		"Search the inventory"), s.searchCertificates)
+	register(s, op(get, "/certificates/export", "certificate-export", access.ReadCertificates,
+		"Export the inventory").streaming(mediaCSV, mediaLines).costly(), s.exportCertificates)
+	register(s, negotiates[client.Certificate](op(get, "/certificates/{serial}", "certificate-show", access.ReadCertificates,
+		"Show a certificate"), mediaCert, mediaPEM, mediaChain), s.showCertificate)
+	register(s, op(post, "/certificates/{serial}/renew", "certificate-renew", access.IssueCertificate,
+		"Renew: the same key, a new validity").creates(), s.renewCertificate)
+	register(s, op(post, "/certificates/{serial}/rekey", "certificate-rekey", access.IssueCertificate,
+		"Re-key: the same names, a new key").creates().upTo(csrBody), s.rekeyCertificate)
+	register(s, op(post, "/certificates/{serial}/revoke", "certificate-revoke", access.RevokeCertificate,
+		"Revoke for good"), s.revokeCertificate)
+	register(s, op(post, "/certificates/{serial}/hold", "certificate-hold", access.RevokeCertificate,
+		"Put on hold"), s.holdCertificate)
+	register(s, op(post, "/certificates/{serial}/release", "certificate-release", access.RevokeCertificate,
+		"End a hold"), s.releaseCertificate)
+	register(s, op(post, "/requests", "request-submit", access.SubmitRequest,
+		"Ask for a certificate; 202 where an officer must decide").creates().upTo(csrBody), s.submit)
+	register(s, op(get, "/requests", "request-list", access.ReadRequests,
+		"List requests, newest first"), s.listRequests)
+	register(s, op(get, "/requests/{id}", "request-show", access.ReadRequests,
+		"Show a request"), s.showRequest)
+	register(s, op(get, "/requests/{id}/certificate", "request-retrieve", access.ReadRequests,
+		"Retrieve the certificate of a request"), s.retrieve)
+	register(s, op(post, "/requests/{id}/assign", "request-assign", access.DecideRequest,
+		"Assign a request to an officer"), s.assignRequest)
+	register(s, op(post, "/requests/{id}/approve", "request-approve", access.DecideRequest,
+		"Approve a request, and issue its certificate"), s.approveRequest)
+	register(s, op(post, "/requests/{id}/reject", "request-reject", access.DecideRequest,
+		"Reject a request"), s.rejectRequest)
+	register(s, op(post, "/requests/{id}/cancel", "request-cancel", access.SubmitRequest,
+		"Take one's own request back"), s.cancelRequest)
+}
+
+func (s *Server) issuerRoutes() {
+	register(s, op(get, "/issuers", "issuer-list", access.ReadIssuers,
+		"List issuers"), s.listIssuers)
+	register(s, op(post, "/issuers", "issuer-create", access.ManageIssuers,
+		"Make an issuer").creates().upTo(csrBody), s.createIssuer)
+	register(s, op(get, "/issuers/{issuer}", "issuer-show", access.ReadIssuers,
+		"Show an issuer"), s.showIssuer)
+	register(s, op(get, "/issuers/{issuer}/chain", "issuer-chain", access.ReadIssuers,
+		"The issuer's certificate and those above it").answers(mediaPEM), s.showChain)
+	register(s, op(get, "/issuers/{issuer}/csr", "issuer-csr", access.ReadIssuers,
+		"The request of a pending issuer").answers(mediaPEM), s.showCSR)
+	register(s, op(post, "/issuers/{issuer}/certificate", "issuer-import", access.ManageIssuers,
+		"Bring in what an outside root signed").upTo(csrBody), s.importIssuerCertificate)
+	register(s, op(post, "/issuers/{issuer}/default", "issuer-default", access.ManageIssuers,
+		"Make it the default of its pool"), s.setDefaultIssuer)
+	register(s, op(put, "/issuers/{issuer}/crl-mode", "issuer-crl-mode", access.ManageIssuers,
+		"Choose which CRLs it signs"), s.setCRLMode)
+	register(s, op(post, "/issuers/{issuer}/retire", "issuer-retire", access.ManageIssuers,
+		"End its issuing"), s.retireIssuer)
+	register(s, op(get, "/issuers/{issuer}/crls", "crl-list", access.ReadIssuers,
+		"List its CRLs, newest first"), s.listCRLs)
+	register(s, op(post, "/issuers/{issuer}/crls", "crl-issue", access.IssueCRL,
+		"Sign its CRL now").upTo(csrBody), s.issueCRL)
+	register(s, op(get, "/issuers/{issuer}/crls/draft", "crl-draft", access.IssueCRL,
+		"What the next CRL of an offline key has to say"), s.draftCRL)
+	register(s, op(post, "/issuers/{issuer}/crls/upload", "crl-upload", access.IssueCRL,
+		"Bring in a CRL that was signed elsewhere").upTo(uploadBody), s.uploadCRL)
+	register(s, negotiates[client.CRL](op(get, "/issuers/{issuer}/crls/{number}", "crl-show", access.ReadIssuers,
+		"Show or download a CRL"), mediaCRL, mediaPEM).long(), s.showCRL)
+	register(s, op(get, "/pools", "pool-list", access.ReadPools,
+		"List pools"), s.listPools)
+	register(s, op(post, "/pools", "pool-add", access.ManagePools,
+		"Begin a pool").creates(), s.addPool)
+	register(s, op(get, "/pools/{name}", "pool-show", access.ReadPools,
+		"Show a pool"), s.showPool)
+	register(s, op(post, "/pools/{name}/root", "pool-complete", access.ManagePools,
+		"Bring in what the pool's root signed").upTo(csrBody), s.completePool)
+}
+
+func (s *Server) profileRoutes() {
+	register(s, op(get, "/profiles", "profile-list", access.ReadProfiles,
+		"List profiles"), s.listProfiles)
+	register(s, op(post, "/profiles/check", "profile-check", access.ReadProfiles,
+		"What a text would issue").upTo(csrBody).costly(), s.checkProfile)
+	register(s, op(get, "/profiles/{name}", "profile-show", access.ReadProfiles,
+		"Show a profile"), s.showProfile)
+	register(s, op(put, "/profiles/{name}", "profile-save", access.ManageProfiles,
+		"Save a new version").upTo(csrBody).costly(), s.saveProfile)
+	register(s, op(get, "/profiles/{name}/versions", "profile-versions", access.ReadProfiles,
+		"List a profile's versions, newest first"), s.listVersions)
+	register(s, op(get, "/profiles/{name}/versions/{version}", "profile-version", access.ReadProfiles,
+		"Show one version"), s.showVersion)
+	register(s, op(get, "/profiles/{name}/sample", "profile-sample", access.ReadProfiles,
+		"What a profile issues").costly(), s.sampleProfile)
+	register(s, op(post, "/profiles/{name}/retire", "profile-retire", access.ManageProfiles,
+		"End a profile"), s.retireProfile)
 }
 
 func (s *Server) operatorRoutes() {
 	register(s, op(get, "/caller", "caller", anyone,
 		"Who the node takes the caller for"), s.showCaller)
+	register(s, op(post, "/caller/identity", "caller-enrol", anyone,
+		"Renew the caller's identity").creates(), s.enrolCaller)
 	register(s, op(get, "/operators", "operator-list", access.ReadPrincipals,
 		"List operators"), s.listOperators)
 	register(s, op(post, "/operators", "operator-create", access.ManagePrincipals,
@@ -52,6 +163,8 @@ func (s *Server) operatorRoutes() {
 		"Change, disable or enable an operator"), s.changeOperator)
 	register(s, op(del, "/operators/{name}", "operator-remove", access.ManagePrincipals,
 		"Remove an operator"), s.removeOperator)
+	register(s, op(post, "/operators/{name}/identity", "operator-enrol", access.ManagePrincipals,
+		"Give an operator an identity").creates(), s.enrol)
 	register(s, op(get, "/operators/{name}/tokens", "token-list", access.ManageOwnTokens,
 		"List an operator's tokens"), s.listTokens)
 	register(s, op(post, "/operators/{name}/tokens", "token-create", access.ManageOwnTokens,

@@ -2,9 +2,9 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"time"
@@ -17,13 +17,11 @@ import (
 )
 
 // wireCertificate is a certificate as lists show it.
-func wireCertificate(c *ca.Certificate) client.Certificate {
+func (s *Server) wireCertificate(ctx context.Context, c *ca.Certificate) client.Certificate {
 	out := client.Certificate{
 		Serial: cert.FormatSerial(c.Serial), Subject: c.Subject, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
-		State: string(c.State), Profile: c.Profile, Requester: c.Requester, IssuedAt: c.IssuedAt(),
-	}
-	if c.Issuer != nil {
-		out.Issuer = c.Issuer.Name
+		State: string(c.State), Profile: c.Profile, Version: int64(c.ProfileVersion), Requester: s.names.of(ctx, c.Requester),
+		IssuedAt: c.IssuedAt(), Issuer: c.Issuer.Name,
 	}
 	if r := c.Revocation; r != nil {
 		out.Revocation = &client.Revocation{At: r.RevokedAt, Reason: r.Reason.String()}
@@ -31,48 +29,24 @@ func wireCertificate(c *ca.Certificate) client.Certificate {
 			out.Revocation.InvalidSince = &r.InvalidityDate
 		}
 	}
-	if len(c.DER) == 0 {
-		return out
+	for _, n := range c.Names() {
+		out.SAN = append(out.SAN, n.String())
 	}
-	sum := sha256.Sum256(c.DER)
-	out.Fingerprint = hex.EncodeToString(sum[:])
-	if parsed, err := x509.ParseCertificate(c.DER); err == nil { // what was imported may be beyond the parser
-		out.KeyID = hex.EncodeToString(parsed.SubjectKeyId)
-		out.SAN = alternativeNames(parsed)
+	if len(c.DER) > 0 {
+		sum := sha256.Sum256(c.DER)
+		out.Fingerprint = hex.EncodeToString(sum[:])
 	}
 	return out
 }
 
 // wholeCertificate is one certificate as it is shown alone: with its PEM form and the issuers above it.
-func wholeCertificate(c *ca.Certificate) client.Certificate {
-	out := wireCertificate(c)
+func (s *Server) wholeCertificate(ctx context.Context, c *ca.Certificate) client.Certificate {
+	out := s.wireCertificate(ctx, c)
 	if len(c.DER) > 0 {
 		out.PEM = string(encodePEM("CERTIFICATE", c.DER))
 	}
-	if c.Issuer != nil {
-		out.Chain = string(chainPEM(c.Issuer, false))
-	}
+	out.Chain = string(chainPEM(c.Issuer, false))
 	return out
-}
-
-var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
-
-func alternativeNames(c *x509.Certificate) []string {
-	for _, e := range c.Extensions {
-		if !e.Id.Equal(oidSubjectAltName) {
-			continue
-		}
-		names, err := cert.ParseGeneralNames(e.Value)
-		if err != nil {
-			return nil
-		}
-		out := make([]string, len(names))
-		for i, n := range names {
-			out[i] = n.String()
-		}
-		return out
-	}
-	return nil
 }
 
 // chainPEM is an issuer's certificate and those above it, nearest first; with or without the root.
@@ -99,6 +73,9 @@ func wireIssuer(i *ca.Issuer) client.Issuer {
 	out := client.Issuer{
 		ID: i.ID, Name: i.Name, Pool: i.Pool, Default: i.Default, State: string(i.State), Root: i.Root(), Parent: i.Parent,
 		KeyOnline: i.KeyID != "", CreatedAt: i.CreatedAt,
+		CRLMode: client.CRLMode{
+			Validity: duration(i.CRL.Validity), Refresh: duration(i.CRL.Refresh), Partitions: i.CRL.Partitions, Delta: i.CRL.Delta,
+		},
 	}
 	if c := i.Certificate; c != nil {
 		sum := sha256.Sum256(c.Raw)
@@ -126,16 +103,16 @@ func wholeIssuer(i *ca.Issuer) client.Issuer {
 }
 
 // wireRequest is an enrolment as lists show it.
-func wireRequest(r *ca.Request) client.Request {
+func (s *Server) wireRequest(ctx context.Context, r *ca.Request) client.Request {
 	return client.Request{
 		ID: r.ID, State: string(r.State), Issuer: r.Issuer, Profile: r.Profile, Subject: r.Subject, SAN: r.Order.Names,
-		Requester: r.Requester, Needed: 1, Assignee: r.AssignedTo, DecidedBy: r.DecidedBy,
-		SubmittedAt: r.SubmittedAt, DecidedAt: r.DecidedAt, Reason: r.Reason,
+		Requester: s.names.of(ctx, r.Requester), TwoPerson: r.TwoPerson, Assignee: s.names.of(ctx, r.AssignedTo),
+		DecidedBy: s.names.of(ctx, r.DecidedBy), SubmittedAt: r.SubmittedAt, DecidedAt: r.DecidedAt, Reason: r.Reason,
 	}
 }
 
-func wholeRequest(r *ca.Request) client.Request {
-	out := wireRequest(r)
+func (s *Server) wholeRequest(ctx context.Context, r *ca.Request) client.Request {
+	out := s.wireRequest(ctx, r)
 	if len(r.Order.CSR) > 0 {
 		out.CSR = string(encodePEM("CERTIFICATE REQUEST", r.Order.CSR))
 	}
@@ -160,7 +137,7 @@ func order(in *client.IssueRequest, key string) (ca.Order, error) {
 	if o.Validity, err = length(in.Validity); err != nil {
 		return o, err
 	}
-	if o.CSR, err = decodePEM(in.CSR, "/csr", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"); err != nil {
+	if o.CSR, err = decodeCSR(in.CSR); err != nil {
 		return o, err
 	}
 	o.PublicKey, err = decodePEM(in.PublicKey, "/public_key", "PUBLIC KEY")
@@ -180,6 +157,10 @@ func length(text string) (time.Duration, error) {
 		return 0, fault.New(fault.Invalid, "the validity %s is no time at all", text).At("/validity")
 	}
 	return d.Std(), nil
+}
+
+func decodeCSR(text string) ([]byte, error) {
+	return decodePEM(text, "/csr", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
 }
 
 // decodePEM reads exactly one PEM block with one of the labels; an empty text is none. Text around the block is allowed,

@@ -1,0 +1,184 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/access"
+)
+
+// issuerName names an issuer.
+type issuerName struct {
+	Issuer string `path:"issuer" maxLength:"255" doc:"its name or ID"`
+}
+
+type issuerIn[T any] struct {
+	Keyed
+	Issuer string `path:"issuer" maxLength:"255" doc:"its name or ID"`
+	Body   T
+}
+
+type issuerAct struct {
+	Keyed
+	Issuer string `path:"issuer" maxLength:"255" doc:"its name or ID"`
+	Body   *client.Nothing
+}
+
+func (s *Server) listIssuers(ctx context.Context, _ *none) (*out[client.Page[client.Issuer]], error) {
+	all, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return page(all, "", wireIssuer), nil
+}
+
+func (s *Server) showIssuer(ctx context.Context, in *issuerName) (*out[client.Issuer], error) {
+	i, err := s.CA.Issuer(ctx, in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+// issuer is an issuer with the CRL that is in force.
+func (s *Server) issuer(ctx context.Context, i *ca.Issuer) (*out[client.Issuer], error) {
+	w := wholeIssuer(i)
+	if i.State == ca.IssuerPending {
+		return answer(w), nil
+	}
+	list, err := s.currentList(ctx, i)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	if err == nil {
+		c := wireCRL(i, list)
+		w.CRL = &c
+	}
+	return answer(w), nil
+}
+
+func (s *Server) createIssuer(ctx context.Context, in *in[client.CreateIssuerRequest]) (*out[client.Issuer], error) {
+	spec, err := issuerSpec(&in.Body, in.key())
+	if err != nil {
+		return nil, err
+	}
+	i, _, err := s.CA.CreateIssuer(ctx, access.From(ctx), spec)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func issuerSpec(in *client.CreateIssuerRequest, key string) (spec ca.IssuerSpec, err error) {
+	spec = ca.IssuerSpec{
+		IdempotencyKey: key, Name: in.Name, Pool: in.Pool, Default: in.Default, Parent: in.Parent, Subject: in.Subject, PathLen: in.PathLen,
+		Constraints: in.NameConstraints, Template: in.Template, Compat: in.CerttoolCompat, Outside: in.Kind == client.IssuerExternal,
+	}
+	switch {
+	case in.Kind == client.IssuerIntermediate && in.Parent == "":
+		return spec, fault.New(fault.Invalid, "an intermediate needs the issuer that signs it").At("/parent")
+	case in.Kind != client.IssuerIntermediate && in.Parent != "":
+		return spec, fault.New(fault.Invalid, "only an intermediate has a parent here; the kind is %q", in.Kind).At("/parent")
+	}
+	if in.Algorithm != "" {
+		if spec.Algorithm, err = keyfile.ParseAlgorithm(in.Algorithm); err != nil {
+			return spec, err
+		}
+	}
+	if spec.Validity, err = length(in.Validity); err != nil {
+		return spec, err
+	}
+	if in.CRL != nil {
+		spec.CRL, err = crlMode(in.CRL)
+	}
+	return spec, err
+}
+
+func crlMode(in *client.CRLMode) (mode ca.CRLMode, err error) {
+	mode = ca.CRLMode{Partitions: in.Partitions, Delta: in.Delta}
+	if mode.Validity, err = length(in.Validity); err != nil {
+		return mode, err
+	}
+	mode.Refresh, err = length(in.Refresh)
+	return mode, err
+}
+
+func (s *Server) importIssuerCertificate(ctx context.Context, in *issuerIn[client.IssuerCertificateRequest]) (*out[client.Issuer], error) {
+	path, err := decodeCertificates(in.Body.Certificate, "/certificate")
+	if err != nil {
+		return nil, err
+	}
+	if in.Body.Chain != "" {
+		above, err := decodeCertificates(in.Body.Chain, "/chain")
+		if err != nil {
+			return nil, err
+		}
+		path = append(path, above...)
+	}
+	i, err := s.CA.ImportAnswer(ctx, access.From(ctx), in.Issuer, path)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func (s *Server) retireIssuer(ctx context.Context, in *issuerAct) (*out[client.Issuer], error) {
+	i, err := s.CA.Retire(ctx, access.From(ctx), in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func (s *Server) setDefaultIssuer(ctx context.Context, in *issuerAct) (*out[client.Issuer], error) {
+	i, err := s.CA.SetDefault(ctx, access.From(ctx), in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func (s *Server) setCRLMode(ctx context.Context, in *issuerIn[client.CRLMode]) (*out[client.Issuer], error) {
+	mode, err := crlMode(&in.Body)
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.CA.SetCRLMode(ctx, access.From(ctx), in.Issuer, mode)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func (s *Server) showChain(ctx context.Context, in *issuerName) (*outStream, error) {
+	i, err := s.CA.Issuer(ctx, in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	if i.Certificate == nil {
+		return nil, fault.New(fault.Conflict, "issuer %s waits for its certificate", i.Name)
+	}
+	return &outStream{callOf(ctx).send(mediaPEM, chainPEM(i, true))}, nil
+}
+
+func (s *Server) showCSR(ctx context.Context, in *issuerName) (*outStream, error) {
+	i, err := s.CA.Issuer(ctx, in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	if len(i.CSR) == 0 {
+		return nil, fault.New(fault.NotFound, "issuer %s waits for no certificate, so it has no request", i.Name)
+	}
+	return &outStream{callOf(ctx).send(mediaPEM, encodePEM("CERTIFICATE REQUEST", i.CSR))}, nil
+}
+
+func duration(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
+}
