@@ -30,8 +30,8 @@ import (
 
 // The pools that init makes.
 const (
-	Identity = "identity"     // identities of agents, nodes and operators
-	Default  = ca.DefaultPool // the one that is meant where none is named
+	Identity = ca.IdentityPool // identities of agents, nodes and operators
+	Default  = ca.DefaultPool  // the one that is meant where none is named
 )
 
 // RootName is the name of a pool's root among the issuers. Its issuer has the pool's own name.

@@ -1,9 +1,11 @@
 package setup
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base32"
 	"encoding/pem"
 	"errors"
@@ -19,6 +21,7 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
 	"chancery/internal/authority/importer"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
@@ -251,7 +254,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err := o.auditKey(ctx, s, system); err != nil {
 		return err
 	}
-	identity, err := o.pool(ctx, s, system, result, pool.Spec{
+	identities, err := o.pool(ctx, s, system, result, pool.Spec{
 		Name: pool.Identity, Organization: o.Organization, Algorithm: o.Algorithm, Validity: o.Validity, Online: o.Online,
 	})
 	if err != nil {
@@ -260,7 +263,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err := o.defaultPool(ctx, s, system, result); err != nil {
 		return err
 	}
-	above := identity.Root.Certificate
+	above := identities.Root.Certificate
 	result.Fingerprint = fingerprint(above.Raw)
 	if err := keyfile.WriteFile(o.Dir.IdentityRoot(), keyfile.EncodeCertificates(above), 0o644); err != nil {
 		return err
@@ -390,28 +393,50 @@ func adminIdentity(ctx context.Context, s *Services, by access.Principal, dir da
 		return err
 	}
 	defer clear(text)
-	spki, err := cert.MarshalPublicKey(key.Public())
-	if err != nil {
-		return err
-	}
-	issued, err := s.CA.Issue(ctx, by, ca.Order{
-		Issuer: pool.Identity, Pool: pool.Identity, Profile: "identity", PublicKey: spki, Subject: cert.CommonName(admin.Name).String(),
-	})
-	if err != nil {
-		return fmt.Errorf("issue the identity of %s: %w", admin.Name, err)
-	}
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		return s.Access.AddIdentity(ctx, tx, admin.ID, issued.Issuer.ID, spki, by.Actor(), time.Now())
-	})
-	if err != nil {
-		return err
-	}
-	certificate, err := issued.Parsed()
-	if err != nil {
-		return err
-	}
 	if err := keyfile.WriteFile(dir.AdminKey(), text, 0o600); err != nil {
 		return err
 	}
-	return keyfile.WriteFile(dir.AdminCert(), keyfile.EncodeCertificates(certificate, issued.Issuer.Certificate), 0o644)
+	csr, err := cert.CreateCSR(&cert.CSRTemplate{}, key)
+	if err != nil {
+		return err
+	}
+	issued, err := s.Identity.Enrol(ctx, by, admin, csr, "")
+	if err != nil {
+		return err
+	}
+	var path bytes.Buffer
+	for _, der := range identity.Path(issued) {
+		if err := pem.Encode(&path, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+			return err
+		}
+	}
+	return keyfile.WriteFile(dir.AdminCert(), path.Bytes(), 0o644)
+}
+
+// Answer gives the default pool's waiting issuer what an outside root made of its request, on an authority that no node
+// serves at the moment.
+func Answer(ctx context.Context, dir datadir.Dir, certificates []*x509.Certificate) (*ca.Issuer, error) {
+	config, err := dir.Load()
+	if err != nil {
+		return nil, err
+	}
+	s, err := Open(ctx, dir, config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := s.answer(ctx, config.Name, certificates)
+	if err != nil {
+		return nil, closing(s.DB, err)
+	}
+	return issuer, s.DB.Close()
+}
+
+func (s *Services) answer(ctx context.Context, node string, certificates []*x509.Certificate) (*ca.Issuer, error) {
+	if err := schema.Migrate(ctx, s.DB); err != nil {
+		return nil, err
+	}
+	if err := s.DB.LearnClock(ctx); err != nil {
+		return nil, err
+	}
+	return s.CA.ImportAnswer(ctx, access.System(node), pool.Default, certificates)
 }

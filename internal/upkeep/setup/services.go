@@ -10,6 +10,7 @@ import (
 	"log/slog"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
 	"chancery/internal/authority/profile"
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/pool"
@@ -30,6 +31,7 @@ type Services struct {
 	Access     *access.Store
 	Profiles   *profile.Store
 	CA         *ca.CA
+	Identity   *identity.Service
 	Revocation *revocation.Service
 	Pools      *pool.Service
 }
@@ -43,6 +45,7 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	s := &Services{DB: d, Audit: log, Settings: settings.New(d, log), Keys: keys.New(d, log, node, key), Access: access.New(d, log)}
 	s.Profiles = profile.New(d, log)
 	s.CA = ca.New(ca.Options{DB: d, Keys: s.Keys, Profiles: s.Profiles, Settings: s.Settings, Audit: log})
+	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
 	return s, nil

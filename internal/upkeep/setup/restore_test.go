@@ -1,0 +1,135 @@
+package setup_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"math/big"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/upkeep/backup"
+	"chancery/internal/upkeep/setup"
+)
+
+func issue(t *testing.T, s *setup.Services, name string) *ca.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.CA.Issue(t.Context(), access.Principal{ID: "t", Name: "t", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}, ca.Order{Profile: "server", PublicKey: spki, Names: []string{"dns:" + name}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestRestore takes a backup of an authority, lets it go on, and makes it anew on the other engine with the CRL that was
+// published in the meantime.
+func TestRestore(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, result.Dir)
+		before := issue(t, s, "before.example")
+		key := recovery(t, result)
+		file := filepath.Join(t.TempDir(), "backup")
+		var out bytes.Buffer
+		if err := backup.Write(t.Context(), &out, s.DB, key.Public(), backup.Header{Node: "node1", Authority: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// What the backup does not know: a certificate, and the revocation of it and of an older one.
+		after := issue(t, s, "after.example")
+		issuer, err := s.CA.Issuer(t.Context(), "default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		signer, err := s.Keys.Signer(t.Context(), issuer.KeyID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := crl.Encode(&crl.Spec{Issuer: issuer.Certificate, Number: big.NewInt(5), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)},
+			[]crl.Entry{
+				{Serial: before.Serial, RevokedAt: time.Now(), Reason: crl.KeyCompromise},
+				{Serial: after.Serial, RevokedAt: time.Now(), Reason: crl.Superseded},
+			}, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkitest.EachURL(t, func(t *testing.T, url string) {
+			dir := newDir(t)
+			done, err := setup.Restore(t.Context(), setup.RestoreOptions{
+				Dir: dir, Backup: file, Recovery: key, CRLs: [][]byte{list}, DatabaseFile: databaseFile(t, url),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done.Node != "node2" || done.Merged != (ca.Merged{Revoked: 1, Unknown: 1}) || done.Keys < 3 {
+				t.Errorf("restored %+v", done)
+			}
+			r := open(t, dir)
+			found, err := r.CA.Find(t.Context(), access.System("test"), ca.Ref{Serial: before.Serial})
+			if err != nil || found.State != ca.Revoked || !bytes.Equal(found.DER, before.DER) {
+				t.Errorf("certificate from before the backup: %+v, error %v", found, err)
+			}
+			again := issue(t, r, "again.example")
+			parsed, err := again.Parsed()
+			if err != nil || parsed.CheckSignatureFrom(issuer.Certificate) != nil {
+				t.Errorf("the restored authority does not issue under its issuer: %v", err)
+			}
+			findings, _, err := r.Keys.Check(t.Context(), key)
+			if err != nil || len(findings) > 0 {
+				t.Errorf("wraps: %v, error %v", findings, err)
+			}
+			wrong, seen, err := r.Audit.Verify(t.Context(), audit.Evidence{})
+			if err != nil || len(wrong) > 0 || seen.Chains != 2 {
+				t.Errorf("audit: %v, %+v, error %v", wrong, seen, err)
+			}
+		})
+	})
+}
+
+func TestRestoreRefuses(t *testing.T) {
+	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := recovery(t, result)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("no backup"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]setup.RestoreOptions{
+		"over an authority": {Dir: result.Dir, Backup: other, Recovery: key},
+		"no backup":         {Dir: newDir(t), Backup: other, Recovery: key},
+		"bad CRL":           {Dir: newDir(t), Backup: other, Recovery: key, CRLs: [][]byte{[]byte("x")}},
+	} {
+		if _, err := setup.Restore(t.Context(), o); fault.KindOf(err) == fault.Internal {
+			t.Errorf("%s: error %v", name, err)
+		}
+		left, _ := filepath.Glob(filepath.Join(filepath.Dir(string(o.Dir)), ".chancery-init-*"))
+		if len(left) > 0 {
+			t.Errorf("%s: left behind %v", name, left)
+		}
+	}
+}
