@@ -15,7 +15,8 @@
 //   - "o" beside "organization", and "ou" beside "unit", are dropped,
 //   - a switch is on by presence: "ca = false" makes a CA; Strict takes no value, true, yes or 1,
 //   - unquoted values keep blanks at the end, the CR of CRLF lines, and what was meant as a comment; a backslash in them
-//     vanishes with the character behind it, but a backslash before a line end keeps the line end and goes on,
+//     vanishes with the character behind it, unless it is the first character; before a line end it keeps the line end
+//     and goes on,
 //   - in quotes a backslash escapes the quote; before a line end it makes a blank; otherwise it vanishes with the
 //     character behind it. A missing closing quote swallows the rest of the file,
 //   - a number is what strtol makes of it ("soon" is 0), cut to 32 bits,
@@ -33,13 +34,14 @@
 //
 // # Divergences
 //
-// In both modes refused, though certtool writes something: serial numbers that come out negative (0xff), add_extension
-// with an empty 0x value (certtool encodes uninitialised memory), object identifiers that DER cannot carry or that have
-// leading zeros, text that is not ASCII in ASN.1 types of ASCII, a non-ASCII xmpp_name (certtool makes Punycode of the
-// whole of it, against RFC 6120), otherName values that are not DER, empty names (certtool cannot read its own
-// certificate again), NUL, dates before 1950 (certtool writes 1940 as 2040), the date forms that package gnudate names,
-// and pointers or policies beside an extension of the same kind from add_extension or the request. With an empty subject
-// the subjectAltName is critical, as RFC 5280 4.2.1.6 demands.
+// In both modes refused, though certtool writes something: serial numbers that come out negative (0xff),
+// add_extension with an empty 0x value (certtool encodes uninitialised memory), object identifiers that DER cannot
+// carry or that have leading zeros, text that is not ASCII in ASN.1 types of ASCII, a non-ASCII xmpp_name (certtool
+// makes Punycode of the whole of it, against RFC 6120), otherName values that are not DER, empty names (certtool
+// cannot read its own certificate again), empty qualifiers of policies, a dn over line ends, what is not UTF-8, NUL,
+// dates before 1950 (certtool writes 1940 as 2040), the date forms that package gnudate names, and pointers or
+// policies beside an extension of the same kind from add_extension or the request. With an empty subject the
+// subjectAltName is critical, as RFC 5280 4.2.1.6 demands.
 //
 // RFCs: 5280 (certificate and CRL profile), 4514 (names as text), 3820 (proxy certificates), 4556 (Kerberos names), 6120
 // (XMPP addresses), 7633 (TLS feature), 7469 (the printed pin). All functions are pure and safe for concurrent use.

@@ -222,6 +222,11 @@ func (b *builder) policies() error {
 		if err != nil {
 			return refuse(e, "%w", err)
 		}
+		for _, qualifier := range []string{name + "_txt", name + "_url"} {
+			if e, ok := b.first(qualifier); ok && e.value == "" {
+				return refuse(e, "the qualifier of a policy is empty")
+			}
+		}
 		b.out.Policies = append(b.out.Policies, cert.Policy{ID: oid, UserNotice: b.Text(name + "_txt"), CPS: b.Text(name + "_url")})
 	}
 	if len(b.out.Policies) > 0 && b.takeRaw(cert.OIDCertificatePolicies) != nil {

@@ -110,8 +110,11 @@ func (s *scanner) setting() (setting, error) {
 	for !s.done() && isNamePart(s.text[s.pos]) {
 		s.next()
 	}
+	if s.text[s.pos-1] == ':' && s.pos-start > 1 {
+		s.pos-- // the separator; elsewhere in a name a colon is a character like others
+	}
 	e.name = s.text[start:s.pos]
-	if !s.done() && !isSpace(s.text[s.pos]) && s.text[s.pos] != '=' {
+	if !s.done() && !isSpace(s.text[s.pos]) && s.text[s.pos] != '=' && s.text[s.pos] != ':' {
 		if err := s.refuseAt(s.here(), "the name %s must be followed by a blank or by =", e.name); err != nil {
 			return e, err
 		}
@@ -156,6 +159,7 @@ func (s *scanner) quoted(e *setting) error {
 		case c != '\\':
 			b.WriteByte(c)
 		case s.done():
+			return refuseAt(at, "the template ends in a backslash within quotes, and certtool cannot load it")
 		case s.text[s.pos] == quote:
 			b.WriteByte(s.next())
 		case s.text[s.pos] == '\n':
@@ -190,7 +194,7 @@ func (s *scanner) afterQuote(e *setting) error {
 	return nil
 }
 
-// unquoted reads the rest of the line as it is.
+// unquoted reads the rest of the line as it is. certtool takes its first character literally, even a backslash.
 func (s *scanner) unquoted(e *setting) error {
 	var b strings.Builder
 	for !s.done() && s.text[s.pos] != '\n' {
@@ -200,11 +204,13 @@ func (s *scanner) unquoted(e *setting) error {
 			b.WriteByte(c)
 			continue
 		}
-		if err := s.refuseAt(at, "certtool drops a backslash and the character behind it; there is no way to write a backslash in a "+
-			"template"); err != nil {
+		if err := s.refuseAt(at, "certtool drops a backslash and the character behind it, but for a backslash that begins a value; "+
+			"write the value without backslashes"); err != nil {
 			return err
 		}
 		switch {
+		case at == e.valueAt:
+			b.WriteByte(c)
 		case s.done():
 		case s.text[s.pos] == '\n':
 			b.WriteByte(s.next())

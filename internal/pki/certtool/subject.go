@@ -157,15 +157,19 @@ func (b *builder) subject(o Options) error {
 }
 
 // parseDN reads the value of dn as GnuTLS does: RFC 4514 text, most specific first, one attribute to a part. Escapes
-// cannot occur, as no template value can hold a backslash; quotes are ordinary characters.
+// cannot occur, as the backslashes of a template value vanish; quotes are ordinary characters.
 func parseDN(text string) (cert.Name, error) {
+	const blanks = " \t\n\v\f\r"
+	if strings.Contains(text, "\n") {
+		return nil, fmt.Errorf("%q goes over a line end", text)
+	}
 	name := cert.Name{}
 	rest := text
 	for rest != "" {
 		var part string
 		part, rest, _ = strings.Cut(rest, ",")
-		kind, value, found := strings.Cut(strings.TrimLeft(part, " \t"), "=")
-		kind, value = strings.TrimRight(kind, " \t"), strings.Trim(value, " \t")
+		kind, value, found := strings.Cut(strings.TrimLeft(part, blanks), "=")
+		kind, value = strings.TrimRight(kind, blanks), strings.Trim(value, blanks)
 		switch {
 		case !found || kind == "" || value == "":
 			return nil, fmt.Errorf("%q is not an attribute such as CN=host1, in %q", part, text)

@@ -52,10 +52,10 @@ func Parse(text []byte, mode Mode) (*Template, []Warning, error) {
 	var warnings []Warning
 	seen := map[string]bool{}
 	for _, e := range settings {
-		if !utf8.ValidString(e.value) {
+		kind, known := kindOf(e.name)
+		if !utf8.ValidString(e.value) && (mode == Strict || known && kind != flag) {
 			return nil, nil, refuseAt(e.valueAt, "the value of %s is not UTF-8", e.name)
 		}
-		kind, known := kindOf(e.name)
 		if mode == Compat {
 			warnings = append(warnings, warningsAbout(e, seen)...)
 		} else if !known {
@@ -107,7 +107,7 @@ func refuseUnknown(e setting) error {
 			return refuseAt(e.at, "certtool silently ignores %s, because option names are in lower case; write %s", e.name, lower)
 		}
 	}
-	if name, rest, found := strings.Cut(e.name, ":"); found {
+	if name, rest, found := strings.Cut(e.name, ":"); found && rest != "" {
 		if _, known := kindOf(name); known {
 			return refuseAt(e.at, "certtool reads %s as one unknown name; write %s = %s", e.name, name, rest)
 		}
