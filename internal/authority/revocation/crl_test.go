@@ -1,4 +1,4 @@
-package revocation_test
+package revocation
 
 import (
 	"bytes"
@@ -7,13 +7,12 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
-	"chancery/internal/authority/revocation"
 	"chancery/internal/pki/crl"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 )
 
-func (o *office) octets(l *revocation.List) []byte {
+func (o *office) octets(l *List) []byte {
 	o.t.Helper()
 	var out bytes.Buffer
 	must(o.t, o.service.WriteTo(o.t.Context(), &out, l))
@@ -32,29 +31,29 @@ func TestRevocationsAndHoldsAreInTheCompleteList(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d, ca.CRLMode{}, nil)
 		o.run()
-		first := o.list(revocation.Complete, func(l *crl.List) bool { return l.Count == 0 })
+		first := o.list(Complete, func(l *crl.List) bool { return l.Count == 0 })
 		a, b := o.issue("a.example"), o.issue("b.example")
 		o.revoke(a, crl.KeyCompromise)
-		second := o.list(revocation.Complete, has(a.SerialNumber, crl.KeyCompromise))
+		second := o.list(Complete, has(a.SerialNumber, crl.KeyCompromise))
 		must(t, second.CheckSuccessor(first))
 		o.revoke(b, crl.CertificateHold)
-		o.list(revocation.Complete, has(b.SerialNumber, crl.CertificateHold))
+		o.list(Complete, has(b.SerialNumber, crl.CertificateHold))
 		_, err := o.ca.Release(t.Context(), o.by, o.ref(b), "")
 		must(t, err)
-		o.list(revocation.Complete, lacks(b.SerialNumber))
+		o.list(Complete, lacks(b.SerialNumber))
 		o.revoke(b, crl.CertificateHold)
 		o.revoke(b, crl.Superseded)
-		last := o.list(revocation.Complete, has(b.SerialNumber, crl.Superseded))
+		last := o.list(Complete, has(b.SerialNumber, crl.Superseded))
 		must(t, last.CheckSuccessor(second))
 		if last.IDP != nil || last.BaseNumber != nil || last.NextUpdate.Sub(last.ThisUpdate) != 7*24*time.Hour {
 			t.Fatalf("list %+v", last)
 		}
-		all, err := o.service.Lists(t.Context(), "one", revocation.Complete, "", 2)
+		all, err := o.service.Lists(t.Context(), "one", Complete, "", 2)
 		must(t, err)
 		if len(all) != 2 || !all[0].Current || all[1].Current || all[0].Number.Cmp(all[1].Number) <= 0 {
 			t.Fatalf("page %+v", all)
 		}
-		rest, err := o.service.Lists(t.Context(), "one", revocation.Complete, all[1].ID, 100)
+		rest, err := o.service.Lists(t.Context(), "one", Complete, all[1].ID, 100)
 		must(t, err)
 		if len(rest) < 3 {
 			t.Fatalf("%d lists on the next page", len(rest))

@@ -1,4 +1,4 @@
-package revocation_test
+package revocation
 
 import (
 	"context"
@@ -16,7 +16,6 @@ import (
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/profile"
-	"chancery/internal/authority/revocation"
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -33,7 +32,7 @@ type office struct {
 	keys     *keys.Store
 	audit    *audit.Log
 	settings *settings.Store
-	service  *revocation.Service
+	service  *Service
 	issuer   *ca.Issuer
 	by       access.Principal
 	dir      string
@@ -79,7 +78,7 @@ func node(t testing.TB, d *db.DB, name, dir string) *office {
 	}))
 	o.settings = settings.New(d, o.audit)
 	o.ca = ca.New(ca.Options{DB: d, Keys: o.keys, Profiles: profile.New(d, o.audit), Settings: o.settings, Audit: o.audit})
-	o.service = revocation.New(revocation.Options{DB: d, CA: o.ca, Keys: o.keys, Settings: o.settings, Audit: o.audit, Logger: slog.New(slog.DiscardHandler)})
+	o.service = New(Options{DB: d, CA: o.ca, Keys: o.keys, Settings: o.settings, Audit: o.audit, Logger: slog.New(slog.DiscardHandler)})
 	return o
 }
 
@@ -130,7 +129,7 @@ func (o *office) revoke(c *x509.Certificate, reason crl.Reason) {
 }
 
 // list waits until the current list of a scope satisfies want, and returns it checked against the issuer.
-func (o *office) list(scope revocation.Scope, want func(*crl.List) bool) *crl.List {
+func (o *office) list(scope Scope, want func(*crl.List) bool) *crl.List {
 	o.t.Helper()
 	ctx, cancel := context.WithTimeout(o.t.Context(), 20*time.Second)
 	defer cancel()
@@ -148,7 +147,7 @@ func (o *office) list(scope revocation.Scope, want func(*crl.List) bool) *crl.Li
 	}
 }
 
-func (o *office) parse(l *revocation.List) *crl.List {
+func (o *office) parse(l *List) *crl.List {
 	o.t.Helper()
 	der := o.octets(l)
 	parsed, err := crl.Parse(der)
