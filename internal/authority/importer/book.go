@@ -21,6 +21,9 @@ import (
 // maxSerialBits is what a CRL entry of ours can carry; RFC 5280 4.1.2.2 allows 160, and old CAs broke it.
 const maxSerialBits = 256
 
+// maxCRLNumberBits leaves any number of lists to come below the 20 octets that RFC 5280 section 5.2.3 allows.
+const maxCRLNumberBits = 152
+
 // book gathers what a CA issued from several sources.
 type book struct {
 	ca    *CA
@@ -50,18 +53,21 @@ func (b *book) finish(issued, crls [][]byte) (*CA, error) {
 			return nil, err
 		}
 	}
+	if n := b.ca.CRLNumber; n != nil && n.BitLen() > maxCRLNumberBits {
+		return nil, fault.New(fault.Invalid, "the CA's last CRLNumber %x leaves no room for greater ones: RFC 5280 5.2.3 ends at 20 octets", n)
+	}
 	b.close()
 	return b.ca, nil
 }
 
-func (b *book) find(serial *big.Int) *Issued {
+func (b *book) find(serial *big.Int) *ca.Record {
 	if i, ok := b.at[serial.String()]; ok {
 		return &b.ca.Issued[i]
 	}
 	return nil
 }
 
-func (b *book) add(i Issued) {
+func (b *book) add(i ca.Record) {
 	b.at[i.Serial.String()] = len(b.ca.Issued)
 	b.ca.Issued = append(b.ca.Issued, i)
 }
@@ -88,30 +94,39 @@ func (b *book) addCertificate(x *x509.Certificate) error {
 		return fault.New(fault.Invalid, "serial %s belongs to two different certificates, %q and %q", cert.FormatSerial(x.SerialNumber),
 			have.Subject, x.Subject)
 	}
-	b.add(issuedFrom(x))
+	b.add(b.record(x))
 	return nil
 }
 
-func issuedFrom(x *x509.Certificate) Issued {
-	return Issued{Serial: x.SerialNumber, DER: x.Raw, Subject: subjectOf(x), NotBefore: x.NotBefore, NotAfter: x.NotAfter}
-}
-
-func subjectOf(x *x509.Certificate) string {
+// record keeps a certificate whose names cannot be read here as its record alone, so that it can be revoked at least.
+func (b *book) record(x *x509.Certificate) ca.Record {
+	r := ca.Record{Serial: x.SerialNumber, DER: x.Raw, NotBefore: x.NotBefore, NotAfter: x.NotAfter}
 	name, err := cert.ParseNameDER(x.RawSubject)
-	if err != nil {
-		return x.Subject.String()
+	r.Subject = name.String()
+	for _, e := range x.Extensions {
+		if err == nil && e.Id.Equal(cert.OIDSubjectAltName) {
+			_, err = cert.ParseGeneralNames(e.Value)
+		}
 	}
-	return name.String()
+	if err != nil {
+		b.ca.warn("the names of certificate %s cannot be read (%v); only its record is imported", cert.FormatSerial(x.SerialNumber), err)
+		r.DER, r.Subject = nil, x.Subject.String()
+	}
+	return r
 }
 
 func (b *book) checkIssued(x *x509.Certificate) error {
 	if err := checkSerial(x.SerialNumber); err != nil {
 		return err
 	}
-	if !bytes.Equal(x.RawIssuer, b.ca.Certificate.RawSubject) {
+	own := b.ca.Certificate
+	if bytes.Equal(own.RawSubject, own.RawIssuer) && own.SerialNumber.Cmp(x.SerialNumber) == 0 {
+		return fault.New(fault.Invalid, "certificate %q has the serial %s of the root itself", x.Subject, cert.FormatSerial(x.SerialNumber))
+	}
+	if !bytes.Equal(x.RawIssuer, own.RawSubject) {
 		return fault.New(fault.Invalid, "certificate %q names %q as its issuer, not the CA", x.Subject, x.Issuer)
 	}
-	err := verify(x, b.ca.Certificate)
+	err := verify(x, own)
 	if errors.Is(err, errWeak) {
 		b.weak++
 		return nil
@@ -187,7 +202,7 @@ func (b *book) addEntry(e x509.RevocationListEntry) error {
 	have := b.find(e.SerialNumber)
 	switch {
 	case have == nil:
-		b.add(Issued{Serial: e.SerialNumber, NotAfter: b.ca.Certificate.NotAfter, Revocation: revocation})
+		b.add(ca.Record{Serial: e.SerialNumber, NotAfter: b.ca.Certificate.NotAfter, Revocation: revocation})
 		b.later = append(b.later, serial)
 	case have.Revocation == nil:
 		have.Revocation = revocation

@@ -48,7 +48,11 @@ func (c *CA) check(now time.Time) error {
 	for _, oid := range x.UnhandledCriticalExtensions {
 		c.warn("the CA certificate has critical extension %s, which many consumers do not know and will refuse", oid)
 	}
-	if len(x.SubjectKeyId) == 0 {
+	switch {
+	case len(x.SubjectKeyId) > 0:
+	case !bytes.Equal(x.RawSubject, x.RawIssuer):
+		refuse("it has no subjectKeyIdentifier, which RFC 5280 4.2.1.2 demands of a CA")
+	default:
 		c.warn("the CA certificate has no subjectKeyIdentifier: certificates under it cannot name its key")
 	}
 	if len(x.ExtKeyUsage)+len(x.UnknownExtKeyUsage) > 0 {

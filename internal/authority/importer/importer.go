@@ -34,20 +34,10 @@ type CA struct {
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // the certificates above it, as far as the source has them; root last
 	Key         crypto.Signer
-	Issued      []Issued
+	Issued      []ca.Record
 	NextSerial  *big.Int // what the CA would have used next; nil when the source does not say
 	CRLNumber   *big.Int // the greatest CRLNumber that it used; nil when the source does not say
 	Warnings    []string // what does not forbid the import and an operator should know
-}
-
-// Issued is a certificate that the CA issued.
-type Issued struct {
-	Serial     *big.Int
-	DER        []byte    // nil where only the record of it is left
-	Subject    string    // RFC 4514; of a record alone as well as it can be told, and empty where a CRL is all there is
-	NotBefore  time.Time // zero without the certificate
-	NotAfter   time.Time // the issuer's own end where the source does not say
-	Revocation *ca.Revocation
 }
 
 // Files is a CA that consists of single files, such as certtool's.

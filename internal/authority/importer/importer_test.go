@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/crl"
 	"chancery/internal/pki/keyfile"
@@ -177,7 +178,7 @@ func matchesCRL(t *testing.T, c *CA, pem []byte) {
 		t.Fatalf("the CRL has %d entries: %v", len(list.RevokedCertificateEntries), err)
 	}
 	for _, e := range list.RevokedCertificateEntries {
-		i := slices.IndexFunc(c.Issued, func(i Issued) bool { return i.Serial.Cmp(e.SerialNumber) == 0 })
+		i := slices.IndexFunc(c.Issued, func(i ca.Record) bool { return i.Serial.Cmp(e.SerialNumber) == 0 })
 		if i < 0 || c.Issued[i].Revocation == nil || int(c.Issued[i].Revocation.Reason) != e.ReasonCode ||
 			!c.Issued[i].Revocation.RevokedAt.Equal(e.RevocationTime) {
 			t.Errorf("serial %x: the CRL has reason %d at %v, we %+v", e.SerialNumber, e.ReasonCode, e.RevocationTime, c.Issued[i].Revocation)
@@ -225,18 +226,18 @@ func TestCerttoolCA(t *testing.T) {
 	d.write("ca.info", "cn = Libvirt CA\nca\ncert_signing_key\ncrl_signing_key\nexpiration_days = 30\n")
 	d.write("host.info", "cn = host1\norganization = libvirt.org\ntls_www_server\nsigning_key\nserial = 7\n")
 	d.write("crl.info", "crl_next_update = 10\ncrl_number = 99\n")
-	ca, key := "certificate_authority_certificate.pem", "certificate_authority_key.pem"
+	caFile, key := "certificate_authority_certificate.pem", "certificate_authority_key.pem"
 	d.run("certtool", "--generate-privkey", "--bits", "3072", "--outfile", key)
-	d.run("certtool", "--generate-self-signed", "--template", "ca.info", "--load-privkey", key, "--outfile", ca)
+	d.run("certtool", "--generate-self-signed", "--template", "ca.info", "--load-privkey", key, "--outfile", caFile)
 	d.run("certtool", "--generate-privkey", "--outfile", "host.key")
-	d.run("certtool", "--generate-certificate", "--template", "host.info", "--load-privkey", "host.key", "--load-ca-certificate", ca,
+	d.run("certtool", "--generate-certificate", "--template", "host.info", "--load-privkey", "host.key", "--load-ca-certificate", caFile,
 		"--load-ca-privkey", key, "--outfile", "host.pem")
-	d.run("certtool", "--generate-crl", "--load-ca-privkey", key, "--load-ca-certificate", ca, "--load-certificate", "host.pem",
+	d.run("certtool", "--generate-crl", "--load-ca-privkey", key, "--load-ca-certificate", caFile, "--load-certificate", "host.pem",
 		"--template", "crl.info", "--outfile", "crl.pem")
-	d.run("certtool", "--to-p12", "--load-certificate", ca, "--load-privkey", key, "--p12-name", "root", "--password", "päss", "--outder",
+	d.run("certtool", "--to-p12", "--load-certificate", caFile, "--load-privkey", key, "--p12-name", "root", "--password", "päss", "--outder",
 		"--outfile", "ca.p12")
 	for name, s := range map[string]Source{
-		"files":   {CA: d.file(ca), Key: d.file(key)},
+		"files":   {CA: d.file(caFile), Key: d.file(key)},
 		"PKCS#12": {CA: d.file("ca.p12"), Password: []byte("päss")},
 	} {
 		s.CRL, s.Issued = d.file("crl.pem"), d.file("host.pem")
@@ -251,9 +252,9 @@ func TestCerttoolCA(t *testing.T) {
 		}
 	}
 	d.write("host.info", "cn = host2\nserial = 7\n")
-	d.run("certtool", "--generate-certificate", "--template", "host.info", "--load-privkey", "host.key", "--load-ca-certificate", ca,
+	d.run("certtool", "--generate-certificate", "--template", "host.info", "--load-privkey", "host.key", "--load-ca-certificate", caFile,
 		"--load-ca-privkey", key, "--outfile", "host2.pem")
-	_, err := FromFiles(Files{Certificate: d.read(ca), Key: d.read(key), Issued: [][]byte{d.read("host.pem"), d.read("host.pem"),
+	_, err := FromFiles(Files{Certificate: d.read(caFile), Key: d.read(key), Issued: [][]byte{d.read("host.pem"), d.read("host.pem"),
 		d.read("host2.pem")}}, time.Now())
 	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "two different certificates") {
 		t.Errorf("one serial twice: %v", err)
@@ -261,7 +262,7 @@ func TestCerttoolCA(t *testing.T) {
 	if _, err := Read(Source{CA: d.file("ca.p12"), Password: []byte("wrong")}, time.Now()); err == nil {
 		t.Error("a wrong password passes")
 	}
-	if _, err := Read(Source{CA: d.file(ca)}, time.Now()); err == nil || !strings.Contains(err.Error(), "key is needed") {
+	if _, err := Read(Source{CA: d.file(caFile)}, time.Now()); err == nil || !strings.Contains(err.Error(), "key is needed") {
 		t.Errorf("without the key: %v", err)
 	}
 }

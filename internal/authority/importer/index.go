@@ -27,7 +27,7 @@ const (
 type indexLine struct {
 	number int
 	hex    string // the serial as it stands there, which names the file in newcerts
-	Issued
+	ca.Record
 }
 
 // parseIndex reads an index.txt. It refuses the whole when a line is not understood, naming up to ten of them.

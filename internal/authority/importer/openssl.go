@@ -183,7 +183,7 @@ func (o OpenSSL) readIndex(b *book) error {
 
 func (o OpenSSL) addLine(b *book, line indexLine, newCerts string) error {
 	own := b.ca.Certificate
-	issued := line.Issued
+	issued := line.Record
 	path := filepath.Join(newCerts, line.hex+".pem")
 	data, err := readFile(path, keyfile.MaxFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -218,7 +218,7 @@ func (o OpenSSL) addLine(b *book, line indexLine, newCerts string) error {
 			line.NotAfter.Format(time.RFC3339))
 	}
 	revocation := issued.Revocation
-	issued = issuedFrom(x)
+	issued = b.record(x)
 	issued.Revocation = revocation
 	b.add(issued)
 	return nil

@@ -1,0 +1,34 @@
+package importer
+
+import (
+	"context"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// Into says as what a CA goes on here.
+type Into struct {
+	IdempotencyKey string
+	Name           string
+	Pool           string // empty means the default pool
+	Default        bool   // issues what names no issuer
+	CRL            ca.CRLMode
+}
+
+// Import stores the CA as an issuer with all that it issued and revoked, and with the CRLNumber that it reached: one
+// transaction, so that no list is signed and no status answered that forgets a revocation or goes back.
+func (c *CA) Import(ctx context.Context, authority *ca.CA, by access.Principal, into Into) (*ca.Issuer, error) {
+	spec := ca.ImportSpec{
+		IdempotencyKey: into.IdempotencyKey, Name: into.Name, Pool: into.Pool, Default: into.Default, CRL: into.CRL,
+		Certificate: c.Certificate, Chain: c.Chain, Key: c.Key, Records: c.Issued,
+	}
+	if number := c.CRLNumber; number != nil && number.Sign() > 0 {
+		spec.Also = func(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
+			return revocation.StartFrom(ctx, tx, issuer, number)
+		}
+	}
+	return authority.ImportIssuer(ctx, by, spec)
+}
