@@ -119,9 +119,17 @@ func (a *authority) settingsWith(change func(*settings.Settings)) {
 	must[*settings.Settings](a.t)(a.settings.Set(context.Background(), "test", s))
 }
 
+func mustKey() crypto.Signer {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
 func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
-	return must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	return mustKey()
 }
 
 func spkiOf(t testing.TB, key crypto.Signer) []byte {

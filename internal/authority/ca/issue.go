@@ -88,7 +88,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
 		issued = nil
 		if again {
-			if issued, err = c.confirm(ctx, tx, by, s, now); err != nil || issued != nil {
+			if issued, err = c.committed(ctx, tx, by, s, now); err != nil || issued != nil {
 				return err
 			}
 		}
@@ -112,7 +112,7 @@ func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) e
 		if !doubt || try == tries-1 {
 			return err
 		}
-		wait := time.NewTimer(10 * time.Millisecond << (2 * try))
+		wait := time.NewTimer(10 * time.Millisecond << try)
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -122,8 +122,8 @@ func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) e
 	}
 }
 
-// confirm finds the certificate that a commit of unknown outcome wrote, and nil when it did not.
-func (c *CA) confirm(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
+// committed finds the certificate that a commit of unknown outcome wrote, and nil when it did not.
+func (c *CA) committed(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
 	r, err := c.recordByRef(ctx, tx, Ref{Issuer: s.certificate.Issuer.ID, Serial: s.certificate.Serial})
 	if fault.Is(err, fault.NotFound) {
 		return nil, nil
@@ -131,12 +131,17 @@ func (c *CA) confirm(ctx context.Context, tx *db.Tx, by access.Principal, s *sig
 	if err != nil {
 		return nil, err
 	}
-	if err := c.audit.Append(ctx, tx, audit.Event{
-		Time: now, Actor: by.Actor(), Action: "certificate.confirm", Object: cert.FormatSerial(r.Serial), Detail: map[string]any{"certificate": r.ID},
-	}); err != nil {
+	if err := c.confirm(ctx, tx, by, r.ID, now); err != nil {
 		return nil, err
 	}
 	return c.complete(ctx, tx, r, now)
+}
+
+// confirm writes down that an act, whose commit had no answer, was found to be done.
+func (c *CA) confirm(ctx context.Context, tx *db.Tx, by access.Principal, certificate int64, now time.Time) error {
+	return c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "certificate.confirm", Object: answer(certificate), Detail: map[string]any{"certificate": certificate},
+	})
 }
 
 // sign consumes the plan.

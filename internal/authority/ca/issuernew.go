@@ -238,16 +238,21 @@ func (i *Issuer) encoder(s *settings.Settings, partition int) *cert.Issuer {
 
 // storeIssuer commits a new issuer: key, row, record in the inventory, idempotency key and audit event.
 func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action string, n *newIssuer, now time.Time) (*Issuer, error) {
+	if key == "" {
+		key = "once:" + db.NewID() // so that an unknown outcome can be resolved
+	}
 	var stored *Issuer
-	err := c.db.Tx(ctx, func(tx *db.Tx) error {
+	err := c.commit(ctx, func(tx *db.Tx, again bool) error {
 		stored = nil
 		earlier, err := c.remembered(ctx, tx, by, key, action, n.request)
 		if err != nil {
 			return err
 		}
 		if earlier != "" {
-			stored, err = oneIssuer(ctx, tx, "issuer "+earlier+" is gone", ` WHERE id = $1`, earlier)
-			return err
+			if stored, err = oneIssuer(ctx, tx, "issuer "+earlier+" is gone", ` WHERE id = $1`, earlier); err != nil || !again {
+				return err
+			}
+			return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "issuer.confirm", Object: earlier})
 		}
 		if n.sealed != nil {
 			if err := c.keys.Insert(ctx, tx, n.sealed, by.Actor(), now); err != nil {

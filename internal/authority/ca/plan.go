@@ -63,7 +63,7 @@ func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now ti
 	switch {
 	case order.Template != "":
 		err = c.planTemplate(ctx, by, order, w, p, s, now)
-	case order.replaces != nil && order.Profile == templateProfile:
+	case order.replaces != nil && (order.Profile == templateProfile || order.Profile == importedProfile):
 		err = planCopy(by, order, p, s, now)
 	default:
 		err = c.planProfile(ctx, by, order, w, p, s, now)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,9 +95,20 @@ func checkPending(ctx context.Context, tx *db.Tx, by access.Principal, limit int
 	return nil
 }
 
+// PendingRequests counts the requests that wait for an officer.
+func (c *CA) PendingRequests(ctx context.Context) (pending int64, err error) {
+	err = c.db.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM request WHERE state = 'pending'`).Scan(&pending)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("count pending requests: %w", err)
+	}
+	return pending, nil
+}
+
 // Assign gives a pending request to an officer: only that officer may then decide it. An empty officer takes it back.
 func (c *CA) Assign(ctx context.Context, by access.Principal, id, officer string) (*Request, error) {
-	return c.decide(ctx, by, id, "request.assign", func(ctx context.Context, tx *db.Tx, r *Request, _ time.Time) error {
+	return c.decide(ctx, by, id, "request.assign", RequestPending, func(ctx context.Context, tx *db.Tx, r *Request, _ time.Time) error {
 		r.AssignedTo = officer
 		_, err := tx.Exec(ctx, `UPDATE request SET assigned_to = $1 WHERE id = $2`, officer, id)
 		return err
@@ -105,7 +117,7 @@ func (c *CA) Assign(ctx context.Context, by access.Principal, id, officer string
 
 // Reject ends a pending request without a certificate.
 func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string) (*Request, error) {
-	return c.decide(ctx, by, id, "request.reject", func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
+	return c.decide(ctx, by, id, "request.reject", RequestRejected, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
 		if err := r.decidable(by); err != nil {
 			return err
 		}
@@ -115,7 +127,7 @@ func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string)
 
 // Cancel ends a caller's own pending request.
 func (c *CA) Cancel(ctx context.Context, by access.Principal, id string) (*Request, error) {
-	return c.act(ctx, by, id, "request.cancel", func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
+	return c.act(ctx, by, id, "request.cancel", RequestCancelled, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
 		if r.Requester != by.ID {
 			return fault.New(fault.Denied, "request %s is of another requester; an officer rejects it instead", id).
 				WithHint("chancery request reject %s", id)
@@ -125,17 +137,18 @@ func (c *CA) Cancel(ctx context.Context, by access.Principal, id string) (*Reque
 }
 
 // decide is act for officers.
-func (c *CA) decide(ctx context.Context, by access.Principal, id, action string, act requestAct) (*Request, error) {
+func (c *CA) decide(ctx context.Context, by access.Principal, id, action string, to RequestState, act requestAct) (*Request, error) {
 	if err := by.May(access.DecideRequest); err != nil {
 		return nil, err
 	}
-	return c.act(ctx, by, id, action, act)
+	return c.act(ctx, by, id, action, to, act)
 }
 
 type requestAct func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error
 
-// act runs one act upon one pending request, in one transaction with its audit event.
-func (c *CA) act(ctx context.Context, by access.Principal, id, action string, act requestAct) (*Request, error) {
+// act runs one act upon one pending request, in one transaction with its audit event. An end that is repeated by the same
+// caller changes nothing.
+func (c *CA) act(ctx context.Context, by access.Principal, id, action string, to RequestState, act requestAct) (*Request, error) {
 	now := time.Now()
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, err
@@ -148,6 +161,10 @@ func (c *CA) act(ctx context.Context, by access.Principal, id, action string, ac
 		}
 		if !readsAll(by) && r.Requester != by.ID {
 			return noRequest(id)
+		}
+		if r.State == to && r.State != RequestPending && r.DecidedBy == by.ID {
+			done = r
+			return nil
 		}
 		if err := r.pending(); err != nil {
 			return err
@@ -229,10 +246,15 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 	defer c.settle(s)
 	var done *Request
 	var issued *Certificate
-	err = c.db.Tx(ctx, func(tx *db.Tx) error {
+	err = c.commit(ctx, func(tx *db.Tx, again bool) error {
 		done, issued = nil, nil
 		r, _, err := loadRequest(ctx, tx, id)
 		if err != nil {
+			return err
+		}
+		if again && slices.Contains(s.runs, r.Certificate) {
+			done = r
+			issued, err = c.committed(ctx, tx, by, s, now)
 			return err
 		}
 		if err := r.approvable(by); err != nil {

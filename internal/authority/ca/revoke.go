@@ -95,8 +95,11 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, err
 	}
+	if key == "" {
+		key = "once:" + db.NewID() // so that an unknown outcome can be resolved
+	}
 	var done *Certificate
-	err := c.db.Tx(ctx, func(tx *db.Tx) error {
+	err := c.commit(ctx, func(tx *db.Tx, again bool) error {
 		r, err := c.recordByRef(ctx, tx, ref)
 		if err != nil {
 			return err
@@ -112,18 +115,22 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 		if err != nil {
 			return err
 		}
-		if earlier == "" {
-			if err := act(ctx, tx, r); err != nil {
+		switch {
+		case earlier != "" && again:
+			err = c.confirm(ctx, tx, by, r.ID, now)
+		case earlier == "":
+			if err = act(ctx, tx, r); err != nil {
 				return err
 			}
-			if err := c.remember(ctx, tx, by, key, action, request, "done", now); err != nil {
+			if err = c.remember(ctx, tx, by, key, action, request, "done", now); err != nil {
 				return err
 			}
-			if err := c.audit.Append(ctx, tx, audit.Event{
+			err = c.audit.Append(ctx, tx, audit.Event{
 				Time: now, Actor: by.Actor(), Action: action, Object: cert.FormatSerial(r.Serial), Detail: auditRevocation(r),
-			}); err != nil {
-				return err
-			}
+			})
+		}
+		if err != nil {
+			return err
 		}
 		done, err = c.complete(ctx, tx, r, now)
 		return err

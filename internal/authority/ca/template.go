@@ -191,7 +191,7 @@ func planCopy(by access.Principal, order *Order, p *plan, s *settings.Settings, 
 	if err := withinIssuer(t, p.issuer); err != nil {
 		return err
 	}
-	p.profile, p.atOnce = templateProfile, true
+	p.profile, p.atOnce = order.Profile, true
 	p.linted, err = lintTemplate(t, order.PublicKey, serial, p.issuer.encoder(s, wholeList))
 	return err
 }
