@@ -118,7 +118,8 @@ func (t *Template) octets(name string) ([]byte, error) {
 	const most = 1<<63 - 2
 	n, err := strconv.ParseInt(strings.TrimLeft(e.value, " \t\n\v\f\r"), 10, 64)
 	if err != nil || n < 1 || n > most || t.mode == Strict && e.value != strings.TrimSpace(e.value) {
-		return nil, refuse(e, "%q is not a decimal number from 1 to %d; write larger ones as 0x and an even number of digits", e.value, most)
+		return nil, refuse(e, "%q is not a decimal number from 1 to %d; write larger ones as 0x and an even number of "+
+			"digits", e.value, most)
 	}
 	return append([]byte{0}, big.NewInt(n).Bytes()...), nil
 }
@@ -156,7 +157,8 @@ func (t *Template) date(name string, now time.Time) (at time.Time, ok bool, err 
 	}
 	at = at.UTC().Truncate(time.Second)
 	if at.Year() < 1950 {
-		return time.Time{}, false, refuse(e, "%q is before 1950, the first year that a certificate can say (RFC 5280 4.1.2.5)", e.value)
+		return time.Time{}, false, refuse(e, "%q is before 1950, the first year that a certificate can say (RFC 5280 "+
+			"4.1.2.5)", e.value)
 	}
 	return at, true, nil
 }
@@ -200,8 +202,8 @@ func (b *builder) validity() error {
 		if !ok {
 			e, _ = b.first("activation_date")
 		}
-		return refuse(e, "the certificate would end (%s) before it begins (%s), as expiration_days count from now and not from "+
-			"activation_date; set expiration_date later", end.Format(time.RFC3339), start.Format(time.RFC3339))
+		return refuse(e, "the certificate would end (%s) before it begins (%s), as expiration_days count from now and not "+
+			"from activation_date; set expiration_date later", end.Format(time.RFC3339), start.Format(time.RFC3339))
 	}
 	b.out.NotBefore, b.out.NotAfter = start, end
 	b.result.EndIsStated, b.result.NeverExpires = ends, end.Equal(cert.NoExpiry)
@@ -449,8 +451,8 @@ func (b *builder) extKeyUsage(ike bool) error {
 	if value := b.takeRaw(cert.OIDExtKeyUsage); value != nil {
 		var before []asn1.ObjectIdentifier
 		if rest, err := asn1.Unmarshal(value, &before); err != nil || len(rest) > 0 {
-			return fault.New(fault.Invalid, "the extended key usage of add_extension or of the request, to which the template adds "+
-				"purposes, is not DER: %x", value)
+			return fault.New(fault.Invalid, "the extended key usage of add_extension or of the request, to which the "+
+				"template adds purposes, is not DER: %x", value)
 		}
 		usages = append(before, usages...)
 	}

@@ -50,8 +50,8 @@ func (t *Template) CRL(now time.Time) (*CRL, error) {
 		if !ok {
 			e, _ = t.first("crl_this_update_date")
 		}
-		return nil, refuse(e, "the next update (%s) would not be after this one (%s), as crl_next_update counts from now; set a later "+
-			"crl_next_update_date", c.NextUpdate.Format(time.RFC3339), c.ThisUpdate.Format(time.RFC3339))
+		return nil, refuse(e, "the next update (%s) would not be after this one (%s), as crl_next_update counts from now; "+
+			"set a later crl_next_update_date", c.NextUpdate.Format(time.RFC3339), c.ThisUpdate.Format(time.RFC3339))
 	}
 	return c, nil
 }

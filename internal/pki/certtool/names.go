@@ -72,7 +72,8 @@ func (b *builder) names() error {
 	if value := b.takeRaw(cert.OIDSubjectAltName); value != nil {
 		before, err := cert.ParseGeneralNames(value)
 		if err != nil {
-			return fault.New(fault.Invalid, "the subjectAltName of add_extension or of the request, to which the template adds names: %w", err)
+			return fault.New(fault.Invalid, "the subjectAltName of add_extension or of the request, to which the template "+
+				"adds names: %w", err)
 		}
 		names = append(before, names...)
 	}
@@ -110,7 +111,8 @@ func uriName(e setting) (cert.GeneralName, error) {
 func ipAddress(e setting) (cert.GeneralName, error) {
 	a, err := netip.ParseAddr(e.value)
 	if err != nil || a.Zone() != "" {
-		return cert.GeneralName{}, refuse(e, "%q is neither an IPv4 nor an IPv6 address, such as 192.0.2.1 or 2001:db8::1", e.value)
+		return cert.GeneralName{}, refuse(e, "%q is neither an IPv4 nor an IPv6 address, such as 192.0.2.1 or 2001:db8::1",
+			e.value)
 	}
 	return cert.GeneralName{Kind: cert.IPAddress, Value: a.String()}, nil // ::ffff:192.0.2.1 stays IPv6, as certtool has it
 }
@@ -163,8 +165,8 @@ func otherName(e setting) (cert.GeneralName, error) {
 
 func xmppName(e setting) (cert.GeneralName, error) {
 	if !isASCII(e.value) {
-		return cert.GeneralName{}, refuse(e, "%q is not ASCII; certtool makes Punycode of the whole of it, which no XMPP software reads; "+
-			"write the domain as A-labels (xn--…), or all of it with other_name_utf8 and %s", e.value, oidXMPP)
+		return cert.GeneralName{}, refuse(e, "%q is not ASCII; certtool makes Punycode of the whole of it, which no XMPP "+
+			"software reads; write the domain as A-labels (xn--…), or all of it with other_name_utf8 and %s", e.value, oidXMPP)
 	}
 	return cert.GeneralName{Kind: cert.OtherName, OtherName: oidXMPP, DER: element(cbasn1.UTF8String, []byte(e.value))}, nil
 }
@@ -173,7 +175,8 @@ func xmppName(e setting) (cert.GeneralName, error) {
 func (b *builder) krb5Name(e setting) (cert.GeneralName, error) {
 	principal, realm, found := cutLast(e.value, "@")
 	if !found || !isASCII(e.value) {
-		return cert.GeneralName{}, refuse(e, "%q is not an ASCII principal with a realm, such as user@REALM or host/name@REALM", e.value)
+		return cert.GeneralName{}, refuse(e, "%q is not an ASCII principal with a realm, such as user@REALM or "+
+			"host/name@REALM", e.value)
 	}
 	nameType := int64(ntPrincipal)
 	components := strings.Split(principal, "/")
@@ -227,7 +230,8 @@ func (b *builder) policies() error {
 				return refuse(e, "the qualifier of a policy is empty")
 			}
 		}
-		b.out.Policies = append(b.out.Policies, cert.Policy{ID: oid, UserNotice: b.Text(name + "_txt"), CPS: b.Text(name + "_url")})
+		b.out.Policies = append(b.out.Policies, cert.Policy{ID: oid, UserNotice: b.Text(name + "_txt"),
+			CPS: b.Text(name + "_url")})
 	}
 	if len(b.out.Policies) > 0 && b.takeRaw(cert.OIDCertificatePolicies) != nil {
 		e, _ := b.first("policy1")

@@ -245,3 +245,34 @@ func TestDivergences(t *testing.T) {
 		}
 	}
 }
+
+// The refusals point at the character that is to blame.
+func TestRefusalsPointAtTheTrap(t *testing.T) {
+	for template, want := range map[string]string{
+		"cn = host1 # x\n":                        "1:12",
+		"unit = ü\nca = false\n":                  "2:6",
+		"unit = u\n  ; c\n":                       "2:3",
+		"CN = x\n":                                "1:1",
+		"cn = üx\r\n":                             "1:8",
+		"cn = x \n":                               "1:7",
+		"cn = \"a\n":                              "1:6",
+		"cn = a\\b\n":                             "1:7",
+		"cn = \"a\" b\n":                          "1:10",
+		"cn = a\ncn = b\n":                        "2:1",
+		"cn = a\nexpiration_days = soon\n":        "2:19",
+		"cn = a\n\n  path_len = 1\n":              "3:3",
+		"cn = a\nip_address = 1.2.3\n":            "2:14",
+		"\nserial = 0x7ab\n":                      "2:10",
+		"activation_date = \"Feb 29 2025\"\n":     "1:19",
+		"cn = a\nunit = \"\\\n\\\nx\"\nfoo = 1\n": "5:1",
+	} {
+		parsed, _, err := Parse([]byte(template), Strict)
+		if err == nil {
+			_, err = parsed.Certificate(time.Now(), nil, Options{})
+		}
+		var e *fault.Error
+		if !errors.As(err, &e) || e.Pointer != want || !strings.Contains(e.Message, "line "+want[:1]+", column "+want[2:]) {
+			t.Errorf("%q: got %v, want a refusal at %s", template, err, want)
+		}
+	}
+}

@@ -48,7 +48,8 @@ func crlText(der []byte) (string, error) {
 		return "", errNoCRL
 	}
 	var hasEntries, hasExtensions bool
-	if !tbs.ReadOptionalASN1(&entries, &hasEntries, cbasn1.SEQUENCE) || !tbs.ReadOptionalASN1(&extensions, &hasExtensions, explicit(0)) {
+	if !tbs.ReadOptionalASN1(&entries, &hasEntries, cbasn1.SEQUENCE) ||
+		!tbs.ReadOptionalASN1(&extensions, &hasExtensions, explicit(0)) {
 		return "", errNoCRL
 	}
 	p := &printer{}

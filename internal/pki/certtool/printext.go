@@ -130,7 +130,8 @@ func (p *printer) authorityKeyID(value cryptobyte.String) bool {
 	return true
 }
 
-var keyUsageNames = []string{"Digital signature", "Non repudiation", "Key encipherment", "Data encipherment", "Key agreement",
+var keyUsageNames = []string{"Digital signature", "Non repudiation", "Key encipherment", "Data encipherment",
+	"Key agreement",
 	"Certificate signing", "CRL signing", "Key encipher only", "Key decipher only"}
 
 func (p *printer) keyUsage(value cryptobyte.String) bool {
@@ -173,8 +174,10 @@ var purposeNames = []struct {
 	name string
 }{
 	{cert.OIDServerAuth, "TLS WWW Server."}, {cert.OIDClientAuth, "TLS WWW Client."}, {cert.OIDCodeSigning, "Code signing."},
-	{cert.OIDEmailProtection, "Email protection."}, {cert.OIDTimeStamping, "Time stamping."}, {cert.OIDOCSPSigning, "OCSP signing."},
-	{cert.OIDIPsecIKE, "Ipsec IKE."}, {cert.OIDAnyExtKeyUsage, "Any purpose."}, {arcs("1.3.6.1.4.1.311.20.2.2"), "Smart Card Logon."},
+	{cert.OIDEmailProtection, "Email protection."}, {cert.OIDTimeStamping, "Time stamping."},
+	{cert.OIDOCSPSigning, "OCSP signing."},
+	{cert.OIDIPsecIKE, "Ipsec IKE."}, {cert.OIDAnyExtKeyUsage, "Any purpose."},
+	{arcs("1.3.6.1.4.1.311.20.2.2"), "Smart Card Logon."},
 }
 
 func (p *printer) keyPurpose(value cryptobyte.String) bool {
@@ -401,7 +404,8 @@ var featureNames = map[int64]string{
 	0: "Server Name Indication", 1: "Maximum Record Size", 5: "OCSP Status Request", 10: "Supported Groups",
 	11: "Supported EC Point Formats", 12: "SRP", 13: "Signature Algorithms", 14: "SRTP", 15: "Heartbeat", 16: "ALPN",
 	19: "Client Certificate Type", 20: "Server Certificate Type", 21: "ClientHello Padding", 22: "Encrypt-then-MAC",
-	23: "Extended Master Secret", 27: "Compress Certificate", 28: "Record Size Limit", 35: "Session Ticket", 41: "Pre Shared Key",
+	23: "Extended Master Secret", 27: "Compress Certificate", 28: "Record Size Limit", 35: "Session Ticket",
+	41: "Pre Shared Key",
 	42: "Early Data", 43: "Supported Versions", 44: "Cookie", 45: "PSK Key Exchange Modes", 49: "Post Handshake Auth",
 	51: "Key Share", 65281: "Safe Renegotiation",
 }

@@ -63,7 +63,8 @@ func (p *printer) rsaKey(der []byte) {
 	input := cryptobyte.String(der)
 	var seq, n, e cryptobyte.String
 	p.line(1, "Subject Public Key Algorithm: RSA")
-	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1(&n, cbasn1.INTEGER) || !seq.ReadASN1(&e, cbasn1.INTEGER) || len(n) == 0 {
+	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1(&n, cbasn1.INTEGER) ||
+		!seq.ReadASN1(&e, cbasn1.INTEGER) || len(n) == 0 {
 		return
 	}
 	size := 8 * len(n)
@@ -89,7 +90,8 @@ var curves = []struct {
 	size int // in octets
 }{
 	{arcs("1.2.840.10045.3.1.1"), "SECP192R1", 24}, {arcs("1.3.132.0.33"), "SECP224R1", 28},
-	{arcs("1.2.840.10045.3.1.7"), "SECP256R1", 32}, {arcs("1.3.132.0.34"), "SECP384R1", 48}, {arcs("1.3.132.0.35"), "SECP521R1", 66},
+	{arcs("1.2.840.10045.3.1.7"), "SECP256R1", 32}, {arcs("1.3.132.0.34"), "SECP384R1", 48},
+	{arcs("1.3.132.0.35"), "SECP521R1", 66},
 }
 
 func (p *printer) ecKey(parameters cryptobyte.String, point []byte) {

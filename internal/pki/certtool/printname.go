@@ -78,7 +78,8 @@ func (p *printer) otherName(depth int, prefix string, n cert.GeneralName) {
 func krb5Text(der []byte) (string, bool) {
 	input := cryptobyte.String(der)
 	var seq, realmField, realm, nameField, name, stringsField, list cryptobyte.String
-	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1(&realmField, explicit(0)) || !realmField.ReadASN1(&realm, tagGeneral) ||
+	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1(&realmField, explicit(0)) ||
+		!realmField.ReadASN1(&realm, tagGeneral) ||
 		!seq.ReadASN1(&nameField, explicit(1)) || !nameField.ReadASN1(&name, cbasn1.SEQUENCE) || !name.SkipASN1(explicit(0)) ||
 		!name.ReadASN1(&stringsField, explicit(1)) || !stringsField.ReadASN1(&list, cbasn1.SEQUENCE) || len(realm) == 0 {
 		return "", false

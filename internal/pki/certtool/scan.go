@@ -147,7 +147,8 @@ func (s *scanner) quoted(e *setting) error {
 	for {
 		if s.done() || s.mode == Strict && s.text[s.pos] == '\n' {
 			e.value = b.String()
-			return s.refuseAt(e.valueAt, "the value of %s has no closing %c on its line; certtool would swallow the lines that follow",
+			return s.refuseAt(e.valueAt, "the value of %s has no closing %c on its line; certtool would swallow the lines "+
+				"that follow",
 				e.name, quote)
 		}
 		at := s.here()
@@ -167,8 +168,8 @@ func (s *scanner) quoted(e *setting) error {
 			b.WriteByte(' ')
 		default:
 			s.skipRune()
-			if err := s.refuseAt(at, "certtool drops a backslash together with the character behind it; in quotes only \\%c and a "+
-				"backslash at the line end have a meaning", quote); err != nil {
+			if err := s.refuseAt(at, "certtool drops a backslash together with the character behind it; in quotes only \\%c "+
+				"and a backslash at the line end have a meaning", quote); err != nil {
 				return err
 			}
 		}
@@ -188,8 +189,8 @@ func (s *scanner) afterQuote(e *setting) error {
 	}
 	if rest = strings.TrimLeft(rest, " \t\r"); rest != "" && rest[0] != '#' {
 		s.skipBlanks()
-		return refuseAt(s.here(), "text follows the closing quote of %s, which certtool reads as a new option; put it on a line of "+
-			"its own", e.name)
+		return refuseAt(s.here(), "text follows the closing quote of %s, which certtool reads as a new option; put it on "+
+			"a line of its own", e.name)
 	}
 	return nil
 }
@@ -204,8 +205,8 @@ func (s *scanner) unquoted(e *setting) error {
 			b.WriteByte(c)
 			continue
 		}
-		if err := s.refuseAt(at, "certtool drops a backslash and the character behind it, but for a backslash that begins a value; "+
-			"write the value without backslashes"); err != nil {
+		if err := s.refuseAt(at, "certtool drops a backslash and the character behind it, but for a backslash that begins "+
+			"a value; write the value without backslashes"); err != nil {
 			return err
 		}
 		switch {
@@ -231,17 +232,19 @@ func (s *scanner) checkUnquoted(e *setting) error {
 	case last == '\r':
 		return refuseAt(end, "the line ends in CR LF, and certtool takes the CR into the value of %s; end lines in LF", e.name)
 	case isBlank(last):
-		return refuseAt(end, "the value of %s ends in a blank, which certtool keeps; remove it, or put the value in quotes", e.name)
+		return refuseAt(end, "the value of %s ends in a blank, which certtool keeps; remove it, or put the value in "+
+			"quotes", e.name)
 	}
 	for i := range len(e.value) {
 		if e.value[i] == '#' && (i == 0 || isBlank(e.value[i-1])) {
 			at := position{e.valueAt.line, e.valueAt.column + utf8.RuneCountInString(e.value[:i])}
-			return refuseAt(at, "a comment is read only at the beginning of a line, so certtool takes %q into the value of %s; move it "+
-				"to a line of its own, or put the value in quotes if the # belongs to it", e.value[i:], e.name)
+			return refuseAt(at, "a comment is read only at the beginning of a line, so certtool takes %q into the value of "+
+				"%s; move it to a line of its own, or put the value in quotes if the # belongs to it", e.value[i:], e.name)
 		}
 		if e.value[i] < ' ' {
 			at := position{e.valueAt.line, e.valueAt.column + utf8.RuneCountInString(e.value[:i])}
-			return refuseAt(at, "the value of %s contains the control character %q; put the value in quotes if it is meant", e.name, e.value[i])
+			return refuseAt(at, "the value of %s contains the control character %q; put the value in quotes if it is meant",
+				e.name, e.value[i])
 		}
 	}
 	return nil

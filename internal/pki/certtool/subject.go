@@ -90,7 +90,8 @@ func isASCII(text string) bool {
 
 func isPrintable(text string) bool {
 	return strings.IndexFunc(text, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(" '()+,-./:=?", r))
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' ||
+			strings.ContainsRune(" '()+,-./:=?", r))
 	}) < 0
 }
 
@@ -125,9 +126,11 @@ func (b *builder) subject(o Options) error {
 		values []setting
 		oid    asn1.ObjectIdentifier
 	}{
-		{b.settings["country"], cert.OIDCountry}, {b.settings["state"], cert.OIDState}, {b.settings["locality"], cert.OIDLocality},
+		{b.settings["country"], cert.OIDCountry}, {b.settings["state"], cert.OIDState},
+		{b.settings["locality"], cert.OIDLocality},
 		{b.aliased("organization", "o"), cert.OIDOrganization}, {b.aliased("unit", "ou"), cert.OIDOrganizationalUnit},
-		{b.settings["cn"], cert.OIDCommonName}, {b.settings["uid"], cert.OIDUserID}, {b.settings["dc"], cert.OIDDomainComponent},
+		{b.settings["cn"], cert.OIDCommonName}, {b.settings["uid"], cert.OIDUserID},
+		{b.settings["dc"], cert.OIDDomainComponent},
 		{b.settings["dn_oid"], nil}, {b.settings["pkcs9_email"], cert.OIDEmailAddress},
 	} {
 		for _, e := range field.values {
@@ -194,12 +197,13 @@ func dnAttribute(kind, value string) (cert.Attribute, error) {
 	} else {
 		oid, err := cert.ParseOID(kind)
 		if err != nil {
-			return cert.Attribute{}, fmt.Errorf("the attribute type %q is not known; CN, O, OU, C, ST, L, DC, UID, EMAIL, serialNumber … and "+
-				"dotted object identifiers are", kind)
+			return cert.Attribute{}, fmt.Errorf("the attribute type %q is not known; CN, O, OU, C, ST, L, DC, UID, EMAIL, "+
+				"serialNumber … and dotted object identifiers are", kind)
 		}
 		var known bool
 		if t, known = attributeByOID(oid); !known && value[0] != '#' {
-			return cert.Attribute{}, fmt.Errorf("the attribute type %s takes a value as # and the hexadecimal digits of its DER only", oid)
+			return cert.Attribute{}, fmt.Errorf("the attribute type %s takes a value as # and the hexadecimal digits of its "+
+				"DER only", oid)
 		}
 	}
 	if value[0] != '#' {

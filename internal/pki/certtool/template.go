@@ -42,7 +42,8 @@ func Parse(text []byte, mode Mode) (*Template, []Warning, error) {
 		return nil, nil, fault.New(fault.TooLarge, "the template has %d octets; at most %d are read", len(text), maxSize)
 	}
 	if i := strings.IndexByte(string(text), 0); i >= 0 {
-		return nil, nil, refuseAt(positionOf(string(text), i), "a NUL stands in the template, where certtool cuts the value off; remove it")
+		return nil, nil, refuseAt(positionOf(string(text), i), "a NUL stands in the template, where certtool cuts the "+
+			"value off; remove it")
 	}
 	settings, err := scan(string(text), mode)
 	if err != nil {
@@ -96,7 +97,8 @@ func warningsAbout(e setting, seen map[string]bool) []Warning {
 	case !known:
 		return []Warning{{e.at.line, e.at.column, fmt.Sprintf("skipping unknown option '%s'", e.name)}}
 	case kind != multi && repeated:
-		return []Warning{{e.at.line, e.at.column, fmt.Sprintf("multiple options found for '%s'; only the first will be taken into account.", name)}}
+		return []Warning{{e.at.line, e.at.column, fmt.Sprintf("multiple options found for '%s'; only the first will be "+
+			"taken into account.", name)}}
 	}
 	return nil
 }
@@ -128,17 +130,19 @@ func (t *Template) add(e setting, kind optionKind) error {
 	}
 	switch {
 	case kind != multi && len(before) > 0:
-		return refuseAt(e.at, "%s may stand once, and certtool takes the one of line %d; remove one of them", e.name, before[0].at.line)
+		return refuseAt(e.at, "%s may stand once, and certtool takes the one of line %d; remove one of them", e.name,
+			before[0].at.line)
 	case len(before) >= maxValues:
 		return refuseAt(e.at, "%s may stand %d times, and certtool drops the rest", e.name, maxValues)
 	case kind == flag && e.value != "" && e.value != "true" && e.value != "yes" && e.value != "1":
-		return refuseAt(e.valueAt, "%s is on because it is present, whatever its value %q; remove the line to switch it off, or write "+
-			"%s alone to switch it on", e.name, e.value, e.name)
+		return refuseAt(e.valueAt, "%s is on because it is present, whatever its value %q; remove the line to switch it "+
+			"off, or write %s alone to switch it on", e.name, e.value, e.name)
 	case kind != flag && e.value == "":
 		return refuseAt(e.valueAt, "%s needs a value", e.name)
 	case kind == number || e.name == "tls_feature":
 		if n, err := strconv.ParseInt(e.value, 10, 32); err != nil || strconv.FormatInt(n, 10) != e.value {
-			return refuseAt(e.valueAt, "%s needs a decimal number, not %q, which certtool would read as %d", e.name, e.value, strtol(e.value))
+			return refuseAt(e.valueAt, "%s needs a decimal number, not %q, which certtool would read as %d", e.name, e.value,
+				strtol(e.value))
 		}
 	}
 	t.settings[e.name] = append(before, e)
@@ -152,7 +156,8 @@ func (t *Template) checkLoaded() error {
 			return err
 		}
 	}
-	for _, name := range []string{"dn_oid", "other_name", "other_name_octet", "other_name_utf8", "add_extension", "add_critical_extension"} {
+	for _, name := range []string{"dn_oid", "other_name", "other_name_octet", "other_name_utf8", "add_extension",
+		"add_critical_extension"} {
 		for _, e := range t.settings[name] {
 			if _, rest := splitPair(e.value); rest == "" {
 				return refuse(e, "%q is not an object identifier, a blank, and a value", e.value)
@@ -207,7 +212,8 @@ func (t *Template) checkNumbers() error {
 	for _, name := range []string{"expiration_days", "crl_next_update"} {
 		if e, ok := t.first(name); ok {
 			if n := strtol(e.value); n == 0 || n < -1 {
-				return refuseAt(e.valueAt, "%s = %s does not mean what it says to certtool; write days from 1, or -1 for no end", name, e.value)
+				return refuseAt(e.valueAt, "%s = %s does not mean what it says to certtool; write days from 1, or -1 for no end",
+					name, e.value)
 			}
 		}
 	}

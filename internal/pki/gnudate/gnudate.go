@@ -14,7 +14,10 @@
 //   - bare numbers read as a time of day (2027 is 20:27 today, 5 is 05:00),
 //   - a relative amount right behind a time without a zone (in 10:00 +3 days GNU date takes +3 for the zone and adds
 //     one day),
-//   - a zone twice, the empty text (GNU date: midnight of today), and years past 9999, which X.509 cannot say.
+//   - the empty text (GNU date: midnight of today), and years past 9999, which X.509 cannot say.
+//
+// One result differs: years, months and days from now keep the time of day where a summer time begins or ends between
+// the two dates; GNU date is an hour off then.
 //
 // Parse is pure and safe for concurrent use.
 package gnudate

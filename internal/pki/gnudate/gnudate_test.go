@@ -212,3 +212,27 @@ func FuzzGNUDate(f *testing.F) {
 		}
 	})
 }
+
+// In a zone of its own, too, we agree with GNU date.
+func TestAgreesWithGNUDateInAZone(t *testing.T) {
+	india := time.FixedZone("", 5*3600+1800)
+	compared := 0
+	for _, text := range append(append([]string{}, accepted...), fromNow...) {
+		cmd := exec.Command("date", "-d", text, "+%s")
+		cmd.Env = []string{"LC_ALL=C", "TZ=XXX-5:30"}
+		low, err := Parse(text, time.Now().In(india))
+		out, gnuErr := cmd.Output()
+		high, err2 := Parse(text, time.Now().In(india))
+		if text == "0000-01-01" { // the year -1 in UTC
+			continue
+		}
+		want, _ := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+		if gnuErr != nil || err != nil || err2 != nil || want < low.Unix() || want > high.Unix() {
+			t.Errorf("%q: got %v to %v (%v), GNU date %v (%v)", text, low, high, err, time.Unix(want, 0).In(india), gnuErr)
+		}
+		compared++
+	}
+	if compared < 190 {
+		t.Fatalf("only %d texts were compared", compared)
+	}
+}

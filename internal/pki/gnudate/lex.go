@@ -97,8 +97,8 @@ var unitWords = []word{
 }
 
 // namedZones are the zone names that GNU date knows and we refuse, so that the refusal can say what the word is.
-const namedZones = " WET WEST BST ART BRT BRST NST NDT AST ADT CLT CLST EST EDT CST CDT MST MDT PST PDT AKST AKDT HST HAST " +
-	"HADT SST WAT CET CEST MET MEZ MEST MESZ EET EEST CAT SAST EAT MSK MSD IST SGT KST JST GST NZST NZDT "
+const namedZones = " WET WEST BST ART BRT BRST NST NDT AST ADT CLT CLST EST EDT CST CDT MST MDT PST PDT AKST AKDT " +
+	"HST HAST HADT SST WAT CET CEST MET MEZ MEST MESZ EET EEST CAT SAST EAT MSK MSD IST SGT KST JST GST NZST NZDT "
 
 type lexer struct {
 	text string
@@ -264,12 +264,14 @@ func (l *lexer) unknown(text string) error {
 	case upper == "TZ":
 		return refuse(l.text, `has a TZ="..." rule, which is not read; write the offset instead, such as +02:00, or UTC`)
 	case upper == "DST":
-		return refuse(l.text, "has the summer-time mark DST, which is not read; write the offset instead, such as +02:00, or UTC")
+		return refuse(l.text, "has the summer-time mark DST, which is not read; write the offset instead, such as +02:00, "+
+			"or UTC")
 	case strings.Contains(namedZones, " "+upper+" "):
 		return refuse(l.text, "has the zone name %s, which is not read because such names are ambiguous; "+
 			"write the offset instead, such as -05:00, or UTC", text)
 	case len(upper) == 1:
-		return refuse(l.text, "has the military zone letter %s, which is not read; write the offset instead, such as +01:00, or UTC", text)
+		return refuse(l.text, "has the military zone letter %s, which is not read; write the offset instead, such as "+
+			"+01:00, or UTC", text)
 	}
 	return refuse(l.text, "has the unknown word %q", text)
 }

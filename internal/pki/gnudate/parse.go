@@ -181,7 +181,8 @@ func (p *parser) bare(t token) error {
 		p.year = token{value: t.value / 10000, digits: t.digits - 4}
 		return nil
 	}
-	return p.refuse("has the bare number %s, which GNU date would take for a time of day; write a time as 16:24 and a date as 2027-02-28", t.text)
+	return p.refuse("has the bare number %s, which GNU date would take for a time of day; write a time as 16:24 and a "+
+		"date as 2027-02-28", t.text)
 }
 
 func (p *parser) isoDate() error {
@@ -289,7 +290,8 @@ func (p *parser) clock() error {
 		return nil
 	}
 	if p.is(1, unit) {
-		return p.refuse("has the amount %s %s right behind a time, where GNU date would take %s for the zone; write UTC between them",
+		return p.refuse("has the amount %s %s right behind a time, where GNU date would take %s for the zone; write UTC "+
+			"between them",
 			p.peek(0).text, p.peek(1).text, p.peek(0).text)
 	}
 	return p.zoneOffset()
@@ -343,7 +345,8 @@ func (p *parser) universal() error {
 // amountNow reads a signed amount right behind a zone or a bare number, where GNU date knows no ago.
 func (p *parser) amountNow() error {
 	if p.is(2, ago) {
-		return p.refuse("has %q behind %s %s, where GNU date refuses it; write the other sign", p.peek(2).text, p.peek(0).text, p.peek(1).text)
+		return p.refuse("has %q behind %s %s, where GNU date refuses it; write the other sign", p.peek(2).text,
+			p.peek(0).text, p.peek(1).text)
 	}
 	return p.amount(p.peek(0), 2)
 }
@@ -369,7 +372,8 @@ func (p *parser) amount(n token, used int) error {
 
 func (p *parser) add(u unitKind, value, nanos int64) error {
 	r := &p.rel
-	field := map[unitKind]*int64{years: &r.years, months: &r.months, days: &r.days, hours: &r.hours, minutes: &r.minutes, seconds: &r.seconds}[u]
+	field := map[unitKind]*int64{years: &r.years, months: &r.months, days: &r.days, hours: &r.hours,
+		minutes: &r.minutes, seconds: &r.seconds}[u]
 	*field += value
 	r.nanos += nanos
 	if *field > limit*14 || *field < -limit*14 {

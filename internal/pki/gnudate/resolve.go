@@ -31,10 +31,12 @@ func (p *parser) resolve(now time.Time) (time.Time, error) {
 	if year < 0 || year > 9999 {
 		return time.Time{}, p.refuse("is outside the years 0 to 9999")
 	}
-	if month < 1 || month > 12 || day < 1 || day > 31 || time.Date(int(year), time.Month(month), int(day), 0, 0, 0, 0, time.UTC).Day() != int(day) {
+	if month < 1 || month > 12 || day < 1 || day > 31 ||
+		time.Date(int(year), time.Month(month), int(day), 0, 0, 0, 0, time.UTC).Day() != int(day) {
 		return time.Time{}, p.refuse("names a day that does not exist")
 	}
-	if t := time.Date(int(year), time.Month(month), int(day), hour, int(p.minute), 0, 0, location); t.Hour() != hour || t.Minute() != int(p.minute) {
+	if t := time.Date(int(year), time.Month(month), int(day), hour, int(p.minute), 0, 0, location); t.Hour() != hour ||
+		t.Minute() != int(p.minute) {
 		return time.Time{}, p.refuse("has a time of day that does not exist on that day in the zone %s", location)
 	}
 	if p.weekdays > 0 && p.dates == 0 {
@@ -49,10 +51,12 @@ func (p *parser) resolve(now time.Time) (time.Time, error) {
 	}
 	const span = 20_000 // years: more than any result may be away from now
 	r := p.rel
-	if abs(r.years) > span || abs(r.months) > 12*span || abs(r.days) > 366*span || abs(r.hours) > 24*366*span || abs(r.minutes) > 60*24*366*span {
+	if abs(r.years) > span || abs(r.months) > 12*span || abs(r.days) > 366*span || abs(r.hours) > 24*366*span ||
+		abs(r.minutes) > 60*24*366*span {
 		return time.Time{}, p.refuse("is outside the years 0 to 9999")
 	}
-	t := time.Date(int(year+r.years), time.Month(month+r.months), int(day+r.days), hour, int(p.minute), int(p.second), int(p.nanos), location)
+	t := time.Date(int(year+r.years), time.Month(month+r.months), int(day+r.days), hour, int(p.minute), int(p.second),
+		int(p.nanos), location)
 	elapsed := r.hours*3600 + r.minutes*60 + r.seconds
 	if abs(elapsed) > limit {
 		return time.Time{}, p.refuse("is outside the years 0 to 9999")
