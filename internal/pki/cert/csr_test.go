@@ -483,7 +483,8 @@ func propCSR(key crypto.Signer) func(t *rapid.T) {
 
 func TestCSRIdentity(t *testing.T) { rapid.Check(t, propCSR(ed25519Key(t))) }
 
-// FuzzParseCSR: no input panics, every error is a refusal, and what passes is what crypto/x509 reads too.
+// FuzzParseCSR: no input panics, every error is a refusal, what passes is what crypto/x509 reads too, and no
+// request gets a host a name that is not its own.
 func FuzzParseCSR(f *testing.F) {
 	der, err := CreateCSR(testCSR(f), p256(f))
 	if err != nil {
@@ -492,7 +493,20 @@ func FuzzParseCSR(f *testing.F) {
 	f.Add(der)
 	f.Add(rawCSR{attributes: request(OIDMicrosoftCertExtension, sanOf("a"))}.der(f, ed25519Key(f)))
 	f.Add(rawCSR{spki: rsaSPKI(oddBits(2048), big.NewInt(65537))}.der(f, ed25519Key(f)))
+	server := profile(f, "server")
+	issuer := newRoot(f, p256(f))
 	f.Fuzz(func(t *testing.T, der []byte) {
+		// What is behind the signature must stand hostile octets too: a caller can sign whatever it likes.
+		if unsigned, _, err := readCSR(der); err == nil {
+			for _, g := range unsigned.SAN {
+				_ = CheckGeneralName(g)
+			}
+			if unsigned.PublicKey, err = ParsePublicKey(unsigned.SPKI); err == nil {
+				if linted, err := server.Build(Request{Caller: host1(), CSR: unsigned}, issuer, testNow); err == nil && len(unsigned.SAN) > 3 {
+					t.Fatalf("a host got %d names: %x", len(unsigned.SAN), linted.TBS())
+				}
+			}
+		}
 		csr, err := ParseCSR(der)
 		if err != nil {
 			if kind := fault.KindOf(err); kind != fault.Invalid && kind != fault.TooLarge {

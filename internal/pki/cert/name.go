@@ -101,6 +101,9 @@ func parseRDN(set cryptobyte.String) (RDN, error) {
 			!body.ReadAnyASN1(&value, &a.Tag) || !body.Empty() {
 			return nil, errors.New("an attribute of the name is not a type and a value")
 		}
+		if a.Tag == 0 {
+			return nil, fmt.Errorf("attribute %s of the name has a value without a type", attributeName(a.Type))
+		}
 		text, err := decodeString(a.Tag, value)
 		if err != nil {
 			return nil, fmt.Errorf("attribute %s of the name: %w", attributeName(a.Type), err)

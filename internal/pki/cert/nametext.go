@@ -258,7 +258,7 @@ func (p *nameParser) hexValue(oid asn1.ObjectIdentifier) (Attribute, error) {
 	a := Attribute{Type: oid}
 	input := cryptobyte.String(der)
 	var content cryptobyte.String
-	if !input.ReadAnyASN1(&content, &a.Tag) || !input.Empty() {
+	if !input.ReadAnyASN1(&content, &a.Tag) || !input.Empty() || a.Tag == 0 {
 		return Attribute{}, p.refuse("the hexadecimal value is not one DER element")
 	}
 	if a.Value, err = decodeString(a.Tag, content); err != nil {

@@ -14,6 +14,8 @@ import (
 	"chancery/internal/fault"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/token"
 )
 
 // Profile says what may be issued, to whom, and how it looks. It is data: it has no state, and what it allows depends on
@@ -221,6 +223,9 @@ func ParseProfile(text []byte) (*Profile, error) {
 	if len(text) > maxProfile {
 		return nil, fault.New(fault.TooLarge, "profile of %d octets: %d at most", len(text), maxProfile)
 	}
+	if err := checkYAML(string(text)); err != nil {
+		return nil, err
+	}
 	var p Profile
 	decoder := yaml.NewDecoder(strings.NewReader(string(text)), yaml.Strict())
 	if err := decoder.Decode(&p); err != nil {
@@ -236,6 +241,29 @@ func ParseProfile(text []byte) (*Profile, error) {
 		return nil, err
 	}
 	return &p, nil
+}
+
+// maxFlow bounds the depth of brackets; a profile needs three.
+const maxFlow = 16
+
+// checkYAML refuses what costs the decoder more than its length lets expect: aliases of aliases, and deep brackets.
+func checkYAML(text string) error {
+	depth := 0
+	for _, t := range lexer.Tokenize(text) {
+		switch t.Type {
+		case token.AnchorType, token.AliasType:
+			return fault.New(fault.Invalid, "profile: line %d: anchors and aliases are not accepted, since a few of them make a "+
+				"text without end", t.Position.Line)
+		case token.SequenceStartType, token.MappingStartType:
+			depth++
+		case token.SequenceEndType, token.MappingEndType:
+			depth--
+		}
+		if depth > maxFlow {
+			return fault.New(fault.Invalid, "profile: line %d: brackets more than %d deep", t.Position.Line, maxFlow)
+		}
+	}
+	return nil
 }
 
 // YAML writes the profile; ParseProfile reads it back.

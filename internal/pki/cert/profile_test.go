@@ -3,6 +3,7 @@ package cert
 import (
 	"crypto/x509"
 	"encoding/asn1"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
@@ -476,6 +477,20 @@ func TestParseProfileRefuses(t *testing.T) {
 	}
 	_, err := ParseProfile([]byte("name: X\nnames: {max: -1}\nvalidity: {default: 0s}\n"))
 	refused(t, err, fault.Invalid, "name:", "names.max", "names.rules", "validity.default") // every problem at once
+}
+
+// TestProfileBomb: aliases of aliases would make a short text endless; they are refused before anything is expanded.
+func TestProfileBomb(t *testing.T) {
+	text := "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+	for i := range 12 {
+		text += fmt.Sprintf("a%d: &a%d [%s]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*a%d,", i), 10))
+	}
+	_, err := ParseProfile([]byte(text))
+	refused(t, err, fault.Invalid, "line 1: anchors and aliases")
+	_, err = ParseProfile([]byte(strings.Repeat("[", 30000)))
+	refused(t, err, fault.Invalid, "brackets")
+	_, err = ParseProfile([]byte(strings.Repeat("a: {", 15000)))
+	refused(t, err, fault.Invalid, "brackets")
 }
 
 func TestDuration(t *testing.T) {
