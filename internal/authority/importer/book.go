@@ -213,13 +213,13 @@ func (b *book) addEntry(e x509.RevocationListEntry) error {
 	return nil
 }
 
-// close adds the warnings that count.
+// close adds the warnings that count, in front of those of single certificates.
 func (b *book) close() {
-	if b.weak > 0 {
-		b.ca.warn("%d issued certificates are %s: consumers refuse them, so renew them first", b.weak, errWeak)
-	}
-	if n := len(b.later); n > 0 {
-		b.ca.warn("%d revoked serials are known from a CRL only (the first is %s); they stay on the CRL until the CA ends", n, b.later[0])
+	var counts []string
+	count := func(n int, format string, args ...any) {
+		if n > 0 {
+			counts = append(counts, fmt.Sprintf(format, append([]any{n}, args...)...))
+		}
 	}
 	without := 0
 	for _, i := range b.ca.Issued {
@@ -227,9 +227,16 @@ func (b *book) close() {
 			without++
 		}
 	}
-	if without > 0 {
-		b.ca.warn("%d of %d issued certificates are known by their records only; they can be revoked, and not shown or renewed",
-			without, len(b.ca.Issued))
+	count(b.weak, "%d issued certificates are %v: consumers refuse them, so renew them first", errWeak)
+	if len(b.later) > 0 {
+		count(len(b.later), "%d revoked serials are known from a CRL only (the first is %s); they stay on the CRL until the CA ends",
+			b.later[0])
+	}
+	count(without, "%d of %d issued certificates are known by their records only; they can be revoked, and not shown or renewed",
+		len(b.ca.Issued))
+	b.ca.Warnings = append(counts, b.ca.Warnings...)
+	if b.ca.unsaid > 0 {
+		b.ca.Warnings = append(b.ca.Warnings, fmt.Sprintf("%d more warnings are not shown", b.ca.unsaid))
 	}
 }
 

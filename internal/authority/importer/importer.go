@@ -38,6 +38,8 @@ type CA struct {
 	NextSerial  *big.Int // what the CA would have used next; nil when the source does not say
 	CRLNumber   *big.Int // the greatest CRLNumber that it used; nil when the source does not say
 	Warnings    []string // what does not forbid the import and an operator should know
+
+	unsaid int // warnings beyond maxWarnings
 }
 
 // Files is a CA that consists of single files, such as certtool's.
@@ -122,7 +124,8 @@ func (p PKCS12) choose(entries []keyfile.Entry) (*keyfile.Entry, error) {
 	case found == nil:
 		return nil, fault.New(fault.Invalid, "the key store has no private key with a CA certificate")
 	case len(aliases) > 1:
-		return nil, fault.New(fault.Invalid, "the key store has several CA keys: %s; name the one to import", strings.Join(aliases, ", "))
+		return nil, fault.New(fault.Invalid, "the key store has several CA keys: %s; name the one to import",
+			strings.Join(aliases, ", "))
 	}
 	return found, nil
 }
@@ -154,7 +157,14 @@ func newCA(key crypto.Signer, certs []*x509.Certificate, now time.Time) (*CA, er
 	return c, nil
 }
 
+// maxWarnings bounds what an operator is told: the records of a large CA may all have the same flaw.
+const maxWarnings = 50
+
 func (c *CA) warn(format string, args ...any) {
+	if len(c.Warnings) >= maxWarnings {
+		c.unsaid++
+		return
+	}
 	if text := fmt.Sprintf(format, args...); !slices.Contains(c.Warnings, text) {
 		c.Warnings = append(c.Warnings, text)
 	}

@@ -70,7 +70,8 @@ func parseIndex(r io.Reader) ([]indexLine, error) {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
 	if len(problems) > 0 {
-		return nil, fault.New(fault.Invalid, "the CA's index cannot be read: %s", strings.Join(problems, "; ")).At(fmt.Sprintf("%d:1", first))
+		return nil, fault.New(fault.Invalid, "the CA's index cannot be read: %s", strings.Join(problems, "; ")).
+			At(fmt.Sprintf("%d:1", first))
 	}
 	return lines, nil
 }
@@ -156,12 +157,13 @@ func parseRevocation(text string) (*ca.Revocation, error) {
 		}
 	default:
 		// removeFromCRL is among the reasons that openssl ca accepts, and then lists as revoked all the same.
-		i := slices.IndexFunc(append(crl.Reasons(), crl.RemoveFromCRL), func(x crl.Reason) bool { return strings.EqualFold(x.String(), reason) })
-		switch {
-		case i < 0:
+		known := append(crl.Reasons(), crl.RemoveFromCRL)
+		i := slices.IndexFunc(known, func(x crl.Reason) bool { return strings.EqualFold(x.String(), reason) })
+		if i < 0 {
 			return nil, fmt.Errorf("the revocation reason %q is not known", clip(reason))
-		case i < len(crl.Reasons()):
-			r.Reason = crl.Reasons()[i]
+		}
+		if known[i] != crl.RemoveFromCRL {
+			r.Reason = known[i]
 		}
 	}
 	return r, nil

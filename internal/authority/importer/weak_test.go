@@ -31,3 +31,17 @@ func TestMD5Signature(t *testing.T) {
 		t.Errorf("a wrong MD5 signature: %v", err)
 	}
 }
+
+// The records of a large CA may all have the same flaw: what is said of it stays short.
+func TestWarningsAreBounded(t *testing.T) {
+	c := new(CA)
+	for i := range 10 * maxWarnings {
+		c.warn("serial %d", i)
+	}
+	b := newBook(c)
+	b.weak = 3
+	b.close()
+	if n := len(c.Warnings); n != maxWarnings+2 || c.Warnings[n-1] != "450 more warnings are not shown" || c.Warnings[0][:2] != "3 " {
+		t.Errorf("%d warnings, from %q to %q", n, c.Warnings[0], c.Warnings[n-1])
+	}
+}
