@@ -238,6 +238,20 @@ func TestWhatTheIssuerNeeds(t *testing.T) {
 	}
 }
 
+// Names that come as raw DER are shown to the checks of names all the same.
+func TestRawNamesAreLifted(t *testing.T) {
+	for _, template := range []string{"cn = x\nadd_critical_extension = 2.5.29.17 3003820178\n", "cn = x\nhonor_crq_extensions\n"} {
+		parsed, _, err := Parse([]byte(template), Strict)
+		must(t, err)
+		raw := []cert.Extension{{ID: cert.OIDSubjectAltName, Critical: true, Value: []byte{0x30, 3, 0x82, 1, 'x'}}}
+		c, err := parsed.Certificate(time.Now(), nil, Options{Request: &Request{Extensions: raw}})
+		must(t, err)
+		if got := c.Template; len(got.SAN) != 1 || got.SAN[0].String() != "dns:x" || !got.SANCritical || len(got.Extra) != 0 {
+			t.Errorf("%q: SAN %v, extra %v", template, got.SAN, got.Extra)
+		}
+	}
+}
+
 func (l *lab) request(t *testing.T) (*Request, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -1,6 +1,7 @@
 package certtool
 
 import (
+	"bytes"
 	"encoding/asn1"
 	"encoding/hex"
 	"net/netip"
@@ -67,6 +68,7 @@ func (b *builder) names() error {
 		}
 	}
 	if len(names) == 0 {
+		b.liftNames()
 		return nil
 	}
 	if value := b.takeRaw(cert.OIDSubjectAltName); value != nil {
@@ -79,6 +81,24 @@ func (b *builder) names() error {
 	}
 	b.out.SAN = names
 	return nil
+}
+
+// liftNames moves a subjectAltName that came as raw DER to where the issuer's checks of names look. One that would not be
+// encoded to the same octets stays raw, for the lints to judge.
+func (b *builder) liftNames() {
+	i := slices.IndexFunc(b.raw, func(x cert.Extension) bool { return x.ID.Equal(cert.OIDSubjectAltName) })
+	if i < 0 {
+		return
+	}
+	names, err := cert.ParseGeneralNames(b.raw[i].Value)
+	if err != nil {
+		return
+	}
+	if again, err := cert.MarshalGeneralNames(names); err != nil || !bytes.Equal(again, b.raw[i].Value) {
+		return
+	}
+	b.out.SAN, b.out.SANCritical = names, b.raw[i].Critical
+	b.raw = slices.Delete(b.raw, i, i+1)
 }
 
 // asciiDomain turns an internationalised domain into A-labels and leaves others as they are, their case included.
