@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base32"
 	"encoding/pem"
 	"errors"
@@ -411,32 +410,4 @@ func adminIdentity(ctx context.Context, s *Services, by access.Principal, dir da
 		}
 	}
 	return keyfile.WriteFile(dir.AdminCert(), path.Bytes(), 0o644)
-}
-
-// Answer gives the default pool's waiting issuer what an outside root made of its request, on an authority that no node
-// serves at the moment.
-func Answer(ctx context.Context, dir datadir.Dir, certificates []*x509.Certificate) (*ca.Issuer, error) {
-	config, err := dir.Load()
-	if err != nil {
-		return nil, err
-	}
-	s, err := Open(ctx, dir, config, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return nil, err
-	}
-	issuer, err := s.answer(ctx, config.Name, certificates)
-	if err != nil {
-		return nil, closing(s.DB, err)
-	}
-	return issuer, s.DB.Close()
-}
-
-func (s *Services) answer(ctx context.Context, node string, certificates []*x509.Certificate) (*ca.Issuer, error) {
-	if err := schema.Migrate(ctx, s.DB); err != nil {
-		return nil, err
-	}
-	if err := s.DB.LearnClock(ctx); err != nil {
-		return nil, err
-	}
-	return s.CA.ImportAnswer(ctx, access.System(node), pool.Default, certificates)
 }

@@ -240,7 +240,8 @@ func (o *RestoreOptions) replaceNodes(ctx context.Context, s *Services, nodeKey 
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(old, func(r keys.Recipient) bool { return r.PublicKey == o.Recovery.Public() }) {
+	recovery := slices.IndexFunc(old, func(r keys.Recipient) bool { return r.PublicKey == o.Recovery.Public() })
+	if recovery < 0 {
 		return fault.New(fault.Invalid, "the backup opens with this recovery key, but its keys are not wrapped to it")
 	}
 	now, actor := time.Now(), access.System(done.Node).Actor()
@@ -260,7 +261,11 @@ func (o *RestoreOptions) replaceNodes(ctx context.Context, s *Services, nodeKey 
 				return err
 			}
 		}
-		return s.Keys.AddRecipient(ctx, tx, nodeRecipient(done.Node, nodeKey, now), actor, now)
+		if err := s.Keys.AddRecipient(ctx, tx, nodeRecipient(done.Node, nodeKey, now), actor, now); err != nil {
+			return err
+		}
+		// The recovery key is at hand, so the new node knows that this recipient is the true one.
+		return s.Keys.Endorse(ctx, tx, old[recovery].ID, o.Recovery.Public(), actor, now)
 	})
 	if err != nil {
 		return err

@@ -97,6 +97,10 @@ func TestRestore(t *testing.T) {
 			if err != nil || parsed.CheckSignatureFrom(issuer.Certificate) != nil {
 				t.Errorf("the restored authority does not issue under its issuer: %v", err)
 			}
+			// A restored node seals new keys too.
+			if _, _, err := r.CA.CreateIssuer(t.Context(), access.System(done.Node), ca.IssuerSpec{Name: "another", Subject: "CN=Another"}); err != nil {
+				t.Errorf("make an issuer: %v", err)
+			}
 			findings, _, err := r.Keys.Check(t.Context(), key)
 			if err != nil || len(findings) > 0 {
 				t.Errorf("wraps: %v, error %v", findings, err)
