@@ -85,36 +85,32 @@ func readsAll(by access.Principal) bool {
 // mayEnd says whether a caller may revoke what others requested.
 func mayEnd(by access.Principal) bool { return by.Has(access.Admin, access.Officer) }
 
-// remembered returns the answer to an earlier call with the same key, "" when there was none.
-func (c *CA) remembered(ctx context.Context, tx *db.Tx, by access.Principal, key, action string, request any) (string, error) {
+// call is a mutating call as its idempotency key knows it.
+type call struct {
+	caller, key string
+	hash        []byte
+}
+
+// newCall hashes what the call asks for, so that a repeated call can be told from another one with the same key. The key
+// itself is not part of a request's JSON.
+func newCall(by access.Principal, key, action string, request any) (call, error) {
 	if key == "" {
-		return "", nil
+		return call{}, nil
 	}
-	hash, err := requestHash(action, request)
+	text, err := json.Marshal(request)
 	if err != nil {
-		return "", err
+		return call{}, fmt.Errorf("encode the request: %w", err)
 	}
-	answer, _, err := once.Lookup(ctx, tx, by.ID, key, hash)
+	return call{by.ID, key, once.Hash([]byte(action), text)}, nil
+}
+
+// earlier returns the answer to an earlier call with the same key, "" when there was none.
+func (k call) earlier(ctx context.Context, tx *db.Tx) (string, error) {
+	answer, _, err := once.Lookup(ctx, tx, k.caller, k.key, k.hash)
 	return string(answer), err
 }
 
 // remember keeps the answer to a call with a key. It is committed together with what it stands for.
-func (c *CA) remember(ctx context.Context, tx *db.Tx, by access.Principal, key, action string, request any, answer string, now time.Time) error {
-	if key == "" {
-		return nil
-	}
-	hash, err := requestHash(action, request)
-	if err != nil {
-		return err
-	}
-	return once.Remember(ctx, tx, by.ID, key, hash, []byte(answer), now)
-}
-
-// requestHash tells requests apart. The idempotency key itself is not part of a request's JSON.
-func requestHash(action string, request any) ([]byte, error) {
-	text, err := json.Marshal(request)
-	if err != nil {
-		return nil, fmt.Errorf("encode the request: %w", err)
-	}
-	return once.Hash([]byte(action), text), nil
+func (k call) remember(ctx context.Context, tx *db.Tx, answer string, now time.Time) error {
+	return once.Remember(ctx, tx, k.caller, k.key, k.hash, []byte(answer), now)
 }

@@ -3,194 +3,217 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"database/sql"
 	"fmt"
-	"math/big"
+	"strings"
 
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/db"
 )
 
-// CheckRule names what a CheckFinding is about.
-type CheckRule string
-
-// The rules that Check holds the inventory against.
-const (
-	WrongRecord     CheckRule = "wrong-record"     // a row does not say what its certificate says
-	WrongSignature  CheckRule = "wrong-signature"  // a certificate is not signed by its issuer
-	UnknownIssuer   CheckRule = "unknown-issuer"   // a row names no issuer here
-	SerialTwice     CheckRule = "serial-twice"     // an issuer used a serial for two certificates (RFC 5280 4.1.2.2)
-	WrongRevocation CheckRule = "wrong-revocation" // a certificate's state and its revocation do not fit together
-)
-
-// CheckFinding is one rule that a row breaks.
-type CheckFinding struct {
-	Serial  string
-	Rule    CheckRule
+// Finding is something in the records that is not as it should be.
+type Finding struct {
+	Object  string // the issuer's name, or the serial
 	Message string
 }
 
-// Checked says how much Check looked at.
+// Checked says how much was looked at, so that "no findings" can be told from "nothing there".
 type Checked struct {
-	Certificates int64 // rows
-	Signatures   int64 // verified; rows that were imported without their certificate have none
+	Issuers      int64
+	Certificates int64
 	Revocations  int64
+	Signatures   int64 // that were verified
 }
 
-// checkPage is how many rows are read at once.
-const checkPage = 500
+// maxFindings bounds what Check returns; a store that is wrong throughout would have one for each row.
+const maxFindings = 100
 
-// Check reads the whole inventory as somebody would who trusts no row of it: each certificate is read, its signature is
-// verified, and its row and its revocation are held against it. It tells what it finds, and stops when tell returns false.
-func (c *CA) Check(ctx context.Context, tell func(CheckFinding) bool) (Checked, error) {
-	var done Checked
-	issuers, err := c.Issuers(ctx)
-	if err != nil {
-		return done, err
-	}
-	byNumber := map[int64]*Issuer{}
-	for _, i := range issuers {
-		byNumber[i.number] = i
-	}
-	if goOn, err := c.checkSerials(ctx, tell); err != nil || !goOn {
-		return done, err
-	}
-	for after := int64(-1); ; {
-		var page []checkedRow
-		err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
-			page, err = readChecked(ctx, tx, after)
+// checker is a run of Check.
+type checker struct {
+	c        *CA
+	every    int64
+	findings []Finding
+	done     Checked
+}
+
+// Check reads the records as an outsider would, who trusts nothing but the certificates: issuers and their paths, that
+// each row says what its certificate says, that states and revocations agree, and that each CRL entry is of its
+// certificate. Of every so many certificates it verifies the signature too; 1 means all, 0 none. It reads page by page.
+func (c *CA) Check(ctx context.Context, every int64) ([]Finding, Checked, error) {
+	k := &checker{c: c, every: every}
+	err := c.db.Read(ctx, func(tx *db.Tx) error {
+		issuers, err := readIssuers(ctx, tx, "")
+		if err != nil {
+			return err
+		}
+		for _, i := range issuers {
+			k.issuer(i)
+		}
+		return nil
+	})
+	for after := int64(0); err == nil && after >= 0 && len(k.findings) < maxFindings; {
+		err = c.db.Read(ctx, func(tx *db.Tx) (err error) {
+			after, err = k.page(ctx, tx, after)
 			return err
 		})
-		if err != nil {
-			return done, fmt.Errorf("check the inventory: %w", err)
-		}
-		for _, row := range page {
-			if !row.check(byNumber[row.issuer], tell, &done) {
-				return done, nil
-			}
-		}
-		if len(page) < checkPage {
-			return done, nil
-		}
-		after = page[len(page)-1].ID
 	}
-}
-
-// checkSerials does not rely on the unique index, which an outsider may have dropped.
-func (c *CA) checkSerials(ctx context.Context, tell func(CheckFinding) bool) (goOn bool, err error) {
-	var twice []CheckFinding
-	err = c.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT serial, COUNT(*) FROM certificate GROUP BY issuer, serial HAVING COUNT(*) > 1 LIMIT 100`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var serial []byte
-			var n int64
-			if err := rows.Scan(&serial, &n); err != nil {
-				return err
-			}
-			twice = append(twice, CheckFinding{
-				cert.FormatSerial(new(big.Int).SetBytes(serial)), SerialTwice, fmt.Sprintf("one issuer has %d certificates of this serial", n),
-			})
-		}
-		return rows.Err()
-	})
+	if err == nil {
+		err = c.db.Read(ctx, func(tx *db.Tx) error { return k.orphans(ctx, tx) })
+	}
 	if err != nil {
-		return false, fmt.Errorf("check serials: %w", err)
+		return nil, k.done, fmt.Errorf("check certificates: %w", err)
 	}
-	for _, f := range twice {
-		if !tell(f) {
-			return false, nil
+	return k.findings, k.done, nil
+}
+
+func (k *checker) tell(object, format string, args ...any) {
+	if len(k.findings) < maxFindings {
+		k.findings = append(k.findings, Finding{object, fmt.Sprintf(format, args...)})
+	}
+}
+
+func (k *checker) issuer(i *Issuer) {
+	k.done.Issuers++
+	if i.Certificate == nil {
+		if i.State != IssuerPending {
+			k.tell(i.Name, "issuer is %s and has no certificate", i.State)
 		}
+		return
 	}
-	return true, nil
+	if !bytes.Equal(i.Certificate.RawSubjectPublicKeyInfo, i.PublicKey) {
+		k.tell(i.Name, "the issuer's certificate is for another key than its row says")
+	}
+	if !i.Certificate.IsCA {
+		k.tell(i.Name, "the issuer's certificate is no CA's")
+	}
+	below := i.Certificate
+	for _, above := range i.Chain {
+		if err := below.CheckSignatureFrom(above); err != nil {
+			k.tell(i.Name, "the certificate of %q is not signed by %q, which stands above it", below.Subject, above.Subject)
+		}
+		below = above
+	}
+	if i.Root() && i.Certificate.CheckSignatureFrom(i.Certificate) != nil {
+		k.tell(i.Name, "the root's own signature does not verify")
+	}
 }
 
-// checkedRow is a certificate with its revocation row, whatever its state says.
-type checkedRow struct {
-	record
-	entry []byte // as CRLs have it; empty where there is no revocation row
-	state State  // of the revocation row
-}
-
-func readChecked(ctx context.Context, tx *db.Tx, after int64) ([]checkedRow, error) {
-	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+`, COALESCE(v.entry, $1), COALESCE(v.state, '')`+certificateFrom+
-		` LEFT JOIN revocation v ON v.certificate = c.id WHERE c.id > $2 ORDER BY c.id LIMIT $3`, []byte{}, after, int64(checkPage))
+// page checks the certificates after an ID, and returns the last it saw, -1 at the end.
+func (k *checker) page(ctx context.Context, tx *db.Tx, after int64) (int64, error) {
+	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+`, r.state, r.entry, r.change, r.issuer
+		FROM certificate c LEFT JOIN revocation r ON r.certificate = c.id WHERE c.id > $1 ORDER BY c.id LIMIT $2`, after, int64(maxPage))
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer rows.Close()
-	var page []checkedRow
-	for rows.Next() {
-		var row checkedRow
-		r, err := scanRecord(func(dest ...any) error { return rows.Scan(append(dest, &row.entry, &row.state)...) })
+	n := 0
+	for ; rows.Next(); n++ {
+		var (
+			state          sql.NullString
+			entry          []byte
+			change, issuer sql.NullInt64
+		)
+		r, err := scanRecord(func(dest ...any) error { return rows.Scan(append(dest, &state, &entry, &change, &issuer)...) })
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
-		row.record = *r
-		page = append(page, row)
+		after = r.ID
+		if err := k.certificate(ctx, tx, r); err != nil {
+			return 0, err
+		}
+		if state.Valid {
+			k.revocation(r, State(state.String), entry, issuer.Int64)
+		} else if r.State != Valid {
+			k.tell(cert.FormatSerial(r.Serial), "the certificate is %s and has no revocation", r.State)
+		}
 	}
-	return page, rows.Err()
+	if n < maxPage {
+		after = -1
+	}
+	return after, rows.Err()
 }
 
-// check judges one row.
-func (row *checkedRow) check(issuer *Issuer, tell func(CheckFinding) bool, done *Checked) bool {
-	done.Certificates++
-	goOn := true
-	wrong := func(rule CheckRule, format string, args ...any) {
-		goOn = goOn && tell(CheckFinding{cert.FormatSerial(row.Serial), rule, fmt.Sprintf(format, args...)})
-	}
+func (k *checker) certificate(ctx context.Context, tx *db.Tx, r *record) error {
+	k.done.Certificates++
+	serial := cert.FormatSerial(r.Serial)
+	issuer := k.c.known().byNumber(r.issuer)
 	if issuer == nil {
-		wrong(UnknownIssuer, "its row names issuer number %d", row.issuer)
-		return goOn
-	}
-	if len(row.DER) > 0 {
-		row.checkCertificate(issuer, wrong, done)
-	}
-	row.checkRevocation(wrong, done)
-	return goOn
-}
-
-func (row *checkedRow) checkCertificate(issuer *Issuer, wrong func(CheckRule, string, ...any), done *Checked) {
-	parsed, err := row.Parsed()
-	if err != nil {
-		wrong(WrongRecord, "its certificate cannot be read: %v", err)
-		return
-	}
-	switch {
-	case parsed.SerialNumber.Cmp(row.Serial) != 0:
-		wrong(WrongRecord, "its certificate has serial %s", cert.FormatSerial(parsed.SerialNumber))
-	case !parsed.NotBefore.Equal(row.NotBefore) || !parsed.NotAfter.Equal(row.NotAfter):
-		wrong(WrongRecord, "its certificate is valid from %v to %v, its row says %v to %v", parsed.NotBefore, parsed.NotAfter, row.NotBefore, row.NotAfter)
-	case !bytes.Equal(parsed.RawIssuer, issuer.Certificate.RawSubject):
-		wrong(WrongRecord, "its certificate names another issuer, %q", parsed.Issuer)
-	}
-	if err := parsed.CheckSignatureFrom(issuer.Certificate); err != nil {
-		wrong(WrongSignature, "it is not signed by issuer %s: %v", issuer.Name, err)
-	}
-	done.Signatures++
-}
-
-func (row *checkedRow) checkRevocation(wrong func(CheckRule, string, ...any), done *Checked) {
-	if len(row.entry) == 0 {
-		if row.State != Valid {
-			wrong(WrongRevocation, "it is %s, and there is no record of its revocation", row.State)
+		var err error
+		if issuer, err = k.c.issuerByNumber(ctx, tx, r.issuer); err != nil {
+			k.tell(serial, "the certificate is of an issuer that is not here: %v", err)
+			return nil
 		}
-		return
 	}
-	done.Revocations++
-	entry, err := crl.ParseEntry(row.entry)
+	if len(r.DER) == 0 || issuer.Certificate == nil {
+		return nil
+	}
+	f, err := readFacts(r.DER)
+	if err != nil {
+		k.tell(serial, "%v", err)
+		return nil
+	}
+	var wrong []string
+	for what, differs := range map[string]bool{
+		"serial": f.serial.Cmp(r.Serial) != 0, "subject": f.subject.String() != r.Subject,
+		"notBefore": !f.notBefore.Equal(r.NotBefore), "notAfter": !f.notAfter.Equal(r.NotAfter),
+	} {
+		if differs {
+			wrong = append(wrong, what)
+		}
+	}
+	if len(wrong) > 0 {
+		k.tell(serial, "the row differs from its certificate in %s", strings.Join(wrong, ", "))
+	}
+	if k.every > 0 && k.done.Certificates%k.every == 0 {
+		k.done.Signatures++
+		parsed, err := x509.ParseCertificate(r.DER)
+		if err == nil {
+			err = parsed.CheckSignatureFrom(issuer.Certificate)
+		}
+		if err != nil {
+			k.tell(serial, "the certificate is not signed by issuer %q: %v", issuer.Name, err)
+		}
+	}
+	return nil
+}
+
+// revocation compares a revocation row, and the CRL entry in it, with its certificate.
+func (k *checker) revocation(r *record, state State, der []byte, issuer int64) {
+	k.done.Revocations++
+	serial := cert.FormatSerial(r.Serial)
+	if state != r.State || issuer != r.issuer {
+		k.tell(serial, "the certificate is %s, and its revocation says %s", r.State, state)
+	}
+	entry, err := crl.ParseEntry(der)
 	switch {
 	case err != nil:
-		wrong(WrongRevocation, "its CRL entry cannot be read: %v", err)
-	case entry.Serial.Cmp(row.Serial) != 0:
-		wrong(WrongRevocation, "its CRL entry is for serial %s", cert.FormatSerial(entry.Serial))
-	case row.state != row.State:
-		wrong(WrongRevocation, "its row says %s, its revocation %s", row.State, row.state)
-	case row.Revocation != nil && (entry.Reason != row.Revocation.Reason || !entry.RevokedAt.Equal(row.Revocation.RevokedAt)):
-		wrong(WrongRevocation, "its CRL entry says %s since %v, its revocation %s since %v", entry.Reason, entry.RevokedAt, row.Revocation.Reason,
-			row.Revocation.RevokedAt)
+		k.tell(serial, "the CRL entry cannot be read: %v", err)
+	case entry.Serial.Cmp(r.Serial) != 0:
+		k.tell(serial, "the CRL entry is of serial %s", cert.FormatSerial(entry.Serial))
+	case state == Valid && entry.Reason != crl.RemoveFromCRL:
+		k.tell(serial, "the hold was released, and the CRL entry says %s", entry.Reason)
+	case r.Revocation != nil && (entry.Reason != r.Revocation.Reason || !entry.RevokedAt.Equal(r.Revocation.RevokedAt)):
+		k.tell(serial, "the CRL entry says %s at %s, the row %s at %s", entry.Reason, utc(entry.RevokedAt), r.Revocation.Reason,
+			utc(r.Revocation.RevokedAt))
 	}
+}
+
+// orphans finds revocations of certificates that are not there, and change numbers beyond the counter.
+func (k *checker) orphans(ctx context.Context, tx *db.Tx) error {
+	var lost, beyond int64
+	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM revocation r WHERE NOT EXISTS (SELECT 1 FROM certificate c WHERE c.id = r.certificate)`).Scan(&lost)
+	if err != nil {
+		return err
+	}
+	if lost > 0 {
+		k.tell("revocation", "%d revocations are of certificates that are not there", lost)
+	}
+	err = tx.QueryRow(ctx, `SELECT COUNT(*) FROM revocation r WHERE change > COALESCE((SELECT change FROM revocation_change n
+		WHERE n.issuer = r.issuer), 0)`).Scan(&beyond)
+	if err == nil && beyond > 0 {
+		k.tell("revocation", "%d revocations have change numbers that were not given out", beyond)
+	}
+	return err
 }

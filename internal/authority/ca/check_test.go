@@ -4,77 +4,47 @@ import (
 	"context"
 	"testing"
 
-	"chancery/internal/pki/crl"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 )
 
-func (a *authority) findings() (found []CheckFinding, done Checked) {
-	a.t.Helper()
-	done, err := a.Check(context.Background(), func(f CheckFinding) bool { found = append(found, f); return true })
-	check(a.t, err)
-	return found, done
-}
-
-func (a *authority) exec(query string, args ...any) {
-	a.t.Helper()
-	check(a.t, a.db.Tx(context.Background(), func(tx *db.Tx) error {
-		_, err := tx.Exec(context.Background(), query, args...)
-		return err
-	}))
-}
-
-// TestCheckFindsTampering changes rows behind the service's back.
-func TestCheckFindsTampering(t *testing.T) {
+// TestCheck finds each edit that somebody with the database could make.
+func TestCheck(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
-		a := newAuthority(t, d)
+		a, all := inventory(t, d)
 		ctx := context.Background()
-		c, other := a.server("dns:a.example"), a.server("dns:b.example")
-		_, err := a.Revoke(ctx, officer(), Ref{Serial: other.Serial}, RevokeOrder{Reason: crl.Superseded})
-		check(t, err)
-		held := a.server("dns:c.example")
-		_, err = a.Hold(ctx, officer(), Ref{Serial: held.Serial}, "")
-		check(t, err)
-		_, err = a.Release(ctx, officer(), Ref{Serial: held.Serial}, "")
-		check(t, err)
-		found, done := a.findings()
-		if len(found) > 0 || done.Certificates < 5 || done.Signatures != done.Certificates || done.Revocations != 2 {
-			t.Fatalf("before: %v, %+v", found, done)
+		findings, done, err := a.Check(ctx, 1)
+		if err != nil || len(findings) != 0 {
+			t.Fatalf("an untouched store: %v, %v", findings, err)
 		}
-		flipped := append([]byte(nil), c.DER...)
-		flipped[len(flipped)-1] ^= 1
-		for _, step := range []struct {
-			rule CheckRule
-			do   func()
-			undo func()
-		}{
-			{WrongSignature, func() { a.exec(`UPDATE certificate SET der = $1 WHERE id = $2`, flipped, c.ID) },
-				func() { a.exec(`UPDATE certificate SET der = $1 WHERE id = $2`, c.DER, c.ID) }},
-			{WrongRecord, func() { a.exec(`UPDATE certificate SET not_after = not_after + 1000000 WHERE id = $1`, c.ID) },
-				func() { a.exec(`UPDATE certificate SET not_after = not_after - 1000000 WHERE id = $1`, c.ID) }},
-			{WrongRecord, func() { a.exec(`UPDATE certificate SET der = $1 WHERE id = $2`, []byte("x"), c.ID) },
-				func() { a.exec(`UPDATE certificate SET der = $1 WHERE id = $2`, c.DER, c.ID) }},
-			{WrongRevocation, func() { a.exec(`UPDATE certificate SET state = 'valid' WHERE id = $1`, other.ID) },
-				func() { a.exec(`UPDATE certificate SET state = 'revoked' WHERE id = $1`, other.ID) }},
-			{WrongRevocation, func() { a.exec(`UPDATE certificate SET state = 'revoked' WHERE id = $1`, c.ID) },
-				func() { a.exec(`UPDATE certificate SET state = 'valid' WHERE id = $1`, c.ID) }},
-			{WrongRevocation, func() { a.exec(`UPDATE revocation SET reason = 1 WHERE certificate = $1`, other.ID) },
-				func() { a.exec(`UPDATE revocation SET reason = 4 WHERE certificate = $1`, other.ID) }},
-			{UnknownIssuer, func() { a.exec(`UPDATE certificate SET issuer = 999999 WHERE id = $1`, c.ID) },
-				func() { a.exec(`UPDATE certificate SET issuer = $1 WHERE id = $2`, a.issuer.number, c.ID) }},
-			{SerialTwice, func() {
-				a.exec(`DROP INDEX certificate_serial`)
-				a.exec(`UPDATE certificate SET serial = $1 WHERE id = $2`, serialKey(other.Serial), c.ID)
-			}, func() { a.exec(`UPDATE certificate SET serial = $1 WHERE id = $2`, serialKey(c.Serial), c.ID) }},
+		if done.Issuers != 2 || done.Certificates != int64(len(all))+2 || done.Revocations != 2 || done.Signatures != done.Certificates {
+			t.Errorf("checked %+v", done)
+		}
+		for what, edit := range map[string][2]string{
+			"a revoked certificate made valid": {`UPDATE certificate SET state = 'valid' WHERE state = 'revoked'`, `UPDATE certificate SET state = 'revoked' WHERE id IN (SELECT certificate FROM revocation WHERE state = 'revoked')`},
+			"a revocation made a release":      {`UPDATE revocation SET state = 'valid' WHERE state = 'revoked'`, `UPDATE revocation SET state = 'revoked' WHERE state = 'valid'`},
+			"an end moved":                     {`UPDATE certificate SET not_after = not_after + 1000000 WHERE profile = 'peer'`, `UPDATE certificate SET not_after = not_after - 1000000 WHERE profile = 'peer'`},
+			"another certificate":              {`UPDATE certificate SET issuer = (SELECT number FROM issuer WHERE name = 'root') WHERE profile = 'peer'`, `UPDATE certificate SET issuer = (SELECT number FROM issuer WHERE name = 'issuing') WHERE profile = 'peer'`},
+			"a change number":                  {`UPDATE revocation SET change = change + 100`, `UPDATE revocation SET change = change - 100`},
+			"a revocation deleted":             {`UPDATE revocation SET certificate = certificate + 1 WHERE state = 'revoked'`, `UPDATE revocation SET certificate = certificate - 1 WHERE state = 'revoked'`},
 		} {
-			step.do()
-			found, _ := a.findings()
-			if len(found) == 0 || found[0].Rule != step.rule {
-				t.Errorf("%s: found %v", step.rule, found)
+			exec := func(query string) {
+				t.Helper()
+				check(t, d.Tx(ctx, func(tx *db.Tx) error {
+					n, err := tx.Exec(ctx, query)
+					if err == nil && n == 0 {
+						t.Errorf("%s: nothing was edited", what)
+					}
+					return err
+				}))
 			}
-			step.undo()
-			if found, _ := a.findings(); len(found) > 0 {
-				t.Fatalf("%s: after it was undone: %v", step.rule, found)
+			exec(edit[0])
+			if findings, _, err := a.Check(ctx, 1); err != nil || len(findings) == 0 {
+				t.Errorf("%s was not found, %v", what, err)
+			}
+			exec(edit[1])
+			if findings, _, err := a.Check(ctx, 0); err != nil || len(findings) != 0 {
+				t.Fatalf("%s, taken back: %v, %v", what, findings, err)
 			}
 		}
 	})

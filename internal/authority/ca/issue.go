@@ -63,18 +63,9 @@ func (c *CA) admit(ctx context.Context, by access.Principal, now time.Time) erro
 // signed is a certificate that has not left the process: it does when record has committed.
 type signed struct {
 	certificate *Certificate
-	key         string // idempotency key
-	order       *Order
+	call        call
 	limits      settings.Limits
 	runs        []int64 // the IDs that the runs of its transaction gave it
-}
-
-// request is what tells a repeated call from another one.
-func (s *signed) request() any {
-	return struct {
-		Order    *Order
-		Replaces int64
-	}{s.order, s.certificate.Replaces}
 }
 
 func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
@@ -82,7 +73,12 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	if err != nil {
 		return nil, fmt.Errorf("issue: %w", err)
 	}
-	s.key, s.order = order.IdempotencyKey, order
+	if s.call, err = newCall(by, order.IdempotencyKey, "certificate.issue", struct {
+		Order    *Order
+		Replaces int64
+	}{order, s.certificate.Replaces}); err != nil {
+		return nil, err
+	}
 	defer c.settle(s)
 	var issued *Certificate
 	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
@@ -172,7 +168,7 @@ func (c *CA) sign(ctx context.Context, by access.Principal, p *plan) (*signed, e
 // key, or the duplicate guard, says it is.
 func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
 	crt := *s.certificate // this run's own: the function may run twice
-	earlier, err := c.remembered(ctx, tx, by, s.key, "certificate.issue", s.request())
+	earlier, err := s.call.earlier(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +188,7 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	if err := c.insertCertificate(ctx, tx, &crt); err != nil {
 		return nil, err
 	}
-	if err := c.remember(ctx, tx, by, s.key, "certificate.issue", s.request(), answer(crt.ID), now); err != nil {
+	if err := s.call.remember(ctx, tx, answer(crt.ID), now); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(crt.DER)

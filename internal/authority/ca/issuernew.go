@@ -241,10 +241,14 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 	if key == "" {
 		key = "once:" + db.NewID() // so that an unknown outcome can be resolved
 	}
+	asked, err := newCall(by, key, action, n.request)
+	if err != nil {
+		return nil, err
+	}
 	var stored *Issuer
-	err := c.commit(ctx, func(tx *db.Tx, again bool) error {
+	err = c.commit(ctx, func(tx *db.Tx, again bool) error {
 		stored = nil
-		earlier, err := c.remembered(ctx, tx, by, key, action, n.request)
+		earlier, err := asked.earlier(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -276,7 +280,7 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 				return err
 			}
 		}
-		if err := c.remember(ctx, tx, by, key, action, n.request, n.issuer.ID, now); err != nil {
+		if err := asked.remember(ctx, tx, n.issuer.ID, now); err != nil {
 			return err
 		}
 		stored = n.issuer

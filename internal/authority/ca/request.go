@@ -50,10 +50,14 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 	if err != nil {
 		return nil, nil, err
 	}
+	asked, err := newCall(by, order.IdempotencyKey, "request.submit", order)
+	if err != nil {
+		return nil, nil, err
+	}
 	var stored *Request
 	err = c.db.Tx(ctx, func(tx *db.Tx) error {
 		stored = nil
-		earlier, err := c.remembered(ctx, tx, by, order.IdempotencyKey, "request.submit", order)
+		earlier, err := asked.earlier(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -70,7 +74,7 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 		if err != nil {
 			return fmt.Errorf("insert request: %w", err)
 		}
-		if err := c.remember(ctx, tx, by, order.IdempotencyKey, "request.submit", order, r.ID, now); err != nil {
+		if err := asked.remember(ctx, tx, r.ID, now); err != nil {
 			return err
 		}
 		stored = r

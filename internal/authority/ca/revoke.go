@@ -107,11 +107,14 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 		if !mayEnd(by) && r.Requester != by.ID {
 			return noSerial(ref.Serial) // whether it exists is not the caller's to know
 		}
-		request := struct {
+		asked, err := newCall(by, key, action, struct {
 			ID     int64
 			Detail any
-		}{r.ID, detail}
-		earlier, err := c.remembered(ctx, tx, by, key, action, request)
+		}{r.ID, detail})
+		if err != nil {
+			return err
+		}
+		earlier, err := asked.earlier(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -122,7 +125,7 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 			if err = act(ctx, tx, r); err != nil {
 				return err
 			}
-			if err = c.remember(ctx, tx, by, key, action, request, "done", now); err != nil {
+			if err = asked.remember(ctx, tx, "done", now); err != nil {
 				return err
 			}
 			err = c.audit.Append(ctx, tx, audit.Event{

@@ -18,6 +18,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -111,10 +112,11 @@ func (s *Store) inForce(ctx context.Context, now time.Time) (map[string]*Version
 	if s.current != nil && now.Sub(s.checked) < maxAge && !now.Before(s.checked) {
 		return s.current, nil
 	}
-	all, err := builtins()
+	built, err := builtins()
 	if err != nil {
 		return nil, err
 	}
+	all := maps.Clone(built)
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
 		found, err := query(ctx, tx, ` p WHERE version = (SELECT MAX(version) FROM profile q WHERE q.name = p.name)`)
 		for _, v := range found {
@@ -141,7 +143,8 @@ func (s *Store) forget() {
 	s.checked = time.Time{}
 }
 
-func builtins() (map[string]*Version, error) {
+// builtins reads the built-in profiles once.
+var builtins = sync.OnceValues(func() (map[string]*Version, error) {
 	all := map[string]*Version{}
 	for _, name := range cert.BuiltinProfiles() {
 		v, err := builtin(name)
@@ -151,7 +154,7 @@ func builtins() (map[string]*Version, error) {
 		all[name] = v
 	}
 	return all, nil
-}
+})
 
 func builtin(name string) (*Version, error) {
 	text, err := cert.BuiltinYAML(name)
