@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,6 +40,7 @@ type pathState struct {
 	options       PathOptions
 	constraints   []*NameConstraints // all of the path so far; each must be met, which is their intersection
 	policies      *policyGraph       // nil is the NULL graph
+	checks        int                // of names against constraints, so far
 	explicit      int                // explicit_policy
 	mapping       int                // policy_mapping
 	inhibitAny    int                // inhibit_anyPolicy
@@ -303,6 +305,10 @@ func (s *pathState) checkNames(c *x509.Certificate) error {
 		}
 	}
 	for _, constraints := range s.constraints {
+		s.checks += constraints.cost(len(san) + 1)
+		if s.checks > maxConstraintChecks {
+			return errors.New("the path has more names under more constraints than are checked")
+		}
 		if err := constraints.check(subject, san); err != nil {
 			return err
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 // maxBuildSteps bounds the candidates that BuildPath looks at, whatever cross-certificates it is given.
-const maxBuildSteps = 1000
+const maxBuildSteps = 256
 
 // BuildPath finds a valid path from leaf over intermediates to one of the anchors and returns it, leaf first. Candidates
 // whose subjectKeyIdentifier is the one asked for come first. Where no path is valid, the refusal is that of the first
