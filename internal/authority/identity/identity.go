@@ -53,6 +53,26 @@ func (s *Service) IssuerOf(ctx context.Context, certificate *x509.Certificate) (
 	return "", fault.New(fault.NotFound, "%q is no issuer of identities here", certificate.Subject)
 }
 
+// Roots are the roots of identities, and no others. There is more than one while the root is being replaced.
+func (s *Service) Roots(ctx context.Context) (*x509.CertPool, error) {
+	all, err := s.ca.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	for _, i := range all {
+		if i.Pool != ca.IdentityPool || i.Certificate == nil {
+			continue
+		}
+		for _, c := range append([]*x509.Certificate{i.Certificate}, i.Chain...) {
+			if bytes.Equal(c.RawIssuer, c.RawSubject) {
+				roots.AddCert(c)
+			}
+		}
+	}
+	return roots, nil
+}
+
 // Good refuses a certificate of the issuer that is revoked, on hold, or not in the record.
 func (s *Service) Good(ctx context.Context, issuerID string, serial *big.Int) error {
 	found, err := s.ca.Find(ctx, access.System("identity"), ca.Ref{Issuer: issuerID, Serial: serial})

@@ -9,6 +9,7 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
+	"chancery/internal/upkeep/setup"
 )
 
 const (
@@ -17,22 +18,35 @@ const (
 	pruneRows      = 500 // in one transaction, so that no caller waits long behind it
 )
 
-// heartbeat writes the time that the authority has seen, and says once when the clock is behind it, and once when it no
-// longer is.
-func heartbeat(ctx context.Context, d *db.DB, logger *slog.Logger) error {
-	behind := false
+// heartbeat writes the time that the authority has seen, and says once when that fails, and once when it no longer does.
+// With it comes what the node must know at once: how durable commits have to be.
+func heartbeat(ctx context.Context, s *setup.Services, logger *slog.Logger) error {
+	failing := false
 	return every(ctx, heartbeatEvery, func(ctx context.Context, now time.Time) {
-		err := d.Heartbeat(ctx, now)
+		err := s.DB.Heartbeat(ctx, now)
+		if err == nil {
+			err = followDurability(ctx, s)
+		}
 		switch {
 		case ctx.Err() != nil:
-		case err != nil && !behind:
-			behind = true
+		case err != nil && !failing:
+			failing = true
 			logger.Error("heartbeat", "error", err)
-		case err == nil && behind:
-			behind = false
+		case err == nil && failing:
+			failing = false
 			logger.Info("heartbeat: all is well again")
 		}
 	})
+}
+
+// followDurability holds the database to what the settings ask of its commits.
+func followDurability(ctx context.Context, s *setup.Services) error {
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	s.DB.SetDurability(db.Durability(set.Durability))
+	return nil
 }
 
 // pruner removes rows that nothing needs any more, as the settings' retention says.

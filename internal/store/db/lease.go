@@ -79,6 +79,30 @@ func (d *DB) Release(ctx context.Context, l Lease) error {
 	})
 }
 
+// Leases lists all leases, by name; one that has expired is nobody's, whoever held it last.
+func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
+	var all []Lease
+	err := d.Read(ctx, func(tx *Tx) error {
+		all = nil
+		rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at FROM leases ORDER BY name")
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var l Lease
+			var expires int64
+			if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires); err != nil {
+				return err
+			}
+			l.Expires = FromMicros(expires)
+			all = append(all, l)
+		}
+		return rows.Err()
+	})
+	return all, err
+}
+
 // Check is a Conflict unless the lease is still its holder's, and keeps it so until the transaction ends. The row is written, not
 // only read, so that engines which merely promise snapshot isolation see the conflict too. A lease that has expired and that
 // nobody took still passes: the epoch is what fences.

@@ -10,7 +10,7 @@
 package api
 
 import (
-	"crypto/x509"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -21,7 +21,9 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/pki/checkpoint"
 	"chancery/internal/surface/problem"
+	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -31,6 +33,8 @@ import (
 // Server is the API as an http.Handler.
 type Server struct {
 	*setup.Services
+	options   Options
+	started   time.Time
 	handler   http.Handler
 	mux       *http.ServeMux
 	huma      huma.API
@@ -46,12 +50,18 @@ type Server struct {
 
 // Options are what the API needs beside the services.
 type Options struct {
-	Roots     *x509.CertPool // of identities
-	Proxies   []netip.Prefix // that may send Client-Cert (RFC 9440)
-	Logger    *slog.Logger
-	Registry  prometheus.Registerer
-	Version   string // of the program
-	Expensive int    // expensive calls at once
+	Logger      *slog.Logger
+	Registry    prometheus.Registerer
+	Version     string         // of the program
+	Expensive   int            // expensive calls at once
+	Proxies     []netip.Prefix // that may send Client-Cert (RFC 9440)
+	Checkpoints Checkpoints
+	Dir         datadir.Dir // whose files doctor looks at
+}
+
+// Checkpoints signs the audit's checkpoints.
+type Checkpoints interface {
+	Sign(ctx context.Context) (*checkpoint.Signed, error)
 }
 
 // callers is how many callers of each sort the rate limits remember.
@@ -60,8 +70,8 @@ const callers = 1 << 15
 // New puts the API together; it starts nothing.
 func New(services *setup.Services, o Options) (*Server, error) {
 	s := &Server{
-		Services: services, mux: http.NewServeMux(),
-		auth:      &authenticator{roots: o.Roots, identities: services.Identity, access: services.Access, proxies: o.Proxies},
+		Services: services, options: o, started: time.Now(), mux: http.NewServeMux(),
+		auth:      &authenticator{identities: services.Identity, access: services.Access, proxies: o.Proxies},
 		names:     &names{access: services.Access},
 		expensive: problem.NewGate(max(o.Expensive, 1), 5*time.Second),
 		operators: problem.NewRateLimiter(0, 1, callers), hosts: problem.NewRateLimiter(0, 1, callers),

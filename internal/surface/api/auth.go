@@ -22,7 +22,6 @@ import (
 // on, or by a token. A certificate is checked in full (path, validity, usage, revocation); the result is believed for at
 // most a second, and so is what access says of the principal.
 type authenticator struct {
-	roots      *x509.CertPool // of identities, and no other
 	identities *identity.Service
 	access     *access.Store
 	proxies    []netip.Prefix
@@ -178,8 +177,12 @@ func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, no
 	for _, c := range path[1:] {
 		intermediates.AddCert(c)
 	}
+	roots, err := a.identities.Roots(ctx)
+	if err != nil {
+		return "", err
+	}
 	chains, err := path[0].Verify(x509.VerifyOptions{
-		Roots: a.roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
@@ -243,9 +246,17 @@ func (s *Server) limit(ctx context.Context, p access.Principal, now time.Time) e
 	return limiter.Take(p.ID, now)
 }
 
+// remoteHost is what strangers are counted by: an address, or the network of 64 bits that one IPv6 host has for itself.
 func remoteHost(r *http.Request) string {
-	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		return from.Addr().String()
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
 	}
-	return r.RemoteAddr
+	addr := from.Addr().Unmap().WithZone("")
+	if addr.Is6() {
+		if network, err := addr.Prefix(64); err == nil {
+			return network.String()
+		}
+	}
+	return addr.String()
 }

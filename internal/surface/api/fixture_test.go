@@ -114,12 +114,9 @@ func newAuthority(t testing.TB, d *db.DB) *authority {
 // serve starts the loops and the listener.
 func (a *authority) serve(logger *slog.Logger) {
 	a.t.Helper()
-	above, err := a.CA.Issuer(a.t.Context(), pool.RootName(pool.Identity))
-	must(a.t, err)
-	roots := x509.NewCertPool()
-	roots.AddCert(above.Certificate)
+	var err error
 	a.api, err = api.New(a.Services, api.Options{
-		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, Roots: roots,
+		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2,
 		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})
 	must(a.t, err)

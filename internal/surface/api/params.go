@@ -36,6 +36,11 @@ type (
 		Keyed
 		Body T
 	}
+	// in0 is a mutating call that says all in its path.
+	in0 struct {
+		Keyed
+		Body *client.Nothing
+	}
 	// named is a call on one object.
 	named struct {
 		Name string `path:"name" maxLength:"255"`

@@ -174,6 +174,8 @@ func (s *Server) operatorRoutes() {
 }
 
 func (s *Server) authorityRoutes() {
+	register(s, op(get, "/status", "status", access.ReadStatus,
+		"How the authority does"), s.showStatus)
 	register(s, op(get, "/settings", "settings-show", access.ReadSettings,
 		"Read the settings"), s.showSettings)
 	register(s, op(patch, "/settings", "settings-change", access.ChangeSettings,
@@ -182,4 +184,12 @@ func (s *Server) authorityRoutes() {
 		"Search the audit"), s.searchAudit)
 	register(s, op(get, "/audit/export", "audit-export", access.ReadAudit,
 		"Export the audit, one event a line").streaming(mediaLines).costly(), s.exportAudit)
+	register(s, op(post, "/audit/checkpoints", "checkpoint-sign", access.SignCheckpoint,
+		"Sign a checkpoint of the audit now").creates(), s.signCheckpoint)
+	register(s, op(get, "/audit/checkpoints/{number}", "checkpoint-show", access.ReadAudit,
+		"Fetch a checkpoint, to keep it elsewhere"), s.showCheckpoint)
+	register(s, op(get, "/doctor", "doctor", access.CheckStore,
+		"Findings about keys, files and the database").streaming(mediaLines).costly(), s.doctor)
+	register(s, op(post, "/backup", "backup", access.TakeBackup,
+		"The whole authority, encrypted to the recovery recipient").streaming(mediaBinary).costly(), s.backup)
 }

@@ -1,0 +1,78 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"chancery/internal/upkeep/setup"
+	"chancery/internal/upkeep/status"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// gauges are what an operator's alarms watch: ends that come near, and CRLs that grow old. They are read from the store when
+// they are asked for, so that an alarm never hears what was true a while ago.
+type gauges struct {
+	services *setup.Services
+	logger   *slog.Logger
+
+	expiring, notAfter, thisUpdate, nextUpdate, pending, clock, warnings *prometheus.Desc
+}
+
+func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, nil)
+	}
+	return &gauges{
+		services: s, logger: logger,
+		expiring: desc("chancery_certificates_expiring",
+			"Certificates that end within so many days and were neither revoked nor replaced; 0: ended in the last thirty days.", "days"),
+		notAfter:   desc("chancery_issuer_not_after_seconds", "When an issuer's certificate ends, as Unix time.", "issuer"),
+		thisUpdate: desc("chancery_crl_this_update_seconds", "thisUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
+		nextUpdate: desc("chancery_crl_next_update_seconds", "nextUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
+		pending:    desc("chancery_requests_pending", "Requests that wait for an officer."),
+		clock:      desc("chancery_clock_behind", "1 while the clock is behind what the authority has seen, and nothing is signed."),
+		warnings:   desc("chancery_status_warnings", "How many things chancery status warns of."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{g.expiring, g.notAfter, g.thisUpdate, g.nextUpdate, g.pending, g.clock, g.warnings} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. While the store does not answer, these metrics are absent, which is an alarm too.
+func (g *gauges) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	st, err := status.Of(ctx, g.services, time.Now())
+	if err != nil {
+		g.logger.Error("read the status for the metrics", "error", err)
+		return
+	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	for _, e := range st.Expiring {
+		gauge(g.expiring, float64(e.Count), strconv.FormatInt(e.Days, 10))
+	}
+	for _, i := range st.Issuers {
+		if !i.NotAfter.IsZero() {
+			gauge(g.notAfter, float64(i.NotAfter.Unix()), i.Name)
+		}
+		if !i.NextUpdate.IsZero() {
+			gauge(g.thisUpdate, float64(i.ThisUpdate.Unix()), i.Name)
+			gauge(g.nextUpdate, float64(i.NextUpdate.Unix()), i.Name)
+		}
+	}
+	gauge(g.pending, float64(st.Pending))
+	gauge(g.warnings, float64(len(st.Warnings)))
+	behind := 0.0
+	if st.Clock != nil {
+		behind = 1
+	}
+	gauge(g.clock, behind)
+}

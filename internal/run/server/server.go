@@ -1,0 +1,218 @@
+package server
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"chancery/internal/authority/identity"
+	"chancery/internal/store/schema"
+	"chancery/internal/surface/api"
+	"chancery/internal/surface/problem"
+	"chancery/internal/surface/publish"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+)
+
+// Options say which node to run.
+type Options struct {
+	Dir     datadir.Dir
+	Version string // of the program
+	Logger  *slog.Logger
+
+	// Listening, where it is set, is told the addresses once calls are answered there.
+	Listening func(Addresses)
+}
+
+// Addresses are where a node listens, with the ports that the system chose.
+type Addresses struct{ API, Public, Metrics string }
+
+// Run runs a node until ctx ends; then it lets calls in progress end, and closes its store.
+func Run(ctx context.Context, o Options) error {
+	config, err := o.Dir.Load()
+	if err != nil {
+		return err
+	}
+	logger := o.Logger.With("node", config.Name)
+	services, err := setup.Open(ctx, o.Dir, config, logger)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", string(o.Dir), err)
+	}
+	n := &node{Options: o, config: config, logger: logger, services: services}
+	err = n.prepare(ctx)
+	if err == nil {
+		err = n.run(ctx)
+	}
+	if end := services.DB.Close(); end != nil {
+		err = errors.Join(err, fmt.Errorf("close the store: %w", end))
+	}
+	return err
+}
+
+// node is a node that runs.
+type node struct {
+	Options
+	config      *datadir.Config
+	logger      *slog.Logger
+	services    *setup.Services
+	registry    *prometheus.Registry
+	certificate *certificate
+	checkpoints *checkpoints
+	listeners   []*listener
+}
+
+// prepare makes ready all that may fail before anything is served.
+func (n *node) prepare(ctx context.Context) error {
+	s := n.services
+	if err := schema.Migrate(ctx, s.DB); err != nil {
+		return fmt.Errorf("migrate the store: %w", err)
+	}
+	if err := s.DB.LearnClock(ctx); err != nil {
+		return fmt.Errorf("learn the authority's time: %w", err)
+	}
+	now := time.Now()
+	if err := s.DB.CheckClock(now); err != nil {
+		n.logger.Error("the node serves what only reads", "error", err)
+	}
+	if err := followDurability(ctx, s); err != nil {
+		return fmt.Errorf("read the settings: %w", err)
+	}
+	n.registry = prometheus.NewRegistry()
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		newGauges(s, n.logger))
+	n.checkpoints = &checkpoints{db: s.DB, log: s.Audit, keys: s.Keys, settings: s.Settings, logger: n.logger}
+	n.certificate = &certificate{
+		file: filepath.Join(string(n.Dir), "node-tls.pem"), names: serverNames(n.config), enrol: n.enrol, logger: n.logger,
+	}
+	if err := n.certificate.open(ctx, now); err != nil {
+		return err
+	}
+	return n.listen()
+}
+
+// enrol has the issuer of identities certify the node's TLS key.
+func (n *node) enrol(ctx context.Context, key crypto.PublicKey, names []string) ([][]byte, error) {
+	issued, err := n.services.Identity.Serve(ctx, n.config.Name, key, names)
+	if err != nil {
+		return nil, err
+	}
+	return identity.Path(issued), nil
+}
+
+// listen opens the three listeners.
+func (n *node) listen() error {
+	s := n.services
+	surface, err := api.New(s, api.Options{
+		Logger: n.logger, Registry: n.registry, Version: n.Version, Expensive: n.config.Expensive, Proxies: n.config.Proxies(),
+		Checkpoints: n.checkpoints, Dir: n.Dir,
+	})
+	if err != nil {
+		return err
+	}
+	public := problem.Observe(n.logger, problem.NewMetrics(n.registry, "publish"), publish.New(s.Revocation, s.CA, s.Settings))
+	tlsConfig := &tls.Config{
+		MinVersion: tls.VersionTLS12, GetCertificate: n.certificate.get,
+		// Checked by the API and not here: a handshake that fails cannot say why.
+		ClientAuth: tls.RequestClientCert,
+	}
+	for _, l := range []struct {
+		name, address string
+		open          func(name, address string) (*listener, error)
+	}{
+		{"api", n.config.Listen.API, func(name, address string) (*listener, error) {
+			return listen(name, address, tlsConfig, surface, n.logger)
+		}},
+		{"public", n.config.Listen.Public, func(name, address string) (*listener, error) {
+			return listen(name, address, nil, public, n.logger)
+		}},
+		{"metrics", n.config.Listen.Metrics, func(name, address string) (*listener, error) {
+			return listen(name, address, nil, health(n.registry, n.ready), n.logger)
+		}},
+	} {
+		opened, err := l.open(l.name, l.address)
+		if err != nil {
+			for _, other := range n.listeners {
+				err = errors.Join(err, other.socket.Close())
+			}
+			return err
+		}
+		n.listeners = append(n.listeners, opened)
+	}
+	return nil
+}
+
+// ready refuses while calls that change something would be refused.
+func (n *node) ready(ctx context.Context) error {
+	if err := n.services.DB.CheckClock(time.Now()); err != nil {
+		return err
+	}
+	_, err := n.services.DB.ReadAge(ctx, time.Now())
+	return err
+}
+
+// run serves until ctx ends or a part fails. The loops outlive the listeners, since calls in progress rely on them.
+func (n *node) run(ctx context.Context) error {
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	g, failed := errgroup.WithContext(loops)
+	for _, loop := range n.loops() {
+		g.Go(func() error {
+			if err := loop(failed); err != nil && failed.Err() == nil {
+				return err
+			}
+			return nil // it was told to end
+		})
+	}
+	for _, l := range n.listeners {
+		g.Go(l.Run)
+	}
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-failed.Done():
+		}
+		notify(n.logger, daemon.SdNotifyStopping)
+		defer stopLoops()
+		return n.shutdown()
+	})
+	at := Addresses{API: n.listeners[0].address(), Public: n.listeners[1].address(), Metrics: n.listeners[2].address()}
+	n.logger.Info("the node serves", "api", at.API, "public", at.Public, "metrics", at.Metrics, "version", n.Version)
+	notify(n.logger, daemon.SdNotifyReady)
+	if n.Listening != nil {
+		n.Listening(at)
+	}
+	err := g.Wait()
+	n.logger.Info("the node has ended")
+	return err
+}
+
+// loops are what a node does besides answering.
+func (n *node) loops() []func(context.Context) error {
+	s := n.services
+	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, logger: n.logger}
+	return []func(context.Context) error{
+		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
+		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.ready) },
+		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow,
+	}
+}
+
+// shutdown ends the listeners side by side within the grace that the configuration gives.
+func (n *node) shutdown() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.config.ShutdownGrace)
+	defer cancel()
+	var g errgroup.Group
+	for _, l := range n.listeners {
+		g.Go(func() error { return l.shutdown(ctx) })
+	}
+	return g.Wait()
+}

@@ -1,0 +1,295 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
+)
+
+// made makes a data directory whose node listens on ports that the system chooses.
+func made(t testing.TB) datadir.Dir {
+	t.Helper()
+	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
+	_, err := setup.Init(t.Context(), setup.Options{
+		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
+		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// running is a node that serves, until stop or the end of the test.
+type running struct {
+	Addresses
+	t    testing.TB
+	dir  datadir.Dir
+	stop func() error
+}
+
+func start(t testing.TB, dir datadir.Dir) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	at, ended := make(chan Addresses, 1), make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Options{
+			Dir: dir, Version: "test", Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			Listening: func(a Addresses) { at <- a },
+		})
+	}()
+	r := &running{t: t, dir: dir}
+	done := false
+	r.stop = func() error {
+		if done {
+			return nil
+		}
+		done = true
+		cancel()
+		return <-ended
+	}
+	select {
+	case r.Addresses = <-at:
+	case err := <-ended:
+		done = true
+		t.Fatalf("the node ended: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Errorf("the node ended with %v", err)
+		}
+	})
+	return r
+}
+
+// admin is a client with the credential of the data directory.
+func (r *running) admin() *client.Client {
+	r.t.Helper()
+	roots, err := client.RootsFile(r.dir.IdentityRoot())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c, err := client.New(client.Options{
+		Address: "https://" + r.API, Roots: roots, Certificate: client.CertificateFiles(r.dir.AdminCert(), r.dir.AdminKey()),
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(c.Close)
+	return c
+}
+
+func csr(t testing.TB) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+}
+
+func fetch(t testing.TB, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+func TestNodeServesAndEnds(t *testing.T) {
+	dir := made(t)
+	r := start(t, dir)
+	admin, ctx := r.admin(), t.Context()
+	who, err := admin.Caller(ctx)
+	if err != nil || who.Name != "admin" {
+		t.Fatalf("%+v, %v", who, err)
+	}
+	issued, err := admin.Issue(ctx, client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:web.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Revoke(ctx, "", issued.Certificate.Serial, client.RevokeRequest{Reason: "superseded"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.IssueCRL(ctx, "default", client.IssueCRLRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if status, der := fetch(t, "http://"+r.Public+"/crl/default.crl"); status != 200 {
+		t.Fatalf("CRL: %d %s", status, der)
+	} else if list, err := x509.ParseRevocationList([]byte(der)); err != nil || len(list.RevokedCertificateEntries) != 1 {
+		t.Fatalf("CRL: %v, %v", list, err)
+	}
+	if status, text := fetch(t, "http://"+r.Metrics+"/readyz"); status != 200 {
+		t.Fatalf("readyz: %d %s", status, text)
+	}
+	if status, _ := fetch(t, "http://"+r.Metrics+"/healthz"); status != 200 {
+		t.Fatalf("healthz: %d", status)
+	}
+	_, text := fetch(t, "http://"+r.Metrics+"/metrics")
+	for _, want := range []string{
+		`chancery_requests_total{operation="certificate-issue",outcome="ok",surface="api"} 1`, "chancery_crl_next_update_seconds",
+		`chancery_certificates_expiring{days="30"}`, "go_goroutines", `surface="publish"`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	if _, err := admin.SignCheckpoint(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, dir)
+	if shown, err := again.admin().Certificate(ctx, "", issued.Certificate.Serial); err != nil || shown.State != client.StateRevoked {
+		t.Fatalf("after a restart: %+v, %v", shown, err)
+	}
+}
+
+func TestNodesCertificateNamesWhereItIsReached(t *testing.T) {
+	r := start(t, made(t))
+	roots, err := client.RootsFile(r.dir.IdentityRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"localhost", "127.0.0.1"} {
+		conn, err := tls.Dial("tcp", r.API, &tls.Config{RootCAs: roots, ServerName: name})
+		if err != nil {
+			t.Fatalf("as %s: %v", name, err)
+		}
+		conn.Close()
+	}
+	if stat, err := os.Stat(filepath.Join(string(r.dir), "node-tls.pem")); err != nil || stat.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", stat, err)
+	}
+	old, err := tls.Dial("tcp", r.API, &tls.Config{RootCAs: roots, ServerName: "localhost", MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10})
+	if err == nil {
+		old.Close()
+		t.Fatal("TLS 1.1 is spoken")
+	}
+}
+
+func TestSecondNodeOnOneDirectoryIsRefused(t *testing.T) {
+	r := start(t, made(t))
+	err := Run(t.Context(), Options{Dir: r.dir, Logger: slog.New(slog.DiscardHandler)})
+	if !fault.Is(err, fault.Conflict) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestBusyPortIsNamed(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	dir := made(t)
+	text, err := os.ReadFile(dir.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), "public: 127.0.0.1:0", "public: "+busy.Addr().String(), 1)
+	if changed == string(text) {
+		t.Fatalf("no public address in %s", text)
+	}
+	if err := os.WriteFile(dir.Config(), []byte(changed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err = Run(t.Context(), Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err == nil || !strings.Contains(err.Error(), "listen for public") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// TestSystemdIsTold runs a node as systemd would, with a socket for its notices.
+func TestSystemdIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "300000")
+	t.Setenv("WATCHDOG_PID", "")
+	os.Unsetenv("WATCHDOG_PID")
+	r := start(t, made(t))
+	told := func(want string) {
+		t.Helper()
+		buf := make([]byte, 1024)
+		socket.SetReadDeadline(time.Now().Add(20 * time.Second))
+		for {
+			n, err := socket.Read(buf)
+			if err != nil {
+				t.Fatalf("wait for %s: %v", want, err)
+			}
+			if string(buf[:n]) == want {
+				return
+			}
+		}
+	}
+	told("READY=1")
+	told("WATCHDOG=1")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	told("STOPPING=1")
+}
+
+// TestCallsInProgressEnd stops a node while a call is being answered.
+func TestCallsInProgressEnd(t *testing.T) {
+	r := start(t, made(t))
+	admin := r.admin()
+	if _, err := admin.Caller(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error, 8)
+	for range cap(results) {
+		go func() {
+			_, err := admin.Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+			results <- err
+		}()
+	}
+	first := <-results
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if first != nil {
+		t.Fatal(first)
+	}
+	for range cap(results) - 1 {
+		// What was not taken up any more is a refused connection; what was taken up was answered.
+		if err := <-results; err != nil && !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "EOF") &&
+			!strings.Contains(err.Error(), "reset") {
+			t.Errorf("got %v", err)
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"strconv"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/pki/checkpoint"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/backup"
+	"chancery/internal/upkeep/doctor"
+	"chancery/internal/upkeep/finding"
+	"chancery/internal/upkeep/status"
+)
+
+func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], error) {
+	st, err := status.Of(ctx, s.Services, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	w := client.Status{
+		Version: s.options.Version, Node: st.Node, Time: st.Time, Started: s.started.UTC(), Ready: st.Clock == nil, Clock: "ok",
+		Store:   client.StoreStatus{Engine: string(st.Engine), Durability: st.Durability, Schema: st.Schema},
+		Pending: st.Pending, Issuers: []client.IssuerStatus{}, Expiring: []client.Expiring{}, Leases: []client.Lease{}, Warnings: []string{},
+	}
+	if st.Clock != nil {
+		w.Clock = st.Clock.Error()
+	}
+	for _, i := range st.Issuers {
+		is := client.IssuerStatus{
+			Name: i.Name, State: string(i.State), NotAfter: i.NotAfter, CRLNumber: i.Number, ThisUpdate: i.ThisUpdate, NextUpdate: i.NextUpdate,
+		}
+		if !i.ThisUpdate.IsZero() {
+			is.CRLAge = st.Time.Sub(i.ThisUpdate).Round(time.Second).String()
+		}
+		w.Issuers = append(w.Issuers, is)
+	}
+	for _, e := range st.Expiring {
+		w.Expiring = append(w.Expiring, client.Expiring{Days: int(e.Days), Count: e.Count})
+	}
+	for _, l := range st.Leases {
+		w.Leases = append(w.Leases, client.Lease{Name: l.Name, Holder: l.Holder, Epoch: l.Epoch, Expires: l.Expires})
+	}
+	w.Warnings = append(w.Warnings, st.Warnings...)
+	return answer(w), nil
+}
+
+func (s *Server) signCheckpoint(ctx context.Context, _ *in0) (*out[client.Checkpoint], error) {
+	signed, err := s.options.Checkpoints.Sign(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return answer(wireCheckpoint(signed)), nil
+}
+
+func (s *Server) showCheckpoint(ctx context.Context, in *struct {
+	Number string `path:"number" maxLength:"20" doc:"its number, or newest"`
+}) (*out[client.Checkpoint], error) {
+	if in.Number == "newest" {
+		signed, err := s.Audit.Newest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return answer(wireCheckpoint(signed)), nil
+	}
+	number, err := strconv.ParseInt(in.Number, 10, 64)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%q is neither a checkpoint's number nor newest", in.Number).At("path number")
+	}
+	signed, err := s.Audit.Numbered(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	return answer(wireCheckpoint(signed)), nil
+}
+
+func wireCheckpoint(c *checkpoint.Signed) client.Checkpoint {
+	return client.Checkpoint{Number: c.Number, Time: c.Time, Text: string(c.Raw)}
+}
+
+func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
+	look := doctor.Node{Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates}
+	return s.findings(ctx, look.Look(ctx, time.Now())), nil
+}
+
+// issuerStates tells doctor what status knows of the issuers.
+func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error) {
+	all, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]doctor.IssuerState, len(all))
+	for n, i := range all {
+		states[n] = doctor.IssuerState{Name: i.Name, Root: i.Root(), Online: i.KeyID != "", Retired: i.State == "retired", Pending: i.Certificate == nil}
+		if i.Certificate == nil {
+			continue
+		}
+		states[n].NotAfter = i.Certificate.NotAfter
+		list, err := s.currentList(ctx, i)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return nil, err
+		}
+		if err == nil {
+			states[n].NextUpdate = list.NextUpdate
+		}
+	}
+	return states, nil
+}
+
+// findings streams findings as they are made, one a line.
+func (s *Server) findings(ctx context.Context, all finding.Seq) *outStream {
+	return &outStream{callOf(ctx).stream(mediaLines, func(w io.Writer) error {
+		enc := json.NewEncoder(w)
+		for f, err := range all {
+			if err != nil {
+				return err
+			}
+			err := enc.Encode(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Hint: f.Hint})
+			if err != nil {
+				return err
+			}
+			if out, ok := w.(*steady); ok {
+				out.Flush()
+			}
+		}
+		return nil
+	})}
+}
+
+func (s *Server) backup(ctx context.Context, _ *in0) (*outStream, error) {
+	recipient, err := s.recovery(ctx)
+	if err != nil {
+		return nil, err
+	}
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	header := backup.Header{Authority: set.Authority, Node: s.Audit.Node(), Version: s.options.Version}
+	return &outStream{callOf(ctx).stream(mediaBinary, func(w io.Writer) error {
+		return backup.Write(ctx, w, s.DB, recipient, header)
+	})}, nil
+}
+
+// recovery is the public key that only the offline recovery key answers to.
+func (s *Server) recovery(ctx context.Context) (string, error) {
+	all, err := s.Keys.Recipients(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range all {
+		if r.Kind == keys.KindRecovery {
+			return r.PublicKey, nil
+		}
+	}
+	return "", fault.New(fault.Conflict, "the authority has no recovery recipient, so nobody could open a backup")
+}

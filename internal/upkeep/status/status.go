@@ -1,0 +1,130 @@
+// Package status says how an authority does, in what one look at the store can tell: issuers and their CRLs, what ends soon,
+// who waits, who holds which lease. It changes nothing and opens no key.
+package status
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/setup"
+)
+
+// Status is how an authority does.
+type Status struct {
+	Node       string
+	Time       time.Time
+	Engine     db.Dialect
+	Durability string
+	Schema     int64
+	Clock      error // nil while the clock is not behind
+	Issuers    []Issuer
+	Expiring   []ca.ExpiryCount
+	Pending    int64
+	Leases     []db.Lease
+	Warnings   []string // what an operator should see to
+}
+
+// Issuer is how an issuer and its complete CRL do.
+type Issuer struct {
+	Name       string
+	State      ca.IssuerState
+	NotAfter   time.Time // zero while it is pending
+	Number     string    // of the CRL; empty where there is none
+	ThisUpdate time.Time
+	NextUpdate time.Time
+}
+
+// Of looks at an authority.
+func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) {
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st := &Status{
+		Node: s.Audit.Node(), Time: now.UTC(), Engine: s.DB.Dialect(), Durability: string(set.Durability), Clock: s.DB.CheckClock(now),
+	}
+	if st.Clock != nil {
+		st.warn("%v", st.Clock)
+	}
+	if st.Schema, err = schema.Version(ctx, s.DB); err != nil {
+		return nil, err
+	}
+	if st.Expiring, err = s.CA.Expiring(ctx, set.Expiry.Thresholds); err != nil {
+		return nil, err
+	}
+	if st.Pending, err = s.CA.PendingRequests(ctx); err != nil {
+		return nil, err
+	}
+	if st.Leases, err = s.DB.Leases(ctx); err != nil {
+		return nil, err
+	}
+	offline := set.CRL.OfflineWarning.Std()
+	if err := st.issuers(ctx, s, offline, now); err != nil {
+		return nil, err
+	}
+	if set.PublicURL == "" {
+		st.warn("public_url is not set: certificates name no CRL and no OCSP responder; chancery settings set public_url=http://NAME")
+	}
+	for _, e := range st.Expiring {
+		if e.Days == 0 && e.Count > 0 {
+			st.warn("%d certificates have ended in the last thirty days and were not replaced", e.Count)
+		}
+	}
+	return st, nil
+}
+
+func (st *Status) warn(format string, args ...any) {
+	st.Warnings = append(st.Warnings, fmt.Sprintf(format, args...))
+}
+
+func (st *Status) issuers(ctx context.Context, s *setup.Services, offline time.Duration, now time.Time) error {
+	all, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		w := Issuer{Name: i.Name, State: i.State}
+		if i.Certificate == nil {
+			st.Issuers = append(st.Issuers, w)
+			continue
+		}
+		w.NotAfter = i.Certificate.NotAfter
+		list, err := s.Revocation.Current(ctx, i.ID, revocation.Complete)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		if err == nil {
+			w.Number, w.ThisUpdate, w.NextUpdate = list.Number.String(), list.ThisUpdate, list.NextUpdate
+		}
+		st.judge(i, w, offline, now)
+		st.Issuers = append(st.Issuers, w)
+	}
+	return nil
+}
+
+// judge warns of ends that come near: an issuer's within a tenth of its life, a CRL's that nobody renews in time.
+func (st *Status) judge(i *ca.Issuer, w Issuer, offline time.Duration, now time.Time) {
+	life := i.Certificate.NotAfter.Sub(i.Certificate.NotBefore)
+	switch left := w.NotAfter.Sub(now); {
+	case left <= 0:
+		st.warn("issuer %s ended on %s", i.Name, w.NotAfter.Format(time.DateOnly))
+		return
+	case left < life/10 && i.State == ca.IssuerActive:
+		st.warn("issuer %s ends on %s", i.Name, w.NotAfter.Format(time.DateOnly))
+	}
+	switch {
+	case w.Number == "":
+		st.warn("issuer %s has no CRL", i.Name)
+	case now.After(w.NextUpdate):
+		st.warn("the CRL of issuer %s is stale since %s", i.Name, w.NextUpdate.UTC().Format(time.RFC3339))
+	case i.KeyID == "" && w.NextUpdate.Sub(now) < offline:
+		st.warn("the CRL of issuer %s ends on %s and its key is offline; chancery crl issue --issuer %s --key-file F", i.Name,
+			w.NextUpdate.Format(time.DateOnly), i.Name)
+	}
+}
