@@ -1,0 +1,101 @@
+package verify_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/finding"
+	"chancery/internal/upkeep/setup"
+	"chancery/internal/upkeep/verify"
+)
+
+func services(t *testing.T) *setup.Services {
+	t.Helper()
+	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
+	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Online: true}); err != nil {
+		t.Fatal(err)
+	}
+	config, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := setup.Open(t.Context(), dir, config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.DB.Close() })
+	return s
+}
+
+// findings returns the levels by check.
+func findings(t *testing.T, s *setup.Services) map[string][]finding.Level {
+	t.Helper()
+	seq, err := verify.Store(t.Context(), s, verify.Shown{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	levels := map[string][]finding.Level{}
+	for f, err := range seq {
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", f)
+		levels[f.Check] = append(levels[f.Check], f.Level)
+	}
+	return levels
+}
+
+func TestStore(t *testing.T) {
+	s := services(t)
+	by := access.Principal{ID: "a", Name: "a", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := cert.MarshalPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CA.Issue(t.Context(), by, ca.Order{Profile: "server", PublicKey: spki, Names: []string{"dns:a.example"}}); err != nil {
+		t.Fatal(err)
+	}
+	before := findings(t, s)
+	for _, name := range []string{"audit", "keys.wraps", "issuers.keys", "certificates", "crls"} {
+		if !slices.Equal(before[name], []finding.Level{finding.OK}) {
+			t.Errorf("%s: %v", name, before[name])
+		}
+	}
+	for name, statement := range map[string]string{
+		"audit":        `UPDATE audit_event SET actor = 'system:other' WHERE seq = 3`,
+		"keys.wraps":   `DELETE FROM key_wrap WHERE key_id = (SELECT MIN(id) FROM sealed_key)`,
+		"certificates": `UPDATE certificate SET profile = profile, der = serial WHERE id = (SELECT MAX(id) FROM certificate)`,
+	} {
+		err := s.DB.Tx(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), statement)
+			return err
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := findings(t, s)[name]; !slices.Contains(got, finding.Error) {
+			t.Errorf("%s: %v after %s", name, got, statement)
+		}
+	}
+}
+
+func TestShownCheckpointMustBeOne(t *testing.T) {
+	s := services(t)
+	if _, err := verify.Store(t.Context(), s, verify.Shown{Checkpoints: []string{"x"}}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("error %v", err)
+	}
+}
