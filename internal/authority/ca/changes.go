@@ -152,6 +152,8 @@ type Status struct {
 	State    State
 	NotAfter time.Time
 	Revocation
+
+	Change int64 // the newest change under the issuer that this takes into account
 }
 
 // StatusOf reads the status of one serial of an issuer.
@@ -161,10 +163,11 @@ func StatusOf(ctx context.Context, tx *db.Tx, issuer *Issuer, serial *big.Int) (
 		notAfter                        int64
 		reason, revokedAt, invalidSince sql.NullInt64
 	)
-	err := tx.QueryRow(ctx, `SELECT certificate.state, certificate.not_after, revocation.reason, revocation.revoked_at, revocation.invalidity_date
+	err := tx.QueryRow(ctx, `SELECT certificate.state, certificate.not_after, revocation.reason, revocation.revoked_at, revocation.invalidity_date,
+			COALESCE((SELECT change FROM revocation_change WHERE issuer = $2), 0)
 		FROM certificate LEFT JOIN revocation ON revocation.certificate = certificate.id
 		WHERE certificate.serial = $1 AND certificate.issuer = $2`, serialKey(serial), issuer.number).
-		Scan(&s.State, &notAfter, &reason, &revokedAt, &invalidSince)
+		Scan(&s.State, &notAfter, &reason, &revokedAt, &invalidSince, &s.Change)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Status{}, nil
 	}

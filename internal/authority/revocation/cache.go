@@ -8,103 +8,177 @@ import (
 	"sync"
 	"time"
 
+	"chancery/internal/authority/ca"
 	"chancery/internal/pki/ocsp"
 )
 
-// cache keeps signed answers about one certificate without nonce. It is bounded, and the answer used longest ago goes first.
+// cache keeps the statuses of certificates that were asked about, and the answers about one of them that were signed
+// without a nonce. It is bounded, and what was used longest ago goes first.
 //
-// An answer is true while nothing changed since its status was read. So it carries the number of the last change that its
-// status knew of, and is not taken in when a later change of the issuer was dropped already: it may be about that one.
+// A status is true while nothing changed since it was read. So it carries the number of the last change that it knows of,
+// and is not taken in when a later change of its issuer was dropped already: it may be about that one.
 type cache struct {
-	mu      sync.Mutex
-	limit   int
-	answers map[answerKey]*list.Element
-	recent  *list.List       // of *answer, the latest used first
-	dropped map[string]int64 // by issuer: up to which change answers were dropped
+	mu       sync.Mutex
+	limit    int
+	byKey    map[certificateKey]*list.Element
+	recent   *list.List       // of *known, the latest used first
+	dropped  map[string]int64 // by issuer: up to which change statuses were dropped
+	followed time.Time        // all that changed before was dropped
 }
 
-// answerKey names a certificate as a request does. The hash is in it because the answer echoes the CertID.
-type answerKey struct {
+// certificateKey names a certificate.
+type certificateKey struct {
 	issuer string // ID
-	hash   crypto.Hash
 	serial string
 }
 
+// known is a certificate with its status, and at most one answer for each hash that it can be asked about by.
+type known struct {
+	key     certificateKey
+	status  ca.Status
+	readAt  time.Time
+	answers []answer
+}
+
 type answer struct {
-	key      answerKey
+	hash     crypto.Hash
 	certID   []byte // as it was echoed; one that is written differently is answered afresh
 	response Response
 	renew    time.Time // when it is made anew, well before it ends
 }
 
+// followedRecently is how long ago changes may have been looked for at most, for a kept status to be signed again.
+const followedRecently = 2 * time.Second
+
 func newCache() *cache {
-	return &cache{limit: 10_000, answers: make(map[answerKey]*list.Element), recent: list.New(), dropped: make(map[string]int64)}
+	return &cache{limit: 10_000, byKey: make(map[certificateKey]*list.Element), recent: list.New(), dropped: make(map[string]int64)}
 }
 
-func keyOf(issuer string, id *ocsp.CertID) answerKey {
-	return answerKey{issuer, id.Hash, string(id.Serial.Bytes())}
+func keyOf(issuer string, serial *big.Int) certificateKey {
+	return certificateKey{issuer, string(serial.Bytes())}
 }
 
-func (c *cache) get(key answerKey, certID []byte, now time.Time) (Response, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e, ok := c.answers[key]
+// find returns what is known of a certificate, nil where that is nothing. c.mu is held.
+func (c *cache) find(key certificateKey) *known {
+	e, ok := c.byKey[key]
 	if !ok {
-		return Response{}, false
-	}
-	a := e.Value.(*answer)
-	if !now.Before(a.renew) || !bytes.Equal(a.certID, certID) {
-		return Response{}, false
+		return nil
 	}
 	c.recent.MoveToFront(e)
-	return a.response, true
+	return e.Value.(*known)
 }
 
-// put takes an answer in, whose status was read when change was the last one of its issuer.
-func (c *cache) put(key answerKey, certID []byte, r Response, change int64, limit int) {
-	a := &answer{key: key, certID: bytes.Clone(certID), response: r, renew: r.ThisUpdate.Add(r.NextUpdate.Sub(r.ThisUpdate) / 2)}
+// answer returns a signed answer to a plain request about one certificate.
+func (c *cache) answer(key certificateKey, id *ocsp.CertID, now time.Time) (Response, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if change < c.dropped[key.issuer] {
+	if k := c.find(key); k != nil {
+		for _, a := range k.answers {
+			if a.hash == id.Hash && now.Before(a.renew) && bytes.Equal(a.certID, id.Raw) {
+				return a.response, true
+			}
+		}
+	}
+	return Response{}, false
+}
+
+// status returns a status, and the time at which it is known to be so: when it was read, or when changes were last looked
+// for. Without a recent look there is no such time, and it is read again.
+func (c *cache) status(key certificateKey, now time.Time) (status ca.Status, asOf time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.find(key)
+	if k == nil || now.Sub(c.followed) > followedRecently || now.Before(c.followed) {
+		return ca.Status{}, time.Time{}, false
+	}
+	asOf = k.readAt
+	if c.followed.After(asOf) {
+		asOf = c.followed
+	}
+	return k.status, asOf, true
+}
+
+// keep takes a status in that was read at a time, and the answer about it where one was signed.
+func (c *cache) keep(key certificateKey, status ca.Status, readAt time.Time, signed *answer, limit int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if status.Change < c.dropped[key.issuer] {
 		return
 	}
 	if limit > 0 {
 		c.limit = limit
 	}
-	if e, ok := c.answers[key]; ok {
-		e.Value = a
-		c.recent.MoveToFront(e)
-	} else {
-		c.answers[key] = c.recent.PushFront(a)
+	k := c.find(key)
+	if k == nil {
+		k = &known{key: key}
+		c.byKey[key] = c.recent.PushFront(k)
+	}
+	if status.Change < k.status.Change {
+		return // somebody read a newer one meanwhile, and nobody may hear the older one after it
+	}
+	if !sameStatus(status, k.status) {
+		k.answers = nil
+	}
+	k.status, k.readAt = status, readAt
+	if signed != nil {
+		k.answers = append(without(k.answers, signed.hash), *signed)
 	}
 	for c.recent.Len() > c.limit {
 		oldest := c.recent.Back()
-		delete(c.answers, oldest.Value.(*answer).key)
+		delete(c.byKey, oldest.Value.(*known).key)
 		c.recent.Remove(oldest)
 	}
 }
 
-// drop forgets what is said of some serials of an issuer, and refuses answers that were read before change.
+func sameStatus(a, b ca.Status) bool {
+	return a.Issued == b.Issued && a.State == b.State && a.Reason == b.Reason && a.RevokedAt.Equal(b.RevokedAt)
+}
+
+func without(all []answer, hash crypto.Hash) []answer {
+	kept := all[:0]
+	for _, a := range all {
+		if a.hash != hash {
+			kept = append(kept, a)
+		}
+	}
+	return kept
+}
+
+// drop forgets some serials of an issuer, and refuses from now on what was read before change.
 func (c *cache) drop(issuer string, serials []*big.Int, change int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dropped[issuer] = max(change, c.dropped[issuer])
 	for _, serial := range serials {
-		for _, hash := range ocsp.Hashes() {
-			key := answerKey{issuer, hash, string(serial.Bytes())}
-			if e, ok := c.answers[key]; ok {
-				delete(c.answers, key)
-				c.recent.Remove(e)
-			}
+		if e, ok := c.byKey[keyOf(issuer, serial)]; ok {
+			delete(c.byKey, e.Value.(*known).key)
+			c.recent.Remove(e)
 		}
 	}
+}
+
+// looked notes that all that changed before a time was dropped. Statuses that are kept learn of it: they know of every
+// change that was dropped.
+func (c *cache) looked(at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at.After(c.followed) {
+		c.followed = at
+	}
+}
+
+// upTo is the change of an issuer up to which kept statuses are true.
+func (c *cache) upTo(issuer string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped[issuer]
 }
 
 // clear forgets everything.
 func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.answers)
+	clear(c.byKey)
 	c.recent.Init()
 }
 

@@ -43,7 +43,7 @@ const publicURL = "http://pki.example"
 // newOffice sets up a node and an issuer that signs the CRLs of mode.
 func newOffice(t testing.TB, d *db.DB, mode ca.CRLMode, change func(*settings.Settings)) *office {
 	t.Helper()
-	o := node(t, d, "node-a", t.TempDir())
+	o := node(t, d, "node-a", t.TempDir(), nil)
 	first := settings.Defaults()
 	first.Authority, first.Organization, first.PublicURL = "0197c6a8-6c58-7a4e-8f57-c6dbd7f1d9a5", "Fleet", publicURL
 	first.CRL.Gather = 0
@@ -61,8 +61,8 @@ func newOffice(t testing.TB, d *db.DB, mode ca.CRLMode, change func(*settings.Se
 	return o
 }
 
-// node is one more node on a database.
-func node(t testing.TB, d *db.DB, name, dir string) *office {
+// node is one more node on a database, which an older one sponsors.
+func node(t testing.TB, d *db.DB, name, dir string, sponsor *office) *office {
 	t.Helper()
 	o := &office{t: t, db: d, dir: dir, by: access.Principal{
 		ID: "admin", Name: "admin", Kind: access.KindOperator, Roles: []access.Role{access.Admin, access.Officer}}}
@@ -72,8 +72,11 @@ func node(t testing.TB, d *db.DB, name, dir string) *office {
 	key, err := keys.CreateNodeKey(filepath.Join(dir, name+".key"))
 	must(t, err)
 	o.keys = keys.New(d, o.audit, name, key)
-	must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
-		return o.keys.AddRecipient(t.Context(), tx, keys.Recipient{ID: name, Kind: keys.KindNode, Name: name,
+	if sponsor == nil {
+		sponsor = o
+	}
+	must(t, sponsor.db.Tx(t.Context(), func(tx *db.Tx) error {
+		return sponsor.keys.AddRecipient(t.Context(), tx, keys.Recipient{ID: name, Kind: keys.KindNode, Name: name,
 			Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP}, PublicKey: key.Public()}, "test", time.Now())
 	}))
 	o.settings = settings.New(d, o.audit)

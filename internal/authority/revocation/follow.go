@@ -43,6 +43,7 @@ func (s *Service) Follow(ctx context.Context) error {
 
 func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 	var last map[string]int64
+	now := time.Now() // before looking
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
 		last, err = ca.LastChanges(ctx, tx)
 		return err
@@ -66,6 +67,7 @@ func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 		}
 		applied[id] = change
 	}
+	s.answers.looked(now)
 	return nil
 }
 

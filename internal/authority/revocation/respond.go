@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"sync"
@@ -39,24 +40,15 @@ func (s *Service) Respond(ctx context.Context, request []byte) (Response, error)
 	if err != nil {
 		return refusal(statusOf(err)), err
 	}
-	plain := len(r.CertIDs) == 1 && len(r.Nonce) == 0
-	var key answerKey
-	if plain {
-		key = keyOf(issuer.ID, &r.CertIDs[0])
-		if known, ok := s.answers.get(key, r.CertIDs[0].Raw, now); ok {
+	if len(r.CertIDs) == 1 && len(r.Nonce) == 0 {
+		if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], now); ok {
 			known.Cached = true
 			return known, nil
 		}
 	}
-	response, change, err := s.answer(ctx, issuer, r, now)
+	response, err := s.sign(ctx, issuer, r, now)
 	if err != nil {
 		return refusal(statusOf(err)), err
-	}
-	if plain && !response.NextUpdate.IsZero() {
-		set, err := s.settings.Get(ctx)
-		if err == nil {
-			s.answers.put(key, r.CertIDs[0].Raw, response, change, int(set.OCSP.CacheEntries))
-		}
 	}
 	return response, nil
 }
@@ -75,44 +67,29 @@ func statusOf(err error) ocsp.ResponseStatus {
 	}
 }
 
-// answer reads the statuses and signs them. change is the last one that the statuses know of.
-func (s *Service) answer(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, now time.Time) (response Response, change int64, err error) {
+// sign makes an answer.
+func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, now time.Time) (Response, error) {
 	responder, err := s.responder(ctx, issuer, now)
 	if err != nil {
-		return Response{}, 0, err
+		return Response{}, err
 	}
 	if responder == nil {
 		if issuer.KeyID == "" {
-			return Response{}, 0, fault.New(fault.NotFound, "issuer %s has no OCSP responder: its key is offline; use its CRL", issuer.Name)
+			return Response{}, fault.New(fault.NotFound, "issuer %s has no OCSP responder: its key is offline; use its CRL", issuer.Name)
 		}
-		return Response{}, 0, fault.New(fault.Unavailable, "issuer %s has no OCSP responder yet", issuer.Name)
+		return Response{}, fault.New(fault.Unavailable, "issuer %s has no OCSP responder yet", issuer.Name)
 	}
 	set, err := s.settings.Get(ctx)
 	if err != nil {
-		return Response{}, 0, err
+		return Response{}, err
 	}
-	var statuses []ca.Status
-	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		statuses = statuses[:0]
-		changes, err := ca.LastChanges(ctx, tx)
-		if err != nil {
-			return err
-		}
-		change = changes[issuer.ID]
-		for _, id := range r.CertIDs {
-			status, err := ca.StatusOf(ctx, tx, issuer, id.Serial)
-			if err != nil {
-				return err
-			}
-			statuses = append(statuses, status)
-		}
-		return nil
-	})
+	statuses, asOf, err := s.statuses(ctx, issuer, r.CertIDs, now, int(set.OCSP.CacheEntries))
 	if err != nil {
-		return Response{}, 0, err
+		return Response{}, err
 	}
-	// thisUpdate is before the statuses were read, and a whole second, which is all that the format can say.
-	thisUpdate := now.UTC().Truncate(time.Second)
+	// thisUpdate is when the statuses were known to be so (RFC 6960 §2.4), as a whole second, which is all that the format
+	// can say.
+	thisUpdate := asOf.UTC().Truncate(time.Second)
 	nextUpdate := thisUpdate.Add(set.OCSP.Validity.Std())
 	if end := responder.Certificate.NotAfter; end.Before(nextUpdate) {
 		nextUpdate = end // nobody could check the answer for longer
@@ -123,13 +100,54 @@ func (s *Service) answer(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request
 	}
 	der, err := responder.Respond(singles, r.Nonce, now)
 	if err != nil {
-		return Response{}, 0, err
+		return Response{}, err
 	}
-	response = Response{DER: der, Status: ocsp.Successful}
+	response := Response{DER: der, Status: ocsp.Successful}
 	if len(statuses) == 1 && len(r.Nonce) == 0 && statuses[0].Issued {
 		response.ThisUpdate, response.NextUpdate = thisUpdate, nextUpdate
+		id := &r.CertIDs[0]
+		signed := &answer{id.Hash, bytes.Clone(id.Raw), response, thisUpdate.Add(nextUpdate.Sub(thisUpdate) / 2)}
+		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, signed, int(set.OCSP.CacheEntries))
 	}
-	return response, change, nil
+	return response, nil
+}
+
+// statuses returns what is known of certificates of an issuer, kept or read, and since when all of it is known to be so.
+func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time, limit int) ([]ca.Status, time.Time, error) {
+	all, asOf, upTo := make([]ca.Status, len(ids)), now, s.answers.upTo(issuer.ID)
+	kept := true
+	for i := range ids {
+		status, at, ok := s.answers.status(keyOf(issuer.ID, ids[i].Serial), now)
+		if !ok {
+			kept = false
+			break
+		}
+		// It was true when upTo was asked for, or it would not have been found after.
+		status.Change = max(status.Change, upTo)
+		if all[i] = status; at.Before(asOf) {
+			asOf = at
+		}
+	}
+	if kept {
+		return all, asOf, nil
+	}
+	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		for i := range ids {
+			if all[i], err = ca.StatusOf(ctx, tx, issuer, ids[i].Serial); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	for i, status := range all {
+		if status.Issued {
+			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, now, nil, limit)
+		}
+	}
+	return all, now, nil // now is before they were read
 }
 
 // single says what is known of one certificate. A serial that was never issued is unknown; its answer has no nextUpdate,
