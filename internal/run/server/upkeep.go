@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"chancery/internal/authority/ca"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -54,6 +55,7 @@ type pruner struct {
 	db       *db.DB
 	settings *settings.Store
 	access   *access.Store
+	ca       *ca.CA
 	logger   *slog.Logger
 }
 
@@ -83,7 +85,11 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	return whole(func() (int64, error) { return p.access.PruneTokens(ctx, now, pruneRows) })
+	if err := whole(func() (int64, error) { return p.access.PruneTokens(ctx, now, pruneRows) }); err != nil {
+		return err
+	}
+	_, err = p.ca.Prune(ctx)
+	return err
 }
 
 // whole repeats a bounded removal until it finds less than it may remove.
