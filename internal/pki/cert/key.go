@@ -2,7 +2,6 @@ package cert
 
 import (
 	"crypto"
-	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -204,6 +203,9 @@ func CheckPublicKey(pub crypto.PublicKey) error {
 		if k == nil || k.Curve == nil {
 			return fault.New(fault.Invalid, "EC key without a curve")
 		}
+		if *k == (ecdsa.PublicKey{Curve: k.Curve}) { // Bytes would panic
+			return fault.New(fault.Invalid, "EC key without a point")
+		}
 		switch k.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 		default:
@@ -218,8 +220,6 @@ func CheckPublicKey(pub crypto.PublicKey) error {
 			return fault.New(fault.Invalid, "Ed25519 key of %d octets instead of %d", len(k), ed25519.PublicKeySize)
 		}
 		return nil
-	case *dsa.PublicKey:
-		return fault.New(fault.Invalid, "DSA keys are not accepted: use RSA, ECDSA or Ed25519")
 	}
 	return fault.New(fault.Invalid, "a public key of type %T is not accepted: use RSA, ECDSA or Ed25519", pub)
 }

@@ -39,7 +39,7 @@ func lintSubjectStrings(v *tbsView, _ *Issuer) error {
 				return fmt.Errorf("%s of %d characters: %d at most", name, length, bound)
 			}
 			if a.Type.Equal(OIDCountry) && !isCountry(a.Value) {
-				return fmt.Errorf("C %q must be the two capital letters of ISO 3166", a.Value)
+				return fmt.Errorf("%s %q must be the two capital letters of ISO 3166", name, a.Value)
 			}
 		}
 	}

@@ -122,7 +122,9 @@ func pathCases(t *testing.T) []pathCase {
 		{options: func(o *PathOptions) {
 			o.ExplicitPolicy, o.InitialPolicies = true, []asn1.ObjectIdentifier{{1, 2, 9}}
 		}, sub: policies("1.2.3"), leaf: policies("1.2.3"), rule: "certificate policies", says: "none that is wanted"},
-		{sub: func(x *Template) { x.Extra = []Extension{{ID: OIDPolicyConstraints, Critical: true, Value: []byte{0x30, 3, 0x80, 1, 0}}} },
+		{sub: func(x *Template) {
+			x.Extra = []Extension{{ID: OIDPolicyConstraints, Critical: true, Value: []byte{0x30, 3, 0x80, 1, 0}}}
+		},
 			rule: "certificate policies", says: "explicit policy"},
 		{change: func(p []*x509.Certificate) []*x509.Certificate { return []*x509.Certificate{p[0], p[2]} }, rule: "signature",
 			says: "not signed by the key of CN=Root"},
