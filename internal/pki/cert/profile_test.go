@@ -242,9 +242,12 @@ func TestProfileValidity(t *testing.T) {
 			t.Errorf("%s: until %s, want %s", c.what, template.NotAfter, c.until)
 		}
 	}
+	future := newRoot(t, key, func(x *Template) { x.NotBefore = testNow.Add(time.Hour) })
+	_, _, err := profile(t, "server").Template(Request{Caller: operator(), SPKI: spki, Names: namesOf(t, "dns:a.b")}, future, testNow)
+	refused(t, err, fault.Invalid, "issuer: it is not valid before 2026-11-02T13:00:00Z")
 	p := profile(t, "server")
 	p.Validity.BeyondIssuer = "refuse"
-	_, _, err := p.Template(Request{Caller: operator(), SPKI: spki, Names: namesOf(t, "dns:a.b")}, short, testNow)
+	_, _, err = p.Template(Request{Caller: operator(), SPKI: spki, Names: namesOf(t, "dns:a.b")}, short, testNow)
 	refused(t, err, fault.Invalid, "beyond the issuer's")
 }
 

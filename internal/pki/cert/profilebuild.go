@@ -227,6 +227,9 @@ func (p *Profile) grantValidity(t *Template, req Request, issuer *Issuer, now ti
 		asked = false
 		t.NotAfter = start.Add(time.Duration(p.Validity.Default))
 	}
+	if begin := issuer.Certificate.NotBefore; now.Add(backdate).Before(begin) {
+		refused.add("issuer", "it is not valid before %s, and now is %s", stamp(begin), stamp(now))
+	}
 	end := issuer.Certificate.NotAfter.UTC()
 	if !asked && t.NotAfter.After(end) && p.Validity.BeyondIssuer != "refuse" {
 		t.NotAfter = end

@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"bytes"
 	"crypto"
 	"errors"
 	"fmt"
@@ -22,8 +23,8 @@ type TBS struct {
 	issuer    *Issuer // nil: self-signed
 }
 
-// DER returns the encoded TBSCertificate; the caller must not change it.
-func (t *TBS) DER() []byte { return t.der }
+// DER returns a copy of the encoded TBSCertificate.
+func (t *TBS) DER() []byte { return bytes.Clone(t.der) }
 
 // Build encodes a certificate for the key spki under issuer. It refuses only what cannot be encoded; everything else is
 // for Lint to judge.
@@ -154,8 +155,8 @@ type Linted struct {
 	consumed atomic.Bool
 }
 
-// TBS returns the encoded TBSCertificate, for a dry run or for a log; the caller must not change it.
-func (l *Linted) TBS() []byte { return l.tbs.der }
+// TBS returns a copy of the encoded TBSCertificate, for a dry run or a log: what was linted cannot be changed any more.
+func (l *Linted) TBS() []byte { return bytes.Clone(l.tbs.der) }
 
 // SerialNumber is the serial number in the TBSCertificate.
 func (l *Linted) SerialNumber() *big.Int { return new(big.Int).Set(l.serial) }
