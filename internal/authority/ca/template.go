@@ -58,7 +58,9 @@ func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order
 		return err
 	}
 	var options certtool.Options
-	if w.csr != nil {
+	// A request that asks for nothing only proves that its sender has the key: then the template says all, as it does for
+	// certtool when it is given a key. Otherwise the request's subject stands, as with certtool --load-request.
+	if w.csr != nil && len(w.csr.Subject)+len(w.csr.Extensions) > 0 {
 		options.Request = &certtool.Request{Subject: w.csr.Subject, Extensions: w.csr.Extensions}
 	}
 	made, err := t.Certificate(now, key, options)
