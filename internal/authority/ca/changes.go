@@ -32,6 +32,7 @@ type Changes struct {
 	UpTo      int64     // and not greater than this; 0 for all
 	States    []State   // only those now in these states; empty for all
 	NotBefore time.Time // only those whose certificate ends at this time or later; zero for all
+	Limit     int       // so many at most, the first ones; 0 for all. ChangesSize takes no notice of it
 }
 
 func (c Changes) where(issuer *Issuer) (string, []any) {
@@ -75,7 +76,11 @@ func ChangesSize(ctx context.Context, tx *db.Tx, issuer *Issuer, c Changes) (cou
 func EachChange(ctx context.Context, tx *db.Tx, issuer *Issuer, c Changes) iter.Seq2[Changed, error] {
 	return func(yield func(Changed, error) bool) {
 		where, args := c.where(issuer)
-		rows, err := tx.Query(ctx, "SELECT change, entry, state, not_after FROM revocation WHERE "+where+" ORDER BY change", args...)
+		query := "SELECT change, entry, state, not_after FROM revocation WHERE " + where + " ORDER BY change"
+		if c.Limit > 0 {
+			query += fmt.Sprintf(" LIMIT %d", c.Limit)
+		}
+		rows, err := tx.Query(ctx, query, args...)
 		if err != nil {
 			yield(Changed{}, fmt.Errorf("read changes of issuer %s: %w", issuer.Name, err))
 			return

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -212,20 +214,20 @@ func TestCommitsThatFail(t *testing.T) {
 	})
 }
 
-// revokeMany writes revocations of certificates that end at notAfter, as package ca would, but a thousand at a time.
+// revokeMany writes revocations of certificates that end at notAfter, as package ca would, but many at a time.
 func (o *office) revokeMany(n int, notAfter time.Time) {
 	o.t.Helper()
-	must(o.t, fillRevocations(o.t.Context(), o.db, o.issuer.ID, n, notAfter))
+	must(o.t, fillRevocations(o.t.Context(), o.db, o.issuer, n, notAfter))
 }
 
 // fillRevocations adds n permanent revocations to the records.
-func fillRevocations(ctx context.Context, d *db.DB, issuer string, n int, notAfter time.Time) error {
-	const batch = 500
+func fillRevocations(ctx context.Context, d *db.DB, issuer *ca.Issuer, n int, notAfter time.Time) error {
+	const batch = 1000
+	partition := func(serial *big.Int) int { return crl.Partition(serial, issuer.CRL.Partitions) }
 	for done := 0; done < n; done += batch {
 		err := d.TxAlone(ctx, func(tx *db.Tx) error {
 			var number, change int64
-			var partitioned string
-			if err := tx.QueryRow(ctx, `SELECT number, crl FROM issuer WHERE id = $1`, issuer).Scan(&number, &partitioned); err != nil {
+			if err := tx.QueryRow(ctx, `SELECT number FROM issuer WHERE id = $1`, issuer.ID).Scan(&number); err != nil {
 				return err
 			}
 			size := min(batch, n-done)
@@ -234,6 +236,11 @@ func fillRevocations(ctx context.Context, d *db.DB, issuer string, n int, notAft
 			if err != nil {
 				return err
 			}
+			var (
+				rows []string
+				args []any
+				now  = db.Micros(time.Now())
+			)
 			for i := range size {
 				at := change - int64(size) + int64(i) + 1
 				serial := new(big.Int).SetBit(big.NewInt(at), 120, 1)
@@ -241,11 +248,14 @@ func fillRevocations(ctx context.Context, d *db.DB, issuer string, n int, notAft
 				if err != nil {
 					return err
 				}
-				_, err = tx.Exec(ctx, `INSERT INTO revocation (certificate, issuer, crl_partition, state, reason, revoked_at, invalidity_date, not_after, change, entry)
-					VALUES ($1, $2, 0, 'revoked', 4, $3, 0, $4, $5, $6)`, at, number, db.Micros(time.Now()), db.Micros(notAfter), at, entry)
-				if err != nil {
-					return err
-				}
+				n := len(args)
+				rows = append(rows, fmt.Sprintf("($%d, %d, %d, 'revoked', 4, %d, 0, %d, $%d, $%d)", n+1, number, partition(serial), now, db.Micros(notAfter), n+2, n+3))
+				args = append(args, at, at, entry)
+			}
+			_, err = tx.Exec(ctx, `INSERT INTO revocation (certificate, issuer, crl_partition, state, reason, revoked_at, invalidity_date, not_after, change, entry)
+				VALUES `+strings.Join(rows, ", "), args...)
+			if err != nil {
+				return err
 			}
 			return nil
 		})

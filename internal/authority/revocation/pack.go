@@ -109,15 +109,13 @@ func (s *Service) pack(ctx context.Context, lease db.Lease, issuer *ca.Issuer, p
 				return err
 			}
 			g, upTo = segment{}, from
-			loose := ca.Changes{Partition: partition, After: from, States: []ca.State{ca.Revoked}}
+			loose := ca.Changes{Partition: partition, After: from, States: []ca.State{ca.Revoked}, Limit: packTo}
 			for changed, err := range ca.EachChange(ctx, tx, issuer, loose) {
 				if err != nil {
 					return err
 				}
 				g.add(changed.Entry, changed.NotAfter.Unix())
-				if upTo = changed.Change; g.entries() == packTo {
-					break
-				}
+				upTo = changed.Change
 			}
 			return nil
 		})
