@@ -17,7 +17,8 @@ import (
 )
 
 // ImportAnswer gives a pending issuer the certificate that an outside or offline root made of its request, and the
-// certificates above it as far as they are given. If the root is an issuer here, the certificate enters its inventory.
+// certificates above it as far as they are given. If the root is an issuer here, the certificate enters its inventory. The
+// issuer becomes the default of its pool if there is none yet.
 func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID string, certificates []*x509.Certificate) (*Issuer, error) {
 	now := time.Now()
 	set, err := c.issuersNow(ctx, now)
@@ -43,8 +44,22 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 			return err
 		}
 		i.State, i.Certificate, i.Chain, i.Parent = IssuerActive, answered.Certificate, answered.Chain, answered.Parent
+		if err := firstIsDefault(ctx, tx, i); err != nil {
+			return err
+		}
 		return c.insertAnswer(ctx, tx, by, record, now)
 	})
+}
+
+// firstIsDefault makes an issuer the default of a pool that has none: while it was pending it could not be.
+func firstIsDefault(ctx context.Context, tx *db.Tx, i *Issuer) error {
+	var others int64
+	if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM issuer WHERE pool = $1 AND is_default = 1`, i.Pool).Scan(&others); err != nil || others > 0 {
+		return err
+	}
+	i.Default = true
+	_, err := tx.Exec(ctx, `UPDATE issuer SET is_default = 1 WHERE id = $1`, i.ID)
+	return err
 }
 
 // checkAnswer finds the certificate for the issuer's key among those given, orders what is above it, and checks all of it.

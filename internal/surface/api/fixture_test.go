@@ -27,8 +27,10 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/pki/checkpoint"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/settings"
@@ -117,7 +119,8 @@ func (a *authority) serve(logger *slog.Logger) {
 	var err error
 	a.api, err = api.New(a.Services, api.Options{
 		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2,
-		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
+		Checkpoints: signer{a.Services},
+		Proxies:     []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})
 	must(a.t, err)
 	ctx, stop := context.WithCancel(context.Background())
@@ -131,6 +134,25 @@ func (a *authority) serve(logger *slog.Logger) {
 	a.server.Config.ReadTimeout = 600 * time.Millisecond
 	a.server.StartTLS()
 	a.t.Cleanup(a.server.Close)
+}
+
+// signer signs checkpoints as the node's loop does.
+type signer struct{ *setup.Services }
+
+func (s signer) Sign(ctx context.Context) (*checkpoint.Signed, error) {
+	lease, _, err := s.DB.Acquire(ctx, audit.Lease, s.Audit.Node(), time.Minute)
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.Keys.Find(ctx, keys.Audit, "")
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.Keys.Signer(ctx, found[0].ID)
+	if err != nil {
+		return nil, err
+	}
+	return s.Audit.Checkpoint(ctx, lease, "authority", time.Now(), key)
 }
 
 // addPerson makes a caller with a token, where it may have one, and an identity; the first of each role is the role's.
