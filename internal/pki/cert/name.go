@@ -308,6 +308,12 @@ func (n Name) DER() ([]byte, error) {
 				return
 			}
 			slices.SortFunc(elements, bytes.Compare)
+			for i := 1; i < len(elements); i++ {
+				if bytes.Equal(elements[i-1], elements[i]) {
+					failed = fmt.Errorf("an attribute is repeated in the relative distinguished name %s", Name{rdn})
+					return
+				}
+			}
 			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddBytes(bytes.Join(elements, nil)) })
 		}
 	})

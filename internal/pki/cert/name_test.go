@@ -235,13 +235,10 @@ func propNameDER(t *rapid.T) {
 	n := anyName().Draw(t, "name")
 	der, err := n.DER()
 	if err != nil {
-		t.Skip(err) // NUL and such in a value that must be ASCII
+		t.Skip(err) // a character that the string type drawn cannot carry, or two attributes that encode alike
 	}
 	parsed, err := ParseNameDER(der)
 	if err != nil {
-		if strings.Contains(err.Error(), "repeated") { // two attributes that were drawn apart encode alike
-			t.Skip(err)
-		}
 		t.Fatalf("%q: %v", n, err)
 	}
 	again, err := parsed.DER()
@@ -305,3 +302,6 @@ func FuzzParseNameDER(f *testing.F) {
 		}
 	})
 }
+
+// FuzzNameIdentity is TestNameIdentity driven by the fuzzer's coverage.
+func FuzzNameIdentity(f *testing.F) { f.Fuzz(rapid.MakeFuzz(propNameDER)) }

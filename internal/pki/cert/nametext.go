@@ -186,9 +186,6 @@ func ParseName(text string) (Name, error) {
 			if err != nil {
 				return nil, err
 			}
-			if slices.ContainsFunc(rdn, func(b Attribute) bool { return b.Type.Equal(a.Type) && b.Value == a.Value }) {
-				return nil, p.refuse("%s is repeated in one relative distinguished name", a)
-			}
 			rdn = append(rdn, a)
 			if p.done() || p.text[p.pos] != '+' {
 				break
