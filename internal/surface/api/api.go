@@ -79,6 +79,9 @@ func New(services *setup.Services, o Options) (*Server, error) {
 	}
 	s.huma = humago.New(s.mux, configuration(o.Version))
 	s.routes()
+	for _, name := range []string{"ErrorModel", "ErrorDetail"} { // huma's own, which no answer is; see ownProblems
+		delete(s.huma.OpenAPI().Components.Schemas.Map(), name)
+	}
 	var err error
 	if s.document, err = json.MarshalIndent(s.huma.OpenAPI(), "", "  "); err != nil {
 		return nil, fmt.Errorf("describe the API: %w", err)
