@@ -1,0 +1,479 @@
+package cli
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/certtool"
+	"chancery/internal/pki/keyfile"
+)
+
+type certCommands struct {
+	Issue   certIssueCommand   `cmd:"" help:"Issue a certificate from a profile or a certtool template."`
+	Show    certShowCommand    `cmd:"" help:"Print a certificate: of a file, or of this authority by its serial."`
+	List    certListCommand    `cmd:"" help:"Search what was issued."`
+	Renew   certRenewCommand   `cmd:"" help:"Same key and names, new validity."`
+	Rekey   certRekeyCommand   `cmd:"" help:"Same names, new key."`
+	Revoke  certRevokeCommand  `cmd:"" help:"Revoke for good; a hold becomes permanent."`
+	Hold    certHoldCommand    `cmd:"" help:"Revoke for a while (reason certificateHold)."`
+	Release certReleaseCommand `cmd:"" help:"End a hold."`
+}
+
+// keySource is the key that a certificate is to be for: given itself, or by a request that it signed.
+type keySource struct {
+	Key          string `type:"path" placeholder:"K" help:"Private key; it stays here, a request signed by it is sent."`
+	PasswordFile string `placeholder:"F|-" help:"Password of the key."`
+	CSR          string `type:"path" placeholder:"C" help:"PKCS #10 request, instead of --key."`
+}
+
+// request returns the PEM of the request to send. Made from a key, it has an empty subject: the names come from elsewhere.
+func (s *keySource) request(g *globals) (string, error) {
+	if (s.Key == "") == (s.CSR == "") {
+		return "", usage("give --key or --csr, and not both")
+	}
+	if s.CSR != "" {
+		text, err := g.readAll(s.CSR)
+		if err != nil {
+			return "", err
+		}
+		if block, _ := pem.Decode(text); block == nil { // DER
+			text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: text})
+		}
+		return string(text), nil
+	}
+	key, err := g.privateKey(s.Key, s.PasswordFile)
+	if err != nil {
+		return "", err
+	}
+	der, err := cert.CreateCSR(&cert.CSRTemplate{}, key)
+	if err != nil {
+		return "", err
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
+func (g *globals) privateKey(file, passwordFile string) (crypto.Signer, error) {
+	text, err := g.readAll(file)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	var password []byte
+	if passwordFile != "" {
+		if password, err = g.secret(passwordFile, "password"); err != nil {
+			return nil, err
+		}
+	}
+	key, err := keyfile.ParsePrivateKey(text, password)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return key, nil
+}
+
+type certIssueCommand struct {
+	keySource      `embed:""`
+	Template       string   `type:"path" placeholder:"T" help:"certtool template."`
+	Profile        string   `placeholder:"P" help:"Profile."`
+	CerttoolCompat bool     `help:"Read the template as certtool does, silent traps included."`
+	Issuer         string   `placeholder:"I" help:"Issuer; the default one of --pool when not given."`
+	Pool           string   `placeholder:"P" help:"Pool."`
+	Subject        string   `placeholder:"DN" help:"Subject (RFC 4514), instead of the request's."`
+	Name           []string `aliases:"san" placeholder:"N" help:"Alternative name, instead of the request's: a DNS name or address, or dns:, ip:, email:, uri: and the name. May be repeated."`
+	Validity       string   `placeholder:"V" help:"How long, such as 90d; the profile's when not given."`
+	NotBefore      string   `placeholder:"TIME" help:"Begin (RFC 3339)."`
+	NotAfter       string   `placeholder:"TIME" help:"End (RFC 3339)."`
+	Out            string   `aliases:"outfile" type:"path" placeholder:"F" help:"File to write; standard output when not given."`
+	Chain          bool     `help:"Write the issuers below the root as well, behind the certificate."`
+	Submit         bool     `help:"Leave it to an officer, even where it could be issued at once."`
+	DryRun         bool     `help:"Say what would be issued, or why not; issue nothing."`
+}
+
+// Run issues the certificate. As certtool does, it prints it on standard error on the way.
+func (c *certIssueCommand) Run(ctx context.Context, g *globals) error {
+	if (c.Template == "") == (c.Profile == "") {
+		return usage("give --template or --profile, and not both")
+	}
+	in, err := c.order(g)
+	if err != nil {
+		return err
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if c.Template != "" && g.Output != "json" {
+		fmt.Fprint(g.Err, certtool.GeneratingSigned)
+	}
+	if c.Submit {
+		result, err := api.Submit(ctx, *in)
+		if err != nil {
+			return err
+		}
+		return g.issued(result, c.Out, c.Chain, c.Template != "")
+	}
+	result, err := api.Issue(ctx, *in)
+	if err != nil {
+		return err
+	}
+	return g.issued(result, c.Out, c.Chain, c.Template != "")
+}
+
+func (c *certIssueCommand) order(g *globals) (*client.IssueRequest, error) {
+	csr, err := c.request(g)
+	if err != nil {
+		return nil, err
+	}
+	in := &client.IssueRequest{
+		Issuer: c.Issuer, Pool: c.Pool, Profile: c.Profile, CerttoolCompat: c.CerttoolCompat, CSR: csr, Validity: c.Validity, DryRun: c.DryRun,
+	}
+	if c.Template != "" {
+		text, err := g.readAll(c.Template)
+		if err != nil {
+			return nil, err
+		}
+		in.Template = string(text)
+	}
+	if c.Subject != "" || len(c.Name) > 0 {
+		in.Names = &client.Names{Subject: c.Subject, SAN: c.Name}
+	}
+	for _, bound := range []struct {
+		flag, text string
+		to         **time.Time
+	}{{"--not-before", c.NotBefore, &in.NotBefore}, {"--not-after", c.NotAfter, &in.NotAfter}} {
+		if bound.text == "" {
+			continue
+		}
+		at, err := time.Parse(time.RFC3339, bound.text)
+		if err != nil {
+			return nil, usage("%s %q is not of the form 2027-02-28T16:24:41Z", bound.flag, bound.text)
+		}
+		*bound.to = &at
+	}
+	return in, nil
+}
+
+// issued writes what an issue, renewal or re-key gave. With sections it prints the certificate in certtool's sections.
+func (g *globals) issued(result *client.IssueResult, out string, chain, sections bool) error {
+	for _, w := range result.Warnings {
+		g.say("warning: %s", printable(w))
+	}
+	if result.Request != nil {
+		return g.waits(result.Request)
+	}
+	c := result.Certificate
+	if result.DryRun {
+		if result.Pending {
+			g.say("an officer would have to decide; would then be issued:")
+		} else {
+			g.say("would be issued:")
+		}
+		return g.show(result, certificateFields(c)...)
+	}
+	if sections && g.Output != "json" {
+		if err := g.sections(c.PEM); err != nil {
+			return err
+		}
+		fmt.Fprint(g.Err, certtool.Signing)
+	}
+	text := c.PEM
+	if chain {
+		text += c.Chain
+	}
+	if g.Output == "json" && out == "" {
+		return g.json(result)
+	}
+	if err := g.write(out, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(result)
+	}
+	if !sections {
+		g.say("issued %s to %s, valid until %s", c.Serial, printable(orDash(c.Subject)), stamp(c.NotAfter))
+	}
+	return nil
+}
+
+func (g *globals) sections(text string) error {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return fmt.Errorf("the node's answer holds no certificate")
+	}
+	return certtool.PrintUnsigned(g.Err, block.Bytes)
+}
+
+// waits tells that an officer must decide.
+func (g *globals) waits(r *client.Request) error {
+	if g.Output == "json" {
+		return g.json(client.IssueResult{Request: r})
+	}
+	g.say("request %s waits for an officer; when it is approved: chancery request retrieve %s", r.ID, r.ID)
+	_, err := fmt.Fprintln(g.Out, r.ID)
+	return err
+}
+
+func certificateFields(c *client.Certificate) []field {
+	fields := []field{
+		{"serial", c.Serial}, {"issuer", printable(c.Issuer)}, {"subject", printable(c.Subject)},
+		{"names", printable(strings.Join(c.SAN, ", "))}, {"not before", stamp(c.NotBefore)}, {"not after", stamp(c.NotAfter)},
+		{"state", c.State}, {"profile", c.Profile}, {"requester", printable(c.Requester)},
+	}
+	if r := c.Revocation; r != nil {
+		fields = append(fields, field{"revoked", stamp(r.At)}, field{"reason", r.Reason})
+		if r.InvalidSince != nil {
+			fields = append(fields, field{"invalid since", stamp(*r.InvalidSince)})
+		}
+	}
+	return append(fields, field{"sha256", c.Fingerprint}, field{"subject key id", c.KeyID})
+}
+
+type certShowCommand struct {
+	What   string `arg:"" name:"FILE|SERIAL" help:"A file with a certificate (PEM or DER), or the serial of one of this authority."`
+	Issuer string `placeholder:"I" help:"Issuer, where two share the serial."`
+	PEM    bool   `name:"pem" help:"Print the certificate of SERIAL in PEM."`
+	Chain  bool   `help:"With --pem: and its issuers below the root."`
+}
+
+// Run prints a file in certtool's sections, without a node; a serial is looked up.
+func (c *certShowCommand) Run(ctx context.Context, g *globals) error {
+	if text, err := g.readAll(c.What); err == nil {
+		certificates, err := keyfile.ParseCertificates(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.What, err)
+		}
+		for _, certificate := range certificates {
+			if err := c.printFile(g, certificate); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if _, err := cert.ParseSerial(c.What); err != nil {
+		return fault.New(fault.Invalid, "%s is no file that can be read, and no serial: %w", c.What, err)
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	found, err := api.Certificate(ctx, c.Issuer, c.What)
+	if err != nil {
+		return err
+	}
+	if c.PEM {
+		text := found.PEM
+		if c.Chain {
+			text += found.Chain
+		}
+		return g.write("", []byte(text), 0)
+	}
+	return g.show(found, certificateFields(found)...)
+}
+
+func (c *certShowCommand) printFile(g *globals, certificate *x509.Certificate) error {
+	if g.Output == "json" {
+		names, err := namesOf(certificate)
+		if err != nil {
+			return err
+		}
+		subject, err := cert.ParseNameDER(certificate.RawSubject)
+		if err != nil {
+			return err
+		}
+		issuer, err := cert.ParseNameDER(certificate.RawIssuer)
+		if err != nil {
+			return err
+		}
+		return g.json(client.Certificate{
+			Serial: cert.FormatSerial(certificate.SerialNumber), Subject: subject.String(), Issuer: issuer.String(), SAN: names,
+			NotBefore: certificate.NotBefore, NotAfter: certificate.NotAfter,
+		})
+	}
+	return certtool.Print(g.Out, certificate.Raw)
+}
+
+type certListCommand struct {
+	Name    string `placeholder:"N" help:"Alternative or common name, or its beginning followed by *."`
+	Serial  string `placeholder:"HEX" help:"Serial."`
+	Issuer  string `placeholder:"I" help:"Issuer."`
+	Profile string `placeholder:"P" help:"Profile."`
+	State   string `enum:"valid,held,revoked,expired," default:"" help:"valid, held, revoked or expired."`
+	Expires string `placeholder:"30d" help:"Ends within this time from now."`
+	Export  string `enum:"csv,json," default:"" help:"Write all that match as csv, or as json, one object a line."`
+	Out     string `type:"path" placeholder:"F" help:"With --export: file to write."`
+}
+
+// Run lists, oldest first.
+func (c *certListCommand) Run(ctx context.Context, g *globals) error {
+	f := client.CertificateFilter{Name: c.Name, Serial: c.Serial, Issuer: c.Issuer, Profile: c.Profile, State: c.State}
+	if c.Expires != "" {
+		within, err := lengthOf(c.Expires)
+		if err != nil {
+			return err
+		}
+		f.After = time.Now()
+		f.Before = f.After.Add(within)
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if c.Export != "" {
+		return g.toFile(c.Out, 0o644, "exporting", func(w writer) error { return api.ExportCertificates(ctx, w, f, c.Export) })
+	}
+	return list(g, api.Certificates(ctx, f), "SERIAL ISSUER STATE EXPIRES PROFILE NAME", func(r client.Certificate) []string {
+		name := r.Subject
+		if len(r.SAN) > 0 {
+			name = strings.Join(r.SAN, ",")
+		}
+		return []string{r.Serial, r.Issuer, r.State, day(r.NotAfter), orDash(r.Profile), orDash(name)}
+	})
+}
+
+// serialArg names a certificate of this authority.
+type serialArg struct {
+	Serial string `arg:"" name:"SERIAL" help:"Serial in hexadecimal."`
+	Issuer string `placeholder:"I" help:"Issuer, where two share the serial."`
+}
+
+type certRenewCommand struct {
+	serialArg `embed:""`
+	Validity  string `placeholder:"V" help:"How long, such as 90d; the profile's when not given."`
+	Out       string `type:"path" placeholder:"F" help:"File to write."`
+	Chain     bool   `help:"Write the issuers below the root as well."`
+}
+
+// Run renews.
+func (c *certRenewCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	result, err := api.Renew(ctx, c.Issuer, c.Serial, client.RenewRequest{Validity: c.Validity})
+	if err != nil {
+		return err
+	}
+	return g.issued(result, c.Out, c.Chain, false)
+}
+
+type certRekeyCommand struct {
+	serialArg `embed:""`
+	keySource `embed:""`
+	Validity  string `placeholder:"V" help:"How long, such as 90d; the profile's when not given."`
+	Out       string `type:"path" placeholder:"F" help:"File to write."`
+	Chain     bool   `help:"Write the issuers below the root as well."`
+}
+
+// Run re-keys.
+func (c *certRekeyCommand) Run(ctx context.Context, g *globals) error {
+	csr, err := c.request(g)
+	if err != nil {
+		return err
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	result, err := api.Rekey(ctx, c.Issuer, c.Serial, client.RekeyRequest{CSR: csr, Validity: c.Validity})
+	if err != nil {
+		return err
+	}
+	return g.issued(result, c.Out, c.Chain, false)
+}
+
+type certRevokeCommand struct {
+	serialArg    `embed:""`
+	Reason       string `default:"unspecified" placeholder:"R" help:"One of ${reasons}."`
+	InvalidSince string `aliases:"invalidity-date" placeholder:"TIME" help:"Since when the key is thought compromised (RFC 3339)."`
+}
+
+// Run revokes.
+func (c *certRevokeCommand) Run(ctx context.Context, g *globals) error {
+	in := client.RevokeRequest{Reason: c.Reason}
+	if c.InvalidSince != "" {
+		at, err := time.Parse(time.RFC3339, c.InvalidSince)
+		if err != nil {
+			return usage("--invalid-since %q is not of the form 2027-02-28T16:24:41Z", c.InvalidSince)
+		}
+		in.InvalidSince = &at
+	}
+	return g.change(func(api *client.Client) (*client.Certificate, error) { return api.Revoke(ctx, c.Issuer, c.Serial, in) })
+}
+
+type certHoldCommand struct {
+	serialArg `embed:""`
+}
+
+// Run holds.
+func (c *certHoldCommand) Run(ctx context.Context, g *globals) error {
+	return g.change(func(api *client.Client) (*client.Certificate, error) { return api.Hold(ctx, c.Issuer, c.Serial) })
+}
+
+type certReleaseCommand struct {
+	serialArg `embed:""`
+}
+
+// Run releases.
+func (c *certReleaseCommand) Run(ctx context.Context, g *globals) error {
+	return g.change(func(api *client.Client) (*client.Certificate, error) { return api.Release(ctx, c.Issuer, c.Serial) })
+}
+
+// change does something to a certificate and shows what it is now.
+func (g *globals) change(act func(*client.Client) (*client.Certificate, error)) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	c, err := act(api)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(c)
+	}
+	if c.Revocation != nil {
+		g.say("%s is %s since %s (%s)", c.Serial, c.State, stamp(c.Revocation.At), c.Revocation.Reason)
+	} else {
+		g.say("%s is %s", c.Serial, c.State)
+	}
+	return nil
+}
+
+// namesOf lists the alternative names of a certificate, each with its kind.
+func namesOf(certificate *x509.Certificate) ([]string, error) {
+	for _, e := range certificate.Extensions {
+		if !e.Id.Equal(cert.OIDSubjectAltName) {
+			continue
+		}
+		names, err := cert.ParseGeneralNames(e.Value)
+		if err != nil {
+			return nil, err
+		}
+		var out []string
+		for _, n := range names {
+			out = append(out, n.String())
+		}
+		return out, nil
+	}
+	return nil, nil
+}
+
+// lengthOf reads a length of time such as 90d, 36h or 10y.
+func lengthOf(text string) (time.Duration, error) {
+	d, err := cert.ParseDuration(text)
+	return time.Duration(d), err
+}

@@ -1,0 +1,212 @@
+// Package cli holds the commands.
+//
+// Most are clients of a node's API: they find its address, the pinned identity root and the administrator's credential in
+// a data directory (--dir, or CHANCERY_DIR), or are given them. Some work locally: init, serve, restore, key, demo, bench
+// and cert show.
+//
+// What a command makes goes to standard output or to the file named by --out, talk goes to standard error. The exit code
+// is 0 when done, 1 when refused or failed, 2 when the command line is wrong.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"chancery/client"
+	"chancery/internal/fault"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// Streams are what a command reads and writes.
+type Streams struct {
+	In  io.Reader
+	Out io.Writer
+	Err io.Writer
+}
+
+// The exit codes.
+const (
+	exitDone    = 0
+	exitRefused = 1
+	exitUsage   = 2
+)
+
+// globals are the flags of every command.
+type globals struct {
+	Dir          string `short:"D" env:"CHANCERY_DIR" type:"path" placeholder:"D" help:"Data directory: holds the node's address and the administrator's credential."`
+	Address      string `env:"CHANCERY_ADDRESS" placeholder:"https://HOST:PORT" help:"Address of a node, instead of the one in --dir."`
+	IdentityRoot string `type:"path" placeholder:"F" help:"The identity root to trust, instead of the one in --dir."`
+	Cert         string `type:"path" placeholder:"F" help:"Identity certificate of the caller, instead of the one in --dir."`
+	CertKey      string `type:"path" placeholder:"F" help:"Its key."`
+
+	TokenFile string `env:"CHANCERY_TOKEN_FILE" placeholder:"F|-" help:"File that holds the caller's token, instead of a certificate; - for standard input."`
+	Output    string `short:"o" enum:"text,json" default:"text" help:"Form of what is printed: ${enum}."`
+
+	Streams `kong:"-"`
+}
+
+// commands is the whole command line, on one screen.
+type commands struct {
+	globals
+
+	Init  initCommand  `cmd:"" help:"Make an authority: roots, issuers, the first administrator."`
+	Serve serveCommand `cmd:"" help:"Run a node."`
+	Demo  demoCommand  `cmd:"" help:"Play a short story on a throw-away authority."`
+
+	Pool    poolCommands    `cmd:"" help:"Pools: hosts that trust each other, each with a root and an issuer of its own."`
+	Profile profileCommands `cmd:"" help:"Profiles: what may be issued."`
+	Key     keyCommands     `cmd:"" help:"Private keys, made and looked at locally."`
+	Cert    certCommands    `cmd:"" help:"Certificates: issue, show, list, renew, re-key, revoke, hold."`
+	Request requestCommands `cmd:"" help:"Requests that wait for an officer."`
+	Issuer  issuerCommands  `cmd:"" help:"Issuers: CA certificates and their keys."`
+	CRL     crlCommands     `cmd:"" name:"crl" help:"Certificate revocation lists."`
+
+	Operator operatorCommands `cmd:"" help:"Operators and their identities."`
+	Token    tokenCommands    `cmd:"" help:"Operators' tokens."`
+	Audit    auditCommands    `cmd:"" help:"The audit: who did what."`
+	Settings settingsCommands `cmd:"" help:"The authority's configuration."`
+
+	Backup  backupCommand  `cmd:"" help:"Write the whole authority, encrypted to its recovery recipient."`
+	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`
+	Import  importCommand  `cmd:"" help:"Bring in a CA that exists already, with what it issued and revoked."`
+	Doctor  doctorCommand  `cmd:"" help:"Say what is wrong, and the command that mends it."`
+	Status  statusCommand  `cmd:"" help:"Show how the authority does."`
+	Verify  verifyCommand  `cmd:"" help:"Check the whole store as an outsider would."`
+
+	Version versionCommand `cmd:"" help:"Print the version."`
+}
+
+// Run runs the command line and returns its exit code.
+func Run(ctx context.Context, args []string, streams Streams) int {
+	var c commands
+	c.Streams = streams
+	exited := -1
+	parser, err := newParser(&c,
+		kong.Writers(streams.Out, streams.Err),
+		kong.Exit(func(code int) { exited = code }),
+		kong.UsageOnError(),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if err != nil {
+		fmt.Fprintln(streams.Err, "chancery:", err)
+		return exitUsage
+	}
+	parsed, err := parser.Parse(args)
+	if exited >= 0 { // --help was printed
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintln(streams.Err, "chancery:", err)
+		fmt.Fprintln(streams.Err, "  chancery --help lists the commands, chancery COMMAND --help its flags")
+		return exitUsage
+	}
+	if err := parsed.Run(&c.globals); err != nil {
+		c.report(err)
+		if _, wrong := errors.AsType[*usageError](err); wrong {
+			return exitUsage
+		}
+		return exitRefused
+	}
+	return exitDone
+}
+
+// newParser is the parser of the command line.
+func newParser(c *commands, options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append([]kong.Option{
+		kong.Name("chancery"),
+		kong.Description("A private PKI for fleets of hosts."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
+		kong.Vars{"reasons": "unspecified, keyCompromise, cACompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn, aACompromise"},
+	}, options...)...)
+}
+
+// Grammar is the command line as data, and a parser that runs nothing: the documents are held against it.
+func Grammar() (*kong.Kong, error) { return newParser(&commands{}, kong.Exit(func(int) {})) }
+
+// usageError is a command line that no parser can refuse: flags that exclude each other, say.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string { return e.message }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// report prints why a command failed, and the hint if there is one; as JSON where the operator asked for JSON.
+func (g *globals) report(err error) {
+	hint := ""
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		hint = f.Hint
+	}
+	problem, ofNode := errors.AsType[*client.Problem](err)
+	if ofNode {
+		hint = problem.Hint
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	if g.Output == "json" {
+		if !ofNode {
+			problem = &client.Problem{Type: client.ProblemPrefix + string(fault.KindOf(err)), Title: "the command failed", Detail: err.Error(), Hint: hint}
+		}
+		_ = json.NewEncoder(g.Err).Encode(problem)
+		return
+	}
+	fmt.Fprintln(g.Err, "chancery:", err)
+	if hint != "" {
+		fmt.Fprintln(g.Err, "  hint:", hint)
+	}
+}
+
+// connect opens a client to the node that the flags name.
+func (g *globals) connect() (*client.Client, error) {
+	o, err := g.clientOptions()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(*o)
+}
+
+// secret reads a one-line secret from a file, or from standard input when the name is -.
+func (g *globals) secret(file, what string) ([]byte, error) {
+	var text []byte
+	var err error
+	if file == "-" {
+		text, err = io.ReadAll(io.LimitReader(g.In, 1<<16))
+	} else {
+		text, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	line := strings.TrimRight(string(text), "\r\n")
+	if line == "" || strings.ContainsAny(line, "\r\n") {
+		return nil, fault.New(fault.Invalid, "%s: %s holds %s; one line is wanted", what, file, countLines(line))
+	}
+	return []byte(line), nil
+}
+
+func countLines(text string) string {
+	if text == "" {
+		return "nothing"
+	}
+	return fmt.Sprintf("%d lines", strings.Count(text, "\n")+1)
+}
+
+type versionCommand struct{}
+
+// Run prints the version.
+func (versionCommand) Run(g *globals) error {
+	if g.Output == "json" {
+		return json.NewEncoder(g.Out).Encode(map[string]string{"version": version})
+	}
+	_, err := fmt.Fprintln(g.Out, "chancery", version)
+	return err
+}

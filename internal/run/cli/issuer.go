@@ -1,0 +1,388 @@
+package cli
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"strings"
+
+	"chancery/client"
+	"chancery/internal/pki/certtool"
+)
+
+type issuerCommands struct {
+	Issue  issuerIssueCommand  `cmd:"" help:"Make an issuer with a new key: a root, under an issuer of this authority, or for an outside root to sign."`
+	List   issuerListCommand   `cmd:"" help:"List the issuers."`
+	Show   issuerShowCommand   `cmd:"" help:"Show an issuer."`
+	CSR    issuerCSRCommand    `cmd:"" name:"csr" help:"Print the request of an issuer that waits for an outside root."`
+	Import issuerImportCommand `cmd:"" help:"Bring in what an outside root made of an issuer's request."`
+	Chain  issuerChainCommand  `cmd:"" help:"Print an issuer's path, its root included."`
+	Retire issuerRetireCommand `cmd:"" help:"End issuance under an issuer; it goes on signing its CRLs."`
+}
+
+type issuerIssueCommand struct {
+	Name            string   `arg:"" name:"NAME" help:"Its name in this authority: lower-case letters, digits, . _ -"`
+	Template        string   `type:"path" placeholder:"T" help:"certtool template with ca."`
+	CerttoolCompat  bool     `help:"Read the template as certtool does, silent traps included."`
+	Under           string   `aliases:"parent" placeholder:"I" help:"The issuer that signs it; without it a root is made."`
+	External        bool     `help:"Make a request for an outside root instead."`
+	Subject         string   `placeholder:"DN" help:"Subject (RFC 4514)."`
+	Algorithm       string   `default:"p256" help:"p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
+	Validity        string   `placeholder:"V" help:"How long, such as 10y."`
+	PathLen         *int     `placeholder:"N" help:"How many CA certificates may follow below."`
+	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below, +dns:example.com, or excluded, -ip:10.0.0.0/8. May be repeated."`
+	Pool            string   `default:"default" placeholder:"P" help:"The pool it is for."`
+	Default         bool     `help:"Requests for its pool that name no issuer get it."`
+	CRLDelta        bool     `name:"crl-delta" help:"Sign delta CRLs."`
+	CRLPartitions   int      `name:"crl-partitions" placeholder:"N" help:"Partition the CRL into so many; it never changes."`
+	Out             string   `type:"path" placeholder:"F" help:"File to write; standard output when not given."`
+}
+
+// Run makes an issuer.
+func (c *issuerIssueCommand) Run(ctx context.Context, g *globals) error {
+	if c.External && c.Under != "" {
+		return usage("--external and --under exclude each other")
+	}
+	in := client.CreateIssuerRequest{
+		Name: c.Name, Kind: "root", Parent: c.Under, Subject: c.Subject, Algorithm: c.Algorithm, Validity: c.Validity, PathLen: c.PathLen,
+		NameConstraints: c.NameConstraints, CerttoolCompat: c.CerttoolCompat, Pool: c.Pool, Default: c.Default,
+		CRL: &client.CRLMode{Delta: c.CRLDelta, Partitions: c.CRLPartitions},
+	}
+	switch {
+	case c.External:
+		in.Kind = "external"
+	case c.Under != "":
+		in.Kind = "intermediate"
+	}
+	if c.Template != "" {
+		text, err := g.readAll(c.Template)
+		if err != nil {
+			return err
+		}
+		in.Template = string(text)
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.CreateIssuer(ctx, in)
+	if err != nil {
+		return err
+	}
+	text := issuer.PEM
+	if in.Kind == "external" {
+		text = issuer.CSR
+	} else if c.Template != "" && g.Output != "json" {
+		if err := g.sections(issuer.PEM); err != nil {
+			return err
+		}
+	}
+	if g.Output == "json" && c.Out == "" {
+		return g.json(issuer)
+	}
+	return g.write(c.Out, []byte(text), 0o644)
+}
+
+type issuerListCommand struct{}
+
+// Run lists the issuers.
+func (c *issuerListCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	return list(g, api.Issuers(ctx), "NAME STATE KEY ALGORITHM EXPIRES UNDER SUBJECT", func(i client.Issuer) []string {
+		key, under := "offline", orDash(i.Parent)
+		if i.KeyOnline {
+			key = "online"
+		}
+		if i.Root {
+			under = "(root)"
+		}
+		return []string{i.Name, i.State, key, orDash(i.Algorithm), day(i.NotAfter), under, i.Subject}
+	})
+}
+
+// issuerArg names an issuer.
+type issuerArg struct {
+	Issuer string `arg:"" name:"ISSUER" help:"Name or ID."`
+}
+
+type issuerShowCommand struct {
+	issuerArg `embed:""`
+	PEM       bool `name:"pem" help:"Print its certificate in PEM."`
+	Text      bool `help:"Print its certificate in certtool's sections."`
+}
+
+// Run shows an issuer.
+func (c *issuerShowCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.Issuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	if c.Text {
+		if block, _ := pem.Decode([]byte(issuer.PEM)); block != nil {
+			return certtool.Print(g.Out, block.Bytes)
+		}
+	}
+	if c.PEM {
+		return g.write("", []byte(issuer.PEM), 0)
+	}
+	return g.showIssuer(issuer)
+}
+
+func (g *globals) showIssuer(i *client.Issuer) error {
+	fields := []field{
+		{"name", i.Name}, {"id", i.ID}, {"state", i.State}, {"under", i.Parent}, {"subject", printable(i.Subject)}, {"serial", i.Serial},
+		{"algorithm", i.Algorithm}, {"not before", stamp(i.NotBefore)}, {"not after", stamp(i.NotAfter)}, {"sha256", i.Fingerprint},
+		{"subject key id", i.KeyID},
+	}
+	if i.CRL != nil {
+		fields = append(fields, field{"CRL", i.CRL.Number}, field{"CRL until", stamp(i.CRL.NextUpdate)})
+	}
+	return g.show(i, fields...)
+}
+
+type issuerCSRCommand struct {
+	issuerArg `embed:""`
+	Out       string `type:"path" placeholder:"F" help:"File to write."`
+}
+
+// Run prints the request.
+func (c *issuerCSRCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.Issuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	if issuer.CSR == "" {
+		return usage("issuer %s waits for nothing: it is %s", issuer.Name, issuer.State)
+	}
+	return g.write(c.Out, []byte(issuer.CSR), 0o644)
+}
+
+type issuerImportCommand struct {
+	issuerArg   `embed:""`
+	Certificate string `required:"" type:"path" name:"certificate" placeholder:"F" help:"The certificate that the outside root made."`
+	ChainFile   string `type:"path" placeholder:"F" help:"The certificates above it, up to the root."`
+}
+
+// Run brings in the answer of an outside root.
+func (c *issuerImportCommand) Run(ctx context.Context, g *globals) error {
+	certificate, err := g.readAll(c.Certificate)
+	if err != nil {
+		return err
+	}
+	in := client.IssuerCertificateRequest{Certificate: string(certificate)}
+	if c.ChainFile != "" {
+		chain, err := g.readAll(c.ChainFile)
+		if err != nil {
+			return err
+		}
+		in.Chain = string(chain)
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.ImportIssuerCertificate(ctx, c.Issuer, in)
+	if err != nil {
+		return err
+	}
+	return g.showIssuer(issuer)
+}
+
+type issuerChainCommand struct {
+	issuerArg `embed:""`
+	Out       string `type:"path" placeholder:"F" help:"File to write."`
+}
+
+// Run prints the path.
+func (c *issuerChainCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	chain, err := api.Chain(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	return g.write(c.Out, chain, 0o644)
+}
+
+type issuerRetireCommand struct {
+	issuerArg `embed:""`
+}
+
+// Run retires an issuer.
+func (c *issuerRetireCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.RetireIssuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	return g.showIssuer(issuer)
+}
+
+type profileCommands struct {
+	List   profileListCommand   `cmd:"" help:"List the profiles."`
+	Show   profileShowCommand   `cmd:"" help:"Print a profile's text."`
+	Save   profileSaveCommand   `cmd:"" help:"Save a new version, when what it would issue passes the lints."`
+	Check  profileCheckCommand  `cmd:"" help:"Say what a profile's text would issue; save nothing."`
+	Sample profileSampleCommand `cmd:"" help:"Show what a stored profile issues."`
+}
+
+type profileListCommand struct {
+	Name string `arg:"" optional:"" name:"NAME" help:"List the versions of this one."`
+}
+
+// Run lists profiles, or the versions of one.
+func (c *profileListCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	profiles := api.Profiles(ctx)
+	if c.Name != "" {
+		profiles = api.ProfileVersions(ctx, c.Name)
+	}
+	return list(g, profiles, "NAME VERSION SAVED BY DESCRIPTION", func(p client.Profile) []string {
+		return []string{p.Name, itoa(p.Version), day(p.SavedAt), orDash(p.SavedBy), orDash(strings.TrimSpace(p.Description))}
+	})
+}
+
+type profileShowCommand struct {
+	Name    string `arg:"" name:"NAME" help:"The profile."`
+	Version int64  `help:"The version; the newest when not given."`
+}
+
+// Run prints the text.
+func (c *profileShowCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	p, err := api.Profile(ctx, c.Name, c.Version)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(p)
+	}
+	return g.write("", []byte(p.YAML), 0)
+}
+
+type profileSaveCommand struct {
+	Name string `arg:"" name:"NAME" help:"The profile."`
+	File string `arg:"" name:"FILE" help:"Its text in YAML; - for standard input."`
+}
+
+// Run saves a version.
+func (c *profileSaveCommand) Run(ctx context.Context, g *globals) error {
+	text, err := g.readAll(c.File)
+	if err != nil {
+		return err
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	p, err := api.SaveProfile(ctx, c.Name, client.ProfileText{YAML: string(text)})
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(p)
+	}
+	g.say("saved %s, version %d", p.Profile.Name, p.Profile.Version)
+	return nil
+}
+
+type profileCheckCommand struct {
+	File string `arg:"" name:"FILE" help:"The profile's text in YAML; - for standard input."`
+}
+
+// Run says what a text would issue.
+func (c *profileCheckCommand) Run(ctx context.Context, g *globals) error {
+	text, err := g.readAll(c.File)
+	if err != nil {
+		return err
+	}
+	return g.sample(func(api *client.Client) (*client.ProfileCheck, error) {
+		return api.CheckProfile(ctx, client.ProfileText{YAML: string(text)})
+	})
+}
+
+type profileSampleCommand struct {
+	Name string `arg:"" name:"NAME" help:"The profile."`
+}
+
+// Run shows what a stored profile issues.
+func (c *profileSampleCommand) Run(ctx context.Context, g *globals) error {
+	return g.sample(func(api *client.Client) (*client.ProfileCheck, error) { return api.SampleProfile(ctx, c.Name) })
+}
+
+func (g *globals) sample(check func(*client.Client) (*client.ProfileCheck, error)) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	result, err := check(api)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(result)
+	}
+	for _, s := range result.Samples {
+		if err := g.showSample(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// toFile streams what is fetched into a new file beside its place and puts it there when it is whole; on standard output
+// when there is no name.
+func (g *globals) toFile(file string, mode os.FileMode, what string, fetch func(writer) error) error {
+	defer g.progress(what)()
+	if file == "" || file == "-" {
+		return fetch(g.Out)
+	}
+	return writeWhole(file, mode, fetch)
+}
+
+// showSample prints what a profile issues to one kind of key, and what the lints say of it.
+func (g *globals) showSample(s client.ProfileSample) error {
+	g.say("for a key of %s:", s.Algorithm)
+	for _, text := range append(s.Findings, s.Warnings...) {
+		g.say("  lint: %s", text)
+	}
+	block, _ := pem.Decode([]byte(s.PEM))
+	if block == nil {
+		return fmt.Errorf("the node's sample for %s holds no certificate", s.Algorithm)
+	}
+	return certtool.Print(g.Out, block.Bytes)
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/term"
+
+	"chancery/internal/pki/keyfile"
+)
+
+// show prints one value: as JSON where that is wanted, else as lines of "name: value" in the order given.
+func (g *globals) show(value any, fields ...field) error {
+	if g.Output == "json" {
+		return g.json(value)
+	}
+	w := tabwriter.NewWriter(g.Out, 0, 8, 2, ' ', 0)
+	for _, f := range fields {
+		if f.value != "" {
+			fmt.Fprintf(w, "%s:\t%s\n", f.name, f.value)
+		}
+	}
+	return w.Flush()
+}
+
+// field is a line of show.
+type field struct{ name, value string }
+
+func (g *globals) json(value any) error {
+	e := json.NewEncoder(g.Out)
+	e.SetIndent("", "  ")
+	return e.Encode(value)
+}
+
+// list prints a list as a table while it arrives, or as JSON, one value a line.
+func list[T any](g *globals, items iter.Seq2[T, error], header string, row func(T) []string) error {
+	if g.Output == "json" {
+		e := json.NewEncoder(g.Out)
+		for item, err := range items {
+			if err != nil {
+				return err
+			}
+			if err := e.Encode(item); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	// A table needs all its rows to know its widths; a long list is written in parts, each with widths of its own.
+	const part = 500
+	w := tabwriter.NewWriter(g.Out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, strings.Join(strings.Fields(header), "\t"))
+	n := 0
+	for item, err := range items {
+		if err != nil {
+			_ = w.Flush()
+			return err
+		}
+		cells := row(item)
+		for i, c := range cells {
+			cells[i] = printable(c)
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+		if n++; n%part == 0 {
+			if err := w.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Flush()
+}
+
+// printable keeps names that others chose from writing to the terminal what they like.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// day prints a time as an operator reads it in a table.
+func day(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04")
+}
+
+// stamp prints a time exactly.
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// say prints talk for a person to standard error.
+func (g *globals) say(format string, args ...any) {
+	fmt.Fprintf(g.Err, format+"\n", args...)
+}
+
+// write puts what a command made into a file that must not exist yet, or on standard output when the name is empty or -.
+func (g *globals) write(file string, content []byte, mode os.FileMode) error {
+	if file == "" || file == "-" {
+		_, err := g.Out.Write(content)
+		return err
+	}
+	return keyfile.WriteFile(file, content, mode)
+}
+
+// progress shows a line that changes on a terminal, and nothing elsewhere. The returned function ends it.
+func (g *globals) progress(what string) func() {
+	f, ok := g.Err.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return func() {}
+	}
+	start, done, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		shown := false
+		for {
+			select {
+			case <-done:
+				if shown {
+					fmt.Fprint(f, "\r\x1b[K")
+				}
+				return
+			case <-tick.C:
+				if age := time.Since(start); age > 2*time.Second {
+					fmt.Fprintf(f, "\r\x1b[K%s … %s", what, age.Round(time.Second))
+					shown = true
+				}
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
+}
+
+// readAll reads a small input file, or standard input when the name is -.
+func (g *globals) readAll(file string) ([]byte, error) {
+	if file == "-" {
+		return io.ReadAll(io.LimitReader(g.In, maxInput))
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxInput))
+}
+
+// maxInput bounds what a command reads into memory.
+const maxInput = 64 << 20

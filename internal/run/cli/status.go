@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"os"
+	"strings"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/upkeep/finding"
+)
+
+type statusCommand struct{}
+
+// Run shows how the authority does.
+func (c *statusCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	s, err := api.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(s)
+	}
+	if err := g.show(s, field{"node", s.Node}, field{"version", s.Version}, field{"since", stamp(s.Started)}, field{"store", s.Store.Engine + ", " + s.Store.Durability},
+		field{"clock", s.Clock}, field{"pending requests", itoa(s.Pending)}); err != nil {
+		return err
+	}
+	fmt.Fprintln(g.Out)
+	err = list(g, values(s.Issuers), "ISSUER STATE EXPIRES CRL CRL-UNTIL", func(i client.IssuerStatus) []string {
+		return []string{i.Name, i.State, day(i.NotAfter), orDash(i.CRLNumber), day(i.NextUpdate)}
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(g.Out)
+	for _, e := range s.Expiring {
+		what := fmt.Sprintf("end within %d days", e.Days)
+		if e.Days == 0 {
+			what = "ended in the last 30 days and were not replaced"
+		}
+		fmt.Fprintf(g.Out, "%8d certificates %s\n", e.Count, what)
+	}
+	for _, l := range s.Leases {
+		fmt.Fprintf(g.Out, "lease %s: %s until %s (epoch %d)\n", l.Name, l.Holder, stamp(l.Expires), l.Epoch)
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintln(g.Out, "warning:", printable(w))
+	}
+	return nil
+}
+
+// values makes a list of a slice.
+func values[T any](items []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+type verifyCommand struct {
+	Checkpoint []string `type:"path" placeholder:"F" help:"A checkpoint that was kept elsewhere: a rollback behind it is found. May be repeated."`
+}
+
+// Run checks the store.
+func (c *verifyCommand) Run(ctx context.Context, g *globals) error {
+	var in client.VerifyRequest
+	for _, file := range c.Checkpoint {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		in.Checkpoints = append(in.Checkpoints, string(text))
+	}
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	return g.findings(api.Verify(ctx, in))
+}
+
+// findings prints findings as they come, and fails where one is an error or where nothing was looked at.
+func (g *globals) findings(all iter.Seq2[client.Finding, error]) error {
+	looked, wrong := 0, 0
+	tell := func(yield func(client.Finding, error) bool) {
+		for f, err := range all {
+			if err == nil {
+				looked++
+				if f.Level == "error" {
+					wrong++
+				}
+			}
+			if !yield(f, err) {
+				return
+			}
+		}
+	}
+	err := list(g, tell, "LEVEL CHECK OBJECT FINDING", func(f client.Finding) []string {
+		text := f.Message
+		if f.Hint != "" {
+			text += " → " + f.Hint
+		}
+		return []string{strings.ToUpper(f.Level), f.Check, orDash(f.Object), text}
+	})
+	switch {
+	case err != nil:
+		return err
+	case looked == 0:
+		return fault.New(fault.Internal, "nothing was looked at")
+	case wrong > 0:
+		return fault.New(fault.Conflict, "%d of %d findings are errors", wrong, looked)
+	}
+	return nil
+}
+
+// wire turns local findings into those of the API, so that both print alike.
+func wire(local finding.Seq) iter.Seq2[client.Finding, error] {
+	return func(yield func(client.Finding, error) bool) {
+		for f, err := range local {
+			if !yield(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Hint: f.Hint}, err) {
+				return
+			}
+		}
+	}
+}
