@@ -32,14 +32,51 @@ func (c *CA) Issue(ctx context.Context, by access.Principal, order Order) (*Cert
 
 func (c *CA) planAndIssue(ctx context.Context, by access.Principal, order *Order, now time.Time) (*Certificate, error) {
 	p, err := c.plan(ctx, by, order, now)
-	if err != nil {
-		return nil, fmt.Errorf("issue: %w", err)
-	}
-	if !p.atOnce {
-		return nil, fault.New(fault.Denied, "profile %q wants an officer's approval for %s", p.profile, by.Name).
+	if err == nil && !p.atOnce {
+		err = fault.New(fault.Denied, "profile %q wants an officer's approval for %s", p.profile, by.Name).
 			WithHint("chancery request submit asks for it")
 	}
+	if err != nil {
+		return c.replay(ctx, by, order, now, fmt.Errorf("issue: %w", err))
+	}
 	return c.issue(ctx, by, order, p, now)
+}
+
+// issueCall is an order as its idempotency key knows it.
+func issueCall(by access.Principal, order *Order) (call, error) {
+	var replaces int64
+	if order.replaces != nil {
+		replaces = order.replaces.ID
+	}
+	return newCall(by, order.IdempotencyKey, "certificate.issue", struct {
+		Order    *Order
+		Replaces int64
+	}{order, replaces})
+}
+
+// replay answers a call that would be refused now with the certificate that it got before, if it is a repeated one: what
+// it renewed may have been revoked meanwhile, or the profile changed.
+func (c *CA) replay(ctx context.Context, by access.Principal, order *Order, now time.Time, refusal error) (*Certificate, error) {
+	if order.IdempotencyKey == "" {
+		return nil, refusal
+	}
+	asked, err := issueCall(by, order)
+	if err != nil {
+		return nil, refusal
+	}
+	var found *Certificate
+	err = c.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		earlier, err := asked.earlier(ctx, tx)
+		if err != nil || earlier == "" {
+			return err
+		}
+		found, err = c.byAnswer(ctx, tx, earlier, now)
+		return err
+	})
+	if err != nil || found == nil {
+		return nil, refusal
+	}
+	return found, nil
 }
 
 // admit holds a caller to its role, its rate and the clock, before anything costly is done.
@@ -73,10 +110,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	if err != nil {
 		return nil, fmt.Errorf("issue: %w", err)
 	}
-	if s.call, err = newCall(by, order.IdempotencyKey, "certificate.issue", struct {
-		Order    *Order
-		Replaces int64
-	}{order, s.certificate.Replaces}); err != nil {
+	if s.call, err = issueCall(by, order); err != nil {
 		return nil, err
 	}
 	defer c.settle(s)
@@ -179,8 +213,11 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 		return nil, err
 	}
 	same, err := c.guard(ctx, tx, by, s, now)
-	if err != nil || same != nil {
-		return same, err
+	if err != nil {
+		return nil, err
+	}
+	if same != nil {
+		return same, s.call.remember(ctx, tx, answer(same.ID), now)
 	}
 	crt.ID = c.nextID(now)
 	s.runs = append(s.runs, crt.ID)

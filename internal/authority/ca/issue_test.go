@@ -75,6 +75,11 @@ func TestIdempotencyKey(t *testing.T) {
 		}
 		revoked := must[*Certificate](t)(a.Revoke(ctx, admin(), Ref{Serial: first.Serial}, RevokeOrder{IdempotencyKey: "k3", Reason: 4}))
 		revokedAgain := must[*Certificate](t)(a.Revoke(ctx, admin(), Ref{Serial: first.Serial}, RevokeOrder{IdempotencyKey: "k3", Reason: 4}))
+		if late := must[*Certificate](t)(a.Renew(ctx, admin(), Ref{Serial: first.Serial}, RenewOrder{IdempotencyKey: "k2"})); late.ID != renewed.ID {
+			t.Error("a renewal repeated after the old certificate was revoked is another one")
+		}
+		_, err = a.Renew(ctx, admin(), Ref{Serial: first.Serial}, RenewOrder{IdempotencyKey: "k4"})
+		refusedAs(t, err, fault.Conflict)
 		if revoked.State != Revoked || revokedAgain.State != Revoked || !revoked.Revocation.RevokedAt.Equal(revokedAgain.Revocation.RevokedAt) {
 			t.Errorf("revoked %+v, again %+v", revoked.Revocation, revokedAgain.Revocation)
 		}
@@ -185,7 +190,7 @@ func TestEntitlements(t *testing.T) {
 func TestBadOrders(t *testing.T) {
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	ctx := context.Background()
-	before := a.count(`SELECT COUNT(*) FROM certificate`)
+	before, keys := a.count(`SELECT COUNT(*) FROM certificate`), a.count(`SELECT COUNT(*) FROM once`)
 	key := newKey(t)
 	good := csr(t, key, "dns:a.example.com")
 	for what, c := range map[string]struct {
@@ -224,8 +229,8 @@ func TestBadOrders(t *testing.T) {
 	if n := a.count(`SELECT COUNT(*) FROM certificate`); n != before {
 		t.Errorf("%d certificates were issued", n-before)
 	}
-	if n := a.count(`SELECT COUNT(*) FROM once`); n != 0 {
-		t.Errorf("%d idempotency keys were kept", n)
+	if n := a.count(`SELECT COUNT(*) FROM once`); n != keys {
+		t.Errorf("%d idempotency keys were kept", n-keys)
 	}
 }
 
@@ -266,13 +271,15 @@ func TestGuards(t *testing.T) {
 		a.settingsWith(func(s *settings.Settings) { s.Limits.Duplicates = 3 })
 		request := csr(t, newKey(t), "dns:h1.example.com")
 		first := must[*Certificate](t)(a.Issue(ctx, h, Order{Profile: "server", CSR: request}))
-		if again := must[*Certificate](t)(a.Issue(ctx, h, Order{Profile: "server", CSR: request})); again.ID != first.ID {
+		_, err := a.Issue(ctx, h, Order{Profile: "server", PublicKey: spkiOf(t, newKey(t)), Names: []string{"dns:h1.example.com"}})
+		refusedAs(t, err, fault.Denied)
+		if again := must[*Certificate](t)(a.Issue(ctx, h, Order{IdempotencyKey: "g", Profile: "server", CSR: request})); again.ID != first.ID {
 			t.Error("the same key and names got another certificate")
 		}
 		for range 2 {
 			must[*Certificate](t)(a.Issue(ctx, h, Order{Profile: "server", CSR: csr(t, newKey(t), "dns:h1.example.com")}))
 		}
-		_, err := a.Issue(ctx, h, Order{Profile: "server", CSR: csr(t, newKey(t), "dns:h1.example.com")})
+		_, err = a.Issue(ctx, h, Order{Profile: "server", CSR: csr(t, newKey(t), "dns:h1.example.com")})
 		refusedAs(t, err, fault.RateLimited)
 		if c := must[*Certificate](t)(a.Issue(ctx, h, Order{Profile: "client", CSR: csr(t, newKey(t), "dns:h1.example.com")})); c.Profile != "client" {
 			t.Error("another profile is another certificate")

@@ -122,6 +122,11 @@ func TestIssuers(t *testing.T) {
 		if revoked.Profile != issuerProfile || revoked.State != Revoked {
 			t.Errorf("an issuer revoked: %+v", revoked)
 		}
+		if third = must[*Issuer](t)(a.Issuer(ctx, "third")); third.State != IssuerRetired || third.Default {
+			t.Errorf("a revoked issuer is %s", third.State)
+		}
+		_, err = a.Revoke(ctx, admin(), Ref{Issuer: "root", Serial: a.root.Certificate.SerialNumber}, RevokeOrder{})
+		refusedAs(t, err, fault.Conflict)
 		_, err = a.Renew(ctx, admin(), Ref{Issuer: "root", Serial: old.Certificate.SerialNumber}, RenewOrder{})
 		refusedAs(t, err, fault.Conflict)
 	})
@@ -239,6 +244,13 @@ func TestTemplate(t *testing.T) {
 		t.Errorf("the renewal has extensions %v, the first %v", again.Extensions, parsed.Extensions)
 	}
 	h := host("h1.example.com")
+	hostRequest := func(other bool) []byte {
+		name := "h1.example.com"
+		if other {
+			name = "h2.example.com"
+		}
+		return must[[]byte](t)(cert.CreateCSR(&cert.CSRTemplate{Subject: cert.CommonName(name)}, newKey(t)))
+	}
 	for what, c := range map[string]struct {
 		by    access.Principal
 		order Order
@@ -260,7 +272,9 @@ func TestTemplate(t *testing.T) {
 		"a responder, in the profile":  {admin(), Order{Template: "cn = x.example.com\nocsp_signing_key\nsigning_key\nexpiration_days = 30\n", Profile: "server"}, fault.Denied},
 		"beyond the profile's end":     {h, Order{Template: "cn = h1.example.com\ntls_www_server\nsigning_key\n", Profile: "server"}, fault.Invalid},
 	} {
-		c.order.PublicKey = spki
+		if c.order.PublicKey = spki; c.by.ID == h.ID {
+			c.order.PublicKey, c.order.CSR = nil, hostRequest(strings.Contains(c.order.Template, "h2.example.com"))
+		}
 		got, err := a.Issue(ctx, c.by, c.order)
 		if c.kind == "" {
 			if err == nil {
@@ -275,7 +289,7 @@ func TestTemplate(t *testing.T) {
 		}
 	}
 	own := must[*Certificate](t)(a.Issue(ctx, h, Order{
-		Template: "cn = h1.example.com\ndns_name = h1.example.com\ntls_www_server\nsigning_key\nexpiration_days = 30\n", Profile: "server", PublicKey: spki}))
+		Template: "cn = h1.example.com\ndns_name = h1.example.com\ntls_www_server\nsigning_key\nexpiration_days = 30\n", Profile: "server", CSR: hostRequest(false)}))
 	if own.Profile != "server" {
 		t.Errorf("profile %s", own.Profile)
 	}

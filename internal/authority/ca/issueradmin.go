@@ -151,7 +151,8 @@ func checkIssuerCertificate(c *x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// Retire ends an issuer's issuing. It goes on revoking, answering and signing CRLs for what it issued.
+// Retire ends an issuer's issuing. It goes on revoking, answering and signing CRLs for what it issued. Other nodes see it
+// within a second.
 func (c *CA) Retire(ctx context.Context, by access.Principal, nameOrID string) (*Issuer, error) {
 	return c.changeIssuer(ctx, by, "issuer.retire", nameOrID, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
 		if i.State == IssuerRetired {

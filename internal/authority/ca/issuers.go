@@ -260,6 +260,10 @@ func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
 		pool = DefaultPool
 	}
 	var found *Issuer
+	if old := order.replaces; old != nil && (old.Issuer.State != IssuerActive || old.Issuer.KeyID == "") {
+		order = &Order{Pool: old.Issuer.Pool} // the default of the pool has taken its place
+		pool = order.Pool
+	}
 	if order.Issuer != "" {
 		if found = s.find(order.Issuer); found == nil {
 			return nil, fault.New(fault.NotFound, "there is no issuer %q", order.Issuer).WithHint("chancery issuer list")

@@ -99,6 +99,11 @@ func (c *CA) read(ctx context.Context, by access.Principal, order *Order, s *set
 	if (len(order.CSR) == 0) == (len(order.PublicKey) == 0) {
 		return nil, fault.New(fault.Invalid, "give either a certification request or a public key")
 	}
+	if order.replaces == nil {
+		if err := provesKey(by, order.CSR); err != nil {
+			return nil, err
+		}
+	}
 	if len(order.CSR) > 0 {
 		limits := cert.CSRLimits{Octets: int(s.Limits.CSRBytes), Names: int(s.Limits.Names)}
 		if w.csr, err = limits.ParsePEM(order.CSR); err != nil {
@@ -127,6 +132,15 @@ func (c *CA) read(ctx context.Context, by access.Principal, order *Order, s *set
 		w.subject, w.names = old.read().subject, append([]cert.GeneralName{}, old.Names()...)
 	}
 	return w, nil
+}
+
+// provesKey demands a request of hosts: it is signed by the key that it is for. A host that could have another's key
+// certified could also have it revoked as compromised, and so banned.
+func provesKey(by access.Principal, csr []byte) error {
+	if len(csr) == 0 && by.Has(access.Host) && !isSystem(by) {
+		return fault.New(fault.Denied, "%s must prove that it has the key: give a certification request instead of a public key", by.Name)
+	}
+	return nil
 }
 
 // systemRole is the role in profiles of the authority's own loops.

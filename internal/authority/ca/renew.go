@@ -77,6 +77,9 @@ func (c *CA) Rekey(ctx context.Context, by access.Principal, ref Ref, csr, publi
 	return c.replace(ctx, by, ref, renew, func(old *Certificate, order *Order) error {
 		order.PublicKey = publicKey
 		if len(csr) == 0 {
+			if err := provesKey(by, csr); err != nil {
+				return err
+			}
 			return differentKey(old, publicKey)
 		}
 		if len(publicKey) > 0 {
@@ -123,27 +126,32 @@ func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew Re
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case !by.Has(access.Admin, access.Officer, access.Operator) && old.Requester != by.ID:
-		return nil, fault.New(fault.Denied, "%s did not request certificate %s and may not renew it", by.Name, cert.FormatSerial(old.Serial))
-	case old.State == Revoked || old.State == Held:
-		return nil, fault.New(fault.Conflict, "certificate %s is %s; only a valid or expired one is renewed", cert.FormatSerial(old.Serial), old.State)
-	case len(old.DER) == 0:
-		_, err := old.Parsed()
-		return nil, err
-	case old.read().isCA:
-		return nil, fault.New(fault.Conflict, "certificate %s is an issuer's; a new issuer takes its place", cert.FormatSerial(old.Serial)).
-			WithHint("chancery issuer issue")
-	}
 	order := Order{
 		IdempotencyKey: renew.IdempotencyKey, Issuer: old.Issuer.ID, Profile: old.Profile, NotAfter: renew.NotAfter,
 		Validity: renew.Validity, replaces: old,
 	}
-	if old.Issuer.State != IssuerActive || old.Issuer.KeyID == "" {
-		order.Issuer, order.Pool = "", old.Issuer.Pool // the pool's default has taken its place
-	}
 	if err := key(old, &order); err != nil {
 		return nil, err
 	}
+	if err := replaceable(old, by); err != nil {
+		return c.replay(ctx, by, &order, now, err)
+	}
 	return c.planAndIssue(ctx, by, &order, now)
+}
+
+// replaceable says why a certificate cannot be renewed or re-keyed by the caller.
+func replaceable(old *Certificate, by access.Principal) error {
+	switch {
+	case !by.Has(access.Admin, access.Officer, access.Operator) && old.Requester != by.ID:
+		return fault.New(fault.Denied, "%s did not request certificate %s and may not renew it", by.Name, cert.FormatSerial(old.Serial))
+	case old.State == Revoked || old.State == Held:
+		return fault.New(fault.Conflict, "certificate %s is %s; only a valid or expired one is renewed", cert.FormatSerial(old.Serial), old.State)
+	case len(old.DER) == 0:
+		_, err := old.Parsed()
+		return err
+	case old.read().isCA:
+		return fault.New(fault.Conflict, "certificate %s is an issuer's; a new issuer takes its place", cert.FormatSerial(old.Serial)).
+			WithHint("chancery issuer issue")
+	}
+	return nil
 }

@@ -32,7 +32,8 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 	}
 	p, err := c.plan(ctx, by, &order, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("judge the request: %w", err)
+		issued, err := c.replay(ctx, by, &order, now, fmt.Errorf("judge the request: %w", err))
+		return nil, issued, err
 	}
 	if p.atOnce {
 		issued, err := c.issue(ctx, by, &order, p, now)

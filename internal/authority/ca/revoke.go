@@ -3,6 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -141,6 +143,9 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", action, cert.FormatSerial(ref.Serial), err)
 	}
+	if done.Profile == issuerProfile || done.Profile == importedProfile {
+		c.forget() // it may have been an issuer's
+	}
 	c.announce()
 	return done, nil
 }
@@ -174,6 +179,9 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 	}
 	row.at = row.at.Truncate(time.Second)
 	r.State, r.Revocation = row.state, &Revocation{Reason: row.reason, RevokedAt: row.at, InvalidityDate: row.invalidity}
+	if err := c.endIssuer(ctx, tx, r); err != nil {
+		return err
+	}
 	if order.Reason == crl.KeyCompromise && len(r.DER) > 0 {
 		if err := blockKey(ctx, tx, &r.Certificate, now); err != nil {
 			return err
@@ -184,6 +192,31 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 		return err
 	}
 	return c.writeRevocation(ctx, tx, row, issuer)
+}
+
+// endIssuer retires the issuer whose certificate is revoked for good: what it would sign nobody would accept. A root cannot
+// revoke itself: no one would believe it, and everyone who does would reject the CRL that says so.
+func (c *CA) endIssuer(ctx context.Context, tx *db.Tx, r *record) error {
+	if r.Profile != issuerProfile && r.Profile != importedProfile || len(r.DER) == 0 {
+		return nil
+	}
+	var number int64
+	err := tx.QueryRow(ctx, `SELECT number FROM issuer WHERE certificate = $1`, r.DER).Scan(&number)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the issuer of that certificate: %w", err)
+	case number == r.issuer:
+		return fault.New(fault.Conflict, "%s is a root's own certificate, which no CRL of its own can revoke", cert.FormatSerial(r.Serial)).
+			WithHint("take the root out of the trust sets")
+	case r.State != Revoked:
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `UPDATE issuer SET state = 'retired', is_default = 0 WHERE number = $1`, number); err != nil {
+		return fmt.Errorf("retire the issuer: %w", err)
+	}
+	return nil
 }
 
 // blockKey keeps a compromised key from being certified again.

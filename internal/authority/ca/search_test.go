@@ -168,6 +168,8 @@ func TestPlans(t *testing.T) {
 		`SELECT c.id ` + certificateFrom + ` WHERE c.serial = x'01' AND c.issuer = 1`:                                                "certificate_serial",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.name = x'01' AND c.id >= 5 ORDER BY c.name, c.id DESC LIMIT 3`:                  "certificate_by_name",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.requester = 'a' ORDER BY c.id DESC LIMIT 3`:                                     "certificate_by_requester",
+		`SELECT c.id ` + certificateFrom + ` WHERE c.profile = 'a' ORDER BY c.id DESC LIMIT 3`:                                       "certificate_by_profile",
+		`SELECT c.id ` + certificateFrom + ` WHERE c.issuer = 5 ORDER BY c.id DESC LIMIT 3`:                                          "certificate_by_issuer",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.not_after < 5 ORDER BY c.not_after, c.id LIMIT 3`:                               "certificate_by_expiry",
 		`SELECT entry FROM revocation WHERE issuer = 1 AND change > 5 AND crl_partition = 0 AND (state = 'revoked') ORDER BY change`: "revocation_",
 	} {
@@ -193,7 +195,7 @@ func TestPlans(t *testing.T) {
 			return rows.Err()
 		}))
 	}
-	if checked != 6 {
+	if checked != 8 {
 		t.Fatalf("%d plans were checked", checked)
 	}
 }

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -43,7 +42,7 @@ func writeCertificates(ctx context.Context, tx *db.Tx, items []any) error {
 	}
 	if _, err := tx.Exec(ctx, certificateInsert+values(len(items), 14), args...); err != nil {
 		if db.IsUnique(err) {
-			return errors.Join(errTaken, err)
+			return taken(err)
 		}
 		return fmt.Errorf("insert certificates: %w", err)
 	}
@@ -58,8 +57,10 @@ func writeCertificates(ctx context.Context, tx *db.Tx, items []any) error {
 	return nil
 }
 
-// errTaken says that a serial, or an ID, is in use.
-var errTaken = fault.New(fault.Conflict, "the issuer used this serial before")
+// taken says that a serial is in use. (An ID that is in use is another one when the function runs again.)
+func taken(err error) error {
+	return &fault.Error{Kind: fault.Conflict, Message: "the issuer has used this serial before", Err: err}
+}
 
 // values writes the VALUES of n rows of so many columns.
 func values(n, columns int) string {

@@ -49,6 +49,11 @@ CREATE INDEX certificate_by_name ON certificate (name, id);
 
 CREATE INDEX certificate_by_requester ON certificate (requester, id);
 
+-- For the few of a rare profile or issuer among a million others.
+CREATE INDEX certificate_by_profile ON certificate (profile, id);
+
+CREATE INDEX certificate_by_issuer ON certificate (issuer, id);
+
 CREATE INDEX certificate_by_expiry ON certificate (not_after, id);
 
 -- What will be missed when it expires: neither revoked nor replaced. Counts of it read the index alone.
