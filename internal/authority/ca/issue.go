@@ -135,9 +135,13 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 // are there, and writes something in any case: on PostgreSQL only a commit that waited for the standby proves that what
 // was read will survive.
 func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) error {
+	return commit(ctx, c.db.Tx, fn)
+}
+
+func commit(ctx context.Context, run func(context.Context, func(*db.Tx) error) error, fn func(tx *db.Tx, again bool) error) error {
 	const tries = 4
 	for try := 0; ; try++ {
-		err := c.db.Tx(ctx, func(tx *db.Tx) error { return fn(tx, try > 0) })
+		err := run(ctx, func(tx *db.Tx) error { return fn(tx, try > 0) })
 		doubt := errors.Is(err, db.ErrUnknownOutcome) || try > 0 && db.IsUnique(err)
 		if !doubt || try == tries-1 {
 			return err

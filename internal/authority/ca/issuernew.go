@@ -245,8 +245,12 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 	if err != nil {
 		return nil, err
 	}
+	run := c.db.Tx
+	if len(n.history) > 0 {
+		run = c.db.TxAlone // thousands of rows: no other function should be run again because of them
+	}
 	var stored *Issuer
-	err = c.commit(ctx, func(tx *db.Tx, again bool) error {
+	err = commit(ctx, run, func(tx *db.Tx, again bool) error {
 		stored = nil
 		earlier, err := asked.earlier(ctx, tx)
 		if err != nil {
