@@ -321,7 +321,8 @@ type Finding struct {
 
 // VerifyRequest shows the verifier checkpoints kept elsewhere, so that a rollback behind them is seen.
 type VerifyRequest struct {
-	Checkpoints []string `json:"checkpoints,omitempty" maxItems:"1000" doc:"checkpoint texts kept outside the authority"`
+	Checkpoints []string `json:"checkpoints,omitempty" maxItems:"100" doc:"checkpoint texts kept outside the authority"`
+	AuditKeys   []string `json:"audit_keys,omitempty" maxItems:"16" doc:"the audit's public keys as known outside, PEM; the store's own is believed where there is none"`
 }
 
 // Verify checks the whole store as an outsider would, and yields findings as they are made.

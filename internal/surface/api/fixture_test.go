@@ -152,7 +152,11 @@ func (s signer) Sign(ctx context.Context) (*checkpoint.Signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Audit.Checkpoint(ctx, lease, "authority", time.Now(), key)
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.Audit.Checkpoint(ctx, lease, set.Authority, time.Now(), key)
 }
 
 // addPerson makes a caller with a token, where it may have one, and an identity; the first of each role is the role's.

@@ -433,6 +433,14 @@ func walkAuthority(t *testing.T, a *authority) {
 	if len(findings) < 3 {
 		t.Fatalf("findings %+v", findings)
 	}
+	verified, err := client.Collect(auditor.Verify(ctx, client.VerifyRequest{Checkpoints: []string{signed.Text}}))
+	must(t, err)
+	if len(verified) < 4 || slices.ContainsFunc(verified, func(f client.Finding) bool { return f.Level == "error" }) {
+		t.Fatalf("verified %+v", verified)
+	}
+	if _, err := client.Collect(auditor.Verify(ctx, client.VerifyRequest{Checkpoints: []string{"forged"}})); !client.IsKind(err, "invalid") {
+		t.Fatalf("a checkpoint that is none: %v", err)
+	}
 	var out bytes.Buffer
 	must(t, admin.Backup(ctx, &out))
 	if !strings.HasPrefix(out.String(), "age-encryption.org/v1\n") || out.Len() < 10_000 {

@@ -361,5 +361,12 @@ func (s *steady) Write(b []byte) (int, error) {
 	return s.c.w.Write(b)
 }
 
+// begin sends the status before there is anything to write.
+func (s *steady) begin() {
+	s.begun = true
+	s.c.w.WriteHeader(http.StatusOK)
+	s.Flush()
+}
+
 // Flush sends what was written so far; for streams whose pieces are worth having early.
 func (s *steady) Flush() { s.c.control.Flush() }

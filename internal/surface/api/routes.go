@@ -190,6 +190,8 @@ func (s *Server) authorityRoutes() {
 		"Fetch a checkpoint, to keep it elsewhere"), s.showCheckpoint)
 	register(s, op(get, "/doctor", "doctor", access.CheckStore,
 		"Findings about keys, files and the database").streaming(mediaLines).costly(), s.doctor)
+	register(s, op(post, "/verify", "verify", access.CheckStore,
+		"Check the whole store as an outsider would").streaming(mediaLines).upTo(csrBody).costly(), s.verify)
 	register(s, op(post, "/backup", "backup", access.TakeBackup,
 		"The whole authority, encrypted to the recovery recipient").streaming(mediaBinary).costly(), s.backup)
 }

@@ -3,18 +3,21 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strconv"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/doctor"
 	"chancery/internal/upkeep/finding"
 	"chancery/internal/upkeep/status"
+	"chancery/internal/upkeep/verify"
 )
 
 func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], error) {
@@ -87,6 +90,27 @@ func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }
 
+func (s *Server) verify(ctx context.Context, in *in[client.VerifyRequest]) (*outStream, error) {
+	shown := verify.Shown{Checkpoints: in.Body.Checkpoints}
+	for i, text := range in.Body.AuditKeys {
+		pointer := fmt.Sprintf("/audit_keys/%d", i)
+		der, err := decodePEM(text, pointer, "PUBLIC KEY")
+		if err != nil {
+			return nil, err
+		}
+		key, err := cert.ParsePublicKey(der)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pointer, err)
+		}
+		shown.AuditKeys = append(shown.AuditKeys, key)
+	}
+	all, err := verify.Store(ctx, s.Services, shown)
+	if err != nil {
+		return nil, err
+	}
+	return s.findings(ctx, all), nil
+}
+
 // issuerStates tells doctor what status knows of the issuers.
 func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error) {
 	all, err := s.CA.Issuers(ctx)
@@ -114,6 +138,9 @@ func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error)
 // findings streams findings as they are made, one a line.
 func (s *Server) findings(ctx context.Context, all finding.Seq) *outStream {
 	return &outStream{callOf(ctx).stream(mediaLines, func(w io.Writer) error {
+		// Looking may take minutes before it finds anything, and the caller wants to know that it has begun.
+		out := w.(*steady)
+		out.begin()
 		enc := json.NewEncoder(w)
 		for f, err := range all {
 			if err != nil {
@@ -123,9 +150,7 @@ func (s *Server) findings(ctx context.Context, all finding.Seq) *outStream {
 			if err != nil {
 				return err
 			}
-			if out, ok := w.(*steady); ok {
-				out.Flush()
-			}
+			out.Flush()
 		}
 		return nil
 	})}
