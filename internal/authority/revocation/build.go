@@ -26,6 +26,10 @@ type order struct {
 // build makes one list and publishes it. now is read before the statuses are, so the list says of nothing that it was good
 // at a time when it was revoked already.
 func (s *Service) build(ctx context.Context, lease db.Lease, issuer *ca.Issuer, o order, now time.Time) (*List, error) {
+	// A list of a clock that was set back would say of what was revoked since that it was good.
+	if err := s.db.CheckClock(now); err != nil {
+		return nil, err
+	}
 	set, err := s.settings.Get(ctx)
 	if err != nil {
 		return nil, err
@@ -78,6 +82,12 @@ func refresh(set *settings.Settings, issuer *ca.Issuer, scope Scope) time.Durati
 		every = issuer.CRL.Refresh
 	}
 	return min(every, validity(set, issuer, scope)/2)
+}
+
+// renewAt is when a list is made again although nothing was revoked. A list that an operator wanted shorter is renewed in
+// the middle of its own life.
+func (l *List) renewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
+	return l.ThisUpdate.Add(min(refresh(set, issuer, l.Scope), l.NextUpdate.Sub(l.ThisUpdate)/2))
 }
 
 // partitions is how many there are of an issuer: 1 where its list is not partitioned.

@@ -32,7 +32,7 @@ func (st *standing) due(set *settings.Settings, now time.Time) (orders []order, 
 		l := st.lists[scope]
 		at := now
 		if l != nil && !asked {
-			at = l.ThisUpdate.Add(refresh(set, st.issuer, scope))
+			at = l.renewAt(set, st.issuer)
 		}
 		switch {
 		case !at.After(now) && changed && l != nil: // both; the revocation does not wait its turn

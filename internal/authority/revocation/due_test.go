@@ -14,7 +14,7 @@ func TestDue(t *testing.T) {
 	set := settings.Defaults()
 	set.PublicURL = publicURL
 	made := func(ago time.Duration, change, entries int64) *List {
-		return &List{ThisUpdate: now.Add(-ago), change: change, Entries: entries}
+		return &List{ThisUpdate: now.Add(-ago), NextUpdate: now.Add(30 * 24 * time.Hour), change: change, Entries: entries}
 	}
 	delta, parted := ca.CRLMode{Delta: true}, ca.CRLMode{Partitions: 3}
 	for what, c := range map[string]struct {
@@ -25,6 +25,7 @@ func TestDue(t *testing.T) {
 		wanted bool
 		want   []Scope
 	}{
+		"short by wish":             {lists: map[Scope]*List{Complete: {ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour), change: 5}}, last: 5, want: []Scope{Complete}},
 		"nothing yet":               {want: []Scope{Complete}},
 		"nothing yet, delta":        {mode: delta, want: []Scope{Complete}},
 		"fresh":                     {lists: map[Scope]*List{Complete: made(time.Hour, 5, 5)}, last: 5},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,6 +13,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/store/settings"
 )
 
@@ -29,7 +31,7 @@ const (
 // ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	for {
-		lease, ok, err := s.db.Acquire(ctx, leaseName, s.audit.Node(), leaseTime)
+		lease, ok, err := s.acquire(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -43,6 +45,19 @@ func (s *Service) Run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// acquire takes the lease, if it is free and this node may open issuers' keys. One that only answers OCSP requests may not.
+func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err error) {
+	all, err := s.keys.Recipients(ctx)
+	if err != nil {
+		return db.Lease{}, false, err
+	}
+	may := slices.ContainsFunc(all, func(r keys.Recipient) bool { return r.ID == s.keys.Self() && r.Entitled(keys.Issuer, "") })
+	if !may {
+		return db.Lease{}, false, nil
+	}
+	return s.db.Acquire(ctx, leaseName, s.audit.Node(), leaseTime)
 }
 
 // hold works until the lease is lost or ctx ends, and then lets go of the lease.
@@ -81,14 +96,23 @@ func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
 type worker struct {
 	s       *Service
 	lease   db.Lease
-	long    bool             // this loop makes the long lists, the other one the rest
-	seen    map[string]int64 // the newest change of each issuer when nothing was due any more
-	noticed time.Time        // when a change was first seen that is not in the lists
-	next    time.Time        // when something is due although nothing changed
+	long    bool               // this loop makes the long lists, the other one the rest
+	seen    map[string]int64   // the newest change of each issuer when nothing was due any more
+	noticed time.Time          // when a change was first seen that is not in the lists
+	next    time.Time          // when something is due although nothing changed
+	failing map[string]failing // issuers whose lists could not be made; they hold up nobody else's
 }
 
+type failing struct {
+	again time.Time
+	pause time.Duration
+}
+
+// maxPause is how long an issuer waits at most after a list could not be made.
+const maxPause = time.Minute
+
 func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
-	w := &worker{s: s, lease: lease, long: long, seen: make(map[string]int64)}
+	w := &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing)}
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -97,13 +121,10 @@ func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if fault.Is(err, fault.Conflict) { // the lease may be lost
-				if _, err := s.db.Renew(ctx, lease, leaseTime); fault.Is(err, fault.Conflict) {
-					return err
-				}
+			if fault.Is(err, fault.Conflict) {
+				return err
 			}
-			s.logger.ErrorContext(ctx, "CRLs that are due could not be signed", "error", err)
-			w.next = time.Time{}
+			s.logger.ErrorContext(ctx, "it cannot be seen which CRLs are due", "error", err)
 			if err := sleep(ctx, time.Second); err != nil {
 				return err
 			}
@@ -117,7 +138,7 @@ func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
 	}
 }
 
-// once makes what is due.
+// once makes what is due. A Conflict means that the lease is lost.
 func (w *worker) once(ctx context.Context, now time.Time) error {
 	set, err := w.s.settings.Get(ctx)
 	if err != nil {
@@ -127,9 +148,14 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	moved := len(wanted) > 0
+	moved := false
 	for issuer, change := range changes {
-		moved = moved || change != w.seen[issuer]
+		_, fails := w.failing[issuer]
+		moved = moved || change != w.seen[issuer] && !fails
+	}
+	for issuer := range wanted {
+		_, fails := w.failing[issuer]
+		moved = moved || !fails
 	}
 	if !moved && now.Before(w.next) {
 		return nil
@@ -145,22 +171,42 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 		return err
 	}
 	w.noticed, w.next = time.Time{}, now.Add(look)
-	var failed []error
 	for _, issuer := range issuers {
 		if !signs(issuer, now) {
 			continue
 		}
-		next, err := w.issuer(ctx, issuer, set, changes[issuer.ID], wanted[issuer.ID], now)
-		if err != nil {
-			failed = append(failed, err)
-			continue
+		next := w.failing[issuer.ID].again
+		if !now.Before(next) {
+			if next, err = w.issuer(ctx, issuer, set, changes[issuer.ID], wanted[issuer.ID], now); err != nil {
+				if next, err = w.failed(ctx, issuer, err, now); err != nil {
+					return err
+				}
+			} else {
+				delete(w.failing, issuer.ID)
+				w.seen[issuer.ID] = changes[issuer.ID]
+			}
 		}
-		w.seen[issuer.ID] = changes[issuer.ID]
 		if next.Before(w.next) {
 			w.next = next
 		}
 	}
-	return errors.Join(failed...)
+	return nil
+}
+
+// failed notes that a list could not be made, and returns when to try again. The error it returns is a lost lease.
+func (w *worker) failed(ctx context.Context, issuer *ca.Issuer, cause error, now time.Time) (time.Time, error) {
+	if ctx.Err() != nil {
+		return now, ctx.Err()
+	}
+	if _, err := w.s.db.Renew(ctx, w.lease, leaseTime); fault.Is(err, fault.Conflict) {
+		return now, err
+	}
+	f := w.failing[issuer.ID]
+	f.pause = min(max(2*f.pause, time.Second), maxPause)
+	f.again = now.Add(f.pause)
+	w.failing[issuer.ID] = f
+	w.s.logger.ErrorContext(ctx, "a CRL that is due could not be signed", "issuer", issuer.Name, "again", f.again, "error", cause)
+	return f.again, nil
 }
 
 // signs reports whether the lists of an issuer are signed here: its key is in the store, and its certificate, without which
@@ -189,7 +235,7 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 		}
 		w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(o.scope), "crlNumber", l.Number.String(),
 			"entries", l.Entries, "nextUpdate", l.NextUpdate)
-		if at := l.ThisUpdate.Add(refresh(set, issuer, o.scope)); at.Before(next) {
+		if at := l.renewAt(set, issuer); at.Before(next) {
 			next = at
 		}
 		if o.scope == Complete && st.wanted {

@@ -1,0 +1,87 @@
+package revocation
+
+import (
+	"testing"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+)
+
+// TestAnotherNodeTakesOver: when the holder stops, another node goes on where it was, and a node without issuers' keys
+// never takes the lease.
+func TestAnotherNodeTakesOver(t *testing.T) {
+	url := pkitest.URL(t, db.Postgres)
+	a := newOffice(t, pkitest.Open(t, db.Options{URL: url}), ca.CRLMode{Delta: true}, nil)
+	b := node(t, pkitest.Open(t, db.Options{URL: url}), "node-b", t.TempDir(), a)
+	b.issuer = a.issuer
+	_, err := a.keys.Rewrap(t.Context(), "node-b", "test")
+	must(t, err)
+	stop := a.run()
+	first := a.list(Complete, func(*crl.List) bool { return true })
+	c := a.issue("a.example")
+	stop()
+	a.revoke(c, crl.Superseded)
+	b.run()
+	next := b.list(Complete, has(c.SerialNumber, crl.Superseded))
+	must(t, next.CheckSuccessor(first))
+	b.list(Delta, func(l *crl.List) bool { return l.Number.Cmp(first.Number) > 0 })
+}
+
+func TestNodeWithoutIssuersKeysSignsNothing(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{}, nil)
+		if _, ok, err := o.service.acquire(t.Context()); !ok || err != nil {
+			t.Fatalf("a ca node: %v, %v", ok, err)
+		}
+		must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), `UPDATE key_recipient SET subsystems = $1 WHERE id = 'node-a'`, string(keys.SubsystemOCSP))
+			return err
+		}))
+		if _, ok, err := o.service.acquire(t.Context()); ok || err != nil {
+			t.Fatalf("an ocsp node: %v, %v", ok, err)
+		}
+	})
+}
+
+func TestNothingIsSignedByAClockThatWasSetBack(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{}, nil)
+		lease := o.lease()
+		must(t, d.Heartbeat(t.Context(), time.Now()))
+		_, err := o.service.build(t.Context(), lease, o.issuer, order{scope: Complete}, time.Now().Add(-time.Hour))
+		if !fault.Is(err, fault.Unavailable) {
+			t.Fatalf("an hour back: %v", err)
+		}
+	})
+}
+
+// TestAnIssuerThatFailsHoldsUpNobody: one issuer's key cannot be opened; the other's lists are made, and the first one is
+// tried again later and later.
+func TestAnIssuerThatFailsHoldsUpNobody(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{}, nil)
+		broken, _, err := o.ca.CreateIssuer(t.Context(), o.by, ca.IssuerSpec{Name: "broken", Subject: "CN=Broken,O=Fleet"})
+		must(t, err)
+		must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), `DELETE FROM key_wrap WHERE key_id = $1`, broken.KeyID)
+			return err
+		}))
+		w := &worker{s: o.service, lease: o.lease(), long: true, seen: make(map[string]int64), failing: make(map[string]failing)}
+		now := time.Now()
+		must(t, w.once(t.Context(), now))
+		if f := w.failing[broken.ID]; f.pause != time.Second || len(w.failing) != 1 {
+			t.Fatalf("failing %+v", w.failing)
+		}
+		o.list(Complete, func(*crl.List) bool { return true })
+		must(t, w.once(t.Context(), now.Add(500*time.Millisecond)))
+		must(t, w.once(t.Context(), now.Add(2*time.Second)))
+		if f := w.failing[broken.ID]; f.pause != 2*time.Second {
+			t.Fatalf("failing %+v", w.failing)
+		}
+	})
+}
