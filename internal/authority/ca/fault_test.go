@@ -179,13 +179,18 @@ func TestFaultySigner(t *testing.T) {
 		if root.KeyID != "" || key == nil {
 			t.Fatalf("an offline root: %+v, key %v", root, key)
 		}
+		spec := IssuerSpec{IdempotencyKey: "k", Name: "other", Subject: "CN=Other", Offline: true}
+		_, _, err = a.CreateIssuer(ctx, admin(), spec)
+		check(t, err)
+		_, _, err = a.CreateIssuer(ctx, admin(), spec) // the key left with the first answer
+		refusedAs(t, err, fault.Conflict)
 		for _, f := range []faultySigner{{key, false}, {key, true}} {
 			_, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "sub", Subject: "CN=Sub", Parent: "root", ParentKey: f})
 			if err == nil {
 				t.Errorf("a faulty key (%v) signed", f.wrong)
 			}
 		}
-		if n := a.count(`SELECT COUNT(*) FROM issuer`); n != 1 {
+		if n := a.count(`SELECT COUNT(*) FROM issuer`); n != 2 {
 			t.Errorf("%d issuers", n)
 		}
 		if n := a.count(`SELECT COUNT(*) FROM sealed_key`); n != 0 {

@@ -24,7 +24,7 @@ import (
 // committed; a call repeated with its key gets the same certificate. An order that wants an approval is refused: Submit it.
 func (c *CA) Issue(ctx context.Context, by access.Principal, order Order) (*Certificate, error) {
 	now := time.Now()
-	if err := c.admit(ctx, by, now); err != nil {
+	if err := c.admit(ctx, by, access.IssueCertificate, now); err != nil {
 		return nil, err
 	}
 	return c.planAndIssue(ctx, by, &order, now)
@@ -65,7 +65,8 @@ func (c *CA) replay(ctx context.Context, by access.Principal, order *Order, now 
 		return nil, refusal
 	}
 	var found *Certificate
-	err = c.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = c.db.Tx(ctx, func(tx *db.Tx) error {
+		found = nil
 		earlier, err := asked.earlier(ctx, tx)
 		if err != nil || earlier == "" {
 			return err
@@ -80,8 +81,8 @@ func (c *CA) replay(ctx context.Context, by access.Principal, order *Order, now 
 }
 
 // admit holds a caller to its role, its rate and the clock, before anything costly is done.
-func (c *CA) admit(ctx context.Context, by access.Principal, now time.Time) error {
-	if err := by.May(access.SubmitRequest); err != nil {
+func (c *CA) admit(ctx context.Context, by access.Principal, action access.Action, now time.Time) error {
+	if err := by.May(action); err != nil {
 		return err
 	}
 	if err := c.db.CheckClock(now); err != nil {
@@ -118,7 +119,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
 		issued = nil
 		if again {
-			if issued, err = c.committed(ctx, tx, by, s, now); err != nil || issued != nil {
+			if issued, err = c.committed(ctx, tx, s, now); err != nil || issued != nil {
 				return err
 			}
 		}
@@ -132,8 +133,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 }
 
 // commit runs fn in a transaction, and runs it again while the outcome is unknown. fn then first looks whether its writes
-// are there, and writes something in any case: on PostgreSQL only a commit that waited for the standby proves that what
-// was read will survive.
+// are there.
 func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) error {
 	return commit(ctx, c.db.Tx, fn)
 }
@@ -157,7 +157,7 @@ func commit(ctx context.Context, run func(context.Context, func(*db.Tx) error) e
 }
 
 // committed finds the certificate that a commit of unknown outcome wrote, and nil when it did not.
-func (c *CA) committed(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
+func (c *CA) committed(ctx context.Context, tx *db.Tx, s *signed, now time.Time) (*Certificate, error) {
 	r, err := c.recordByRef(ctx, tx, Ref{Issuer: s.certificate.Issuer.ID, Serial: s.certificate.Serial})
 	if fault.Is(err, fault.NotFound) {
 		return nil, nil
@@ -165,17 +165,19 @@ func (c *CA) committed(ctx context.Context, tx *db.Tx, by access.Principal, s *s
 	if err != nil {
 		return nil, err
 	}
-	if err := c.confirm(ctx, tx, by, r.ID, now); err != nil {
+	if err := touch(ctx, tx, r.ID); err != nil {
 		return nil, err
 	}
 	return c.complete(ctx, tx, r, now)
 }
 
-// confirm writes down that an act, whose commit had no answer, was found to be done.
-func (c *CA) confirm(ctx context.Context, tx *db.Tx, by access.Principal, certificate int64, now time.Time) error {
-	return c.audit.Append(ctx, tx, audit.Event{
-		Time: now, Actor: by.Actor(), Action: "certificate.confirm", Object: answer(certificate), Detail: map[string]any{"certificate": certificate},
-	})
+// touch writes a row as it is. An act that is found to be done is acknowledged only behind a commit of its own: on
+// PostgreSQL that commit waits for the standby, and so proves that the act's survived too.
+func touch(ctx context.Context, tx *db.Tx, certificate int64) error {
+	if _, err := tx.Exec(ctx, `UPDATE certificate SET state = state WHERE id = $1`, certificate); err != nil {
+		return fmt.Errorf("confirm certificate %d: %w", certificate, err)
+	}
+	return nil
 }
 
 // sign consumes the plan.
@@ -269,6 +271,9 @@ func (c *CA) byAnswer(ctx context.Context, tx *db.Tx, earlier string, now time.T
 	}
 	r, err := recordByID(ctx, tx, id)
 	if err != nil {
+		return nil, err
+	}
+	if err := touch(ctx, tx, id); err != nil {
 		return nil, err
 	}
 	return c.complete(ctx, tx, r, now)

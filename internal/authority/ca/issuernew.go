@@ -82,6 +82,10 @@ func (c *CA) CreateIssuer(ctx context.Context, by access.Principal, spec IssuerS
 	if err != nil {
 		return nil, nil, fmt.Errorf("make issuer %s: %w", spec.Name, err)
 	}
+	if spec.Offline && issuer.ID != n.issuer.ID {
+		return nil, nil, fault.New(fault.Conflict, "issuer %q was made by an earlier call, whose answer had the key; it is not kept here", spec.Name).
+			WithHint("if that answer is lost, retire the issuer and make another")
+	}
 	return issuer, key, nil
 }
 
@@ -119,6 +123,8 @@ func (s *IssuerSpec) check() error {
 		return fault.New(fault.Invalid, "issuer %q needs a subject, such as CN=%s", s.Name, s.Name)
 	case s.Template != "" && s.Outside:
 		return fault.New(fault.Invalid, "a template makes a certificate, and issuer %q waits for an outside root's; give its subject instead", s.Name)
+	case s.Outside && (len(s.Constraints) > 0 || s.Validity != 0):
+		return fault.New(fault.Invalid, "the outside root decides the validity and the name constraints of issuer %q", s.Name)
 	case s.Validity < 0:
 		return fault.New(fault.Invalid, "validity %s is negative", s.Validity)
 	}
@@ -250,17 +256,18 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 		run = c.db.TxAlone // thousands of rows: no other function should be run again because of them
 	}
 	var stored *Issuer
-	err = commit(ctx, run, func(tx *db.Tx, again bool) error {
+	err = commit(ctx, run, func(tx *db.Tx, _ bool) error {
 		stored = nil
 		earlier, err := asked.earlier(ctx, tx)
 		if err != nil {
 			return err
 		}
 		if earlier != "" {
-			if stored, err = oneIssuer(ctx, tx, "issuer "+earlier+" is gone", ` WHERE id = $1`, earlier); err != nil || !again {
+			if stored, err = oneIssuer(ctx, tx, "issuer "+earlier+" is gone", ` WHERE id = $1`, earlier); err != nil {
 				return err
 			}
-			return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "issuer.confirm", Object: earlier})
+			_, err = tx.Exec(ctx, `UPDATE issuer SET state = state WHERE id = $1`, earlier) // as touch does
+			return err
 		}
 		if n.sealed != nil {
 			if err := c.keys.Insert(ctx, tx, n.sealed, by.Actor(), now); err != nil {

@@ -119,7 +119,7 @@ func sameNames(a, b []cert.GeneralName) bool {
 
 func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew RenewOrder, key func(*Certificate, *Order) error) (*Certificate, error) {
 	now := time.Now()
-	if err := c.admit(ctx, by, now); err != nil {
+	if err := c.admit(ctx, by, access.IssueCertificate, now); err != nil {
 		return nil, err
 	}
 	old, err := c.Find(ctx, by, ref)

@@ -27,7 +27,7 @@ type requestBody struct {
 // request waits for an officer and is returned. What the caller is not entitled to is refused in either case.
 func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Request, *Certificate, error) {
 	now := time.Now()
-	if err := c.admit(ctx, by, now); err != nil {
+	if err := c.admit(ctx, by, access.SubmitRequest, now); err != nil {
 		return nil, nil, err
 	}
 	p, err := c.plan(ctx, by, &order, now)
@@ -63,7 +63,10 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 			return err
 		}
 		if earlier != "" {
-			stored, _, err = loadRequest(ctx, tx, earlier)
+			if stored, _, err = loadRequest(ctx, tx, earlier); err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, `UPDATE request SET state = state WHERE id = $1`, earlier) // as touch does
 			return err
 		}
 		if err := checkPending(ctx, tx, by, s.Limits.PendingRequests); err != nil {
@@ -259,7 +262,7 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 		}
 		if again && slices.Contains(s.runs, r.Certificate) {
 			done = r
-			issued, err = c.committed(ctx, tx, by, s, now)
+			issued, err = c.committed(ctx, tx, s, now)
 			return err
 		}
 		if err := r.approvable(by); err != nil {

@@ -101,7 +101,7 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 		key = "once:" + db.NewID() // so that an unknown outcome can be resolved
 	}
 	var done *Certificate
-	err := c.commit(ctx, func(tx *db.Tx, again bool) error {
+	err := c.commit(ctx, func(tx *db.Tx, _ bool) error {
 		r, err := c.recordByRef(ctx, tx, ref)
 		if err != nil {
 			return err
@@ -121,9 +121,9 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 			return err
 		}
 		switch {
-		case earlier != "" && again:
-			err = c.confirm(ctx, tx, by, r.ID, now)
-		case earlier == "":
+		case earlier != "":
+			err = touch(ctx, tx, r.ID)
+		default:
 			if err = act(ctx, tx, r); err != nil {
 				return err
 			}
