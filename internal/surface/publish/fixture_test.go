@@ -40,6 +40,8 @@ type office struct {
 	t       *testing.T
 	ca      *ca.CA
 	service *revocation.Service
+	db      *db.DB
+	stop    func() // ends the loops
 	server  *httptest.Server
 	root    *ca.Issuer
 	issuer  *ca.Issuer
@@ -49,7 +51,7 @@ type office struct {
 
 func newOffice(t *testing.T, d *db.DB, mode ca.CRLMode) *office {
 	t.Helper()
-	o := &office{t: t, dir: t.TempDir(), by: access.Principal{ID: "admin", Name: "admin", Kind: access.KindOperator, Roles: []access.Role{access.Admin, access.Officer}}}
+	o := &office{t: t, db: d, dir: t.TempDir(), by: access.Principal{ID: "admin", Name: "admin", Kind: access.KindOperator, Roles: []access.Role{access.Admin, access.Officer}}}
 	ctx := t.Context()
 	log, err := audit.New(d, "node-a")
 	must(t, err)
@@ -101,7 +103,8 @@ func (o *office) run() {
 			}
 		})
 	}
-	o.t.Cleanup(func() { cancel(); group.Wait() })
+	o.stop = sync.OnceFunc(func() { cancel(); group.Wait() })
+	o.t.Cleanup(o.stop)
 }
 
 func (o *office) write(name string, all ...*x509.Certificate) {

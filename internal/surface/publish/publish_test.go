@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -225,5 +226,45 @@ func TestOCSPErrors(t *testing.T) {
 	}
 	if code, _, _ := o.get("/ocsp", nil); code != http.StatusMethodNotAllowed {
 		t.Errorf("GET without a request: %d", code)
+	}
+}
+
+// TestAListPastItsEndSaysSo: it is better than none for some, but nobody may take it for a fresh one.
+func TestAListPastItsEndSaysSo(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{})
+		o.ready()
+		o.stop()
+		must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), `UPDATE crl SET next_update = $1`, db.Micros(time.Now().Add(-time.Minute)))
+			return err
+		}))
+		code, header, body := o.get("/crl/one.crl", nil)
+		if code != http.StatusOK || len(body) == 0 || !strings.HasPrefix(header.Get("Warning"), "110 ") || header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%d %v", code, header)
+		}
+		// What the database still has is served although nobody signs any more; OCSP goes on too.
+		if o.status(o.issue("late.example"), crypto.SHA1) != xocsp.Good {
+			t.Error("OCSP ended with the loops")
+		}
+	})
+}
+
+// TestAListThatIsDamagedIsBrokenOff: the reader must not take a part for the whole.
+func TestAListThatIsDamagedIsBrokenOff(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	o.stop()
+	must(t, o.db.Tx(t.Context(), func(tx *db.Tx) error {
+		_, err := tx.Exec(t.Context(), `DELETE FROM crl_chunk`)
+		return err
+	}))
+	response, err := http.Get(o.server.URL + "/crl/one.crl")
+	if err != nil {
+		return // broken off before the header was out
+	}
+	defer response.Body.Close()
+	if body, err := io.ReadAll(response.Body); err == nil {
+		t.Errorf("%d octets were served as if they were all", len(body))
 	}
 }
