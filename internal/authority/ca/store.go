@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"chancery/internal/fault"
@@ -27,20 +28,22 @@ func (c *CA) insertCertificate(ctx context.Context, tx *db.Tx, crt *Certificate)
 const certificateInsert = `INSERT INTO certificate (id, issuer, serial, state, name, not_before, not_after, replaces, replaced_by,
 	profile, profile_version, requester, subject, der) VALUES `
 
+const certificateRow = `(?, ?, ?, 'valid', ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)`
+
 func writeCertificates(ctx context.Context, tx *db.Tx, items []any) error {
 	var names []any
-	args := make([]any, 0, 14*len(items))
+	args := make([]any, 0, 12*len(items))
 	for _, item := range items {
 		crt := item.(*Certificate)
 		searched := crt.searchNames()
-		args = append(args, crt.ID, crt.Issuer.number, serialKey(crt.Serial), string(Valid), []byte(searched[0]),
-			db.Micros(crt.NotBefore), db.Micros(crt.NotAfter), crt.Replaces, crt.ReplacedBy, crt.Profile, int64(crt.ProfileVersion),
+		args = append(args, crt.ID, crt.Issuer.number, serialKey(crt.Serial), []byte(searched[0]),
+			db.Micros(crt.NotBefore), db.Micros(crt.NotAfter), crt.Replaces, crt.Profile, int64(crt.ProfileVersion),
 			crt.Requester, crt.Subject, crt.DER)
 		for _, name := range searched[1:] {
 			names = append(names, []byte(name), crt.ID)
 		}
 	}
-	if _, err := tx.Exec(ctx, certificateInsert+values(len(items), 14), args...); err != nil {
+	if _, err := tx.Exec(ctx, certificateInsert+values(len(items), certificateRow), args...); err != nil {
 		if db.IsUnique(err) {
 			return taken(err)
 		}
@@ -49,7 +52,7 @@ func writeCertificates(ctx context.Context, tx *db.Tx, items []any) error {
 	const chunk = 500 // far below the number of arguments that either engine takes
 	for len(names) > 0 {
 		n := min(len(names), 2*chunk)
-		if _, err := tx.Exec(ctx, `INSERT INTO certificate_name (name, certificate) VALUES `+values(n/2, 2), names[:n]...); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO certificate_name (name, certificate) VALUES `+values(n/2, "(?, ?)"), names[:n]...); err != nil {
 			return fmt.Errorf("insert names: %w", err)
 		}
 		names = names[n:]
@@ -62,22 +65,24 @@ func taken(err error) error {
 	return &fault.Error{Kind: fault.Conflict, Message: "the issuer has used this serial before", Err: err}
 }
 
-// values writes the VALUES of n rows of so many columns.
-func values(n, columns int) string {
+// values writes n rows, numbering their placeholders on.
+func values(n int, row string) string {
 	var b strings.Builder
-	b.Grow(n * columns * 5)
-	for i := range n * columns {
-		switch {
-		case i == 0:
-			b.WriteString("(")
-		case i%columns == 0:
-			b.WriteString("), (")
-		default:
+	b.Grow(n * len(row) * 2)
+	for i, place := 0, 0; i < n; i++ {
+		if i > 0 {
 			b.WriteString(", ")
 		}
-		fmt.Fprintf(&b, "$%d", i+1)
+		for _, c := range row {
+			if c != '?' {
+				b.WriteRune(c)
+				continue
+			}
+			place++
+			b.WriteByte('$')
+			b.WriteString(strconv.Itoa(place))
+		}
 	}
-	b.WriteString(")")
 	return b.String()
 }
 
