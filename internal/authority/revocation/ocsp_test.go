@@ -3,6 +3,7 @@ package revocation
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"fmt"
 	"math/big"
@@ -223,10 +224,10 @@ func TestRequestsAboutSeveralIssuers(t *testing.T) {
 		return all
 	}
 	one := ids(o.issuer.Certificate, 1, 2, 3)
-	if issuer, err := o.service.issuerOf(t.Context(), one, time.Now()); err != nil || issuer.ID != o.issuer.ID {
-		t.Fatalf("%+v, %v", issuer, err)
+	if issuers, err := o.service.issuersOf(t.Context(), one, time.Now()); err != nil || len(issuers) != 1 || issuers[0].ID != o.issuer.ID {
+		t.Fatalf("%+v, %v", issuers, err)
 	}
-	if _, err := o.service.issuerOf(t.Context(), append(one, ids(two.Certificate, 4)...), time.Now().Add(time.Minute)); statusOf(err) != ocsp.Unauthorized {
+	if _, err := o.service.issuersOf(t.Context(), append(one, ids(two.Certificate, 4)...), time.Now().Add(time.Minute)); statusOf(err) != ocsp.Unauthorized {
 		t.Fatalf("two issuers in one request: %v", err)
 	}
 }
@@ -350,4 +351,31 @@ func withNonce(t testing.TB, request []byte) []byte {
 		})
 	})
 	return b.BytesOrPanic()
+}
+
+// TestIssuerThatWasCertifiedAgain: two issuers of one name and one key look alike in a request.
+func TestIssuerThatWasCertifiedAgain(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{}, nil)
+	o.withResponder()
+	c := o.issue("a.example")
+	signer, err := o.keys.Signer(t.Context(), o.issuer.KeyID)
+	must(t, err)
+	template := *o.issuer.Certificate
+	template.SerialNumber = big.NewInt(77)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, signer.Public(), signer)
+	must(t, err)
+	again, err := x509.ParseCertificate(der)
+	must(t, err)
+	_, err = o.ca.ImportIssuer(t.Context(), o.by, ca.ImportSpec{Name: "again", Certificate: again})
+	must(t, err)
+	issuers, err := o.ca.Issuers(t.Context())
+	must(t, err)
+	if len(issuers) != 2 {
+		t.Fatalf("%d issuers", len(issuers))
+	}
+	for range 2 {
+		if r, _ := o.ask(c, crypto.SHA256); r == nil || r.Status != xocsp.Good {
+			t.Fatalf("answer %+v", r)
+		}
+	}
 }

@@ -36,15 +36,21 @@ func (s *Service) Respond(ctx context.Context, request []byte) (Response, error)
 		return refusal(ocsp.MalformedRequest), err
 	}
 	now := time.Now()
-	issuer, err := s.issuerOf(ctx, r.CertIDs, now)
+	twins, err := s.issuersOf(ctx, r.CertIDs, now)
 	if err != nil {
 		return refusal(statusOf(err)), err
 	}
 	if len(r.CertIDs) == 1 && len(r.Nonce) == 0 {
-		if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], now); ok {
-			known.Cached = true
-			return known, nil
+		for _, issuer := range twins {
+			if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], now); ok {
+				known.Cached = true
+				return known, nil
+			}
 		}
+	}
+	issuer, err := s.theOne(ctx, twins, r.CertIDs)
+	if err != nil {
+		return refusal(statusOf(err)), err
 	}
 	response, err := s.sign(ctx, issuer, r, now)
 	if err != nil {
@@ -150,6 +156,31 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 	return all, now, nil // now is before they were read
 }
 
+// theOne chooses among issuers of one name and one key, which a request cannot tell apart: the one that issued what is
+// asked about.
+func (s *Service) theOne(ctx context.Context, twins []*ca.Issuer, ids []ocsp.CertID) (*ca.Issuer, error) {
+	chosen := twins[0]
+	if len(twins) == 1 {
+		return chosen, nil
+	}
+	err := s.db.Read(ctx, func(tx *db.Tx) error {
+		for _, issuer := range twins {
+			for i := range ids {
+				status, err := ca.StatusOf(ctx, tx, issuer, ids[i].Serial)
+				if err != nil {
+					return err
+				}
+				if status.Issued {
+					chosen = issuer
+					return nil
+				}
+			}
+		}
+		return nil
+	})
+	return chosen, err
+}
+
 // single says what is known of one certificate. A serial that was never issued is unknown; its answer has no nextUpdate,
 // since it may be issued in a moment.
 func single(certID []byte, status ca.Status, thisUpdate, nextUpdate time.Time) ocsp.SingleResponse {
@@ -168,7 +199,7 @@ func single(certID []byte, status ca.Status, thisUpdate, nextUpdate time.Time) o
 // directory finds issuers by the hashes in requests.
 type directory struct {
 	mu     sync.Mutex
-	byHash map[issuerHash]*ca.Issuer
+	byHash map[issuerHash][]*ca.Issuer // several only where an issuer was certified again under its name and key
 	byID   map[string]*ca.Issuer
 	read   time.Time
 }
@@ -185,37 +216,37 @@ const (
 	directoryRetry = 500 * time.Millisecond
 )
 
-// issuerOf returns the one issuer of all certificates that a request asks about. One signature speaks for one issuer, so
-// a request about several is unauthorized.
-func (s *Service) issuerOf(ctx context.Context, ids []ocsp.CertID, now time.Time) (*ca.Issuer, error) {
-	var one *ca.Issuer
+// issuersOf returns the issuer of all certificates that a request asks about, and those that share its name and key. One
+// signature speaks for one issuer, so a request about several is unauthorized.
+func (s *Service) issuersOf(ctx context.Context, ids []ocsp.CertID, now time.Time) ([]*ca.Issuer, error) {
+	var one []*ca.Issuer
 	for i := range ids {
-		issuer, err := s.directory.find(ctx, s.ca, &ids[i], now)
+		found, err := s.directory.find(ctx, s.ca, &ids[i], now)
 		if err != nil {
 			return nil, err
 		}
-		if issuer == nil {
+		if len(found) == 0 {
 			return nil, fault.New(fault.NotFound, "OCSP request is about an issuer that is not here")
 		}
-		if one != nil && one.ID != issuer.ID {
-			return nil, fault.New(fault.NotFound, "OCSP request is about issuers %s and %s; one response speaks for one", one.Name, issuer.Name)
+		if one != nil && one[0].ID != found[0].ID {
+			return nil, fault.New(fault.NotFound, "OCSP request is about issuers %s and %s; one response speaks for one", one[0].Name, found[0].Name)
 		}
-		one = issuer
+		one = found
 	}
 	return one, nil
 }
 
-func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID, now time.Time) (*ca.Issuer, error) {
+func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID, now time.Time) ([]*ca.Issuer, error) {
 	key := issuerHash{id.Hash, string(id.IssuerNameHash), string(id.IssuerKeyHash)}
 	d.mu.Lock()
-	issuer, age := d.byHash[key], now.Sub(d.read)
+	found, age := d.byHash[key], now.Sub(d.read)
 	d.mu.Unlock()
-	if issuer != nil && age < directoryAge || issuer == nil && age < directoryRetry {
-		return issuer, nil
+	if len(found) > 0 && age < directoryAge || len(found) == 0 && age < directoryRetry {
+		return found, nil
 	}
 	if err := d.load(ctx, authority, now); err != nil {
-		if issuer != nil {
-			return issuer, nil // the database is away; what was cached can still be answered
+		if len(found) > 0 {
+			return found, nil // the database is away; what was cached can still be answered
 		}
 		return nil, err
 	}
@@ -229,7 +260,7 @@ func (d *directory) load(ctx context.Context, authority *ca.CA, now time.Time) e
 	if err != nil {
 		return err
 	}
-	byHash, byID := make(map[issuerHash]*ca.Issuer), make(map[string]*ca.Issuer)
+	byHash, byID := make(map[issuerHash][]*ca.Issuer), make(map[string]*ca.Issuer)
 	for _, issuer := range issuers {
 		byID[issuer.ID] = issuer
 		if issuer.Certificate == nil {
@@ -240,7 +271,8 @@ func (d *directory) load(ctx context.Context, authority *ca.CA, now time.Time) e
 			if err != nil {
 				return err
 			}
-			byHash[issuerHash{hash, string(name), string(key)}] = issuer
+			at := issuerHash{hash, string(name), string(key)}
+			byHash[at] = append(byHash[at], issuer)
 		}
 	}
 	d.mu.Lock()
