@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -24,18 +25,44 @@ import (
 	"chancery/internal/upkeep/setup"
 )
 
-// made makes a data directory whose node listens on ports that the system chooses.
-func made(t testing.TB) datadir.Dir {
-	t.Helper()
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	_, err := setup.Init(t.Context(), setup.Options{
-		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+// pristine is a data directory as init makes it; making one takes a second, for the passphrase's sake.
+var pristine string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	parent, err := os.MkdirTemp("", "chancery-server-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(parent)
+	pristine = filepath.Join(parent, "d")
+	_, err = setup.Init(context.Background(), setup.Options{
+		Dir: datadir.Dir(pristine), Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0",
+		Metrics: "127.0.0.1:0", Online: true, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
 	})
 	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// made is a data directory whose node listens on ports that the system chooses.
+func made(t testing.TB) datadir.Dir {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "d")
+	if err := os.CopyFS(dir, os.DirFS(pristine)); err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	d := datadir.Dir(dir)
+	for _, secret := range []string{d.NodeKey(), d.AdminKey()} {
+		if err := os.Chmod(secret, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
 }
 
 // running is a node that serves, until stop or the end of the test.
@@ -81,7 +108,9 @@ func start(t testing.TB, dir datadir.Dir) *running {
 }
 
 // admin is a client with the credential of the data directory.
-func (r *running) admin() *client.Client {
+func (r *running) admin() *client.Client { return r.client(false) }
+
+func (r *running) client(noRetry bool) *client.Client {
 	r.t.Helper()
 	roots, err := client.RootsFile(r.dir.IdentityRoot())
 	if err != nil {
@@ -89,6 +118,7 @@ func (r *running) admin() *client.Client {
 	}
 	c, err := client.New(client.Options{
 		Address: "https://" + r.API, Roots: roots, Certificate: client.CertificateFiles(r.dir.AdminCert(), r.dir.AdminKey()),
+		NoRetry: noRetry,
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -226,6 +256,82 @@ func TestBusyPortIsNamed(t *testing.T) {
 	err = Run(t.Context(), Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "listen for public") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestClockSetBack finds the time of the authority an hour ahead of this machine's clock.
+func TestClockSetBack(t *testing.T) {
+	dir := made(t)
+	r := start(t, dir)
+	issued, err := r.admin().Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	config, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := setup.Open(t.Context(), dir, config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DB.ResetClock(t.Context(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DB.Close(); err != nil {
+		t.Fatal(err)
+	}
+	behind := start(t, dir)
+	admin := behind.client(true)
+	_, err = admin.Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+	if !client.IsKind(err, "unavailable") || !strings.Contains(err.Error(), "clock is behind") {
+		t.Fatalf("issued with a clock that is behind: %v", err)
+	}
+	if status, text := fetch(t, "http://"+behind.Metrics+"/readyz"); status != 503 || !strings.Contains(text, "clock") {
+		t.Fatalf("readyz: %d %s", status, text)
+	}
+	st, err := admin.Status(t.Context())
+	if err != nil || st.Ready || !strings.Contains(st.Clock, "behind") {
+		t.Fatalf("status %+v, %v", st, err)
+	}
+	if shown, err := admin.Certificate(t.Context(), "", issued.Certificate.Serial); err != nil || shown.State != client.StateValid {
+		t.Fatalf("what only reads: %+v, %v", shown, err)
+	}
+}
+
+// TestHTTP2 asks over HTTP/2, which other clients than ours speak.
+func TestHTTP2(t *testing.T) {
+	r := start(t, made(t))
+	roots, err := client.RootsFile(r.dir.IdentityRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(r.dir.AdminCert(), r.dir.AdminKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{
+		ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost", Certificates: []tls.Certificate{pair}},
+	}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("https://" + r.API + client.Prefix + "/caller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 || resp.StatusCode != 200 {
+		t.Fatalf("%s %s", resp.Proto, resp.Status)
+	}
+	doctor, err := (&http.Client{Transport: transport}).Get("https://" + r.API + client.Prefix + "/doctor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer doctor.Body.Close()
+	if text, err := io.ReadAll(doctor.Body); err != nil || len(text) == 0 || doctor.Trailer.Get(client.StreamTrailer) != "complete" {
+		t.Fatalf("doctor: %d octets, trailer %v, %v", len(text), doctor.Trailer, err)
 	}
 }
 
