@@ -56,7 +56,11 @@ func TestIssuerUnderOutsideRoot(t *testing.T) {
 		if got.State != IssuerActive || len(got.Chain) != 1 || got.Parent != "" {
 			t.Errorf("answered: %+v", got)
 		}
-		_, err = a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer})
+		if again := must[*Issuer](t)(a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer})); again.State != IssuerActive {
+			t.Errorf("repeated: %+v", again)
+		}
+		later := must[*x509.Certificate](t)(above.SignIssuer(root.Options{Subject: request.Subject, PathLen: 0}, request.SPKI, cert.Issuer{}, now))
+		_, err = a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, later})
 		refusedAs(t, err, fault.Conflict)
 		must[*Issuer](t)(a.SetDefault(ctx, admin(), "sub"))
 		c := a.server("dns:a.example.com")
@@ -76,6 +80,8 @@ func TestIssuers(t *testing.T) {
 		if !strings.Contains(err.Error(), "issuing") {
 			t.Errorf("the refusal names no issuer: %v", err)
 		}
+		_, _, err = a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "next", Subject: "CN=test  ISSUING,O=Test", Parent: "root"})
+		refusedAs(t, err, fault.Conflict)
 		_, _, err = a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "issuing", Subject: "CN=Another", Parent: "root"})
 		refusedAs(t, err, fault.Conflict)
 		for _, spec := range []IssuerSpec{

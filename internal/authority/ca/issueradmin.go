@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -21,6 +22,9 @@ import (
 // issuer becomes the default of its pool if there is none yet.
 func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID string, certificates []*x509.Certificate) (*Issuer, error) {
 	now := time.Now()
+	if err := by.May(access.ManageIssuers); err != nil {
+		return nil, err
+	}
 	set, err := c.issuersNow(ctx, now)
 	if err != nil {
 		return nil, err
@@ -34,6 +38,9 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 		return nil, fmt.Errorf("import the answer for issuer %s: %w", pending.Name, err)
 	}
 	return c.changeIssuer(ctx, by, "issuer.answer", pending.ID, func(ctx context.Context, tx *db.Tx, i *Issuer, now time.Time) error {
+		if i.Certificate != nil && bytes.Equal(i.Certificate.Raw, answered.Certificate.Raw) {
+			return errUnchanged
+		}
 		if i.State != IssuerPending {
 			return fault.New(fault.Conflict, "issuer %q is %s; only a pending one takes an answer", i.Name, i.State)
 		}
@@ -156,7 +163,7 @@ func checkIssuerCertificate(c *x509.Certificate, now time.Time) error {
 func (c *CA) Retire(ctx context.Context, by access.Principal, nameOrID string) (*Issuer, error) {
 	return c.changeIssuer(ctx, by, "issuer.retire", nameOrID, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
 		if i.State == IssuerRetired {
-			return fault.New(fault.Conflict, "issuer %q is retired already", i.Name)
+			return errUnchanged
 		}
 		i.State, i.Default = IssuerRetired, false
 		_, err := tx.Exec(ctx, `UPDATE issuer SET state = 'retired', is_default = 0 WHERE id = $1`, i.ID)
@@ -208,6 +215,9 @@ func (c *CA) SetCRLMode(ctx context.Context, by access.Principal, nameOrID strin
 	})
 }
 
+// errUnchanged is returned by an act upon an issuer that was done already: a repeated call gets the same answer.
+var errUnchanged = errors.New("nothing to change")
+
 // changeIssuer runs one act upon one issuer, in one transaction with its audit event.
 func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, nameOrID string,
 	act func(context.Context, *db.Tx, *Issuer, time.Time) error) (*Issuer, error) {
@@ -224,10 +234,12 @@ func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, name
 		if err != nil {
 			return err
 		}
-		if err := act(ctx, tx, i, now); err != nil {
+		changed = i
+		if err := act(ctx, tx, i, now); errors.Is(err, errUnchanged) {
+			return nil
+		} else if err != nil {
 			return err
 		}
-		changed = i
 		return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: action, Object: i.ID, Detail: map[string]any{
 			"name": i.Name, "pool": i.Pool, "state": i.State, "default": i.Default, "crl": i.CRL,
 		}})

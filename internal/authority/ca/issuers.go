@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/db"
 )
 
@@ -151,30 +152,39 @@ func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*
 	return issuers, rows.Err()
 }
 
-// insertIssuer stores a new issuer. It refuses a name that is taken, and a subject that another key has: relying parties
-// take the first of two equal names, so a re-keyed issuer gets a new one.
-func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
-	rows, err := tx.Query(ctx, `SELECT name, public_key FROM issuer WHERE name = $1 OR subject = $2`, i.Name, subject)
+// checkOthers refuses a name that is taken, and a subject that another key has: many relying parties take the first of two
+// equal subjects. Subjects are compared as RFC 5280 7.1 says, without regard to case.
+func checkOthers(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
+	own, err := cert.ParseNameDER(subject)
+	if err != nil {
+		return fault.New(fault.Invalid, "the subject of issuer %q: %w", i.Name, err)
+	}
+	rows, err := tx.Query(ctx, `SELECT name, public_key, subject FROM issuer`)
 	if err != nil {
 		return fmt.Errorf("look for issuers of the same name: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var name string
-		var key []byte
-		if err := rows.Scan(&name, &key); err != nil {
+		var key, der []byte
+		if err := rows.Scan(&name, &key, &der); err != nil {
 			return fmt.Errorf("look for issuers of the same name: %w", err)
 		}
 		if name == i.Name {
 			return fault.New(fault.Conflict, "there is an issuer %q already; choose another name", i.Name)
 		}
-		if !bytes.Equal(key, i.PublicKey) {
+		if other, err := cert.ParseNameDER(der); err == nil && other.Equal(own) && !bytes.Equal(key, i.PublicKey) {
 			return fault.New(fault.Conflict, "issuer %q has the same subject with another key; many relying parties take the first of "+
 				"two equal subjects, so a re-keyed issuer needs a new one", name)
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("look for issuers of the same name: %w", err)
+	return rows.Err()
+}
+
+// insertIssuer stores a new issuer.
+func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
+	if err := checkOthers(ctx, tx, i, subject); err != nil {
+		return err
 	}
 	if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) + 1 FROM issuer`).Scan(&i.number); err != nil {
 		return fmt.Errorf("number the issuer: %w", err)

@@ -35,7 +35,8 @@ const maxPage = 1000
 
 // Search lists certificates page by page: after is empty for the first page, and what the page before returned as next;
 // next is empty after the last page. The newest come first; where the filter bounds expiry, or asks for what has
-// expired, those that expire first; where it gives the beginning of a name, by name. A page may be shorter than the limit.
+// expired, those that expire first; where it gives the beginning of a name, by name. A page may be shorter than the limit,
+// and a certificate with several names of one beginning may be on several pages.
 // A caller with no role that reads everything sees what it requested itself.
 func (c *CA) Search(ctx context.Context, by access.Principal, f Filter, after string, limit int) (found []*Certificate, next string, err error) {
 	if limit <= 0 || limit > maxPage {
