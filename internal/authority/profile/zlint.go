@@ -86,5 +86,5 @@ func refused(p *cert.Profile, samples []Sample) error {
 		return nil
 	}
 	return fault.New(fault.Invalid, "certificates of profile %q would fail zlint: %s", p.Name, strings.Join(failed, "; ")).
-		WithHint("chancery profile show --file F prints the sample that failed")
+		WithHint("chancery profile check FILE tries a change without saving it")
 }

@@ -161,7 +161,7 @@ func (d *DB) explain(err error) error {
 	switch judge(err) {
 	case broken:
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database cannot be reached; nothing was changed"}).
-			WithHint("chancery doctor database")
+			WithHint("chancery doctor")
 	case again:
 		return &fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database is too busy with other changes of the same objects; try again"}
 	}

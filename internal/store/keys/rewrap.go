@@ -70,7 +70,7 @@ func (s *Store) recoveryRecipient(ctx context.Context, recovery *Recovery) (stri
 		}
 	}
 	return "", fault.New(fault.Invalid, "the recovery key %s is not one of this authority", recovery.Public()).
-		WithHint("chancery doctor database lists the recovery recipients")
+		WithHint("use the recovery key of this authority, which init wrote into offline/")
 }
 
 // rewrap goes through all keys in pages. Opening and wrapping happen outside of transactions; the transaction that stores

@@ -44,7 +44,7 @@ func Seal(key crypto.Signer, id string, purpose Purpose, owner string, recipient
 	case !slices.ContainsFunc(recipients, func(r Recipient) bool { return r.Kind == KindRecovery }):
 		return nil, fault.New(fault.Conflict, "there is no recovery recipient that this node vouches for, so key %s would be lost with the "+
 			"nodes, or be given to a stranger", id).
-			WithHint("chancery doctor database lists the recipients; the recovery recipient's row was changed, or the node is new")
+			WithHint("chancery doctor says what is wrong with the wraps; the recovery recipient's row was changed, or the node is new")
 	}
 	s := &Sealed{ID: id, Purpose: purpose, Owner: owner, wraps: map[string][]byte{}}
 	s.Algorithm = string(keyfile.AlgorithmOf(key.Public()))

@@ -209,7 +209,7 @@ func loadKey(ctx context.Context, tx *db.Tx, id, recipient string) (r record, bl
 	err = tx.QueryRow(ctx, `SELECT wrap FROM key_wrap WHERE key_id = $1 AND recipient_id = $2`, id, recipient).Scan(&blob)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, nil, fault.New(fault.Denied, "key %s (%s of %s) is not wrapped to %s", id, r.purpose, r.owner, recipient).
-			WithHint("if it should be, rewrap the keys at a node that can open them; chancery doctor database says which")
+			WithHint("if it should be, rewrap the keys at a node that can open them; chancery doctor says which")
 	}
 	if err != nil {
 		return r, nil, fmt.Errorf("load the wrap of key %s to %s: %w", id, recipient, err)
