@@ -49,7 +49,9 @@ func (d *DB) openPostgres(ctx context.Context, o Options) error {
 	d.dialect = Postgres
 	d.beginWrite, d.beginRead = beginSerializable, beginSnapshot
 	var err error
-	if d.writer, err = d.postgresPool(o, o.URL, true, 4); err != nil {
+	// The lane needs one. The others are for snapshots (ReadSnapshot): a backup and a long CRL hold theirs for long, and the
+	// CRL is stored through the lane meanwhile, so they must never be all there is.
+	if d.writer, err = d.postgresPool(o, o.URL, true, 8); err != nil {
 		return err
 	}
 	if err := d.writer.PingContext(ctx); err != nil {
