@@ -13,7 +13,7 @@ type Issuer struct {
 	Name        string    `json:"name"`
 	State       string    `json:"state" enum:"pending,active,retired" doc:"pending until its certificate is brought in"`
 	Root        bool      `json:"root" doc:"it is self-signed"`
-	Parent      string    `json:"parent,omitempty" doc:"the issuer above it, where this authority holds it"`
+	Parent      string    `json:"parent,omitempty" doc:"the name of the issuer above it, where this authority holds it"`
 	Pool        string    `json:"pool,omitempty"`
 	Default     bool      `json:"default,omitempty" doc:"requests for its pool that name no issuer get it"`
 	Algorithm   string    `json:"algorithm,omitempty"`

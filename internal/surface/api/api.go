@@ -38,7 +38,6 @@ type Server struct {
 	handler   http.Handler
 	mux       *http.ServeMux
 	huma      huma.API
-	table     []route
 	document  []byte
 	auth      *authenticator
 	names     *names
@@ -55,6 +54,7 @@ type Options struct {
 	Version     string         // of the program
 	Expensive   int            // expensive calls at once
 	Proxies     []netip.Prefix // that may send Client-Cert (RFC 9440)
+	BodyTimeout time.Duration  // how long a small body may take to come; 0 means 10s. Large ones get a second more for each 64 KiB
 	Checkpoints Checkpoints
 	Dir         datadir.Dir // whose files doctor looks at
 }
@@ -69,6 +69,9 @@ const callers = 1 << 15
 
 // New puts the API together; it starts nothing.
 func New(services *setup.Services, o Options) (*Server, error) {
+	if o.BodyTimeout == 0 {
+		o.BodyTimeout = bodyTimeout
+	}
 	s := &Server{
 		Services: services, options: o, started: time.Now(), mux: http.NewServeMux(),
 		auth:      &authenticator{identities: services.Identity, access: services.Access, proxies: o.Proxies},
@@ -88,7 +91,12 @@ func New(services *setup.Services, o Options) (*Server, error) {
 	}
 	s.mux.HandleFunc("GET "+client.Prefix+"/openapi.json", s.serveDocument)
 	s.mux.HandleFunc("/", s.unknown)
-	s.handler = problem.Observe(o.Logger, problem.NewMetrics(o.Registry, "api"), problem.Security(s.mux))
+	// A client certificate in a browser is sent along with whatever another site has it ask.
+	foreign := http.NewCrossOriginProtection()
+	foreign.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		problem.Write(w, r, fault.New(fault.Denied, "the call was made by a page of another origin"))
+	}))
+	s.handler = problem.Observe(o.Logger, problem.NewMetrics(o.Registry, "api"), problem.Security(foreign.Handler(s.mux)))
 	return s, nil
 }
 
@@ -123,6 +131,10 @@ func configuration(version string) huma.Config {
 
 func (s *Server) serveDocument(w http.ResponseWriter, r *http.Request) {
 	problem.EventOf(r.Context()).Route("openapi")
+	if err := s.strangers.Take(remoteHost(r), time.Now()); err != nil {
+		problem.Write(w, r, err)
+		return
+	}
 	w.Header().Set("Content-Type", "application/openapi+json;version=3.1")
 	w.Write(s.document)
 }

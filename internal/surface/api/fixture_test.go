@@ -118,7 +118,7 @@ func (a *authority) serve(logger *slog.Logger) {
 	a.t.Helper()
 	var err error
 	a.api, err = api.New(a.Services, api.Options{
-		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2,
+		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, BodyTimeout: time.Millisecond,
 		Checkpoints: signer{a.Services},
 		Proxies:     []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})

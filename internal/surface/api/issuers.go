@@ -33,7 +33,7 @@ func (s *Server) listIssuers(ctx context.Context, _ *none) (*out[client.Page[cli
 	if err != nil {
 		return nil, err
 	}
-	return page(all, "", wireIssuer), nil
+	return page(all, "", func(i *ca.Issuer) client.Issuer { return s.wireIssuer(ctx, i) }), nil
 }
 
 func (s *Server) showIssuer(ctx context.Context, in *issuerName) (*out[client.Issuer], error) {
@@ -46,7 +46,7 @@ func (s *Server) showIssuer(ctx context.Context, in *issuerName) (*out[client.Is
 
 // issuer is an issuer with the CRL that is in force.
 func (s *Server) issuer(ctx context.Context, i *ca.Issuer) (*out[client.Issuer], error) {
-	w := wholeIssuer(i)
+	w := s.wholeIssuer(ctx, i)
 	if i.State == ca.IssuerPending {
 		return answer(w), nil
 	}

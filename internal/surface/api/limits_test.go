@@ -89,12 +89,35 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	if rest, err := io.ReadAll(header); err != nil || len(rest) > 0 && !strings.Contains(string(rest), "408") && !strings.Contains(string(rest), "400") {
 		t.Fatalf("a header that never ends: %q, %v", rest, err)
 	}
+	known := dial()
+	fmt.Fprintf(known, "POST /api/v1/operators HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"+
+		"Content-Length: 1000\r\n\r\n{", a.people[access.Admin].token)
+	if line, err := bufio.NewReader(known).ReadString('\n'); err != nil || !strings.Contains(line, "408") {
+		t.Fatalf("a body that never comes, from an administrator: %q, %v", line, err)
+	}
+	unread := dial()
+	fmt.Fprintf(unread, "GET /api/v1/caller HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\n{",
+		a.people[access.Admin].token)
+	if rest, err := io.ReadAll(unread); err != nil || !strings.Contains(string(rest), "422") {
+		t.Fatalf("a body where none is taken: %q, %v", rest, err)
+	}
 	body := dial()
 	fmt.Fprintf(body, "POST /api/v1/operators HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
 	line, err := bufio.NewReader(body).ReadString('\n')
 	// Nobody has said who calls: the answer comes before the body is waited for.
 	if err != nil || !strings.Contains(line, "401") {
 		t.Fatalf("a body that never comes, from a stranger: %q, %v", line, err)
+	}
+}
+
+// TestForeignPagesAreRefused has a browser that holds a client certificate visit a page that makes it call.
+func TestForeignPagesAreRefused(t *testing.T) {
+	a := newSQLite(t)
+	for _, header := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "https://evil.test"}} {
+		status, h, body := a.request("POST", client.Prefix+"/backup", a.people[access.Admin].token, "", header...)
+		if p := problemOf(t, h, body); status != 403 || p.Kind() != "denied" || !strings.Contains(p.Detail, "origin") {
+			t.Errorf("%v: %d %s", header, status, body)
+		}
 	}
 }
 

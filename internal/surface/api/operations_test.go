@@ -266,7 +266,7 @@ func walkIssuers(t *testing.T, a *authority) {
 	must(t, err)
 	all, err := client.Collect(admin.Issuers(ctx))
 	must(t, err)
-	if retired.State != "retired" || len(all) < 7 || below.Parent == "" {
+	if retired.State != "retired" || len(all) < 7 || below.Parent != "lab-root" {
 		t.Fatalf("%d issuers, retired %+v", len(all), retired)
 	}
 	if shown, err := admin.Issuer(ctx, "lab-root"); err != nil || shown.Fingerprint != made.Fingerprint {

@@ -15,7 +15,7 @@ func (s *Server) listPools(ctx context.Context, in *struct{ Paged }) (*out[clien
 	if err != nil {
 		return nil, err
 	}
-	return page(found, next, wirePool), nil
+	return page(found, next, func(p *pool.Pool) client.Pool { return s.wirePool(ctx, p) }), nil
 }
 
 func (s *Server) showPool(ctx context.Context, in *named) (*out[client.Pool], error) {
@@ -23,7 +23,7 @@ func (s *Server) showPool(ctx context.Context, in *named) (*out[client.Pool], er
 	if err != nil {
 		return nil, err
 	}
-	return answer(wirePool(p)), nil
+	return answer(s.wirePool(ctx, p)), nil
 }
 
 func (s *Server) addPool(ctx context.Context, in *in[client.AddPoolRequest]) (*out[client.Pool], error) {
@@ -43,7 +43,7 @@ func (s *Server) addPool(ctx context.Context, in *in[client.AddPoolRequest]) (*o
 	if err != nil {
 		return nil, err
 	}
-	return answer(wirePool(p)), nil
+	return answer(s.wirePool(ctx, p)), nil
 }
 
 func (s *Server) completePool(ctx context.Context, in *namedIn[client.CompletePoolRequest]) (*out[client.Pool], error) {
@@ -62,20 +62,20 @@ func (s *Server) completePool(ctx context.Context, in *namedIn[client.CompletePo
 	if err != nil {
 		return nil, err
 	}
-	return answer(wirePool(p)), nil
+	return answer(s.wirePool(ctx, p)), nil
 }
 
-func wirePool(p *pool.Pool) client.Pool {
+func (s *Server) wirePool(ctx context.Context, p *pool.Pool) client.Pool {
 	out := client.Pool{Name: p.Name, Organization: p.Organization, State: "active", CreatedAt: p.CreatedAt}
 	if p.Pending() {
 		out.State = "pending"
 	}
 	if p.Root != nil {
-		root := wholeIssuer(p.Root)
+		root := s.wholeIssuer(ctx, p.Root)
 		out.Root = &root
 	}
 	if p.Issuer != nil {
-		issuer := wholeIssuer(p.Issuer)
+		issuer := s.wholeIssuer(ctx, p.Issuer)
 		out.Issuer = &issuer
 	}
 	return out

@@ -32,6 +32,7 @@ type route struct {
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
 	media        []string
+	takesBody    bool
 	json         reflect.Type // what the answer is where media has JSON
 }
 
@@ -44,24 +45,22 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 	op := huma.Operation{
 		OperationID: r.id, Method: r.method, Path: client.Prefix + r.path, Summary: r.summary,
 		Tags:          []string{strings.SplitN(strings.TrimPrefix(r.path, "/"), "/", 2)[0]},
-		DefaultStatus: r.status, MaxBodyBytes: r.body, BodyReadTimeout: bodyTimeout,
-		Security:    []map[string][]string{{"identity": {}}, {"token": {}}},
-		Extensions:  map[string]any{"x-action": r.action, "x-roles": rolesFor(r.action)},
-		Responses:   map[string]*huma.Response{"default": s.problemResponse()},
-		Middlewares: huma.Middlewares{s.admit(r)},
+		DefaultStatus: r.status, MaxBodyBytes: r.body, BodyReadTimeout: s.options.BodyTimeout,
+		Security:   []map[string][]string{{"identity": {}}, {"token": {}}},
+		Extensions: map[string]any{"x-action": r.action, "x-roles": rolesFor(r.action)},
+		Responses:  map[string]*huma.Response{"default": s.problemResponse()},
 		// A misspelt filter would silently select everything.
 		RejectUnknownQueryParameters: true,
 	}
 	if op.MaxBodyBytes == 0 {
 		op.MaxBodyBytes = smallBody
 	}
-	if op.BodyReadTimeout < time.Duration(op.MaxBodyBytes/minRate)*time.Second {
-		op.BodyReadTimeout = time.Duration(op.MaxBodyBytes/minRate) * time.Second
-	}
+	op.BodyReadTimeout += time.Duration(op.MaxBodyBytes/minRate) * time.Second
 	if len(r.media) > 0 {
 		s.describeMedia(&op, r)
 	}
-	s.table = append(s.table, r)
+	_, r.takesBody = reflect.TypeFor[I]().FieldByName("Body")
+	op.Middlewares = huma.Middlewares{s.admit(r)}
 	huma.Register(s.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		c := callOf(ctx)
 		// The deadline for the body has done its work. Left in place it would end the request's context when it passes.
@@ -118,6 +117,11 @@ func (s *Server) admit(r route) func(huma.Context, func(huma.Context)) {
 		c := &call{w: w, r: req, control: http.NewResponseController(w), event: problem.EventOf(ctx)}
 		c.event.Route(r.id)
 		ctx, err := s.authorize(ctx, c, r)
+		if err == nil && !r.takesBody && req.ContentLength != 0 {
+			// Nothing would read it, and net/http would wait for its end before the next call.
+			w.Header().Set("Connection", "close")
+			err = fault.New(fault.Invalid, "%s %s takes no body", r.method, r.path)
+		}
 		if err != nil {
 			problem.Write(w, req, err)
 			return

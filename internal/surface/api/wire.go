@@ -68,14 +68,20 @@ func encodePEM(label string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der})
 }
 
-// wireIssuer is an issuer as lists show it.
-func wireIssuer(i *ca.Issuer) client.Issuer {
+// wireIssuer is an issuer as lists show it. The issuer above it goes by its name.
+func (s *Server) wireIssuer(ctx context.Context, i *ca.Issuer) client.Issuer {
 	out := client.Issuer{
-		ID: i.ID, Name: i.Name, Pool: i.Pool, Default: i.Default, State: string(i.State), Root: i.Root(), Parent: i.Parent,
+		ID: i.ID, Name: i.Name, Pool: i.Pool, Default: i.Default, State: string(i.State), Root: i.Root(),
 		KeyOnline: i.KeyID != "", CreatedAt: i.CreatedAt,
 		CRLMode: client.CRLMode{
 			Validity: duration(i.CRL.Validity), Refresh: duration(i.CRL.Refresh), Partitions: i.CRL.Partitions, Delta: i.CRL.Delta,
 		},
+	}
+	if i.Parent != "" {
+		out.Parent = i.Parent
+		if above, err := s.CA.Issuer(ctx, i.Parent); err == nil {
+			out.Parent = above.Name
+		}
 	}
 	if c := i.Certificate; c != nil {
 		sum := sha256.Sum256(c.Raw)
@@ -91,8 +97,8 @@ func wireIssuer(i *ca.Issuer) client.Issuer {
 }
 
 // wholeIssuer is one issuer as it is shown alone.
-func wholeIssuer(i *ca.Issuer) client.Issuer {
-	out := wireIssuer(i)
+func (s *Server) wholeIssuer(ctx context.Context, i *ca.Issuer) client.Issuer {
+	out := s.wireIssuer(ctx, i)
 	if i.Certificate != nil {
 		out.PEM = string(encodePEM("CERTIFICATE", i.Certificate.Raw))
 	}
