@@ -129,3 +129,40 @@ func TestJavaAsks(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenSSLCombinesDelta: a relying party that has an old complete list and the newest delta knows of a revocation.
+func TestOpenSSLCombinesDelta(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{Delta: true})
+	o.ready()
+	o.issue("good")
+	bad := o.issue("bad")
+	_, _, base := o.get("/crl/one.pem", nil)
+	o.revoke(bad, crl.Superseded)
+	var delta []byte
+	o.until("the delta has the revocation", func() bool {
+		var code int
+		if code, _, delta = o.get("/crl/one/delta.pem", nil); code != http.StatusOK {
+			return false
+		}
+		der, err := crl.FromPEM(delta)
+		must(t, err)
+		list, err := crl.Parse(der)
+		must(t, err)
+		_, ok := list.Lookup(bad.SerialNumber)
+		return ok
+	})
+	must(t, os.WriteFile(filepath.Join(o.dir, "base.pem"), base, 0o600))
+	must(t, os.WriteFile(filepath.Join(o.dir, "both.pem"), append(base, delta...), 0o600))
+	verify := func(c string, args ...string) (string, error) {
+		return o.program("openssl", append(append([]string{"verify", "-crl_check", "-CAfile", "root.pem", "-untrusted", "issuer.pem"}, args...), c)...)
+	}
+	if out, err := verify("bad.pem", "-CRLfile", "base.pem"); err != nil {
+		t.Fatalf("the old list alone knows of the revocation; the test would prove nothing:\n%s", out)
+	}
+	if out, err := verify("bad.pem", "-CRLfile", "both.pem", "-extended_crl", "-use_deltas"); err == nil || !strings.Contains(out, "certificate revoked") {
+		t.Errorf("with the delta: %v\n%s", err, out)
+	}
+	if out, err := verify("good.pem", "-CRLfile", "both.pem", "-extended_crl", "-use_deltas"); err != nil {
+		t.Errorf("another certificate, with the delta:\n%s", out)
+	}
+}
