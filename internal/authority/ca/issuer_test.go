@@ -274,6 +274,7 @@ func TestTemplate(t *testing.T) {
 		"a host without a profile":     {h, Order{Template: "cn = h1.example.com\n"}, fault.Denied},
 		"a host's other name":          {h, Order{Template: "cn = h2.example.com\ntls_www_server\nsigning_key\nexpiration_days = 30\n", Profile: "server"}, fault.Denied},
 		"an extension, in the profile": {h, Order{Template: "cn = h1.example.com\nexpiration_days = 30\nadd_extension = \"1.2.3.4 0x0500\"\n", Profile: "server"}, fault.Denied},
+		"an operator's, no profile":    {operator("bob", access.Operator), Order{Template: seed}, fault.Denied},
 		"a responder":                  {officer(), Order{Template: "cn = x\nocsp_signing_key\nsigning_key\n"}, fault.Denied},
 		"a responder, in the profile":  {admin(), Order{Template: "cn = x.example.com\nocsp_signing_key\nsigning_key\nexpiration_days = 30\n", Profile: "server"}, fault.Denied},
 		"beyond the profile's end":     {h, Order{Template: "cn = h1.example.com\ntls_www_server\nsigning_key\n", Profile: "server"}, fault.Invalid},

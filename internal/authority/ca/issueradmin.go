@@ -118,7 +118,8 @@ func (c *CA) insertAnswer(ctx context.Context, tx *db.Tx, by access.Principal, r
 		return nil
 	}
 	var known int64
-	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM certificate WHERE serial = $1 AND issuer = $2`, serialKey(record.Serial), record.Issuer.number).Scan(&known)
+	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM certificate WHERE serial = $1 AND issuer = $2`, serialKey(record.Serial),
+		record.Issuer.number).Scan(&known)
 	if err != nil || known > 0 {
 		return err
 	}

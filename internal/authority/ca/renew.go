@@ -117,7 +117,8 @@ func sameNames(a, b []cert.GeneralName) bool {
 	return slices.Equal(text(a), text(b))
 }
 
-func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew RenewOrder, key func(*Certificate, *Order) error) (*Certificate, error) {
+func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew RenewOrder,
+	key func(*Certificate, *Order) error) (*Certificate, error) {
 	now := time.Now()
 	if err := c.admit(ctx, by, access.IssueCertificate, now); err != nil {
 		return nil, err

@@ -226,7 +226,8 @@ func stateConditions(l *listing, f *Filter, now time.Time) error {
 
 // pageByName reads a page of the names that begin with prefix. The bound on the page is put on the names, which two
 // indexes give in order, so that a page costs the same whatever the other conditions leave of it.
-func (c *CA) pageByName(ctx context.Context, tx *db.Tx, l *listing, prefix string, key *pageKey, limit int, now time.Time) ([]*Certificate, string, error) {
+func (c *CA) pageByName(ctx context.Context, tx *db.Tx, l *listing, prefix string, key *pageKey, limit int,
+	now time.Time) ([]*Certificate, string, error) {
 	ids, next, err := namedIDs(ctx, tx, searchName(prefix), key, limit)
 	if err != nil || len(ids) == 0 {
 		return nil, "", err

@@ -40,7 +40,7 @@ func texts(warnings []certtool.Warning) []string {
 }
 
 // planTemplate builds what a certtool template says. A template means what certtool means by it, its usages, identifiers
-// and validity included; so without a profile beside it, only those may use one whom profiles give any name they ask for.
+// and validity included; so without a profile beside it, only an admin may use one, who could change the profiles as well.
 // With a profile, the template stays within what the profile grants to the caller.
 func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order, w *wish, p *plan, s *settings.Settings, now time.Time) error {
 	if order.Subject != "" || len(order.Names) > 0 || !order.NotBefore.IsZero() || !order.NotAfter.IsZero() || order.Validity != 0 {
@@ -98,12 +98,9 @@ func (c *CA) permitTemplate(ctx context.Context, by access.Principal, order *Ord
 	t := made.Template
 	if order.Profile == "" {
 		p.profile, p.atOnce = templateProfile, true
-		switch {
-		case !by.Has(access.Admin, access.Officer, access.Operator):
-			return fault.New(fault.Denied, "%s may use a template within a profile only; name the profile", by.Name)
-		case !by.Has(access.Admin) && slices.ContainsFunc(t.ExtKeyUsage, cert.OIDOCSPSigning.Equal):
-			// Whoever has such a certificate answers for the issuer's revocations.
-			return fault.New(fault.Denied, "ocsp_signing_key makes a responder of the issuer; an admin may, %s may not", by.Name)
+		if !by.Has(access.Admin) {
+			return fault.New(fault.Denied, "%s may use a template within a profile only; name the profile", by.Name).
+				WithHint("chancery cert issue --template T --profile P")
 		}
 		return nil
 	}

@@ -129,7 +129,7 @@ type Order struct {
 	Issuer         string        `json:"issuer,omitempty"` // name or ID; empty for the default of Pool
 	Pool           string        `json:"pool,omitempty"`   // empty means "default"
 	Profile        string        `json:"profile,omitempty"`
-	CSR            []byte        `json:"csr,omitempty"`       // DER
+	CSR            []byte        `json:"csr,omitempty"`       // DER or PEM
 	PublicKey      []byte        `json:"publicKey,omitempty"` // SubjectPublicKeyInfo DER, where there is no CSR
 	Subject        string        `json:"subject,omitempty"`   // RFC 4514; empty takes the CSR's
 	Names          []string      `json:"names,omitempty"`     // "dns:a", "ip:192.0.2.1" …; empty takes the CSR's
