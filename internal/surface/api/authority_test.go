@@ -94,6 +94,42 @@ func TestSettingsAreChangedFromTheVersionThatWasRead(t *testing.T) {
 	})
 }
 
+// TestRepeatedCallsGetTheFirstAnswer repeats calls whose services know nothing of idempotency keys.
+func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		admin, ctx := a.as(access.Admin), client.WithIdempotencyKey(t.Context(), "k1")
+		in := client.CreateOperatorRequest{Name: "twice", Roles: []string{client.RoleAuditor}}
+		first, err := admin.CreateOperator(ctx, in)
+		must(t, err)
+		if again, err := admin.CreateOperator(ctx, in); err != nil || again.ID != first.ID {
+			t.Fatalf("%+v, %v", again, err)
+		}
+		in.Name = "thrice"
+		if _, err := admin.CreateOperator(ctx, in); !client.IsKind(err, "conflict") {
+			t.Fatalf("the key of another call: %v", err)
+		}
+		if _, err := a.as(access.Operator).CreateOperator(ctx, in); !client.IsKind(err, "denied") {
+			t.Fatalf("another caller's key: %v", err)
+		}
+		set, err := admin.Settings(t.Context())
+		must(t, err)
+		ctx = client.WithIdempotencyKey(t.Context(), "k2")
+		change := client.SettingsChange{Set: []client.Setting{{Path: "organization", Value: "Twice"}}}
+		next, err := admin.ChangeSettings(ctx, change, set.ETag)
+		must(t, err)
+		if again, err := admin.ChangeSettings(ctx, change, set.ETag); err != nil || again.ETag != next.ETag || string(again.Document) != string(next.Document) {
+			t.Fatalf("%+v, %v", again, err)
+		}
+		ctx = client.WithIdempotencyKey(t.Context(), "k3")
+		must(t, admin.RemoveOperator(ctx, "twice"))
+		must(t, admin.RemoveOperator(ctx, "twice"))
+		if err := admin.RemoveOperator(t.Context(), "twice"); !client.IsKind(err, "not-found") {
+			t.Fatalf("removed twice without a key: %v", err)
+		}
+	})
+}
+
 func TestAuditIsSearchedAndExported(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)

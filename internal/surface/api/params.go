@@ -14,6 +14,9 @@ type Keyed struct {
 	IdempotencyKey string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[!-~]+$" doc:"a repeated call with the same key gets the first call's answer; without one, each call is its own"`
 }
 
+// given is the caller's key, empty where there is none.
+func (k Keyed) given() string { return k.IdempotencyKey }
+
 // key is the caller's key, or one that nobody else has.
 func (k Keyed) key() string {
 	if k.IdempotencyKey == "" {

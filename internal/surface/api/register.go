@@ -32,6 +32,7 @@ type route struct {
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
 	media        []string
+	replays      bool // a repeated call gets the answer that the API kept; see replay
 	takesBody    bool
 	json         reflect.Type // what the answer is where media has JSON
 }
@@ -67,7 +68,17 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 		if err := c.control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return nil, c.refuse(err)
 		}
-		out, err := handle(ctx, in)
+		do := func() (*O, error) { return handle(ctx, in) }
+		key := ""
+		if k, ok := any(in).(interface{ given() string }); ok && r.replays {
+			key = k.given()
+		}
+		out, err := (*O)(nil), error(nil)
+		if key != "" {
+			out, err = replay(ctx, s, r, key, in, do)
+		} else {
+			out, err = do()
+		}
 		if err != nil {
 			return nil, c.refuse(err)
 		}
