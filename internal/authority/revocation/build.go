@@ -94,7 +94,8 @@ func (l *List) renewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
 func partitions(issuer *ca.Issuer) int { return max(1, issuer.CRL.Partitions) }
 
 // sign reads the entries in one transaction and signs them on their way to w.
-func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings, signer crypto.Signer) error {
+func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings,
+	signer crypto.Signer) error {
 	changes, err := ca.LastChanges(ctx, tx)
 	if err != nil {
 		return err
@@ -126,7 +127,8 @@ func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.I
 		src, err = wholeSource(ctx, tx, issuer, allPartitions(issuer))
 	case partition >= issuer.CRL.Partitions || set.PublicURL == "":
 		// RFC 5280 §5.2.5: the distribution point in the list must be the one in the certificates.
-		return fault.New(fault.Conflict, "issuer %s has no partition %d, or the setting public_url is empty", issuer.Name, partition)
+		return fault.New(fault.Conflict, "issuer %s has no partition %d, or the setting public_url is empty",
+			issuer.Name, partition)
 	default:
 		spec.IDP = &crl.IssuingDistributionPoint{URIs: []string{urls.Partition(partition)}}
 		src, err = wholeSource(ctx, tx, issuer, []int{partition})
@@ -203,14 +205,16 @@ func (src *source) add(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, all ..
 const deltaReach = 1000
 
 // deltaSource chooses the base of a delta CRL, and selects what changed since.
-func deltaSource(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, change int64, now time.Time) (*big.Int, *source, error) {
+func deltaSource(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, change int64, now time.Time) (*big.Int, *source,
+	error) {
 	candidates, err := readLists(ctx, tx, `issuer = $1 AND scope = 'complete' AND state <> 'building' AND this_update <= $2 AND next_update > $2
 		AND (state = 'current' OR change >= $3) ORDER BY this_update LIMIT 200`, issuer.ID, db.Micros(now), change-deltaReach)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(candidates) == 0 {
-		return nil, nil, fault.New(fault.Conflict, "issuer %s has no complete CRL for a delta CRL to start from", issuer.Name)
+		return nil, nil, fault.New(fault.Conflict, "issuer %s has no complete CRL for a delta CRL to start from",
+			issuer.Name)
 	}
 	base := slices.MinFunc(candidates, func(a, b *List) int { return a.Number.Cmp(b.Number) })
 	src := &source{}
@@ -266,7 +270,8 @@ func eachSegment(ctx context.Context, tx *db.Tx, issuer string, partition int) i
 // list of every scope (RFC 5280 §3.3). Delta CRLs have no say: they are never the only place of an entry.
 func expiredSince(ctx context.Context, tx *db.Tx, issuer string) (time.Time, error) {
 	var least int64
-	err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(scheduled), 0) FROM crl WHERE issuer = $1 AND state = 'current' AND scope <> 'delta'`, issuer).Scan(&least)
+	err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(scheduled), 0) FROM crl
+		WHERE issuer = $1 AND state = 'current' AND scope <> 'delta'`, issuer).Scan(&least)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read when the CRLs of issuer %s were scheduled: %w", issuer, err)
 	}

@@ -51,7 +51,8 @@ type answer struct {
 const followedRecently = 2 * time.Second
 
 func newCache() *cache {
-	return &cache{limit: 10_000, byKey: make(map[certificateKey]*list.Element), recent: list.New(), dropped: make(map[string]int64)}
+	return &cache{limit: 10_000, byKey: make(map[certificateKey]*list.Element), recent: list.New(),
+		dropped: make(map[string]int64)}
 }
 
 func keyOf(issuer string, serial *big.Int) certificateKey {

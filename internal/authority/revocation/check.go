@@ -70,7 +70,8 @@ func (s *Service) Check(ctx context.Context, tell func(CheckFinding) bool) (Chec
 	return done, nil
 }
 
-func (s *Service) checkList(ctx context.Context, issuer *ca.Issuer, l *List, tell func(CheckFinding) bool, done *Checked) (goOn bool, err error) {
+func (s *Service) checkList(ctx context.Context, issuer *ca.Issuer, l *List, tell func(CheckFinding) bool,
+	done *Checked) (goOn bool, err error) {
 	goOn = true
 	wrong := func(rule CheckRule, format string, args ...any) {
 		goOn = goOn && tell(CheckFinding{issuer.Name, l.Number.String(), rule, fmt.Sprintf(format, args...)})
@@ -91,7 +92,8 @@ func (s *Service) checkList(ctx context.Context, issuer *ca.Issuer, l *List, tel
 		return goOn, nil
 	}
 	if parsed.Number == nil || parsed.Number.Cmp(l.Number) != 0 || !parsed.NextUpdate.Equal(l.NextUpdate) {
-		wrong(WrongRow, "the list has number %v and ends %v; its row says %v and %v", parsed.Number, parsed.NextUpdate, l.Number, l.NextUpdate)
+		wrong(WrongRow, "the list has number %v and ends %v; its row says %v and %v", parsed.Number, parsed.NextUpdate,
+			l.Number, l.NextUpdate)
 	}
 	if l.Scope == Delta {
 		return goOn, nil
@@ -101,7 +103,8 @@ func (s *Service) checkList(ctx context.Context, issuer *ca.Issuer, l *List, tel
 
 // checkEntries wants every certificate that was revoked when the list was made, and did not end before, to be in it as it
 // stands in the record; and nothing else.
-func (s *Service) checkEntries(ctx context.Context, issuer *ca.Issuer, l *List, parsed *crl.List, wrong func(CheckRule, string, ...any), done *Checked) error {
+func (s *Service) checkEntries(ctx context.Context, issuer *ca.Issuer, l *List, parsed *crl.List, wrong func(CheckRule,
+	string, ...any), done *Checked) error {
 	listed := map[string]string{}
 	for entry, err := range parsed.Entries() {
 		if err != nil {
@@ -140,7 +143,8 @@ func (s *Service) checkEntries(ctx context.Context, issuer *ca.Issuer, l *List, 
 			case due && !there:
 				wrong(Missing, "%s is %s and is not in the list", cert.FormatSerial(entry.Serial), changed.State)
 			case due && have != string(changed.Entry):
-				wrong(WrongRow, "%s stands in the list as %s, in the record as %s", cert.FormatSerial(entry.Serial), hex.EncodeToString([]byte(have)),
+				wrong(WrongRow, "%s stands in the list as %s, in the record as %s", cert.FormatSerial(entry.Serial),
+					hex.EncodeToString([]byte(have)),
 					hex.EncodeToString(changed.Entry))
 			}
 		}

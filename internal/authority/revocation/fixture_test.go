@@ -6,9 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -35,7 +33,6 @@ type office struct {
 	service  *Service
 	issuer   *ca.Issuer
 	by       access.Principal
-	dir      string
 }
 
 const publicURL = "http://pki.example"
@@ -64,7 +61,7 @@ func newOffice(t testing.TB, d *db.DB, mode ca.CRLMode, change func(*settings.Se
 // node is one more node on a database, which an older one sponsors.
 func node(t testing.TB, d *db.DB, name, dir string, sponsor *office) *office {
 	t.Helper()
-	o := &office{t: t, db: d, dir: dir, by: access.Principal{
+	o := &office{t: t, db: d, by: access.Principal{
 		ID: "admin", Name: "admin", Kind: access.KindOperator, Roles: []access.Role{access.Admin, access.Officer}}}
 	var err error
 	o.audit, err = audit.New(d, name)
@@ -161,13 +158,6 @@ func (o *office) parse(l *List) *crl.List {
 		o.t.Fatalf("list %+v has %d octets, %d entries, number %v", l, len(der), parsed.Count, parsed.Number)
 	}
 	return parsed
-}
-
-func (o *office) write(name, kind string, der []byte) string {
-	o.t.Helper()
-	path := filepath.Join(o.dir, name)
-	must(o.t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
-	return path
 }
 
 func must(t testing.TB, err error) {

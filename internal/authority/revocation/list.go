@@ -123,7 +123,8 @@ func (s *Service) Current(ctx context.Context, nameOrID string, scope Scope) (*L
 
 // currentList returns nil where there is none.
 func currentList(ctx context.Context, tx *db.Tx, issuer string, scope Scope) (*List, error) {
-	l, err := scanList(tx.QueryRow(ctx, `SELECT `+listColumns+` FROM crl WHERE issuer = $1 AND scope = $2 AND state = 'current'`, issuer, string(scope)))
+	l, err := scanList(tx.QueryRow(ctx, `SELECT `+listColumns+` FROM crl
+		WHERE issuer = $1 AND scope = $2 AND state = 'current'`, issuer, string(scope)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -211,7 +212,8 @@ func (s *Service) WriteTo(ctx context.Context, w io.Writer, l *List) error {
 			return err
 		}
 		if left -= int64(len(octets)); len(octets) == 0 || left < 0 {
-			return fmt.Errorf("stored CRL %s is damaged: chunk %d has %d octets, and %d are left over", l.ID, seq, len(octets), left)
+			return fmt.Errorf("stored CRL %s is damaged: chunk %d has %d octets, and %d are left over", l.ID, seq,
+				len(octets), left)
 		}
 		if _, err := w.Write(octets); err != nil {
 			return err

@@ -154,7 +154,8 @@ func (s *Service) dropOctets(ctx context.Context, lease db.Lease, before time.Ti
 		if _, err := tx.Exec(ctx, `DELETE FROM crl_chunk WHERE crl IN `+some, db.Micros(before)); err != nil {
 			return fmt.Errorf("remove the octets of CRLs: %w", err)
 		}
-		n, err = tx.Exec(ctx, `UPDATE crl SET size = 0, head = $2, tail = $2 WHERE id IN `+some, db.Micros(before), []byte{})
+		n, err = tx.Exec(ctx, `UPDATE crl SET size = 0, head = $2, tail = $2 WHERE id IN `+some, db.Micros(before),
+			[]byte{})
 		if err != nil {
 			return fmt.Errorf("mark CRLs as pruned: %w", err)
 		}

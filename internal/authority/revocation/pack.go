@@ -85,7 +85,8 @@ func (g *segment) insert(ctx context.Context, tx *db.Tx, issuer string, partitio
 
 // packedUpTo is the change up to which the permanent revocations of a partition stand in segments.
 func packedUpTo(ctx context.Context, tx *db.Tx, issuer string, partition int) (change int64, err error) {
-	err = tx.QueryRow(ctx, `SELECT change FROM crl_packed WHERE issuer = $1 AND crl_partition = $2`, issuer, partition).Scan(&change)
+	err = tx.QueryRow(ctx, `SELECT change FROM crl_packed WHERE issuer = $1 AND crl_partition = $2`, issuer,
+		partition).Scan(&change)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
@@ -128,7 +129,8 @@ func (s *Service) pack(ctx context.Context, lease db.Lease, issuer *ca.Issuer, p
 	}
 }
 
-func (s *Service) storePacked(ctx context.Context, lease db.Lease, issuer string, partition int, g *segment, from, upTo int64) error {
+func (s *Service) storePacked(ctx context.Context, lease db.Lease, issuer string, partition int, g *segment, from,
+	upTo int64) error {
 	return s.db.TxAlone(ctx, func(tx *db.Tx) error {
 		if err := lease.Check(ctx, tx); err != nil {
 			return err
@@ -218,7 +220,8 @@ func (s *Service) purgeExpired(ctx context.Context, lease db.Lease, issuer *ca.I
 	return nil
 }
 
-func (s *Service) nextExpiring(ctx context.Context, issuer string, partition int, after string, cutoff time.Time) (*storedSegment, error) {
+func (s *Service) nextExpiring(ctx context.Context, issuer string, partition int, after string,
+	cutoff time.Time) (*storedSegment, error) {
 	var g storedSegment
 	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		return tx.QueryRow(ctx, `SELECT id, packed, not_after FROM crl_segment
@@ -234,7 +237,8 @@ func (s *Service) nextExpiring(ctx context.Context, issuer string, partition int
 	return &g, nil
 }
 
-func (s *Service) replaceSegments(ctx context.Context, lease db.Lease, issuer string, partition int, gone []string, by *segment) error {
+func (s *Service) replaceSegments(ctx context.Context, lease db.Lease, issuer string, partition int, gone []string,
+	by *segment) error {
 	return s.db.TxAlone(ctx, func(tx *db.Tx) error {
 		if err := lease.Check(ctx, tx); err != nil {
 			return err

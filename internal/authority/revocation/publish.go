@@ -109,14 +109,17 @@ func (s *Service) publish(ctx context.Context, w *chunkWriter, actor string) err
 			return err
 		}
 		if before != nil && l.Number.Cmp(before.Number) <= 0 {
-			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the current one of issuer %s (RFC 5280 §5.2.3)", l.Number, before.Number, l.Issuer)
+			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the current one of issuer %s "+
+				"(RFC 5280 §5.2.3)", l.Number, before.Number, l.Issuer)
 		}
 		if len(w.buffer) > 0 {
 			if err := w.insertChunk(ctx, tx); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, `UPDATE crl SET state = 'past' WHERE issuer = $1 AND scope = $2 AND state = 'current'`, l.Issuer, string(l.Scope)); err != nil {
+		_, err = tx.Exec(ctx, `UPDATE crl SET state = 'past' WHERE issuer = $1 AND scope = $2 AND state = 'current'`,
+			l.Issuer, string(l.Scope))
+		if err != nil {
 			return fmt.Errorf("retire the CRL before %v: %w", l.Number, err)
 		}
 		// The row that the first chunk needed says nothing yet of length and signature.
@@ -139,7 +142,8 @@ func (s *Service) publish(ctx context.Context, w *chunkWriter, actor string) err
 // reserveNumber takes the next CRLNumber of an issuer, before the statuses are read: so a list with a greater number knows
 // of more, even where a long list is still being made when a short one is published. An operator's wish is used where it is
 // still greater.
-func (s *Service) reserveNumber(ctx context.Context, lease db.Lease, issuer string, wish *big.Int) (number *big.Int, err error) {
+func (s *Service) reserveNumber(ctx context.Context, lease db.Lease, issuer string, wish *big.Int) (number *big.Int,
+	err error) {
 	now := time.Now()
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if err := lease.Check(ctx, tx); err != nil {

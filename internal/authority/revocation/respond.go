@@ -81,7 +81,8 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 	}
 	if responder == nil {
 		if issuer.KeyID == "" {
-			return Response{}, fault.New(fault.NotFound, "issuer %s has no OCSP responder: its key is offline; use its CRL", issuer.Name)
+			return Response{}, fault.New(fault.NotFound,
+				"issuer %s has no OCSP responder: its key is offline; use its CRL", issuer.Name)
 		}
 		return Response{}, fault.New(fault.Unavailable, "issuer %s has no OCSP responder yet", issuer.Name)
 	}
@@ -119,7 +120,8 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 }
 
 // statuses returns what is known of certificates of an issuer, kept or read, and since when all of it is known to be so.
-func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time, limit int) ([]ca.Status, time.Time, error) {
+func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time,
+	limit int) ([]ca.Status, time.Time, error) {
 	all, asOf, upTo := make([]ca.Status, len(ids)), now, s.answers.upTo(issuer.ID)
 	kept := true
 	for i := range ids {
@@ -229,7 +231,8 @@ func (s *Service) issuersOf(ctx context.Context, ids []ocsp.CertID, now time.Tim
 			return nil, fault.New(fault.NotFound, "OCSP request is about an issuer that is not here")
 		}
 		if one != nil && one[0].ID != found[0].ID {
-			return nil, fault.New(fault.NotFound, "OCSP request is about issuers %s and %s; one response speaks for one", one[0].Name, found[0].Name)
+			return nil, fault.New(fault.NotFound,
+				"OCSP request is about issuers %s and %s; one response speaks for one", one[0].Name, found[0].Name)
 		}
 		one = found
 	}

@@ -65,7 +65,8 @@ func (s *Service) responder(ctx context.Context, issuer *ca.Issuer, now time.Tim
 	return loaded.responder, nil
 }
 
-func (s *Service) loadResponder(ctx context.Context, issuer *ca.Issuer, known *loadedResponder, now time.Time) (*loadedResponder, error) {
+func (s *Service) loadResponder(ctx context.Context, issuer *ca.Issuer, known *loadedResponder,
+	now time.Time) (*loadedResponder, error) {
 	var (
 		keyID string
 		der   []byte
@@ -109,7 +110,8 @@ func (s *Service) keepResponder(ctx context.Context, lease db.Lease, issuer *ca.
 	switch {
 	case err == nil:
 		renewAt := db.FromMicros(notAfter - (notAfter-notBefore)/3)
-		if now.Before(renewAt) || db.FromMicros(notAfter).Equal(issuer.Certificate.NotAfter) && now.Before(db.FromMicros(notAfter)) {
+		if now.Before(renewAt) || db.FromMicros(notAfter).Equal(issuer.Certificate.NotAfter) &&
+			now.Before(db.FromMicros(notAfter)) {
 			return nil // also where it cannot last longer, because the issuer does not
 		}
 	case !errors.Is(err, sql.ErrNoRows):
@@ -158,11 +160,13 @@ func (s *Service) makeResponder(ctx context.Context, lease db.Lease, issuer *ca.
 		}
 		return s.audit.Append(ctx, tx, audit.Event{
 			Time: now, Actor: actor, Action: "ocsp.responder", Object: issuer.ID,
-			Detail: map[string]any{"serial": certificate.SerialNumber.Text(16), "key": sealed.ID, "notAfter": certificate.NotAfter},
+			Detail: map[string]any{"serial": certificate.SerialNumber.Text(16), "key": sealed.ID,
+				"notAfter": certificate.NotAfter},
 		})
 	})
 	if err == nil {
-		s.logger.InfoContext(ctx, "OCSP responder renewed", "issuer", issuer.Name, "serial", certificate.SerialNumber.Text(16), "notAfter", certificate.NotAfter)
+		s.logger.InfoContext(ctx, "OCSP responder renewed", "issuer", issuer.Name, "serial",
+			certificate.SerialNumber.Text(16), "notAfter", certificate.NotAfter)
 	}
 	return err
 }
@@ -185,7 +189,8 @@ func (s *Service) dropResponders(ctx context.Context, lease db.Lease, now time.T
 		if err := lease.Check(ctx, tx); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `SELECT key_id FROM ocsp_responder WHERE not_after < $1 ORDER BY id LIMIT 100`, db.Micros(now))
+		rows, err := tx.Query(ctx, `SELECT key_id FROM ocsp_responder WHERE not_after < $1 ORDER BY id LIMIT 100`,
+			db.Micros(now))
 		if err != nil {
 			return fmt.Errorf("read OCSP responders that ended: %w", err)
 		}

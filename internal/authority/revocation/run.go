@@ -53,7 +53,9 @@ func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err err
 	if err != nil {
 		return db.Lease{}, false, err
 	}
-	may := slices.ContainsFunc(all, func(r keys.Recipient) bool { return r.ID == s.keys.Self() && r.Entitled(keys.Issuer, "") })
+	may := slices.ContainsFunc(all, func(r keys.Recipient) bool {
+		return r.ID == s.keys.Self() && r.Entitled(keys.Issuer, "")
+	})
 	if !may {
 		return db.Lease{}, false, nil
 	}
@@ -205,17 +207,20 @@ func (w *worker) failed(ctx context.Context, issuer *ca.Issuer, cause error, now
 	f.pause = min(max(2*f.pause, time.Second), maxPause)
 	f.again = now.Add(f.pause)
 	w.failing[issuer.ID] = f
-	w.s.logger.ErrorContext(ctx, "a CRL that is due could not be signed", "issuer", issuer.Name, "again", f.again, "error", cause)
+	w.s.logger.ErrorContext(ctx, "a CRL that is due could not be signed", "issuer", issuer.Name, "again", f.again,
+		"error", cause)
 	return f.again, nil
 }
 
 // signs reports whether the lists of an issuer are signed here: its key is in the store, and its certificate, without which
 // nobody can check a list, has not ended. A retired issuer goes on signing them.
 func signs(issuer *ca.Issuer, now time.Time) bool {
-	return issuer.KeyID != "" && issuer.Certificate != nil && issuer.State != ca.IssuerPending && now.Before(issuer.Certificate.NotAfter)
+	return issuer.KeyID != "" && issuer.Certificate != nil && issuer.State != ca.IssuerPending &&
+		now.Before(issuer.Certificate.NotAfter)
 }
 
-func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, last int64, wish Wish, now time.Time) (next time.Time, err error) {
+func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, last int64, wish Wish,
+	now time.Time) (next time.Time, err error) {
 	st, err := w.s.standing(ctx, issuer, w.seen[issuer.ID])
 	if err != nil {
 		return now, err
@@ -233,7 +238,8 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 		if err != nil {
 			return now, err
 		}
-		w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(o.scope), "crlNumber", l.Number.String(),
+		w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(o.scope),
+			"crlNumber", l.Number.String(),
 			"entries", l.Entries, "nextUpdate", l.NextUpdate)
 		if at := l.renewAt(set, issuer); at.Before(next) {
 			next = at

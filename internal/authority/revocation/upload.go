@@ -17,7 +17,8 @@ import (
 const maxUpload = 8 << 20
 
 func offline(issuer *ca.Issuer) error {
-	return fault.New(fault.Conflict, "the key of issuer %s is not in the store, so its CRL is signed where the key is", issuer.Name).
+	return fault.New(fault.Conflict, "the key of issuer %s is not in the store, so its CRL is signed where the key is",
+		issuer.Name).
 		WithHint("chancery crl issue --issuer %s --key-file F", issuer.Name)
 }
 
@@ -64,7 +65,8 @@ func (s *Service) Draft(ctx context.Context, by access.Principal, nameOrID strin
 			return err
 		}
 		if src.octets > maxUpload/2 {
-			return fault.New(fault.TooLarge, "the entries of issuer %s are %d octets, over the %d of a list that is signed elsewhere", issuer.Name, src.octets, maxUpload/2)
+			return fault.New(fault.TooLarge, "the entries of issuer %s are %d octets, over the %d of a list that is signed "+
+				"elsewhere", issuer.Name, src.octets, maxUpload/2)
 		}
 		d.Entries = d.Entries[:0]
 		for entry, err := range src.entries(ctx, tx, issuer) {

@@ -28,9 +28,11 @@ func (w Wish) check(validity time.Duration, now time.Time) error {
 	this, next := w.times(now, validity)
 	switch {
 	case this.After(now.Add(maxAhead)):
-		return fault.New(fault.Invalid, "thisUpdate %s is in the future; a CRL says what is revoked now", this.Format(time.RFC3339)).At("this_update")
+		return fault.New(fault.Invalid, "thisUpdate %s is in the future; a CRL says what is revoked now",
+			this.Format(time.RFC3339)).At("this_update")
 	case !next.After(now) || !next.After(this):
-		return fault.New(fault.Invalid, "nextUpdate %s is not after now and thisUpdate", next.Format(time.RFC3339)).At("next_update")
+		return fault.New(fault.Invalid, "nextUpdate %s is not after now and thisUpdate",
+			next.Format(time.RFC3339)).At("next_update")
 	case w.Number != nil && (w.Number.Sign() < 0 || w.Number.BitLen() > 159):
 		return fault.New(fault.Invalid, "CRLNumber %v is not between 0 and 2^159 (RFC 5280 §5.2.3)", w.Number).At("number")
 	}
@@ -97,7 +99,8 @@ func (w Wish) insert(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
 			return err
 		}
 		if w.Number.Cmp(last) <= 0 && last.Sign() > 0 {
-			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the last one of issuer %s (RFC 5280 §5.2.3)", w.Number, last, issuer.Name).At("number")
+			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the last one of issuer %s (RFC 5280 "+
+				"§5.2.3)", w.Number, last, issuer.Name).At("number")
 		}
 		number = w.Number.String()
 	}
@@ -126,7 +129,8 @@ func timeOrZero(micros int64) time.Time {
 func (s *Service) granted(ctx context.Context, issuer *ca.Issuer, since int64) (l *List, err error) {
 	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		var waiting int64
-		err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM crl_wanted WHERE issuer = $1 AND since <= $2`, issuer.ID, since).Scan(&waiting)
+		err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM crl_wanted WHERE issuer = $1 AND since <= $2`, issuer.ID,
+			since).Scan(&waiting)
 		if err != nil || waiting > 0 {
 			return err
 		}

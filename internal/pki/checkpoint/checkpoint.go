@@ -131,7 +131,8 @@ func (c *Checkpoint) text() ([]byte, error) {
 	}
 	heads := slices.SortedFunc(slices.Values(c.Heads), func(a, b Head) int { return cmp.Compare(a.Node, b.Node) })
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%sauthority %s\nnumber %d\ntime %s\nprevious %x\n", label, c.Authority, c.Number, c.Time.UTC().Format(timeFormat), c.Previous)
+	fmt.Fprintf(&b, "%sauthority %s\nnumber %d\ntime %s\nprevious %x\n", label, c.Authority, c.Number,
+		c.Time.UTC().Format(timeFormat), c.Previous)
 	for i, h := range heads {
 		if err := checkName("node", h.Node); err != nil {
 			return nil, err
@@ -243,7 +244,8 @@ func (s *Signed) parseSignatures(notes string) error {
 		body, ok := strings.CutPrefix(line, dash)
 		id, text, ok2 := strings.Cut(strings.TrimSuffix(body, "\n"), " ")
 		value, err := base64.StdEncoding.Strict().DecodeString(text)
-		if !ok || !ok2 || err != nil || len(value) == 0 || !isKeyID(id) || !strings.HasSuffix(line, "\n") || strings.ContainsAny(text, "\r\n") {
+		if !ok || !ok2 || err != nil || len(value) == 0 || !isKeyID(id) || !strings.HasSuffix(line, "\n") ||
+			strings.ContainsAny(text, "\r\n") {
 			return refuse("signature line %.80q is not a dash, a key and base64", line)
 		}
 		s.signatures = append(s.signatures, signature{id, value})
@@ -278,7 +280,8 @@ func (s *Signed) Verify(keys ...crypto.PublicKey) error {
 // it cannot see, events that were changed between the two, verification of the chains against both does.
 func (s *Signed) CheckSuccessor(seen *Signed) error {
 	if s.Authority != seen.Authority {
-		return fault.New(fault.Conflict, "audit checkpoint is of authority %s, and the one seen before of %s", s.Authority, seen.Authority)
+		return fault.New(fault.Conflict, "audit checkpoint is of authority %s, and the one seen before of %s",
+			s.Authority, seen.Authority)
 	}
 	if s.Number == seen.Number && bytes.Equal(s.text, seen.text) {
 		return nil
@@ -287,7 +290,8 @@ func (s *Signed) CheckSuccessor(seen *Signed) error {
 	case s.Number <= seen.Number:
 		return fault.New(fault.Conflict, "audit checkpoint %d is not newer than %d, which was seen: the record was rolled back or forked", s.Number, seen.Number)
 	case s.Time.Before(seen.Time):
-		return fault.New(fault.Conflict, "audit checkpoint %d is of %s, before the time of %d, which was seen", s.Number, s.Time, seen.Number)
+		return fault.New(fault.Conflict, "audit checkpoint %d is of %s, before the time of %d, which was seen",
+			s.Number, s.Time, seen.Number)
 	case s.Number == seen.Number+1 && s.Previous != Hash(seen.Raw):
 		return fault.New(fault.Conflict, "audit checkpoint %d does not name checkpoint %d as it was seen: the record was forked", s.Number, seen.Number)
 	}
@@ -299,11 +303,14 @@ func (s *Signed) CheckSuccessor(seen *Signed) error {
 		is, ok := now[was.Node]
 		switch {
 		case !ok:
-			return fault.New(fault.Conflict, "audit checkpoint %d lacks the chain of node %s, which was seen", s.Number, was.Node)
+			return fault.New(fault.Conflict, "audit checkpoint %d lacks the chain of node %s, which was seen",
+				s.Number, was.Node)
 		case is.Seq < was.Seq:
-			return fault.New(fault.Conflict, "chain of node %s ends at %d, and %d was seen: it was rolled back", was.Node, is.Seq, was.Seq)
+			return fault.New(fault.Conflict, "chain of node %s ends at %d, and %d was seen: it was rolled back",
+				was.Node, is.Seq, was.Seq)
 		case is.Seq == was.Seq && is.Hash != was.Hash:
-			return fault.New(fault.Conflict, "event %d of node %s has another hash than was seen: it was rewritten", was.Seq, was.Node)
+			return fault.New(fault.Conflict, "event %d of node %s has another hash than was seen: it was rewritten",
+				was.Seq, was.Node)
 		}
 	}
 	return nil

@@ -47,10 +47,12 @@ func (l *List) CheckSuccessor(previous *List) error {
 		return err
 	}
 	if l.Number.Cmp(previous.Number) <= 0 {
-		return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v of the CRL before it", l.Number, previous.Number)
+		return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v of the CRL before it", l.Number,
+			previous.Number)
 	}
 	if l.ThisUpdate.Before(previous.ThisUpdate) {
-		return fault.New(fault.Conflict, "thisUpdate %s is before %s of the CRL before it", stamp(l.ThisUpdate), stamp(previous.ThisUpdate))
+		return fault.New(fault.Conflict, "thisUpdate %s is before %s of the CRL before it", stamp(l.ThisUpdate),
+			stamp(previous.ThisUpdate))
 	}
 	return nil
 }
@@ -67,7 +69,8 @@ func (l *List) CheckBase(base *List) error {
 		return err
 	}
 	if base.Number.Cmp(l.BaseNumber) < 0 {
-		return fault.New(fault.Conflict, "complete CRL %v is older than %v, the one that the delta starts from", base.Number, l.BaseNumber)
+		return fault.New(fault.Conflict, "complete CRL %v is older than %v, the one that the delta starts from",
+			base.Number, l.BaseNumber)
 	}
 	if base.Number.Cmp(l.Number) >= 0 {
 		return fault.New(fault.Conflict, "complete CRL %v is not older than delta CRL %v", base.Number, l.Number)
@@ -80,7 +83,8 @@ func (l *List) sameScope(other *List) error {
 		return fault.New(fault.Invalid, "the two CRLs are of different issuers")
 	}
 	if !l.IDP.Equal(other.IDP) {
-		return fmt.Errorf("scopes differ: %w", fault.New(fault.Invalid, "the two CRLs have different issuingDistributionPoints"))
+		return fmt.Errorf("scopes differ: %w", fault.New(fault.Invalid,
+			"the two CRLs have different issuingDistributionPoints"))
 	}
 	return nil
 }

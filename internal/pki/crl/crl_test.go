@@ -270,7 +270,7 @@ func TestEntriesMustMatchTheAnnouncedLength(t *testing.T) {
 func TestPartitionedAndDelta(t *testing.T) {
 	issuer := p256(t)
 	idp := &IssuingDistributionPoint{URIs: []string{"http://pki.example/crl/a/3.crl"}, OnlyUserCerts: true}
-	make := func(number, base int64, idp *IssuingDistributionPoint, e ...Entry) *List {
+	list := func(number, base int64, idp *IssuingDistributionPoint, e ...Entry) *List {
 		spec := issuer.spec(number)
 		spec.IDP = idp
 		if base > 0 {
@@ -286,8 +286,8 @@ func TestPartitionedAndDelta(t *testing.T) {
 		}
 		return l
 	}
-	base, next := make(5, 0, idp), make(9, 0, idp)
-	delta := make(7, 5, idp, Entry{Serial: big.NewInt(3), RevokedAt: issuedAt, Reason: RemoveFromCRL})
+	base, next := list(5, 0, idp), list(9, 0, idp)
+	delta := list(7, 5, idp, Entry{Serial: big.NewInt(3), RevokedAt: issuedAt, Reason: RemoveFromCRL})
 	if !delta.IDP.Equal(idp) || delta.BaseNumber.Int64() != 5 {
 		t.Fatalf("read back %+v", delta)
 	}
@@ -302,14 +302,14 @@ func TestPartitionedAndDelta(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"delta on a later base":   delta.CheckBase(next),
-		"delta on an older base":  delta.CheckBase(make(4, 0, idp)),
-		"delta on another scope":  delta.CheckBase(make(5, 0, nil)),
-		"delta on a delta":        delta.CheckBase(make(6, 5, idp)),
+		"delta on an older base":  delta.CheckBase(list(4, 0, idp)),
+		"delta on another scope":  delta.CheckBase(list(5, 0, nil)),
+		"delta on a delta":        delta.CheckBase(list(6, 5, idp)),
 		"complete as delta":       next.CheckBase(base),
 		"number repeats":          base.CheckSuccessor(base),
 		"number falls":            base.CheckSuccessor(next),
-		"successor, other scope":  next.CheckSuccessor(make(5, 0, nil)),
-		"other issuer's":          make(5, 0, nil).CheckIssuer(p256(t).certificate),
+		"successor, other scope":  next.CheckSuccessor(list(5, 0, nil)),
+		"other issuer's":          list(5, 0, nil).CheckIssuer(p256(t).certificate),
 		"before it begins":        base.CheckTimes(issuedAt.Add(-time.Second)),
 		"after it ended":          base.CheckTimes(issuedAt.AddDate(0, 0, 8)),
 		"signature":               tampered(t, base).CheckIssuer(issuer.certificate),

@@ -25,7 +25,8 @@ type Entry struct {
 func EncodeEntry(e Entry) ([]byte, error) {
 	switch {
 	case e.Serial == nil || e.Serial.Sign() < 0:
-		return nil, fault.New(fault.Invalid, "serial %v is negative or missing; a revoked certificate has one of 0 or more", e.Serial)
+		return nil, fault.New(fault.Invalid,
+			"serial %v is negative or missing; a revoked certificate has one of 0 or more", e.Serial)
 	case e.Serial.BitLen() > 8*32:
 		// Certificates that we did not issue may break the 20 octets of RFC 5280 §4.1.2.2, and must be revocable.
 		return nil, fault.New(fault.Invalid, "serial of %d bits is over the limit of 256", e.Serial.BitLen())
@@ -48,7 +49,8 @@ func EncodeEntry(e Entry) ([]byte, error) {
 				})
 			}
 			if !e.Invalidity.IsZero() {
-				addExtension(b, oidInvalidityDate, false, func(b *cryptobyte.Builder) { b.AddASN1GeneralizedTime(e.Invalidity.UTC()) })
+				addExtension(b, oidInvalidityDate, false,
+					func(b *cryptobyte.Builder) { b.AddASN1GeneralizedTime(e.Invalidity.UTC()) })
 			}
 		})
 	})

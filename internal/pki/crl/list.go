@@ -302,7 +302,8 @@ func readDistributionPoints(value cryptobyte.String) ([]string, error) {
 	for !points.Empty() {
 		var point, name cryptobyte.String
 		var present bool
-		if !points.ReadASN1(&point, cbasn1.SEQUENCE) || !point.ReadOptionalASN1(&name, &present, cbasn1.Tag(0).ContextSpecific().Constructed()) {
+		if !points.ReadASN1(&point, cbasn1.SEQUENCE) || !point.ReadOptionalASN1(&name, &present,
+			cbasn1.Tag(0).ContextSpecific().Constructed()) {
 			return nil, errors.New("a distribution point is not DER")
 		}
 		if !present {

@@ -51,8 +51,10 @@ func (p *IssuingDistributionPoint) Equal(q *IssuingDistributionPoint) bool {
 			return false
 		}
 	}
-	return p.OnlyUserCerts == q.OnlyUserCerts && p.OnlyCACerts == q.OnlyCACerts && p.OnlyAttributeCerts == q.OnlyAttributeCerts &&
-		p.OnlySomeReasons == q.OnlySomeReasons && p.IndirectCRL == q.IndirectCRL && p.otherDistributionName == q.otherDistributionName
+	return p.OnlyUserCerts == q.OnlyUserCerts && p.OnlyCACerts == q.OnlyCACerts &&
+		p.OnlyAttributeCerts == q.OnlyAttributeCerts &&
+		p.OnlySomeReasons == q.OnlySomeReasons && p.IndirectCRL == q.IndirectCRL &&
+		p.otherDistributionName == q.otherDistributionName
 }
 
 // check refuses what RFC 5280 §5 forbids in a CRL that we sign.
@@ -68,7 +70,8 @@ func (s *Spec) check(public crypto.PublicKey) error {
 		return fault.New(fault.Invalid, "issuer %q has a keyUsage without cRLSign; RFC 5280 §4.2.1.3 wants it to sign a CRL", s.Issuer.Subject)
 	}
 	if s.ThisUpdate.IsZero() || !s.NextUpdate.After(s.ThisUpdate) {
-		return fault.New(fault.Invalid, "nextUpdate %s is not after thisUpdate %s", stamp(s.NextUpdate), stamp(s.ThisUpdate))
+		return fault.New(fault.Invalid, "nextUpdate %s is not after thisUpdate %s", stamp(s.NextUpdate),
+			stamp(s.ThisUpdate))
 	}
 	if err := checkNumber("CRLNumber", s.Number); err != nil {
 		return err
@@ -103,7 +106,8 @@ func (p *IssuingDistributionPoint) check() error {
 	case only > 1:
 		return fault.New(fault.Invalid, "an issuingDistributionPoint may say only one of user, CA and attribute certificates (RFC 5280 §5.2.5)")
 	case only == 0 && len(p.URIs) == 0:
-		return fault.New(fault.Invalid, "an issuingDistributionPoint must not be empty (RFC 5280 §5.2.5); name a URI or leave it out")
+		return fault.New(fault.Invalid,
+			"an issuingDistributionPoint must not be empty (RFC 5280 §5.2.5); name a URI or leave it out")
 	}
 	for _, uri := range p.URIs {
 		if err := checkURI(uri); err != nil {

@@ -132,7 +132,8 @@ func readCertID(element cryptobyte.String) (CertID, error) {
 	}
 	id.Hash, id.IssuerNameHash, id.IssuerKeyHash = hashOf(hash), nameHash, keyHash
 	if id.Hash != 0 && (len(nameHash) != id.Hash.Size() || len(keyHash) != id.Hash.Size()) {
-		return id, malformed("a CertID has hashes of %d and %d octets, and %v makes %d", len(nameHash), len(keyHash), id.Hash, id.Hash.Size())
+		return id, malformed("a CertID has hashes of %d and %d octets, and %v makes %d", len(nameHash), len(keyHash),
+			id.Hash, id.Hash.Size())
 	}
 	return id, nil
 }

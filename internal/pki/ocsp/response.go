@@ -70,10 +70,12 @@ func NewResponder(issuer, certificate *x509.Certificate, signer crypto.Signer, i
 
 func checkDelegated(issuer, certificate *x509.Certificate) error {
 	if err := certificate.CheckSignatureFrom(issuer); err != nil {
-		return fault.New(fault.Invalid, "responder %q is not signed by issuer %q itself: %w", certificate.Subject, issuer.Subject, err)
+		return fault.New(fault.Invalid, "responder %q is not signed by issuer %q itself: %w", certificate.Subject,
+			issuer.Subject, err)
 	}
 	if !slices.Contains(certificate.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning) {
-		return fault.New(fault.Invalid, "responder %q has no extended key usage OCSPSigning (RFC 6960 §4.2.2.2)", certificate.Subject)
+		return fault.New(fault.Invalid, "responder %q has no extended key usage OCSPSigning (RFC 6960 §4.2.2.2)",
+			certificate.Subject)
 	}
 	if certificate.KeyUsage != 0 && certificate.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return fault.New(fault.Invalid, "responder %q has a keyUsage without digitalSignature", certificate.Subject)
@@ -184,7 +186,8 @@ func (s *SingleResponse) add(b *cryptobyte.Builder) {
 				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 						b.AddASN1ObjectIdentifier(oidArchiveCutoff)
-						b.AddASN1(cbasn1.OCTET_STRING, func(b *cryptobyte.Builder) { b.AddASN1GeneralizedTime(s.ArchiveCutoff.UTC()) })
+						b.AddASN1(cbasn1.OCTET_STRING,
+							func(b *cryptobyte.Builder) { b.AddASN1GeneralizedTime(s.ArchiveCutoff.UTC()) })
 					})
 				})
 			})

@@ -57,7 +57,8 @@ func (h *Handler) certificate(w http.ResponseWriter, r *http.Request) error {
 		return fault.New(fault.NotFound, "a certificate is to be had as .cer (DER), .pem and .p7c, not as .%.20s", form)
 	}
 	sum := sha256.Sum256(body)
-	d := document{mediaType: mediaType, tag: hex.EncodeToString(sum[:16]), modified: issuer.Certificate.NotBefore, maxAge: certificateMaxAge, size: int64(len(body))}
+	d := document{mediaType: mediaType, tag: hex.EncodeToString(sum[:16]), modified: issuer.Certificate.NotBefore,
+		maxAge: certificateMaxAge, size: int64(len(body))}
 	if d.send(w, r) {
 		w.Write(body) // an error here is a reader that has gone
 	}

@@ -50,7 +50,8 @@ func (h *Handler) crl(w http.ResponseWriter, r *http.Request, issuer string, sco
 		return err
 	}
 	now := time.Now()
-	d := document{mediaType: crlType, tag: list.ID, modified: list.ThisUpdate, maxAge: min(crlMaxAge, list.NextUpdate.Sub(now)), size: list.Size}
+	d := document{mediaType: crlType, tag: list.ID, modified: list.ThisUpdate, maxAge: min(crlMaxAge,
+		list.NextUpdate.Sub(now)), size: list.Size}
 	if form == "pem" {
 		d.mediaType, d.tag, d.size = pemType, list.ID+".pem", crl.PEMSize(list.Size)
 	}

@@ -25,7 +25,8 @@ func (h *Handler) ocspPost(w http.ResponseWriter, r *http.Request) error {
 	}
 	if r.ContentLength > limit {
 		w.Header().Set("Connection", "close") // what is still coming is not read
-		return h.refuse(w, r, fault.New(fault.Invalid, "OCSP request of %d octets is over the limit of %d", r.ContentLength, limit))
+		return h.refuse(w, r, fault.New(fault.Invalid, "OCSP request of %d octets is over the limit of %d",
+			r.ContentLength, limit))
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {
@@ -48,7 +49,8 @@ func (h *Handler) ocspGet(w http.ResponseWriter, r *http.Request, path string) e
 }
 
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
-	return h.respond(w, r, revocation.Response{DER: ocsp.ErrorResponse(ocsp.MalformedRequest), Status: ocsp.MalformedRequest}, err)
+	return h.respond(w, r, revocation.Response{DER: ocsp.ErrorResponse(ocsp.MalformedRequest),
+		Status: ocsp.MalformedRequest}, err)
 }
 
 func (h *Handler) respond(w http.ResponseWriter, r *http.Request, response revocation.Response, err error) error {

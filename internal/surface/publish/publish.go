@@ -54,9 +54,11 @@ func New(r *revocation.Service, c *ca.CA, s *settings.Store) *Handler {
 
 // ServeHTTP takes OCSP requests by GET out before the mux, which would clean their path: two slashes in base64 are not one.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path := r.URL.EscapedPath()
-	if request, ok := strings.CutPrefix(path, "/ocsp/"); ok && request != "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
-		h.handle("publish.ocsp", func(w http.ResponseWriter, r *http.Request) error { return h.ocspGet(w, r, request) }).ServeHTTP(w, r)
+	request, ok := strings.CutPrefix(r.URL.EscapedPath(), "/ocsp/")
+	if ok && request != "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		h.handle("publish.ocsp", func(w http.ResponseWriter, r *http.Request) error {
+			return h.ocspGet(w, r, request)
+		}).ServeHTTP(w, r)
 		return
 	}
 	h.mux.ServeHTTP(w, r)
@@ -98,7 +100,8 @@ func (d *document) send(w http.ResponseWriter, r *http.Request) bool {
 	header.Set("Last-Modified", d.modified.UTC().Format(http.TimeFormat))
 	header.Set("Accept-Ranges", "none")
 	if header.Get("Cache-Control") == "" {
-		header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d, must-revalidate, no-transform", max(0, int64(d.maxAge.Seconds()))))
+		header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d, must-revalidate, no-transform", max(0,
+			int64(d.maxAge.Seconds()))))
 	}
 	if d.unchanged(r) {
 		w.WriteHeader(http.StatusNotModified)
