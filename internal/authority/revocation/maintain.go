@@ -2,9 +2,11 @@ package revocation
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"chancery/internal/authority/ca"
 	"chancery/internal/store/db"
 )
 
@@ -23,20 +25,21 @@ func (s *Service) maintain(ctx context.Context, lease db.Lease) error {
 		return err
 	}
 	packed := make(map[string]int64)
-	var pruned time.Time
+	var (
+		pruned, told time.Time
+		last         string
+	)
 	for {
 		now := time.Now()
-		if err := s.maintainOnce(ctx, lease, packed, now); err != nil && ctx.Err() == nil {
-			s.logger.ErrorContext(ctx, "upkeep of CRLs and responders failed", "error", err)
-		}
+		err := s.maintainOnce(ctx, lease, packed, now)
 		if now.Sub(pruned) >= pruneEvery {
-			if err := s.prune(ctx, lease, now); err != nil && ctx.Err() == nil {
-				s.logger.ErrorContext(ctx, "past CRLs could not be pruned", "error", err)
-			}
-			if err := s.dropResponders(ctx, lease, now); err != nil && ctx.Err() == nil {
-				s.logger.ErrorContext(ctx, "OCSP responders that ended could not be removed", "error", err)
-			}
+			err = errors.Join(err, s.prune(ctx, lease, now), s.dropResponders(ctx, lease, now))
 			pruned = now
+		}
+		// What goes wrong goes wrong every time; once a minute is enough to know of it.
+		if err != nil && ctx.Err() == nil && (err.Error() != last || now.Sub(told) > time.Minute) {
+			s.logger.ErrorContext(ctx, "upkeep of CRLs and responders failed", "error", err)
+			last, told = err.Error(), now
 		}
 		if err := sleep(ctx, maintainEvery); err != nil {
 			return err
@@ -44,7 +47,8 @@ func (s *Service) maintain(ctx context.Context, lease db.Lease) error {
 	}
 }
 
-// maintainOnce keeps the responders of every issuer, and packs where enough was revoked since packed was noted.
+// maintainOnce keeps the responder of every issuer, and packs where enough was revoked since packed was noted. One issuer
+// that fails holds up no other.
 func (s *Service) maintainOnce(ctx context.Context, lease db.Lease, packed map[string]int64, now time.Time) error {
 	issuers, err := s.ca.Issuers(ctx)
 	if err != nil {
@@ -54,23 +58,32 @@ func (s *Service) maintainOnce(ctx context.Context, lease db.Lease, packed map[s
 	if err != nil {
 		return err
 	}
+	var failed []error
 	for _, issuer := range issuers {
 		if !signs(issuer, now) {
 			continue
 		}
 		if err := s.keepResponder(ctx, lease, issuer, now); err != nil {
-			return err
+			failed = append(failed, err)
 		}
 		// With many partitions each gets its share of the changes only.
 		if changes[issuer.ID]-packed[issuer.ID] < int64(packFrom*max(1, partitions(issuer)/4)) {
 			continue
 		}
-		for partition := range partitions(issuer) {
-			if err := s.pack(ctx, lease, issuer, partition); err != nil {
-				return err
-			}
+		if err := s.packAll(ctx, lease, issuer); err != nil {
+			failed = append(failed, err)
+			continue
 		}
 		packed[issuer.ID] = changes[issuer.ID]
+	}
+	return errors.Join(failed...)
+}
+
+func (s *Service) packAll(ctx context.Context, lease db.Lease, issuer *ca.Issuer) error {
+	for partition := range partitions(issuer) {
+		if err := s.pack(ctx, lease, issuer, partition); err != nil {
+			return err
+		}
 	}
 	return nil
 }

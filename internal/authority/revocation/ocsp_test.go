@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"math/big"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	xocsp "golang.org/x/crypto/ocsp"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/pki/crl"
 	"chancery/internal/pki/ocsp"
 	"chancery/internal/pkitest"
@@ -377,5 +379,17 @@ func TestIssuerThatWasCertifiedAgain(t *testing.T) {
 		if r, _ := o.ask(c, crypto.SHA256); r == nil || r.Status != xocsp.Good {
 			t.Fatalf("answer %+v", r)
 		}
+	}
+}
+
+func TestEveryKindHasAStatus(t *testing.T) {
+	for _, kind := range fault.Kinds {
+		got := statusOf(fault.New(kind, "x"))
+		if got == ocsp.Successful || (got == ocsp.InternalError) != (kind == fault.Internal) {
+			t.Errorf("%s is answered with %v", kind, got)
+		}
+	}
+	if statusOf(io.EOF) != ocsp.InternalError {
+		t.Error("a plain error is no internalError")
 	}
 }
