@@ -119,7 +119,7 @@ func (c *CA) recordByRef(ctx context.Context, tx *db.Tx, ref Ref) (*record, erro
 		}
 		query, args = query+` AND c.issuer = $2`, append(args, issuer.number)
 	}
-	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+query+` ORDER BY c.issuer LIMIT 2`, args...)
+	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+query+` LIMIT 2`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("find serial %s: %w", cert.FormatSerial(ref.Serial), err)
 	}
