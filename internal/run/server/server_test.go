@@ -21,8 +21,11 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
+	"go.uber.org/goleak"
 )
 
 // pristine is a data directory as init makes it; making one takes a second, for the passphrase's sake.
@@ -46,7 +49,16 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	if code := m.Run(); code != 0 {
+		return code
+	}
+	// Every node has ended by now, and has left nothing running.
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	if err := goleak.Find(goleak.IgnoreAnyFunction("chancery/internal/pkitest.launch.func1")); err != nil { // the PostgreSQL of the tests
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // made is a data directory whose node listens on ports that the system chooses.
@@ -256,6 +268,40 @@ func TestBusyPortIsNamed(t *testing.T) {
 	err = Run(t.Context(), Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "listen for public") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestNodeOnPostgres makes and runs an authority whose store is PostgreSQL; its URL comes from a file.
+func TestNodeOnPostgres(t *testing.T) {
+	parent := t.TempDir()
+	file := filepath.Join(parent, "url")
+	if err := os.WriteFile(file, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := datadir.Dir(filepath.Join(parent, "d"))
+	_, err := setup.Init(t.Context(), setup.Options{
+		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
+		DatabaseFile: file, Passphrase: []byte("correct horse battery staple"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, dir)
+	admin := r.admin()
+	issued, err := admin.Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := admin.Status(t.Context())
+	if err != nil || st.Store.Engine != "postgres" || !st.Ready {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, dir)
+	if shown, err := again.admin().Certificate(t.Context(), "", issued.Certificate.Serial); err != nil || shown.State != client.StateValid {
+		t.Fatalf("after a restart: %+v, %v", shown, err)
 	}
 }
 
