@@ -33,6 +33,7 @@ func TestTwoNodes(t *testing.T) {
 		refused = 0
 	)
 	for _, node := range []*CA{a.CA, other} {
+		must[*Certificate](t)(node.Issue(ctx, admin(), Order{Profile: "server", PublicKey: fixedKey, Names: []string{"dns:own.example.com"}}))
 		for g := range 8 {
 			wg.Go(func() {
 				for i := g; i < certificates; i += 8 {
