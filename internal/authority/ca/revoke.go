@@ -163,7 +163,7 @@ func auditRevocation(r *record) any {
 
 // revoke writes a revocation or hold, after it has checked that the certificate's state allows it.
 func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder, now time.Time) error {
-	row := revocationRow{record: r, state: Revoked, reason: order.Reason, at: now, invalidity: order.InvalidityDate}
+	row := revocationRow{record: r, state: Revoked, reason: order.Reason, at: now, invalidity: order.InvalidityDate.UTC().Truncate(time.Second)}
 	if order.Reason == crl.CertificateHold {
 		row.state = Held
 	}
