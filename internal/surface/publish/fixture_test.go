@@ -37,7 +37,7 @@ import (
 // office is an authority of one node whose public surface listens on loopback. Its public URL is that listener's, so the
 // URLs in its certificates lead to it.
 type office struct {
-	t       *testing.T
+	t       testing.TB
 	ca      *ca.CA
 	service *revocation.Service
 	db      *db.DB
@@ -49,7 +49,7 @@ type office struct {
 	dir     string // holds root.pem, issuer.pem and chain.pem
 }
 
-func newOffice(t *testing.T, d *db.DB, mode ca.CRLMode) *office {
+func newOffice(t testing.TB, d *db.DB, mode ca.CRLMode) *office {
 	t.Helper()
 	o := &office{t: t, db: d, dir: t.TempDir(), by: access.Principal{ID: "admin", Name: "admin", Kind: access.KindOperator, Roles: []access.Role{access.Admin, access.Officer}}}
 	ctx := t.Context()

@@ -190,7 +190,7 @@ func TestOCSPOverHTTP(t *testing.T) {
 	})
 }
 
-func request(t *testing.T, c, issuer *x509.Certificate) []byte {
+func request(t testing.TB, c, issuer *x509.Certificate) []byte {
 	t.Helper()
 	der, err := xocsp.CreateRequest(c, issuer, nil)
 	must(t, err)
