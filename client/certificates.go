@@ -56,8 +56,8 @@ type Names struct {
 type IssueRequest struct {
 	Issuer         string     `json:"issuer,omitempty" maxLength:"255" doc:"the issuer's name or ID; the pool's default issuer where absent"`
 	Pool           string     `json:"pool,omitempty" maxLength:"255" doc:"the pool whose default issuer is wanted; \"default\" where absent"`
-	Profile        string     `json:"profile,omitempty" maxLength:"255" doc:"the profile; may not be given with template"`
-	Template       string     `json:"template,omitempty" maxLength:"65536" doc:"a certtool template's text; may not be given with profile"`
+	Profile        string     `json:"profile,omitempty" maxLength:"255" doc:"the profile; beside a template, the one that the template must be within"`
+	Template       string     `json:"template,omitempty" maxLength:"65536" doc:"a certtool template's text; without a profile for an admin only"`
 	CerttoolCompat bool       `json:"certtool_compat,omitempty" doc:"read the template as certtool does, silent traps included"`
 	CSR            string     `json:"csr,omitempty" maxLength:"262144" doc:"a PKCS #10 request, PEM"`
 	PublicKey      string     `json:"public_key,omitempty" maxLength:"16384" doc:"a SubjectPublicKeyInfo, PEM"`

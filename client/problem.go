@@ -55,7 +55,8 @@ func (p *Problem) Error() string {
 			fmt.Fprintf(&b, " (at %s)", e.Pointer)
 		}
 	}
-	if p.Pointer != "" {
+	// A place in a text that the detail names already is not told twice.
+	if line, _, _ := strings.Cut(p.Pointer, ":"); p.Pointer != "" && !strings.Contains(p.Detail, "line "+line) {
 		fmt.Fprintf(&b, " (at %s)", p.Pointer)
 	}
 	if p.Kind() == "internal" && p.RequestID != "" {
