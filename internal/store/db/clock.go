@@ -77,6 +77,18 @@ func (d *DB) ResetClock(ctx context.Context, now time.Time) error {
 	return err
 }
 
+// SeenTime is the newest time that any node has written; zero before the first heartbeat.
+func (d *DB) SeenTime(ctx context.Context) (seen time.Time, err error) {
+	err = d.Read(ctx, func(tx *Tx) error {
+		high, err := readClock(ctx, tx)
+		if high != 0 {
+			seen = FromMicros(high)
+		}
+		return err
+	})
+	return seen, err
+}
+
 // ReadAge is how old what Read sees may be: the time since the newest heartbeat that has arrived there. Before the first
 // heartbeat it is 0.
 func (d *DB) ReadAge(ctx context.Context, now time.Time) (time.Duration, error) {

@@ -383,6 +383,12 @@ func (o *Options) offline(result *Result, name string, content func() ([]byte, e
 
 // adminIdentity makes the administrator's key in the data directory and has its certificate issued.
 func adminIdentity(ctx context.Context, s *Services, by access.Principal, dir datadir.Dir, admin access.Principal) error {
+	return enrolInto(ctx, s, by, dir, admin, keyfile.WriteFile)
+}
+
+// enrolInto has the certificate issued before either file is written, so that a refusal leaves both as they were.
+func enrolInto(ctx context.Context, s *Services, by access.Principal, dir datadir.Dir, admin access.Principal,
+	write func(path string, content []byte, mode fs.FileMode) error) error {
 	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
 	if err != nil {
 		return err
@@ -392,9 +398,6 @@ func adminIdentity(ctx context.Context, s *Services, by access.Principal, dir da
 		return err
 	}
 	defer clear(text)
-	if err := keyfile.WriteFile(dir.AdminKey(), text, 0o600); err != nil {
-		return err
-	}
 	csr, err := cert.CreateCSR(&cert.CSRTemplate{}, key)
 	if err != nil {
 		return err
@@ -409,5 +412,8 @@ func adminIdentity(ctx context.Context, s *Services, by access.Principal, dir da
 			return err
 		}
 	}
-	return keyfile.WriteFile(dir.AdminCert(), path.Bytes(), 0o644)
+	if err := write(dir.AdminKey(), text, 0o600); err != nil {
+		return err
+	}
+	return write(dir.AdminCert(), path.Bytes(), 0o644)
 }

@@ -1,0 +1,74 @@
+package setup_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"os"
+	"testing"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/audit"
+	"chancery/internal/upkeep/setup"
+)
+
+// TestRescue plays the day after a clock was ahead: nothing is signed, the administrator's identity ends, and both are mended
+// where the node's key is.
+func TestRescue(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		dir := newDir(t)
+		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url)}); err != nil {
+			t.Fatal(err)
+		}
+		ahead := time.Now().Add(48 * time.Hour)
+		s := open(t, dir)
+		if err := s.DB.Heartbeat(t.Context(), ahead); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DB.Close(); err != nil {
+			t.Fatal(err)
+		}
+		before := readFile(t, dir.AdminKey())
+		if _, err := setup.RescueAdmin(t.Context(), dir); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("an identity was issued by a clock that is behind: %v", err)
+		}
+		if !bytes.Equal(before, readFile(t, dir.AdminKey())) {
+			t.Error("a refusal changed the key")
+		}
+		seen, err := setup.RescueClock(t.Context(), dir)
+		if err != nil || seen.Sub(ahead).Abs() > time.Millisecond {
+			t.Fatalf("the time before was %v, not %v: %v", seen, ahead, err)
+		}
+		name, err := setup.RescueAdmin(t.Context(), dir)
+		if err != nil || name != "admin" {
+			t.Fatalf("%q, %v", name, err)
+		}
+		if bytes.Equal(before, readFile(t, dir.AdminKey())) {
+			t.Error("the key is the old one")
+		}
+		if _, err := tls.LoadX509KeyPair(dir.AdminCert(), dir.AdminKey()); err != nil {
+			t.Error(err)
+		}
+		if st, err := os.Stat(dir.AdminKey()); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%v, %v", st, err)
+		}
+		s = open(t, dir)
+		page, err := s.Audit.Search(t.Context(), audit.Filter{Action: "clock.rescue"}, "", 10)
+		if err != nil || len(page.Events) != 1 {
+			t.Errorf("the audit has %d events of it, %v", len(page.Events), err)
+		}
+		if wrong, _, err := s.Audit.Verify(t.Context(), audit.Evidence{}); err != nil || len(wrong) > 0 {
+			t.Errorf("the audit does not verify: %v, %v", wrong, err)
+		}
+	})
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
