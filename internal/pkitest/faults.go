@@ -53,6 +53,13 @@ func (f *Faults) FailStatement(n int, err error) {
 	f.onStatement[f.statements+n] = err
 }
 
+// Clear calls off the faults that were not met yet.
+func (f *Faults) Clear() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onCommit, f.onStatement, f.beforeCommit = nil, nil, nil
+}
+
 // BeforeCommit has fn called before each COMMIT, for instance to wait or to kill the server.
 func (f *Faults) BeforeCommit(fn func()) {
 	f.mu.Lock()

@@ -45,7 +45,9 @@ const (
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) == "" {
-		os.Exit(m.Run())
+		code := m.Run()
+		os.RemoveAll(pristine.parent)
+		os.Exit(code)
 	}
 	syscall.Umask(0) // nothing may rely on it
 	if mount := os.Getenv(childMount); mount != "" {
@@ -81,6 +83,13 @@ func mountSmall(order string) error {
 // passphrase seals what init seals in these tests. It must be seen nowhere.
 const passphrase = "correct horse battery staple"
 
+// pristine is a data directory on SQLite as init makes it. Making one takes a second, for the passphrase's sake.
+var pristine struct {
+	sync.Once
+	parent string
+	err    error
+}
+
 // newAuthority makes a data directory whose node listens where the system chooses, on a store of the given engine.
 func newAuthority(t *testing.T, engine db.Dialect) datadir.Dir {
 	t.Helper()
@@ -95,17 +104,36 @@ func newAuthority(t *testing.T, engine db.Dialect) datadir.Dir {
 func authorityOn(t *testing.T, url string) datadir.Dir {
 	t.Helper()
 	base := t.TempDir()
+	if url != "" {
+		dir, err := initialize(t.Context(), base, url)
+		must(t, err)
+		return dir
+	}
+	pristine.Do(func() {
+		if pristine.parent, pristine.err = os.MkdirTemp("", "chancery-faults-"); pristine.err == nil {
+			_, pristine.err = initialize(context.Background(), pristine.parent, "")
+		}
+	})
+	must(t, pristine.err)
+	if out, err := exec.Command("cp", "-a", filepath.Join(pristine.parent, "d"), base).CombinedOutput(); err != nil {
+		t.Fatalf("copy the data directory: %v: %s", err, out)
+	}
+	return datadir.Dir(filepath.Join(base, "d"))
+}
+
+func initialize(ctx context.Context, base, url string) (datadir.Dir, error) {
 	o := setup.Options{
 		Dir: datadir.Dir(filepath.Join(base, "d")), Address: "https://localhost:8443", Online: true, PublicURL: "http://pki.test",
 		Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Passphrase: []byte(passphrase),
 	}
 	if url != "" {
 		o.DatabaseFile = filepath.Join(base, "url")
-		must(t, os.WriteFile(o.DatabaseFile, []byte(url+"\n"), 0o600))
+		if err := os.WriteFile(o.DatabaseFile, []byte(url+"\n"), 0o600); err != nil {
+			return "", err
+		}
 	}
-	_, err := setup.Init(t.Context(), o)
-	must(t, err)
-	return o.Dir
+	_, err := setup.Init(ctx, o)
+	return o.Dir, err
 }
 
 // process is a child of this test: a node, or another command.

@@ -173,8 +173,10 @@ func keysOf[V any](m map[string]V) map[string]bool {
 // TestKilledNodeLosesNothing kills a node with SIGKILL at random moments while clients issue and revoke, starts it again,
 // and repeats every call with its key.
 func TestKilledNodeLosesNothing(t *testing.T) {
+	t.Parallel()
 	for _, engine := range []db.Dialect{db.SQLite, db.Postgres} {
 		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
 			const seed, rounds, clients = 20_240_601, 4, 4
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))

@@ -1,0 +1,171 @@
+package faults_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	xocsp "golang.org/x/crypto/ocsp"
+
+	"chancery/client"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/upkeep/datadir"
+)
+
+// smallDisk is the order to put a tmpfs over a data directory, with a copy of its files; only the node sees it.
+func smallDisk(t *testing.T, dir datadir.Dir, options string) string {
+	t.Helper()
+	from := string(dir) + ".copy"
+	out, err := exec.Command("cp", "-a", string(dir), from).CombinedOutput()
+	if err != nil {
+		t.Fatalf("copy: %v: %s", err, out)
+	}
+	return from + "," + string(dir) + "," + options
+}
+
+// TestDiskFillsUp fills the disk under a node that runs: what changes something is refused and says why, what only reads
+// goes on, and when there is room again the node goes on by itself.
+func TestDiskFillsUp(t *testing.T) {
+	t.Parallel()
+	dir, ctx := newAuthority(t, db.SQLite), t.Context()
+	p := startNodeOn(t, dir, smallDisk(t, dir, "size=16m,mode=0700"))
+	c := p.admin()
+	issuer := issuerOf(t, c)
+	good, err := c.Issue(ctx, order("good.test"))
+	must(t, err)
+	until(t, "a CRL is served", func() bool { s, _ := get(t, "http://"+p.Public+"/crl/default.crl"); return s == http.StatusOK })
+	ballast := fill(t, filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid), "root", string(dir), "ballast"))
+	n, refused := 0, error(nil)
+	for n < 20_000 && refused == nil {
+		if _, refused = c.Issue(ctx, order(fmt.Sprintf("full%d.test", n))); refused == nil {
+			n++
+		}
+	}
+	if refusal := problem(t, refused, "unavailable"); !strings.Contains(refusal.Detail, "full") || refusal.Hint == "" || refusal.RetryAfter == 0 {
+		t.Errorf("after %d: %+v", n, refusal)
+	}
+	_, err = c.Revoke(ctx, "", good.Certificate.Serial, client.RevokeRequest{})
+	problem(t, err, "unavailable")
+	if ask(t, p, issuer, good.Certificate.Serial) != xocsp.Good {
+		t.Error("OCSP does not go on")
+	}
+	p.crl("default")
+	if found, err := c.Certificate(ctx, "", good.Certificate.Serial); err != nil || found.State != client.StateValid {
+		t.Errorf("reading does not go on: %v", err)
+	}
+	must(t, os.Remove(ballast))
+	until(t, "the node issues again", func() bool { _, err = c.Issue(ctx, order("after.test")); return err == nil })
+	_, err = c.Revoke(ctx, "", good.Certificate.Serial, client.RevokeRequest{})
+	must(t, err)
+	count := 0
+	for _, err := range c.Certificates(ctx, client.CertificateFilter{Profile: "server"}) {
+		must(t, err)
+		count++
+	}
+	if count != n+2 {
+		t.Errorf("%d certificates, and %d were acknowledged", count, n+2)
+	}
+	verified(t, c)
+	p.stop()
+}
+
+// fill writes a file until the disk is full.
+func fill(t *testing.T, path string) string {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for block := make([]byte, 4096); ; {
+		if _, err := f.Write(block); errors.Is(err, syscall.ENOSPC) {
+			return path
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDataDirectoryIsReadOnly: the node says so, names the place, and ends.
+func TestDataDirectoryIsReadOnly(t *testing.T) {
+	t.Parallel()
+	dir := newAuthority(t, db.SQLite)
+	p := launch(t, smallDisk(t, dir, "size=16m,mode=0700,ro"), "serve", "--dir", string(dir))
+	err := p.wait()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != 1 {
+		t.Fatalf("ended with %v:\n%s", err, p.log.String())
+	}
+	for _, want := range []string{string(dir), "read-only", "hint:"} {
+		if !strings.Contains(p.log.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, p.log.String())
+		}
+	}
+}
+
+// TestSecondProcessIsSentAway starts a second node and other local work on a directory in use.
+func TestSecondProcessIsSentAway(t *testing.T) {
+	t.Parallel()
+	dir := newAuthority(t, db.SQLite)
+	p := startNode(t, dir)
+	for _, args := range [][]string{{"serve", "--dir", string(dir)}, {"init", "--dir", string(dir)}} {
+		_, stderr, err := command(t, args...)
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 {
+			t.Errorf("%v: %v", args, err)
+		}
+		if args[0] == "serve" && !strings.Contains(stderr, fmt.Sprint(p.cmd.Process.Pid)) {
+			t.Errorf("it does not name process %d:\n%s", p.cmd.Process.Pid, stderr)
+		}
+	}
+	_, err := p.admin().Issue(t.Context(), order("first.test"))
+	must(t, err)
+	p.stop()
+	startNode(t, dir).stop() // the lock went with its holder
+}
+
+// TestClockIsBehindWhileServing moves the authority's mark an hour ahead under a node that runs, as a node whose clock is
+// right would after this one's was set back.
+func TestClockIsBehindWhileServing(t *testing.T) {
+	t.Parallel()
+	url, ctx := pkitest.URL(t, db.Postgres), t.Context()
+	dir := authorityOn(t, url)
+	p := startNode(t, dir)
+	c := p.admin()
+	issuer := issuerOf(t, c)
+	good, err := c.Issue(ctx, order("good.test"))
+	must(t, err)
+	until(t, "a CRL is served", func() bool { s, _ := get(t, "http://"+p.Public+"/crl/default.crl"); return s == http.StatusOK })
+	other := pkitest.Open(t, db.Options{URL: url})
+	must(t, other.Heartbeat(ctx, time.Now().Add(time.Hour)))
+	until(t, "readyz says so", func() bool {
+		status, text := get(t, "http://"+p.Metrics+"/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(string(text), "clock is behind")
+	})
+	for name, call := range map[string]func() error{
+		"issue":      func() error { _, err := c.Issue(ctx, order("late.test")); return err },
+		"revoke":     func() error { _, err := c.Revoke(ctx, "", good.Certificate.Serial, client.RevokeRequest{}); return err },
+		"checkpoint": func() error { _, err := c.SignCheckpoint(ctx); return err },
+	} {
+		if refusal := problem(t, call(), "unavailable"); !strings.Contains(refusal.Detail, "clock is behind") {
+			t.Errorf("%s: %+v", name, refusal)
+		}
+	}
+	p.crl("default")
+	if ask(t, p, issuer, good.Certificate.Serial) != xocsp.Good {
+		t.Error("OCSP does not go on")
+	}
+	status, err := c.Status(ctx)
+	must(t, err)
+	if status.Ready || !strings.Contains(status.Clock, "behind") {
+		t.Errorf("status: ready %v, clock %s", status.Ready, status.Clock)
+	}
+	must(t, other.ResetClock(ctx, time.Now()))
+	until(t, "the node issues again", func() bool { _, err := c.Issue(ctx, order("again.test")); return err == nil })
+	p.stop()
+}
