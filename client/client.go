@@ -171,10 +171,12 @@ func (c *Client) header(ctx context.Context, k call, out any) (http.Header, erro
 		return nil, err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
+	var buffer bytes.Buffer
+	buffer.Grow(4 << 10) // most answers fit
+	if _, err := buffer.ReadFrom(io.LimitReader(resp.Body, maxAnswer+1)); err != nil {
 		return nil, fmt.Errorf("%s %s: read answer: %w", k.method, k.path, err)
 	}
+	body := buffer.Bytes()
 	if len(body) > maxAnswer {
 		return nil, fmt.Errorf("%s %s: the answer is over %d bytes", k.method, k.path, maxAnswer)
 	}
