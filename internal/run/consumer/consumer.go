@@ -61,6 +61,7 @@ func Start(ctx context.Context, p Program) (*Process, error) {
 	run.cmd.Dir = p.Dir
 	run.cmd.Env = append(os.Environ(), p.Env...)
 	run.cmd.Stdout, run.cmd.Stderr = run, run
+	run.cmd.WaitDelay = 2 * time.Second // children of the program may hold its output open after its end
 	run.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.User, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go run.wait(started)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,5 +28,16 @@ func health(registry *prometheus.Registry, ready func(context.Context) error) ht
 		}
 		w.Write([]byte("ready\n"))
 	})
+	return mux
+}
+
+// withProfiles adds the profiles of net/http/pprof to a handler, where the configuration asks for them.
+func withProfiles(h http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	for _, name := range []string{"allocs", "heap", "goroutine", "mutex", "block"} {
+		mux.Handle("GET /debug/pprof/"+name, pprof.Handler(name))
+	}
 	return mux
 }

@@ -135,7 +135,11 @@ func (n *node) listen() error {
 			return listen(name, address, nil, public, n.logger)
 		}},
 		{"metrics", n.config.Listen.Metrics, func(name, address string) (*listener, error) {
-			return listen(name, address, nil, health(n.registry, n.ready), n.logger)
+			h := health(n.registry, n.ready)
+			if n.config.Profiling {
+				h = withProfiles(h)
+			}
+			return listen(name, address, nil, h, n.logger)
 		}},
 	} {
 		opened, err := l.open(l.name, l.address)

@@ -75,6 +75,10 @@ type Config struct {
 	// Expensive is how many expensive calls (backup, verify, exports) run at once; 0 means 2.
 	Expensive int `yaml:"expensive,omitempty"`
 
+	// Profiling adds /debug/pprof/ to the metrics listener: processor and memory profiles, for whoever can reach it. They
+	// name functions and hold no secrets, but cost time.
+	Profiling bool `yaml:"profiling,omitempty"`
+
 	// ShutdownGrace is how long calls in progress may take to end when the node stops; 0 means 20s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace,omitempty"`
 }

@@ -1,0 +1,262 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+)
+
+// Options say what to measure, and with which programs.
+type Options struct {
+	Program  string   // this program: its serve is under test
+	StepCA   string   // the peer; empty, and what is compared with it is missed
+	Dir      string   // where the throw-away stores are made; empty means the system's place for temporary files
+	Profiles string   // where profiles of missed budgets are written
+	Only     []string // parts (issuance, ocsp, revocation, crl, start) and engines (sqlite, postgres); empty means all
+	Scale    Scale
+	Out      io.Writer // the table and the budgets
+	Err      io.Writer // progress
+}
+
+// Scale is how much is measured.
+type Scale struct {
+	certificates  int // in the full store, and revocations in the revoked one
+	rounds        int
+	length        time.Duration // of a round of issuance
+	short         time.Duration // of a round of OCSP
+	warm          time.Duration
+	profileLength time.Duration
+	clients       int
+	requests      int // certification requests that are made beforehand
+	questions     int // certificates whose status is asked
+	revocations   int // watched one after the other, for each issuer
+	burst         int // in one go
+}
+
+// The scales: what budgets are judged by, a smoke run of a minute, and what a test can wait for.
+var (
+	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 5 * time.Second, short: 3 * time.Second, warm: time.Second, profileLength: 3 * time.Second,
+		clients: 32, requests: 20_000, questions: 500, revocations: 25, burst: 200}
+	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
+		clients: 32, requests: 2_000, questions: 200, revocations: 3, burst: 20}
+	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,
+		profileLength: time.Second, clients: 4, requests: 50, questions: 10, revocations: 1, burst: 3}
+)
+
+// bench is one run.
+type bench struct {
+	Options
+	Scale
+	dir         string
+	requests    []request
+	step        *stepCA // nil where there is none
+	stepRate    float64
+	stepIssued  int64
+	opensslDone bool
+	rows        []row
+	budgets     []Budget
+	profiles    map[string]*profile
+	start       time.Time
+}
+
+var (
+	discard  = slog.New(slog.DiscardHandler)
+	issueCRL client.IssueCRLRequest
+)
+
+// Run measures, and prints the table and the budgets. An error means that something broke; a missed budget is none.
+func Run(ctx context.Context, o Options) error {
+	b := &bench{Options: o, Scale: o.Scale, profiles: map[string]*profile{}, start: time.Now()}
+	for _, name := range o.Only {
+		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, sqliteEngine, postgresEngine}, name) {
+			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, sqlite and postgres, not %q", name)
+		}
+	}
+	b.budgets = wanted(b.engines(), b.part)
+	dir, err := os.MkdirTemp(o.Dir, "chancery-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b.dir = dir
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // which ends all processes that were started
+	err = b.all(ctx)
+	return errors.Join(err, b.report())
+}
+
+// part reports whether a part is to be measured.
+func (b *bench) part(name string) bool {
+	only := slices.DeleteFunc(slices.Clone(b.Only), func(s string) bool { return s == sqliteEngine || s == postgresEngine })
+	return len(only) == 0 || slices.Contains(only, name)
+}
+
+func (b *bench) engines() []string {
+	both := []string{sqliteEngine, postgresEngine}
+	named := slices.DeleteFunc(slices.Clone(both), func(s string) bool { return !slices.Contains(b.Only, s) })
+	if len(named) == 0 {
+		return both
+	}
+	return named
+}
+
+func (b *bench) all(ctx context.Context) (err error) {
+	if b.requests, err = makeRequests(b.Scale.requests); err != nil {
+		return err
+	}
+	if b.StepCA != "" && b.part(partIssuance) {
+		if b.step, err = startStepCA(ctx, b.StepCA, b.dir); err != nil {
+			return err
+		}
+		defer b.step.Stop()
+	}
+	for _, engine := range b.engines() {
+		if err := b.engine(ctx, engine); err != nil {
+			return fmt.Errorf("%s: %w", engine, err)
+		}
+	}
+	if b.stepIssued > 0 {
+		size, err := diskUse(filepath.Join(b.step.dir, "db"))
+		if err != nil {
+			return err
+		}
+		b.add(row{what: "store", who: "step-ca", engine: "badger", size: size / b.stepIssued, note: "octets a certificate, on disk, without what is not merged yet"})
+	}
+	return nil
+}
+
+// stage is one thing to measure on a running node.
+type stage struct {
+	part    string
+	measure func(context.Context, *authority, string) error
+}
+
+// engine measures one engine: with an empty store, a full one, and one with as many revocations.
+func (b *bench) engine(ctx context.Context, engine string) error {
+	b.say("%s: empty store", engine)
+	a, err := b.newAuthority(ctx, engine, b.dir)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_ = a.stop()
+		if a.pg != nil {
+			_ = a.pg.Stop()
+		}
+	}()
+	loads := []stage{{partIssuance, b.issuance}, {partOCSP, b.ocsp}, {partRevocation, b.revocation}}
+	if err := b.stages(ctx, a, empty, loads); err != nil {
+		return err
+	}
+	if err := b.bytes(ctx, a); err != nil {
+		return err
+	}
+	if b.part(partIssuance) || b.part(partOCSP) || b.part(partRevocation) || b.part(partStart) {
+		if err := b.full(ctx, a, loads); err != nil {
+			return err
+		}
+	}
+	if !b.part(partRevocation) && !b.part(partCRL) {
+		return nil
+	}
+	return b.revoked(ctx, a)
+}
+
+func (b *bench) stages(ctx context.Context, a *authority, store string, all []stage) error {
+	for _, s := range all {
+		if !b.part(s.part) {
+			continue
+		}
+		b.say("%s: %s, %s store", a.engine, s.part, store)
+		if err := s.measure(ctx, a, store); err != nil {
+			return fmt.Errorf("%s, %s store: %w", s.part, store, err)
+		}
+	}
+	return nil
+}
+
+// bytes stops the node, and shares out what the store grew by.
+func (b *bench) bytes(ctx context.Context, a *authority) error {
+	if err := a.stop(); err != nil {
+		return err
+	}
+	size, err := a.size(ctx)
+	if err != nil || a.issued == 0 {
+		return err
+	}
+	b.add(row{what: "store", who: "chancery", engine: a.engine, store: empty, size: (size - a.before) / a.issued,
+		note: "octets a certificate, with its audit event, idempotency key and indexes"})
+	return nil
+}
+
+func (b *bench) full(ctx context.Context, a *authority, loads []stage) error {
+	a.sample = nil
+	if err := b.seed(ctx, a, crop{issuer: deltaIssuer, count: b.certificates, every: 20, age: 80 * 24 * time.Hour}); err != nil {
+		return err
+	}
+	if b.part(partStart) {
+		if err := b.starts(ctx, a); err != nil {
+			return err
+		}
+	} else if _, err := a.start(ctx); err != nil {
+		return err
+	}
+	if err := b.stages(ctx, a, full, loads); err != nil {
+		return err
+	}
+	return a.stop()
+}
+
+func (b *bench) revoked(ctx context.Context, a *authority) error {
+	err := b.seed(ctx, a,
+		crop{issuer: deltaIssuer, count: b.certificates, bare: true, every: 1, age: 200 * 24 * time.Hour},
+		crop{issuer: partsIssuer, count: b.certificates, bare: true, every: 1, age: 300 * 24 * time.Hour})
+	if err != nil {
+		return err
+	}
+	if _, err := a.start(ctx); err != nil {
+		return err
+	}
+	if b.part(partCRL) {
+		b.say("%s: complete CRL", a.engine)
+		if err := b.fullCRL(ctx, a); err != nil {
+			return err
+		}
+	}
+	return b.stages(ctx, a, revoked, []stage{{partRevocation, b.revocation}})
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.Err, "%6s  %s\n", time.Since(b.start).Round(100*time.Millisecond), fmt.Sprintf(format, args...))
+}
+
+// judge sets a budget. What is missed is profiled; a profile that cannot be had is said, and breaks nothing.
+func (b *bench) judge(ctx context.Context, name string, value float64, why func(context.Context, string) (*profile, error)) {
+	for i := range b.budgets {
+		budget := &b.budgets[i]
+		if budget.Name != name {
+			continue
+		}
+		budget.Measured, budget.Unknown = value, false
+		b.say("%s", budget)
+		if budget.OK() || why == nil {
+			return
+		}
+		p, err := why(ctx, name)
+		if err != nil {
+			b.say("no profile of %s: %v", name, err)
+			return
+		}
+		b.profiles[name] = p
+		return
+	}
+}

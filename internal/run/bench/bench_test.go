@@ -1,0 +1,68 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"chancery/internal/run/bench"
+)
+
+// TestEveryBudgetIsMeasured runs the whole benchmark on SQLite with next to nothing in it. Its figures judge nothing; what
+// counts is that every program runs, every answer passes, and every budget has a line.
+func TestEveryBudgetIsMeasured(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "chancery")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "chancery/cmd/chancery").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	var out, talk bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err := bench.Run(ctx, bench.Options{
+		Program: program, Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite"}, Scale: bench.Tiny, Out: &out, Err: &talk,
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, talk.String(), out.String())
+	}
+	var names []string
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, "BUDGET ") {
+			continue
+		}
+		b, err := bench.ParseBudget(strings.TrimSpace(line))
+		if err != nil {
+			t.Error(err)
+		}
+		if peer := strings.HasPrefix(b.Name, "issuance-vs-step-ca"); b.Unknown != peer || !peer && b.Measured <= 0 {
+			t.Errorf("%s", line) // step-ca was not given, so only what is compared with it is not measured
+		}
+		names = append(names, b.Name)
+	}
+	want := []string{
+		"full-crl-memory.sqlite.revoked", "full-crl-time.sqlite.revoked", "issuance-vs-bare.sqlite.empty", "issuance-vs-bare.sqlite.full",
+		"issuance-vs-step-ca.sqlite.empty", "issuance-vs-step-ca.sqlite.full", "ocsp-cached.sqlite.empty", "ocsp-cached.sqlite.full",
+		"ocsp-nonce.sqlite.empty", "ocsp-nonce.sqlite.full", "revoke-cost.sqlite.revoked", "revoke-visible.sqlite.empty",
+		"revoke-visible.sqlite.full", "revoke-visible.sqlite.revoked", "start.sqlite.full",
+	}
+	if slices.Sort(names); !slices.Equal(names, want) {
+		t.Errorf("budgets %q\nwant %q", names, want)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "chancery-bench-*")); len(left) > 0 {
+		t.Errorf("%q was left behind", left)
+	}
+	if t.Failed() {
+		t.Log(out.String(), talk.String())
+	}
+}
+
+func TestOnlyRefusesUnknownNames(t *testing.T) {
+	err := bench.Run(t.Context(), bench.Options{Only: []string{"sqlite", "everything"}, Out: &bytes.Buffer{}, Err: &bytes.Buffer{}})
+	if err == nil || !strings.Contains(err.Error(), `"everything"`) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,271 @@
+package bench
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// target is what a load is put on. The clients of net/http would take more of the cores than the servers under test, so
+// requests are written as octets and answers are read with no more understanding than their framing needs.
+type target struct {
+	address string
+	tls     *tls.Config // nil for plain http
+	once    bool        // a connection for each request, as the server closes them
+
+	// request appends the next request to buf.
+	request func(buf []byte, client int) ([]byte, error)
+	// check looks at an answer; body is valid during the call only.
+	check func(client, status int, body []byte) error
+}
+
+// measured is what a load found.
+type measured struct {
+	latencies latencies // of the answers that passed
+	errors    int
+	first     error // the first of the errors
+	elapsed   time.Duration
+}
+
+// rate is how many answers a second passed.
+func (m *measured) rate() float64 {
+	if m.elapsed <= 0 {
+		return 0
+	}
+	return float64(len(m.latencies)) / m.elapsed.Seconds()
+}
+
+func (m *measured) merge(other *measured) {
+	m.latencies = append(m.latencies, other.latencies...)
+	m.errors += other.errors
+	m.elapsed += other.elapsed
+	if m.first == nil {
+		m.first = other.first
+	}
+}
+
+// put keeps clients busy for a while. All connect, and make one call, before the measured time begins.
+func (t *target) put(ctx context.Context, clients int, length time.Duration) (*measured, error) {
+	all := make([]*caller, clients)
+	var ready, done sync.WaitGroup
+	begin := make(chan struct{})
+	var end time.Time // set before begin is closed
+	for i := range all {
+		c := &caller{target: t, number: i}
+		all[i] = c
+		ready.Add(1)
+		done.Go(func() {
+			defer c.close()
+			c.err = c.call()
+			ready.Done()
+			<-begin
+			if c.err == nil {
+				c.err = c.repeat(ctx, end)
+			}
+		})
+	}
+	ready.Wait()
+	start := time.Now()
+	end = start.Add(length)
+	close(begin)
+	done.Wait()
+	sum := &measured{}
+	for _, c := range all {
+		if c.err != nil {
+			return nil, fmt.Errorf("client %d of %s: %w", c.number, t.address, c.err)
+		}
+		sum.merge(&c.found)
+	}
+	sum.elapsed = time.Since(start)
+	if len(sum.latencies) == 0 {
+		return nil, fmt.Errorf("no answer of %s passed: %w", t.address, sum.first)
+	}
+	return sum, ctx.Err()
+}
+
+// caller is one client with its connection.
+type caller struct {
+	*target
+	number int
+	conn   net.Conn
+	reader *bufio.Reader
+	buf    []byte // the request
+	body   []byte // the answer
+	found  measured
+	err    error // what ended it
+}
+
+// repeat calls until end. An answer that does not pass is counted; a connection that breaks is made anew.
+func (c *caller) repeat(ctx context.Context, end time.Time) error {
+	for ctx.Err() == nil {
+		start := time.Now()
+		if !start.Before(end) {
+			return nil
+		}
+		err := c.call()
+		if err == nil {
+			c.found.latencies = append(c.found.latencies, time.Since(start))
+			continue
+		}
+		c.close()
+		if c.found.errors++; c.found.first == nil {
+			c.found.first = err
+		}
+		if errors.Is(err, errExhausted) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// errExhausted ends a load that has no more requests to send.
+var errExhausted = errors.New("all requests that were made beforehand are used")
+
+func (c *caller) connect() error {
+	conn, err := net.DialTimeout("tcp", c.address, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	if c.tls != nil {
+		conn = tls.Client(conn, c.tls)
+	}
+	c.conn = conn
+	if c.reader == nil {
+		c.reader = bufio.NewReaderSize(conn, 16<<10)
+	}
+	c.reader.Reset(conn)
+	return nil
+}
+
+func (c *caller) close() {
+	if c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+}
+
+func (c *caller) call() (err error) {
+	if c.buf, err = c.request(c.buf[:0], c.number); err != nil {
+		return err
+	}
+	if c.conn == nil {
+		if err := c.connect(); err != nil {
+			return err
+		}
+	}
+	if err := c.conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.conn.Write(c.buf); err != nil {
+		return err
+	}
+	status, err := c.answer()
+	if err != nil {
+		return err
+	}
+	if c.once {
+		c.close()
+	}
+	return c.check(c.number, status, c.body)
+}
+
+// answer reads one HTTP/1 response into c.body.
+func (c *caller) answer() (status int, err error) {
+	line, err := c.reader.ReadSlice('\n')
+	if err != nil {
+		return 0, err
+	}
+	if len(line) < 12 || !bytes.HasPrefix(line, []byte("HTTP/1.")) {
+		return 0, fmt.Errorf("the answer begins with %.40q", line)
+	}
+	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return 0, err
+	}
+	length, chunked := -1, false
+	for {
+		line, err := c.reader.ReadSlice('\n')
+		if err != nil {
+			return 0, err
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if len(line) == 0 {
+			break
+		}
+		if value, ok := header(line, "content-length:"); ok {
+			if length, err = strconv.Atoi(string(value)); err != nil {
+				return 0, err
+			}
+		}
+		if value, ok := header(line, "transfer-encoding:"); ok && bytes.Equal(value, []byte("chunked")) {
+			chunked = true
+		}
+	}
+	c.body = c.body[:0]
+	switch {
+	case chunked:
+		return status, c.readChunks()
+	case length >= 0:
+		return status, c.readBody(length)
+	case c.once:
+		c.body, err = io.ReadAll(c.reader)
+		return status, err
+	}
+	return 0, errors.New("the answer has no length")
+}
+
+// header returns the value of a header line, where it is of the name, which is in lower case and ends in a colon.
+func header(line []byte, name string) ([]byte, bool) {
+	if len(line) < len(name) || !bytes.EqualFold(line[:len(name)], []byte(name)) {
+		return nil, false
+	}
+	return bytes.TrimSpace(line[len(name):]), true
+}
+
+func (c *caller) readBody(n int) error {
+	at := len(c.body)
+	if cap(c.body) < at+n {
+		c.body = append(make([]byte, 0, 2*(at+n)), c.body...)
+	}
+	c.body = c.body[:at+n]
+	_, err := io.ReadFull(c.reader, c.body[at:])
+	return err
+}
+
+func (c *caller) readChunks() error {
+	for {
+		line, err := c.reader.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		n, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 31)
+		if err != nil {
+			return fmt.Errorf("chunk of length %.20q", line)
+		}
+		if n > 0 {
+			if err := c.readBody(int(n)); err != nil {
+				return err
+			}
+		}
+		if _, err := c.reader.ReadSlice('\n'); err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil // no trailers are sent by what is measured here
+		}
+	}
+}
+
+// post begins a POST request up to its body.
+func post(host, path, contentType string, length int) string {
+	return "POST " + path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Type: " + contentType + "\r\nContent-Length: " + strconv.Itoa(length) + "\r\n"
+}
+
+func get(host, path string) string { return "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\n\r\n" }

@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"chancery/internal/run/bench"
+)
+
+type benchCommand struct {
+	Quick    bool     `help:"A smoke run of a minute, whose figures judge nothing."`
+	Only     []string `placeholder:"NAME" help:"Measure only issuance, ocsp, revocation, crl or start, or only sqlite or postgres. May be repeated."`
+	StepCA   string   `name:"step-ca" type:"path" placeholder:"F" help:"The peer for issuance; step-ca beside this program when not given."`
+	Profiles string   `type:"path" default:"bench-profiles" placeholder:"D" help:"Where profiles of missed budgets are written."`
+
+	Bare   string `hidden:"" placeholder:"ADDR:PORT" help:"Serve as the bare handler that OCSP is compared with."`
+	Octets int    `hidden:"" default:"1" help:"Of its answers."`
+	Sign   bool   `hidden:"" help:"Sign for each of them."`
+}
+
+// Run measures the budgets. A missed budget is in the report, and no failure of the command.
+func (c *benchCommand) Run(ctx context.Context, g *globals) error {
+	if c.Bare != "" {
+		return bench.ServeBare(ctx, c.Bare, c.Octets, c.Sign)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	o := bench.Options{Program: program, StepCA: c.StepCA, Only: c.Only, Profiles: c.Profiles, Scale: bench.Whole, Out: g.Out, Err: g.Err}
+	if c.Quick {
+		o.Scale = bench.Quick
+	}
+	if o.StepCA == "" {
+		beside := filepath.Join(filepath.Dir(program), "step-ca")
+		if _, err := os.Stat(beside); err == nil {
+			o.StepCA = beside
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Hour) // a run that hangs must end too
+	defer cancel()
+	return bench.Run(ctx, o)
+}
