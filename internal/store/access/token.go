@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -63,6 +64,17 @@ func hashToken(text string) ([sha256.Size]byte, bool) {
 		return [sha256.Size]byte{}, false
 	}
 	return sha256.Sum256([]byte(text)), true
+}
+
+// tokenLike matches token texts, and what is left of one that was cut or mistyped.
+var tokenLike = regexp.MustCompile(tokenPrefix + `[A-Za-z0-9_-]{8,}`)
+
+// Redact hides token texts in what is about to be logged: people paste them where an ID or a name belongs.
+func Redact(text string) string {
+	if !strings.Contains(text, tokenPrefix) {
+		return text
+	}
+	return tokenLike.ReplaceAllLiteralString(text, tokenPrefix+"[redacted]")
 }
 
 // mayManageTokens: administrators those of all, others their own.
@@ -164,6 +176,10 @@ func (s *Store) Tokens(ctx context.Context, by Principal, principalID, after str
 
 // DeleteToken ends a token; when it returns, this node accepts it no more.
 func (s *Store) DeleteToken(ctx context.Context, by Principal, id string) error {
+	if strings.HasPrefix(id, tokenPrefix) {
+		return fault.New(fault.Invalid, "that is a token's secret, and its ID is wanted").
+			WithHint("chancery token list shows the IDs; somebody who watched may have the secret now")
+	}
 	now := time.Now()
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
 		var owner, label string

@@ -206,3 +206,24 @@ func randomByte(t *testing.T) byte {
 	}
 	return b[0]
 }
+
+func TestTokensAreHiddenWhereTheyDoNotBelong(t *testing.T) {
+	text := access.NewTokenText()
+	for _, c := range [][2]string{
+		{"/api/v1/tokens/" + text, "/api/v1/tokens/chy_[redacted]"},
+		{"there is no token " + text[:20] + "…", "there is no token chy_[redacted]…"},
+		{text + "," + text, "chy_[redacted],chy_[redacted]"},
+		{"/api/v1/operators/bob", "/api/v1/operators/bob"},
+		{"chy_", "chy_"},
+	} {
+		if got := access.Redact(c[0]); got != c[1] {
+			t.Errorf("%q becomes %q", c[0], got)
+		}
+	}
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		err := newStore(t, d, "n1").DeleteToken(t.Context(), access.System("test"), text)
+		if !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), text) {
+			t.Errorf("a secret for an ID: %v", err)
+		}
+	})
+}

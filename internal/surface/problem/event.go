@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/store/access"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -149,10 +150,10 @@ func (e *Event) log(ctx context.Context, logger *slog.Logger, r *http.Request, r
 	level := slog.LevelInfo
 	attrs := append(make([]slog.Attr, 0, len(e.attrs)+11),
 		slog.String("request_id", e.id), slog.String("operation", e.route), slog.String("method", r.Method),
-		slog.String("path", r.URL.Path), slog.String("remote", r.RemoteAddr), slog.Int("status", rec.status),
+		slog.String("path", access.Redact(r.URL.Path)), slog.String("remote", r.RemoteAddr), slog.Int("status", rec.status),
 		slog.Int64("bytes", rec.bytes), slog.Duration("duration", time.Since(e.start)))
 	if e.kind != "" {
-		attrs = append(attrs, slog.String("kind", string(e.kind)), slog.String("reason", e.cause.Error()))
+		attrs = append(attrs, slog.String("kind", string(e.kind)), slog.String("reason", access.Redact(e.cause.Error())))
 		if e.kind == fault.Internal {
 			level = slog.LevelError
 		}
