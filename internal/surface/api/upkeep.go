@@ -178,9 +178,11 @@ func (s *Server) recovery(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for _, r := range all {
-		if r.Kind == keys.KindRecovery {
+		// A row that somebody else put there, or changed, would make backups that only he can open.
+		if r.Kind == keys.KindRecovery && r.Endorsed {
 			return r.PublicKey, nil
 		}
 	}
-	return "", fault.New(fault.Conflict, "the authority has no recovery recipient, so nobody could open a backup")
+	return "", fault.New(fault.Conflict, "the authority has no recovery recipient that this node vouches for, so its owner could not open a backup").
+		WithHint("chancery doctor says what is wrong with the wraps")
 }
