@@ -80,7 +80,7 @@ func TestEnrol(t *testing.T) {
 		must(t, err)
 		leaf, err := x509.ParseCertificate(issued.DER)
 		must(t, err)
-		if leaf.Subject.CommonName != "ben" || len(leaf.DNSNames) != 0 || leaf.NotAfter.Sub(time.Now()) > identity.OperatorLife {
+		if leaf.Subject.CommonName != "ben" || len(leaf.DNSNames) != 0 || time.Until(leaf.NotAfter) > identity.OperatorLife {
 			t.Fatalf("the names of the request were taken: %v %v, until %v", leaf.Subject, leaf.DNSNames, leaf.NotAfter)
 		}
 		if again, err := s.Identity.Enrol(ctx, ben, ben, request, "k"); err != nil || again.Serial.Cmp(issued.Serial) != 0 {

@@ -35,7 +35,7 @@ var errRetry = errors.New("a function of the batch failed after writing")
 // settle runs the batch until each of its calls has an answer.
 func (b *batch) settle() {
 	for attempt := 1; len(b.calls) > 0; attempt++ {
-		err, kind := b.try()
+		kind, err := b.try()
 		switch {
 		case err == nil: // what is left in b.calls asked to be repeated
 		case err == errRetry:
@@ -100,10 +100,10 @@ type verdict struct {
 }
 
 // try runs the batch in one transaction. After a commit it has answered all calls but those to repeat, which stay in b.calls.
-func (b *batch) try() (err error, kind disposition) {
+func (b *batch) try() (kind disposition, err error) {
 	conn, err := b.d.writer.Conn(context.Background())
 	if err != nil {
-		return err, judge(err)
+		return judge(err), err
 	}
 	b.sent = nil
 	clean := false
@@ -114,7 +114,7 @@ func (b *batch) try() (err error, kind disposition) {
 		conn.Close()
 	}()
 	if _, err := conn.ExecContext(context.Background(), b.d.beginWrite); err != nil {
-		return err, judge(err)
+		return judge(err), err
 	}
 	// rollback leaves a connection that can be used again, or else a discarded one
 	rollback := func() {
@@ -126,18 +126,18 @@ func (b *batch) try() (err error, kind disposition) {
 			rollback()
 		}
 	}()
-	failed, items, err, kind := b.runAll(conn)
+	failed, items, kind, err := b.runAll(conn)
 	if err == nil && len(failed) < len(b.calls) {
-		err, kind = b.writeItems(conn, items)
+		kind, err = b.writeItems(conn, items)
 	}
 	if err == nil {
-		err, kind = b.flushLast(conn)
+		kind, err = b.flushLast(conn)
 	}
 	if err != nil {
 		if kind != broken {
 			rollback()
 		}
-		return err, kind
+		return kind, err
 	}
 	if len(failed) == len(b.calls) {
 		rollback()
@@ -147,12 +147,12 @@ func (b *batch) try() (err error, kind disposition) {
 			rollbackQuietly(conn, b.d.dialect)
 			clean = true
 		}
-		return err, kind
+		return kind, err
 	} else {
 		clean = true
 	}
 	b.conclude(failed)
-	return nil, final
+	return final, nil
 }
 
 // conclude answers the calls of a transaction that has ended. Those whose row another node wrote in the same moment are kept
@@ -183,7 +183,7 @@ func rollbackQuietly(conn *sql.Conn, dialect Dialect) {
 }
 
 // runAll runs the functions one after the other, and takes in those that queue up meanwhile.
-func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err error, kind disposition) {
+func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, kind disposition, err error) {
 	start := time.Now()
 	for i := 0; i < len(b.calls); i++ {
 		c := b.calls[i]
@@ -192,10 +192,10 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err 
 		guard := b.careful || b.d.dialect == SQLite && (i > 0 || b.followed())
 		if guard {
 			if _, err := conn.ExecContext(context.Background(), "SAVEPOINT f"); err != nil {
-				return nil, nil, err, judge(err)
+				return nil, nil, judge(err), err
 			}
 		}
-		err, kind := b.runOne(c, tx)
+		kind, err := b.runOne(c, tx)
 		if guard && err == nil && !c.gone {
 			if _, err = b.flush(conn); err != nil {
 				tx.failed, kind = err, judge(err)
@@ -209,7 +209,7 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err 
 			i--
 		}
 		if kind != final {
-			return nil, nil, err, kind
+			return nil, nil, kind, err
 		}
 		if err == nil && !c.gone {
 			items = append(items, tx.added...)
@@ -218,13 +218,13 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, err 
 		}
 		if err := b.separateWrites(conn, tx, guard, err != nil || c.gone); err != nil {
 			if err == errRetry {
-				return nil, nil, err, again
+				return nil, nil, again, err
 			}
-			return nil, nil, err, judge(err)
+			return nil, nil, judge(err), err
 		}
 		b.takeIn(start)
 	}
-	return failed, items, nil, final
+	return failed, items, final, nil
 }
 
 // followed reports whether the batch has or may soon have a second function.
@@ -265,7 +265,7 @@ func (b *batch) separateWrites(conn *sql.Conn, tx *Tx, guard, failed bool) error
 }
 
 // runOne runs one function. kind is final unless the transaction itself is lost.
-func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
+func (b *batch) runOne(c *call, tx *Tx) (kind disposition, err error) {
 	defer tx.finish()
 	if c == b.leader {
 		c.gone = true
@@ -282,11 +282,11 @@ func (b *batch) runOne(c *call, tx *Tx) (err error, kind disposition) {
 	if kind = judge(tx.failed); kind == final {
 		kind = judge(err) // rows that broke off while they were read
 	}
-	return err, kind
+	return kind, err
 }
 
 // writeItems calls each key's writer once with all items of the functions that succeeded.
-func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition) {
+func (b *batch) writeItems(conn *sql.Conn, items []addition) (disposition, error) {
 	for len(items) > 0 {
 		first := items[0]
 		var mine []any
@@ -307,11 +307,11 @@ func (b *batch) writeItems(conn *sql.Conn, items []addition) (error, disposition
 			if kind == final {
 				kind = judge(err)
 			}
-			return err, kind
+			return kind, err
 		}
 		items = append(items, tx.added...)
 	}
-	return nil, final
+	return final, nil
 }
 
 // writeKey turns a panic into an error: it would unwind the leader, whose function did nothing wrong.

@@ -174,15 +174,12 @@ func (l *lane) leave(c *call) bool {
 func (l *lane) take() *call {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.queue) > 0 {
-		c := l.queue[0]
-		if c.alone {
-			return nil
-		}
-		l.queue = l.queue[1:]
-		return c
+	if len(l.queue) == 0 || l.queue[0].alone {
+		return nil
 	}
-	return nil
+	c := l.queue[0]
+	l.queue = l.queue[1:]
+	return c
 }
 
 // pass makes the first in the queue the leader.

@@ -12,7 +12,7 @@ import (
 // standby cancels the query.
 func (d *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
 	for attempt := 0; ; attempt++ {
-		err, kind := d.readOnce(ctx, d.reader, fn)
+		kind, err := d.readOnce(ctx, d.reader, fn)
 		if kind == final || attempt >= 3 || ctx.Err() != nil {
 			return d.explain(err)
 		}
@@ -29,15 +29,15 @@ func (d *DB) ReadSnapshot(ctx context.Context, fn func(tx *Tx) error) error {
 	if d.dialect == Postgres {
 		pool = d.writer
 	}
-	err, _ := d.readOnce(ctx, pool, fn)
+	_, err := d.readOnce(ctx, pool, fn)
 	return d.explain(err)
 }
 
-// readOnce returns fn's error, or what broke the transaction and whether to try again.
-func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) (err error, kind disposition) {
+// readOnce returns fn's error, or what broke the transaction, and whether to try again.
+func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) (kind disposition, err error) {
 	conn, err := pool.Conn(ctx)
 	if err != nil {
-		return err, judge(err)
+		return judge(err), err
 	}
 	tx := &Tx{d: d, conn: conn}
 	clean := false
@@ -49,7 +49,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 		conn.Close()
 	}()
 	if _, err := conn.ExecContext(ctx, d.beginRead); err != nil {
-		return err, judge(err)
+		return judge(err), err
 	}
 	err = fn(tx)
 	tx.finish()
@@ -57,7 +57,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 		kind = judge(tx.failed)
 	}
 	if kind == broken {
-		return err, kind
+		return kind, err
 	}
 	if _, end := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK"); end == nil {
 		clean = true
@@ -65,7 +65,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 	if err == nil && kind != final {
 		err = tx.failed
 	}
-	return err, kind
+	return kind, err
 }
 
 // discard makes the pool drop the connection instead of using it again.

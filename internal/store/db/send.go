@@ -47,18 +47,18 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 
 // flushLast sends what waits before COMMIT. A function's statement that fails here has taken its neighbours' writes with
 // it, so the batch is run again with savepoints.
-func (b *batch) flushLast(conn *sql.Conn) (error, disposition) {
+func (b *batch) flushLast(conn *sql.Conn) (disposition, error) {
 	owner, err := b.flush(conn)
 	if err == nil {
-		return nil, final
+		return final, nil
 	}
 	if kind := judge(err); kind != final {
-		return err, kind
+		return kind, err
 	}
 	if owner != nil && len(b.calls) > 1 {
-		return errRetry, again
+		return again, errRetry
 	}
-	return err, final
+	return final, err
 }
 
 func (c *postgresConn) send(ctx context.Context, statements []sent) (done int, err error) {
