@@ -113,11 +113,9 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		"limits.duplicates":               func(s *settings.Settings) { s.Limits.Duplicates = 0 },
 		"limits.duplicate_window":         func(s *settings.Settings) { s.Limits.DuplicateWindow = 0 },
 		"limits.pending_requests":         func(s *settings.Settings) { s.Limits.PendingRequests = 0 },
-		"limits.body_bytes":               func(s *settings.Settings) { s.Limits.BodyBytes = 1 << 40 },
 		"limits.csr_bytes":                func(s *settings.Settings) { s.Limits.CSRBytes = 2 << 20 },
 		"limits.names":                    func(s *settings.Settings) { s.Limits.Names = 0 },
 		"limits.ocsp_bytes":               func(s *settings.Settings) { s.Limits.OCSPBytes = 0 },
-		"limits.ocsp_certids":             func(s *settings.Settings) { s.Limits.OCSPCertIDs = 0 },
 		"retention.idempotency":           func(s *settings.Settings) { s.Retention.Idempotency = 0 },
 		"retention.requests":              func(s *settings.Settings) { s.Retention.Requests = 1 },
 		"retention.certificates":          func(s *settings.Settings) { s.Retention.Certificates = -1 },
@@ -162,7 +160,6 @@ func TestFieldsMustFitTogether(t *testing.T) {
 		"crl.delta_validity":      func(s *settings.Settings) { s.CRL.DeltaValidity = s.CRL.Validity + 1 },
 		"crl.offline_warning":     func(s *settings.Settings) { s.CRL.OfflineValidity = s.CRL.OfflineWarning },
 		"ocsp.responder_validity": func(s *settings.Settings) { s.OCSP.ResponderValidity = 2*s.OCSP.Validity - 1 },
-		"limits.csr_bytes":        func(s *settings.Settings) { s.Limits.CSRBytes = s.Limits.BodyBytes },
 	} {
 		s := valid()
 		change(&s)

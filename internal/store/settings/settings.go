@@ -103,15 +103,12 @@ type Limits struct {
 	DuplicateWindow Duration `json:"duplicate_window"`
 	// PendingRequests is how many undecided requests one caller may have.
 	PendingRequests int64 `json:"pending_requests"`
-	// BodyBytes is the largest request body of the API, uploads aside.
-	BodyBytes int64 `json:"body_bytes"`
 	// CSRBytes is the largest certification request (RFC 2986), in DER.
 	CSRBytes int64 `json:"csr_bytes"`
 	// Names is how many subject alternative names a certificate may have.
 	Names int64 `json:"names"`
-	// OCSPBytes is the largest OCSP request, OCSPCertIDs the number of certificates it may ask about.
-	OCSPBytes   int64 `json:"ocsp_bytes"`
-	OCSPCertIDs int64 `json:"ocsp_certids"`
+	// OCSPBytes is the largest OCSP request; one of 100 certificates, the most that are answered, fits into the default.
+	OCSPBytes int64 `json:"ocsp_bytes"`
 }
 
 // Retention is how long rows are kept that nothing needs any more. Zero keeps them for ever.
@@ -142,7 +139,7 @@ func Defaults() Settings {
 		Limits: Limits{
 			HostRate: Rate{PerSecond: 5, Burst: 100}, OperatorRate: Rate{PerSecond: 20_000, Burst: 40_000},
 			Duplicates: 10, DuplicateWindow: Duration(time.Hour), PendingRequests: 1000,
-			BodyBytes: 1 << 20, CSRBytes: 64 << 10, Names: 200, OCSPBytes: 16 << 10, OCSPCertIDs: 100,
+			CSRBytes: 64 << 10, Names: 200, OCSPBytes: 16 << 10,
 		},
 		Retention: Retention{Idempotency: 7 * day, Requests: 400 * day, CRLs: 400 * day},
 	}

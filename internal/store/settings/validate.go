@@ -219,14 +219,9 @@ func (l Limits) validate(p *Problems) {
 	p.count("limits.duplicates", l.Duplicates, 1, 1_000_000)
 	p.within("limits.duplicate_window", l.DuplicateWindow, Duration(time.Second), 31*day)
 	p.count("limits.pending_requests", l.PendingRequests, 1, 1_000_000)
-	p.count("limits.body_bytes", l.BodyBytes, 64<<10, 64<<20)
-	p.count("limits.csr_bytes", l.CSRBytes, 4<<10, 1<<20)
+	p.count("limits.csr_bytes", l.CSRBytes, 4<<10, 256<<10) // its text form, with names beside it, fits into a call of the API
 	p.count("limits.names", l.Names, 1, 10_000)
-	p.count("limits.ocsp_bytes", l.OCSPBytes, 256, 1<<20)
-	p.count("limits.ocsp_certids", l.OCSPCertIDs, 1, 1000)
-	if l.CSRBytes > l.BodyBytes/2 {
-		p.add("limits.csr_bytes", "is %d; at most half of limits.body_bytes (%d) leaves room for its text form", l.CSRBytes, l.BodyBytes)
-	}
+	p.count("limits.ocsp_bytes", l.OCSPBytes, 256, 32<<10)
 }
 
 func (r Rate) validate(p *Problems, path string) {
