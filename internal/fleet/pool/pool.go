@@ -21,6 +21,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/pki/path"
 	"chancery/internal/pki/root"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -215,7 +216,7 @@ func (s *Service) checkRoot(ctx context.Context, p *Pool, above, issuer *x509.Ce
 	if p.Root != nil && !p.Root.Certificate.Equal(above) {
 		return fault.New(fault.Conflict, "pool %q has another root already, %q", p.Name, p.Root.Certificate.Subject)
 	}
-	if _, err := cert.VerifyPath([]*x509.Certificate{issuer, above}, cert.PathOptions{Time: time.Now()}); err != nil {
+	if _, err := path.Verify([]*x509.Certificate{issuer, above}, path.Options{Time: time.Now()}); err != nil {
 		return err
 	}
 	if !bytes.Equal(above.RawSubject, above.RawIssuer) {

@@ -7,20 +7,17 @@ import (
 	"strings"
 )
 
-// maxConstraintChecks bounds names × constraints of one path, so that a hostile one cannot buy hours.
+// maxConstraintChecks bounds names × constraints of one certificate, so that a hostile one cannot buy hours.
 const maxConstraintChecks = 250_000
 
-// cost is the number of comparisons that so many names need.
-func (c *NameConstraints) cost(names int) int { return names * (len(c.Permitted) + len(c.Excluded)) }
-
-// check applies the constraints to the names of a certificate (RFC 5280 6.1.3 b and c): the subject as a directoryName,
+// Check applies the constraints to the names of a certificate (RFC 5280 6.1.3 b and c): the subject as a directoryName,
 // every subjectAltName, the emailAddress of the subject where no mailbox is in the subjectAltName, and (our addition, as
 // OpenSSL does it) a common name that reads as a DNS name where no DNS name is there, since such consumers fall back to
 // it.
-func (c *NameConstraints) check(subject Name, san []GeneralName) error {
+func (c *NameConstraints) Check(subject Name, san []GeneralName) error {
 	names := constrainedNames(subject, san)
-	if c.cost(len(names)) > maxConstraintChecks {
-		return fmt.Errorf("%d names under %d constraints are too many to check", len(names), len(c.Permitted)+len(c.Excluded))
+	if constraints := len(c.Permitted) + len(c.Excluded); len(names)*constraints > maxConstraintChecks {
+		return fmt.Errorf("%d names under %d constraints are too many to check", len(names), constraints)
 	}
 	for _, g := range names {
 		if err := c.checkOne(g); err != nil {

@@ -1,15 +1,15 @@
 // Package cert is RFC 5280 section 4 for a private PKI: names, extensions, the TBSCertificate encoder, serial numbers,
-// lints, certification requests, profiles and the checks of a certification path.
+// lints, certification requests and profiles. Certification paths are checked by internal/pki/path.
 //
 // A certificate is made in one direction only: a [Template] is encoded to a [TBS] by [Build], the TBS is judged by
 // [TBS.Lint], and the [Linted] value that comes of it is consumed by [Linted.Sign]. What was linted are the very octets
 // that are signed, and nothing that was not linted can be signed. [Profile.Build] is the same road for what a caller
 // asks for: a request's names are a wish, and what the caller is not entitled to is refused and named, all at once.
 //
-// Standards: RFC 5280 (certificates and paths), RFC 6818, RFC 9549 and RFC 9618 (its updates), RFC 4514 (names as text),
-// RFC 4518 (their comparison), RFC 5890 and RFC 5891 (internationalised names), RFC 2986 and RFC 2985 (requests), RFC
-// 5480, RFC 8410 and RFC 8813 (keys and their usages), RFC 7633 (TLS feature), RFC 6960 4.2.2.2.1 (nocheck), RFC 3820
-// (proxy certificates), RFC 7093 (key identifiers).
+// Standards: RFC 5280 (certificates), RFC 6818 and RFC 9549 (its updates), RFC 4514 (names as text), RFC 4518 (their
+// comparison), RFC 5890 and RFC 5891 (internationalised names), RFC 2986 and RFC 2985 (requests), RFC 5480, RFC 8410 and
+// RFC 8813 (keys and their usages), RFC 7633 (TLS feature), RFC 6960 4.2.2.2.1 (nocheck), RFC 3820 (proxy certificates),
+// RFC 7093 (key identifiers).
 //
 // Where we differ from RFC 5280, on purpose:
 //   - 4.2.1.6: a dNSName may contain an underscore, since hosts of a fleet do; everything else is the preferred syntax.
@@ -19,9 +19,6 @@
 //     below example.com; a wildcard is excluded if any of what it stands for is.
 //   - 4.2.1.10: a common name that reads as a DNS name is constrained as one where no dNSName is there, because
 //     consumers fall back to it.
-//   - 6.1: the anchor's own validity, basicConstraints, keyUsage, nameConstraints and extKeyUsage count (RFC 5937); every CA
-//     that has an extKeyUsage must permit the purpose that is wanted; signatures by MD5, SHA-1 and DSA are refused
-//     whatever the anchor says; revocation is not judged here.
 //   - 7.1: comparison folds case and compatibility forms of Unicode, and leaves out RFC 4518's rarer mappings.
 //
 // Everything in the package is pure but for the random numbers of serials and signatures: it reads no clock, no file and

@@ -183,3 +183,12 @@ func writePEM(t testing.TB, kind string, der []byte) string {
 	}
 	return file
 }
+
+func extensionOf(c *x509.Certificate, oid asn1.ObjectIdentifier) []byte {
+	for _, e := range c.Extensions {
+		if e.Id.Equal(oid) {
+			return e.Value
+		}
+	}
+	return nil
+}

@@ -250,7 +250,7 @@ func TestNameConstraints(t *testing.T) {
 		{"", "rid:1.2.3", "dns:example.com", true}, // and of no matter where it does not
 	} {
 		constraints := &NameConstraints{Permitted: constraintNames(t, c.permitted), Excluded: constraintNames(t, c.excluded)}
-		err := constraints.check(nil, constraintNames(t, c.name))
+		err := constraints.Check(nil, constraintNames(t, c.name))
 		if (err == nil) != c.ok {
 			t.Errorf("permitted %q, excluded %q, name %q: got %v, want ok %t", c.permitted, c.excluded, c.name, err, c.ok)
 		}
@@ -297,11 +297,11 @@ func TestNameConstraintsOfSubject(t *testing.T) {
 		"emailAddress=a@evil.example,CN=a":     false,
 		"emailAddress=a@good.example,CN=a b c": true,
 	} {
-		if err := c.check(mustName(t, subject), nil); (err == nil) != ok {
+		if err := c.Check(mustName(t, subject), nil); (err == nil) != ok {
 			t.Errorf("%q: got %v, want ok %t", subject, err, ok)
 		}
 	}
-	if err := c.check(mustName(t, "CN=host.evil.example"), constraintNames(t, "dns:good.example")); err != nil {
+	if err := c.Check(mustName(t, "CN=host.evil.example"), constraintNames(t, "dns:good.example")); err != nil {
 		t.Errorf("a common name counts only where no DNS name is in the subjectAltName: %v", err)
 	}
 }

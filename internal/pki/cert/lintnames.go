@@ -292,7 +292,7 @@ func lintIssuerConstraints(v *tbsView, issuer *Issuer) error {
 		if err != nil {
 			return fmt.Errorf("the issuer's constraints: %w", err)
 		}
-		return c.check(v.subjectName, v.san)
+		return c.Check(v.subjectName, v.san)
 	}
 	return nil
 }

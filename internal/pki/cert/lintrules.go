@@ -69,7 +69,7 @@ func lintExtensionUnique(v *tbsView, _ *Issuer) error {
 	for i, e := range v.extensions {
 		for _, earlier := range v.extensions[:i] {
 			if earlier.ID.Equal(e.ID) {
-				return fmt.Errorf("extension %s appears twice", extensionName(e.ID))
+				return fmt.Errorf("extension %s appears twice", ExtensionName(e.ID))
 			}
 		}
 	}
@@ -90,7 +90,7 @@ func lintExtensionCritical(v *tbsView, _ *Issuer) error {
 			continue
 		}
 		if e.Critical != must {
-			return fmt.Errorf("extension %s: critical must be %t", extensionName(e.ID), must)
+			return fmt.Errorf("extension %s: critical must be %t", ExtensionName(e.ID), must)
 		}
 	}
 	return nil
@@ -170,7 +170,7 @@ func lintPathLength(v *tbsView, issuer *Issuer) error {
 	if issuer == nil || !v.isCA() {
 		return nil
 	}
-	limit := pathLenOf(issuer.Certificate)
+	limit := PathLenOf(issuer.Certificate)
 	switch own := v.basicConstraints.PathLen; {
 	case limit < 0:
 		return nil
@@ -182,8 +182,8 @@ func lintPathLength(v *tbsView, issuer *Issuer) error {
 	return nil
 }
 
-// pathLenOf is the pathLenConstraint of a certificate, -1 for none.
-func pathLenOf(c *x509.Certificate) int {
+// PathLenOf is the pathLenConstraint of a certificate, -1 for none.
+func PathLenOf(c *x509.Certificate) int {
 	if c.MaxPathLen > 0 || c.MaxPathLenZero {
 		return c.MaxPathLen
 	}
@@ -253,7 +253,7 @@ func lintPolicies(v *tbsView, _ *Issuer) error {
 	if e == nil {
 		return nil
 	}
-	_, err := parsePolicies(e.Value)
+	_, err := ParsePolicies(e.Value)
 	return err
 }
 
@@ -268,14 +268,14 @@ func lintPointers(v *tbsView, _ *Issuer) error {
 			u, err := url.Parse(uri)
 			switch {
 			case err != nil || !u.IsAbs():
-				return fmt.Errorf("%s: %q is not an absolute URI", extensionName(oid), uri)
+				return fmt.Errorf("%s: %q is not an absolute URI", ExtensionName(oid), uri)
 			case strings.EqualFold(u.Scheme, "https"):
 				return fmt.Errorf("%s: %q must be plain http (RFC 5280 8: https would need the very check that it serves)",
-					extensionName(oid), uri)
+					ExtensionName(oid), uri)
 			case !strings.EqualFold(u.Scheme, "http") && !strings.EqualFold(u.Scheme, "ldap"):
-				return fmt.Errorf("%s: %q must be an http or ldap URI", extensionName(oid), uri)
+				return fmt.Errorf("%s: %q must be an http or ldap URI", ExtensionName(oid), uri)
 			case u.Host == "":
-				return fmt.Errorf("%s: %q has no host", extensionName(oid), uri)
+				return fmt.Errorf("%s: %q has no host", ExtensionName(oid), uri)
 			}
 		}
 	}

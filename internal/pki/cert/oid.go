@@ -105,8 +105,8 @@ var extensions = [...]struct {
 	{OIDTLSFeature, "tlsFeature"}, {OIDOCSPNoCheck, "ocsp-nocheck"},
 }
 
-// extensionName is the name of a known extension, and otherwise its dotted identifier.
-func extensionName(oid asn1.ObjectIdentifier) string {
+// ExtensionName is the name of a known extension, and otherwise its dotted identifier.
+func ExtensionName(oid asn1.ObjectIdentifier) string {
 	for _, e := range extensions {
 		if e.oid.Equal(oid) {
 			return e.name

@@ -173,10 +173,10 @@ func readExtensions(list cryptobyte.String) ([]Extension, error) {
 			return nil, errors.New("an extension is not a SEQUENCE that begins with an identifier")
 		}
 		if seq.PeekASN1Tag(cbasn1.BOOLEAN) && (!seq.ReadASN1Boolean(&e.Critical) || !e.Critical) {
-			return nil, fmt.Errorf("extension %s: critical is not DER TRUE", extensionName(e.ID))
+			return nil, fmt.Errorf("extension %s: critical is not DER TRUE", ExtensionName(e.ID))
 		}
 		if !seq.ReadASN1(&value, cbasn1.OCTET_STRING) || !seq.Empty() {
-			return nil, fmt.Errorf("extension %s does not end in an OCTET STRING", extensionName(e.ID))
+			return nil, fmt.Errorf("extension %s does not end in an OCTET STRING", ExtensionName(e.ID))
 		}
 		e.Value = value
 		extensions = append(extensions, e)
@@ -194,7 +194,7 @@ func (v *tbsView) decode() (err error) {
 			v.hasKeyUsage = true
 			v.keyUsage, err = parseKeyUsage(e.Value)
 		case e.ID.Equal(OIDExtKeyUsage):
-			v.extKeyUsage, err = parseOIDs(e.Value)
+			v.extKeyUsage, err = ParseKeyPurposes(e.Value)
 		case e.ID.Equal(OIDSubjectAltName):
 			v.san, err = ParseGeneralNames(e.Value)
 		case e.ID.Equal(OIDNameConstraints):
@@ -205,7 +205,7 @@ func (v *tbsView) decode() (err error) {
 			v.authorityKeyID, err = parseAuthorityKeyID(e.Value)
 		}
 		if err != nil {
-			return fmt.Errorf("extension %s: %w", extensionName(e.ID), err)
+			return fmt.Errorf("extension %s: %w", ExtensionName(e.ID), err)
 		}
 	}
 	return nil
@@ -250,7 +250,8 @@ func parseKeyUsage(der []byte) (x509.KeyUsage, error) {
 	return usage, nil
 }
 
-func parseOIDs(der []byte) ([]asn1.ObjectIdentifier, error) {
+// ParseKeyPurposes reads the KeyPurposeIds of an extKeyUsage extension.
+func ParseKeyPurposes(der []byte) ([]asn1.ObjectIdentifier, error) {
 	input := cryptobyte.String(der)
 	var seq cryptobyte.String
 	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() {
@@ -265,6 +266,29 @@ func parseOIDs(der []byte) ([]asn1.ObjectIdentifier, error) {
 		oids = append(oids, oid)
 	}
 	return oids, nil
+}
+
+// ParsePolicies reads the policies of a certificatePolicies extension, without their qualifiers. A policy that appears
+// twice is refused (RFC 5280 4.2.1.4).
+func ParsePolicies(der []byte) ([]asn1.ObjectIdentifier, error) {
+	input := cryptobyte.String(der)
+	var seq cryptobyte.String
+	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() {
+		return nil, errors.New("certificatePolicies is not one filled DER SEQUENCE")
+	}
+	var policies []asn1.ObjectIdentifier
+	for !seq.Empty() {
+		var information cryptobyte.String
+		var oid asn1.ObjectIdentifier
+		if !seq.ReadASN1(&information, cbasn1.SEQUENCE) || !information.ReadASN1ObjectIdentifier(&oid) {
+			return nil, errors.New("a policy is not a SEQUENCE that begins with an identifier")
+		}
+		if containsOID(policies, oid) {
+			return nil, fmt.Errorf("policy %s appears twice", oid)
+		}
+		policies = append(policies, oid)
+	}
+	return policies, nil
 }
 
 func parseOctets(der []byte) ([]byte, error) {

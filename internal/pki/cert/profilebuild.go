@@ -262,10 +262,10 @@ func (p *Profile) grantCA(t *Template, req Request, issuer *Issuer, refused *ref
 		return
 	}
 	length := p.CA.PathLength
-	if limit := pathLenOf(issuer.Certificate); limit >= 0 && (length < 0 || length >= limit) {
+	if limit := PathLenOf(issuer.Certificate); limit >= 0 && (length < 0 || length >= limit) {
 		length = limit - 1
 	}
-	if length < 0 && pathLenOf(issuer.Certificate) == 0 {
+	if length < 0 && PathLenOf(issuer.Certificate) == 0 {
 		refused.add("pathLen", "the issuer's path length of 0 permits no CA below it")
 	}
 	wanted := req.PathLen
@@ -315,7 +315,7 @@ func (p *Profile) grantExtensions(t *Template, req Request, issuer *Issuer, refu
 		if slices.Contains(x.Copy, e.ID.String()) {
 			t.Extra = append(t.Extra, e)
 		} else if !p.tolerates(e) {
-			refused.deny("extension", "%s is asked for; the profile neither gives, copies nor ignores it", extensionName(e.ID))
+			refused.deny("extension", "%s is asked for; the profile neither gives, copies nor ignores it", ExtensionName(e.ID))
 		}
 	}
 }

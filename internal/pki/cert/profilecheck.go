@@ -273,7 +273,7 @@ func (p *Profile) validateExtensions(found *problems) {
 			oid, err := ParseOID(text)
 			found.err(at, err)
 			if field == "copy" && err == nil && ownedExtension(oid) {
-				found.add(at, "%s is decided by the profile and cannot be copied", extensionName(oid))
+				found.add(at, "%s is decided by the profile and cannot be copied", ExtensionName(oid))
 			}
 		}
 	}
@@ -284,7 +284,7 @@ func (p *Profile) validateExtensions(found *problems) {
 
 // ownedExtension reports whether the profile itself decides the extension, so that a request's must not be copied.
 func ownedExtension(oid asn1.ObjectIdentifier) bool {
-	return extensionName(oid) != oid.String()
+	return ExtensionName(oid) != oid.String()
 }
 
 func (c *CAPolicy) validate(found *problems) {

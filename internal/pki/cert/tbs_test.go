@@ -145,7 +145,7 @@ func TestExtensionsAgreeWithX509(t *testing.T) {
 	compared := 0
 	for _, e := range want.Extensions {
 		if value := extensionOf(got, e.Id); !bytes.Equal(value, e.Value) {
-			t.Errorf("%s: got %x, want %x", extensionName(e.Id), value, e.Value)
+			t.Errorf("%s: got %x, want %x", ExtensionName(e.Id), value, e.Value)
 		}
 		compared++
 	}

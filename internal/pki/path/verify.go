@@ -1,4 +1,4 @@
-package cert
+package path
 
 import (
 	"bytes"
@@ -6,13 +6,15 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 )
 
-// PathOptions are the inputs of RFC 5280 6.1.1 that are not the path itself, and the purposes wanted.
-type PathOptions struct {
+// Options are the inputs of RFC 5280 6.1.1 that are not the path itself, and the purposes wanted.
+type Options struct {
 	Time time.Time // when the path is to be valid; required
 
 	// ExtKeyUsages are the purposes wanted: the leaf must permit one of them, and so must every CA that has the
@@ -25,32 +27,34 @@ type PathOptions struct {
 	InhibitAnyPolicy     bool                    // initial-any-policy-inhibit
 }
 
-// PathResult is what a valid path says.
-type PathResult struct {
+// Result is what a valid path says.
+type Result struct {
 	// Policies is the user-constrained-policy-set: the policies, in the terms of the trust anchor's domain, that the path
 	// is valid under. anyPolicy alone means all.
 	Policies []asn1.ObjectIdentifier
 }
 
-// maxPath bounds the certificates of a path.
-const maxPath = 32
+const (
+	maxPath             = 32      // certificates of a path
+	maxConstraintChecks = 250_000 // names × constraints of a path, so that a hostile one cannot buy hours
+)
 
-// pathState holds the state variables of RFC 5280 6.1.2 while the path is walked from the anchor to the leaf.
-type pathState struct {
-	options       PathOptions
-	constraints   []*NameConstraints // all of the path so far; each must be met, which is their intersection
-	policies      *policyGraph       // nil is the NULL graph
-	checks        int                // of names against constraints, so far
-	explicit      int                // explicit_policy
-	mapping       int                // policy_mapping
-	inhibitAny    int                // inhibit_anyPolicy
+// state holds the state variables of RFC 5280 6.1.2 while the path is walked from the anchor to the leaf.
+type state struct {
+	options       Options
+	constraints   []*cert.NameConstraints // all of the path so far; each must be met, which is their intersection
+	policies      *policyGraph            // nil is the NULL graph
+	checks        int                     // of names against constraints, so far
+	explicit      int                     // explicit_policy
+	mapping       int                     // policy_mapping
+	inhibitAny    int                     // inhibit_anyPolicy
 	maxPathLength int
 }
 
-// VerifyPath checks a certification path (RFC 5280 6.1, with the policy graph of RFC 9618): leaf first, trust anchor
-// last. The anchor's own validity, basicConstraints, keyUsage and nameConstraints count too, as RFC 5937 permits and the
+// Verify checks a certification path (RFC 5280 6.1, with the policy graph of RFC 9618): leaf first, trust anchor last. The
+// anchor's own validity, basicConstraints, keyUsage and nameConstraints count too, as RFC 5937 permits and the
 // implementations do that fleets use. Revocation is not judged here. The refusal names the rule and the certificate.
-func VerifyPath(path []*x509.Certificate, options PathOptions) (*PathResult, error) {
+func Verify(path []*x509.Certificate, options Options) (*Result, error) {
 	if len(path) == 0 || options.Time.IsZero() {
 		return nil, fmt.Errorf("verify a path of %d certificates at %s", len(path), options.Time)
 	}
@@ -58,16 +62,16 @@ func VerifyPath(path []*x509.Certificate, options PathOptions) (*PathResult, err
 		return nil, fault.New(fault.TooLarge, "certification path of %d certificates: %d at most", len(path), maxPath)
 	}
 	n := len(path) - 1
-	s := &pathState{options: options, policies: newPolicyGraph(), maxPathLength: n}
+	s := &state{options: options, policies: newPolicyGraph(), maxPathLength: n}
 	s.explicit, s.mapping, s.inhibitAny = skipCount(options.ExplicitPolicy, n), skipCount(options.InhibitPolicyMapping, n),
 		skipCount(options.InhibitAnyPolicy, n)
 	if rule, err := s.anchor(path[n], n == 0); err != nil {
-		return nil, pathFault(rule, path[n], n, err)
+		return nil, refusal(rule, path[n], n, err)
 	}
 	for i := n - 1; i >= 0; i-- {
 		rule, err := s.certificate(path[i], path[i+1], i == 0)
 		if err != nil {
-			return nil, pathFault(rule, path[i], i, err)
+			return nil, refusal(rule, path[i], i, err)
 		}
 	}
 	return s.wrapUp(path)
@@ -80,13 +84,13 @@ func skipCount(now bool, n int) int {
 	return n + 1
 }
 
-func pathFault(rule string, c *x509.Certificate, index int, err error) error {
+func refusal(rule string, c *x509.Certificate, index int, err error) error {
 	return fault.New(fault.Invalid, "certificate %d of the path (%s, serial %s): %s: %w", index+1, subjectText(c),
-		FormatSerial(c.SerialNumber), rule, err).At(rule)
+		cert.FormatSerial(c.SerialNumber), rule, err).At(rule)
 }
 
 func subjectText(c *x509.Certificate) string {
-	n, err := ParseNameDER(c.RawSubject)
+	n, err := cert.ParseNameDER(c.RawSubject)
 	if err != nil || len(n) == 0 {
 		return "no subject"
 	}
@@ -94,7 +98,7 @@ func subjectText(c *x509.Certificate) string {
 }
 
 // anchor checks what an anchor given as a certificate says about itself.
-func (s *pathState) anchor(c *x509.Certificate, alone bool) (rule string, err error) {
+func (s *state) anchor(c *x509.Certificate, alone bool) (rule string, err error) {
 	if err := s.validity(c); err != nil {
 		return "validity", err
 	}
@@ -116,14 +120,14 @@ func (s *pathState) anchor(c *x509.Certificate, alone bool) (rule string, err er
 	if rule, err := isCA(c); err != nil {
 		return rule, err
 	}
-	if limit := pathLenOf(c); limit >= 0 {
+	if limit := cert.PathLenOf(c); limit >= 0 {
 		s.maxPathLength = min(s.maxPathLength, limit)
 	}
 	return "", nil
 }
 
 // certificate does 6.1.3 for a certificate that issuer issued, and 6.1.4 where it is not the last.
-func (s *pathState) certificate(c, issuer *x509.Certificate, last bool) (rule string, err error) {
+func (s *state) certificate(c, issuer *x509.Certificate, last bool) (rule string, err error) {
 	if err := checkSignature(c, issuer); err != nil {
 		return "signature", err
 	}
@@ -159,7 +163,7 @@ func (s *pathState) certificate(c, issuer *x509.Certificate, last bool) (rule st
 }
 
 // prepareNext is 6.1.4.
-func (s *pathState) prepareNext(c *x509.Certificate, selfIssued bool) (rule string, err error) {
+func (s *state) prepareNext(c *x509.Certificate, selfIssued bool) (rule string, err error) {
 	if err := s.mapPolicies(c); err != nil {
 		return "policy mappings", err
 	}
@@ -181,7 +185,7 @@ func (s *pathState) prepareNext(c *x509.Certificate, selfIssued bool) (rule stri
 		}
 		s.maxPathLength--
 	}
-	if limit := pathLenOf(c); limit >= 0 {
+	if limit := cert.PathLenOf(c); limit >= 0 {
 		s.maxPathLength = min(s.maxPathLength, limit)
 	}
 	return "", nil
@@ -193,13 +197,13 @@ func isCA(c *x509.Certificate) (rule string, err error) {
 		return "basic constraints", fmt.Errorf("it issued a certificate and is no CA: version %d, basicConstraints CA:TRUE "+
 			"is needed", c.Version)
 	}
-	if e := extensionOf(c, OIDKeyUsage); e != nil && c.KeyUsage&x509.KeyUsageCertSign == 0 {
+	if e := extensionOf(c, cert.OIDKeyUsage); e != nil && c.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return "key usage", fmt.Errorf("it issued a certificate and its keyUsage lacks keyCertSign")
 	}
 	return "", nil
 }
 
-func (s *pathState) validity(c *x509.Certificate) error {
+func (s *state) validity(c *x509.Certificate) error {
 	switch at := s.options.Time; {
 	case at.Before(c.NotBefore):
 		return fmt.Errorf("not valid before %s, and the time is %s", stamp(c.NotBefore), stamp(at))
@@ -227,11 +231,11 @@ func sameName(a, b []byte) (bool, error) {
 	if bytes.Equal(a, b) {
 		return true, nil
 	}
-	first, err := ParseNameDER(a)
+	first, err := cert.ParseNameDER(a)
 	if err != nil {
 		return false, err
 	}
-	second, err := ParseNameDER(b)
+	second, err := cert.ParseNameDER(b)
 	return err == nil && first.Equal(second), err
 }
 
@@ -246,41 +250,41 @@ func extensionOf(c *x509.Certificate, oid asn1.ObjectIdentifier) []byte {
 
 // criticalExtensions refuses critical extensions that no step here processes (6.1.4 o, 6.1.5 f).
 func criticalExtensions(c *x509.Certificate) error {
-	processed := []asn1.ObjectIdentifier{OIDBasicConstraints, OIDKeyUsage, OIDExtKeyUsage, OIDSubjectAltName,
-		OIDNameConstraints, OIDCertificatePolicies, OIDPolicyMappings, OIDPolicyConstraints, OIDInhibitAnyPolicy,
-		OIDCRLDistributionPoints}
+	processed := []asn1.ObjectIdentifier{cert.OIDBasicConstraints, cert.OIDKeyUsage, cert.OIDExtKeyUsage, cert.OIDSubjectAltName,
+		cert.OIDNameConstraints, cert.OIDCertificatePolicies, cert.OIDPolicyMappings, cert.OIDPolicyConstraints, cert.OIDInhibitAnyPolicy,
+		cert.OIDCRLDistributionPoints}
 	for _, e := range c.Extensions {
-		if e.Critical && !containsOID(processed, e.Id) {
-			return fmt.Errorf("extension %s is critical and not understood here", extensionName(e.Id))
+		if e.Critical && !slices.ContainsFunc(processed, e.Id.Equal) {
+			return fmt.Errorf("extension %s is critical and not understood here", cert.ExtensionName(e.Id))
 		}
 	}
 	return nil
 }
 
 // purpose checks that the certificate permits one of the purposes wanted.
-func (s *pathState) purpose(c *x509.Certificate) error {
-	value := extensionOf(c, OIDExtKeyUsage)
+func (s *state) purpose(c *x509.Certificate) error {
+	value := extensionOf(c, cert.OIDExtKeyUsage)
 	if len(s.options.ExtKeyUsages) == 0 || value == nil {
 		return nil
 	}
-	permitted, err := parseOIDs(value)
+	permitted, err := cert.ParseKeyPurposes(value)
 	if err != nil {
 		return err
 	}
 	var wanted []string
 	for _, oid := range s.options.ExtKeyUsages {
-		if containsOID(permitted, oid) || containsOID(permitted, OIDAnyExtKeyUsage) {
+		if slices.ContainsFunc(permitted, oid.Equal) || slices.ContainsFunc(permitted, cert.OIDAnyExtKeyUsage.Equal) {
 			return nil
 		}
-		wanted = append(wanted, ExtKeyUsageName(oid))
+		wanted = append(wanted, cert.ExtKeyUsageName(oid))
 	}
 	return fmt.Errorf("it permits none of the purposes %v", wanted)
 }
 
 // constrain adds the certificate's name constraints to those of the path (6.1.4 g).
-func (s *pathState) constrain(c *x509.Certificate) (rule string, err error) {
-	if value := extensionOf(c, OIDNameConstraints); value != nil {
-		constraints, err := ParseNameConstraints(value)
+func (s *state) constrain(c *x509.Certificate) (rule string, err error) {
+	if value := extensionOf(c, cert.OIDNameConstraints); value != nil {
+		constraints, err := cert.ParseNameConstraints(value)
 		if err != nil {
 			return "name constraints", err
 		}
@@ -290,26 +294,26 @@ func (s *pathState) constrain(c *x509.Certificate) (rule string, err error) {
 }
 
 // checkNames is 6.1.3 b and c.
-func (s *pathState) checkNames(c *x509.Certificate) error {
+func (s *state) checkNames(c *x509.Certificate) error {
 	if len(s.constraints) == 0 {
 		return nil
 	}
-	subject, err := ParseNameDER(c.RawSubject)
+	subject, err := cert.ParseNameDER(c.RawSubject)
 	if err != nil {
 		return err
 	}
-	var san []GeneralName
-	if value := extensionOf(c, OIDSubjectAltName); value != nil {
-		if san, err = ParseGeneralNames(value); err != nil {
+	var san []cert.GeneralName
+	if value := extensionOf(c, cert.OIDSubjectAltName); value != nil {
+		if san, err = cert.ParseGeneralNames(value); err != nil {
 			return err
 		}
 	}
 	for _, constraints := range s.constraints {
-		s.checks += constraints.cost(len(san) + 1)
+		s.checks += (len(san) + 1) * (len(constraints.Permitted) + len(constraints.Excluded))
 		if s.checks > maxConstraintChecks {
 			return errors.New("the path has more names under more constraints than are checked")
 		}
-		if err := constraints.check(subject, san); err != nil {
+		if err := constraints.Check(subject, san); err != nil {
 			return err
 		}
 	}
@@ -317,13 +321,13 @@ func (s *pathState) checkNames(c *x509.Certificate) error {
 }
 
 // wrapUp is 6.1.5.
-func (s *pathState) wrapUp(path []*x509.Certificate) (*PathResult, error) {
+func (s *state) wrapUp(path []*x509.Certificate) (*Result, error) {
 	leaf := path[0]
 	s.explicit = max(s.explicit-1, 0)
 	if len(path) > 1 {
-		constraints, err := parsePolicyConstraints(extensionOf(leaf, OIDPolicyConstraints))
+		constraints, err := parsePolicyConstraints(extensionOf(leaf, cert.OIDPolicyConstraints))
 		if err != nil {
-			return nil, pathFault("policy constraints", leaf, 0, err)
+			return nil, refusal("policy constraints", leaf, 0, err)
 		}
 		if constraints.requireExplicit == 0 {
 			s.explicit = 0
@@ -331,8 +335,10 @@ func (s *pathState) wrapUp(path []*x509.Certificate) (*PathResult, error) {
 	}
 	policies := s.policies.constrained(s.options.InitialPolicies)
 	if s.explicit == 0 && len(policies) == 0 {
-		return nil, pathFault("certificate policies", leaf, 0,
+		return nil, refusal("certificate policies", leaf, 0,
 			fmt.Errorf("an explicit policy is required, and the path is valid under none that is wanted"))
 	}
-	return &PathResult{Policies: policies}, nil
+	return &Result{Policies: policies}, nil
 }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -1,10 +1,12 @@
-package cert
+package path
 
 import (
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
-	"fmt"
+	"slices"
+
+	"chancery/internal/pki/cert"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -38,11 +40,11 @@ func setOf(oids ...asn1.ObjectIdentifier) oidSet {
 	return set
 }
 
-var anyPolicyKey = OIDAnyPolicy.String()
+var anyPolicyKey = cert.OIDAnyPolicy.String()
 
 func newPolicyGraph() *policyGraph {
 	return &policyGraph{nodes: map[string]*policyNode{
-		anyPolicyKey: {policy: OIDAnyPolicy, expected: setOf(OIDAnyPolicy), roots: oidSet{}},
+		anyPolicyKey: {policy: cert.OIDAnyPolicy, expected: setOf(cert.OIDAnyPolicy), roots: oidSet{}},
 	}}
 }
 
@@ -68,7 +70,7 @@ func (n *policyNode) descend(parent *policyNode) {
 	for key, root := range parent.roots {
 		n.roots[key] = root
 	}
-	if parent.policy.Equal(OIDAnyPolicy) && !n.policy.Equal(OIDAnyPolicy) {
+	if parent.policy.Equal(cert.OIDAnyPolicy) && !n.policy.Equal(cert.OIDAnyPolicy) {
 		n.roots[n.policy.String()] = n.policy
 	}
 }
@@ -79,7 +81,7 @@ func (g *policyGraph) next(policies []asn1.ObjectIdentifier, anyAllowed bool) *p
 	anyNode := g.nodes[anyPolicyKey]
 	hasAny := false
 	for _, policy := range policies {
-		if policy.Equal(OIDAnyPolicy) {
+		if policy.Equal(cert.OIDAnyPolicy) {
 			hasAny = true
 			continue
 		}
@@ -126,35 +128,35 @@ func (g *policyGraph) constrained(initial []asn1.ObjectIdentifier) []asn1.Object
 	if g == nil {
 		return nil
 	}
-	wantsAny := initial == nil || containsOID(initial, OIDAnyPolicy)
+	wantsAny := initial == nil || slices.ContainsFunc(initial, cert.OIDAnyPolicy.Equal)
 	var result []asn1.ObjectIdentifier
 	if g.nodes[anyPolicyKey] != nil {
 		if wantsAny {
-			return []asn1.ObjectIdentifier{OIDAnyPolicy}
+			return []asn1.ObjectIdentifier{cert.OIDAnyPolicy}
 		}
 		return initial
 	}
 	seen := oidSet{}
 	for _, node := range g.nodes {
 		for key, root := range node.roots {
-			if seen[key] == nil && (wantsAny || containsOID(initial, root)) {
+			if seen[key] == nil && (wantsAny || slices.ContainsFunc(initial, root.Equal)) {
 				seen[key] = root
 				result = append(result, root)
 			}
 		}
 	}
-	sortOIDs(result)
+	slices.SortFunc(result, func(a, b asn1.ObjectIdentifier) int { return slices.Compare(a, b) })
 	return result
 }
 
 // processPolicies is 6.1.3 d to f; selfIssuedCA says that it is self-issued and not the last.
-func (s *pathState) processPolicies(c *x509.Certificate, selfIssuedCA bool) error {
-	value := extensionOf(c, OIDCertificatePolicies)
+func (s *state) processPolicies(c *x509.Certificate, selfIssuedCA bool) error {
+	value := extensionOf(c, cert.OIDCertificatePolicies)
 	if value == nil {
 		s.policies = nil
 	}
 	if s.policies != nil {
-		policies, err := parsePolicies(value)
+		policies, err := cert.ParsePolicies(value)
 		if err != nil {
 			return err
 		}
@@ -167,8 +169,8 @@ func (s *pathState) processPolicies(c *x509.Certificate, selfIssuedCA bool) erro
 }
 
 // mapPolicies is 6.1.4 a and b.
-func (s *pathState) mapPolicies(c *x509.Certificate) error {
-	value := extensionOf(c, OIDPolicyMappings)
+func (s *state) mapPolicies(c *x509.Certificate) error {
+	value := extensionOf(c, cert.OIDPolicyMappings)
 	if value == nil {
 		return nil
 	}
@@ -186,8 +188,8 @@ func (s *pathState) mapPolicies(c *x509.Certificate) error {
 }
 
 // constrainPolicies is 6.1.4 i and j.
-func (s *pathState) constrainPolicies(c *x509.Certificate) error {
-	constraints, err := parsePolicyConstraints(extensionOf(c, OIDPolicyConstraints))
+func (s *state) constrainPolicies(c *x509.Certificate) error {
+	constraints, err := parsePolicyConstraints(extensionOf(c, cert.OIDPolicyConstraints))
 	if err != nil {
 		return err
 	}
@@ -197,7 +199,7 @@ func (s *pathState) constrainPolicies(c *x509.Certificate) error {
 	if constraints.inhibitMapping >= 0 {
 		s.mapping = min(s.mapping, constraints.inhibitMapping)
 	}
-	if value := extensionOf(c, OIDInhibitAnyPolicy); value != nil {
+	if value := extensionOf(c, cert.OIDInhibitAnyPolicy); value != nil {
 		input := cryptobyte.String(value)
 		var skip int
 		if !input.ReadASN1Integer(&skip) || !input.Empty() || skip < 0 {
@@ -206,27 +208,6 @@ func (s *pathState) constrainPolicies(c *x509.Certificate) error {
 		s.inhibitAny = min(s.inhibitAny, skip)
 	}
 	return nil
-}
-
-func parsePolicies(der []byte) ([]asn1.ObjectIdentifier, error) {
-	input := cryptobyte.String(der)
-	var seq cryptobyte.String
-	if !input.ReadASN1(&seq, cbasn1.SEQUENCE) || !input.Empty() || seq.Empty() {
-		return nil, errors.New("certificatePolicies is not one filled DER SEQUENCE")
-	}
-	var policies []asn1.ObjectIdentifier
-	for !seq.Empty() {
-		var information cryptobyte.String
-		var oid asn1.ObjectIdentifier
-		if !seq.ReadASN1(&information, cbasn1.SEQUENCE) || !information.ReadASN1ObjectIdentifier(&oid) {
-			return nil, errors.New("a policy is not a SEQUENCE that begins with an identifier")
-		}
-		if containsOID(policies, oid) {
-			return nil, fmt.Errorf("policy %s appears twice", oid)
-		}
-		policies = append(policies, oid)
-	}
-	return policies, nil
 }
 
 // parsePolicyMappings groups the mappings by issuerDomainPolicy, and lists these in the order of the extension.
@@ -245,7 +226,7 @@ func parsePolicyMappings(der []byte) (map[string]oidSet, []asn1.ObjectIdentifier
 			!pair.ReadASN1ObjectIdentifier(&subject) || !pair.Empty() {
 			return nil, nil, errors.New("a mapping is not two policies")
 		}
-		if issuer.Equal(OIDAnyPolicy) || subject.Equal(OIDAnyPolicy) {
+		if issuer.Equal(cert.OIDAnyPolicy) || subject.Equal(cert.OIDAnyPolicy) {
 			return nil, nil, errors.New("anyPolicy must not be mapped")
 		}
 		key := issuer.String()
@@ -273,15 +254,15 @@ func parsePolicyConstraints(der []byte) (policyConstraints, error) {
 		return c, errors.New("policyConstraints is not one filled DER SEQUENCE")
 	}
 	for tag, field := range []*int{&c.requireExplicit, &c.inhibitMapping} {
-		if !seq.PeekASN1Tag(contextTag(uint8(tag))) {
+		implicit := cbasn1.Tag(tag).ContextSpecific()
+		if !seq.PeekASN1Tag(implicit) {
 			continue
 		}
-		var content cryptobyte.String
-		seq.ReadASN1(&content, contextTag(uint8(tag)))
-		number := cryptobyte.String(element(cbasn1.INTEGER, content))
-		if !number.ReadASN1Integer(field) || *field < 0 {
+		var count int64
+		if !seq.ReadASN1Int64WithTag(&count, implicit) || count < 0 {
 			return c, errors.New("a skip count is no number from 0")
 		}
+		*field = int(min(count, maxPath)) // no path is longer, so a greater count says the same
 	}
 	if !seq.Empty() {
 		return c, errors.New("octets follow the skip counts")

@@ -1,4 +1,4 @@
-package cert_test
+package path_test
 
 import (
 	"crypto/x509"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"chancery/internal/pki/cert"
+	"chancery/internal/pki/path"
 )
 
 // pkitsVector is a test of NIST's Public Key Interoperability Test Suite as the Go distribution carries it.
@@ -85,7 +86,7 @@ func TestPKITS(t *testing.T) {
 }
 
 func (v *pkitsVector) run(t *testing.T, dir string) {
-	var path []*x509.Certificate
+	var chain []*x509.Certificate
 	var err error
 	for _, file := range slices.Backward(v.CertPath) {
 		der, readErr := os.ReadFile(filepath.Join(dir, "certs", file))
@@ -97,10 +98,10 @@ func (v *pkitsVector) run(t *testing.T, dir string) {
 			err = parseErr // a certificate that cannot be read is refused
 			break
 		}
-		path = append(path, c)
+		chain = append(chain, c)
 	}
 	if err == nil {
-		o := cert.PathOptions{
+		o := path.Options{
 			Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), ExplicitPolicy: v.InitialExplicitPolicy,
 			InhibitPolicyMapping: v.InitialPolicyMappingInhibit, InhibitAnyPolicy: v.InitialAnyPolicyInhibit,
 		}
@@ -113,7 +114,7 @@ func (v *pkitsVector) run(t *testing.T, dir string) {
 				o.InitialPolicies = append(o.InitialPolicies, policy)
 			}
 		}
-		_, err = cert.VerifyPath(path, o)
+		_, err = path.Verify(chain, o)
 	}
 	if (err == nil) != v.ShouldValidate {
 		t.Errorf("valid: want %t, error %v", v.ShouldValidate, err)
@@ -181,7 +182,7 @@ type betterTLSCase struct {
 }
 
 func (c *betterTLSCase) judge(anchor *x509.Certificate) error {
-	var path []*x509.Certificate
+	var chain []*x509.Certificate
 	for _, text := range c.Certificates {
 		der, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
@@ -191,9 +192,9 @@ func (c *betterTLSCase) judge(anchor *x509.Certificate) error {
 		if err != nil {
 			return err
 		}
-		path = append(path, certificate)
+		chain = append(chain, certificate)
 	}
-	if _, err := cert.BuildPath(path[0], path[1:], []*x509.Certificate{anchor}, cert.PathOptions{
+	if _, err := path.Build(chain[0], chain[1:], []*x509.Certificate{anchor}, path.Options{
 		Time: time.Now(), ExtKeyUsages: []asn1.ObjectIdentifier{cert.OIDServerAuth},
 	}); err != nil {
 		return err
@@ -202,7 +203,7 @@ func (c *betterTLSCase) judge(anchor *x509.Certificate) error {
 	if net.ParseIP(host) != nil {
 		host = "[" + host + "]"
 	}
-	return path[0].VerifyHostname(host)
+	return chain[0].VerifyHostname(host)
 }
 
 func parse64(t *testing.T, text string) *x509.Certificate {

@@ -1,4 +1,4 @@
-package cert_test
+package path_test
 
 import (
 	"crypto"

@@ -1,23 +1,23 @@
-package cert
+package path
 
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/asn1"
 	"slices"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 )
 
-// maxBuildSteps bounds the candidates that BuildPath looks at, whatever cross-certificates it is given.
+// maxBuildSteps bounds the candidates that Build looks at, whatever cross-certificates it is given.
 const maxBuildSteps = 256
 
-// BuildPath finds a valid path from leaf over intermediates to one of the anchors and returns it, leaf first. Candidates
+// Build finds a valid path from leaf over intermediates to one of the anchors and returns it, leaf first. Candidates
 // whose subjectKeyIdentifier is the one asked for come first. Where no path is valid, the refusal is that of the first
 // complete path, or says whose issuer is missing.
-func BuildPath(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, options PathOptions) ([]*x509.Certificate,
+func Build(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, options Options) ([]*x509.Certificate,
 	error) {
-	b := &pathBuilder{intermediates: intermediates, anchors: anchors, options: options}
+	b := &builder{intermediates: intermediates, anchors: anchors, options: options}
 	if path := b.extend([]*x509.Certificate{leaf}); path != nil {
 		return path, nil
 	}
@@ -32,7 +32,7 @@ func BuildPath(leaf *x509.Certificate, intermediates, anchors []*x509.Certificat
 	if missing == nil {
 		missing = leaf
 	}
-	issuer, err := ParseNameDER(missing.RawIssuer)
+	issuer, err := cert.ParseNameDER(missing.RawIssuer)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the issuer of %s has no readable name: %w", subjectText(missing), err)
 	}
@@ -40,15 +40,15 @@ func BuildPath(leaf *x509.Certificate, intermediates, anchors []*x509.Certificat
 		subjectText(missing)).At("no issuer")
 }
 
-type pathBuilder struct {
+type builder struct {
 	intermediates, anchors []*x509.Certificate
-	options                PathOptions
+	options                Options
 	steps                  int
 	refusal                error             // of the first complete path
 	missing                *x509.Certificate // the first certificate without a candidate
 }
 
-func (b *pathBuilder) extend(path []*x509.Certificate) []*x509.Certificate {
+func (b *builder) extend(path []*x509.Certificate) []*x509.Certificate {
 	last := path[len(path)-1]
 	if slices.ContainsFunc(b.anchors, last.Equal) && b.try(path) {
 		return path
@@ -86,11 +86,11 @@ func (b *pathBuilder) extend(path []*x509.Certificate) []*x509.Certificate {
 	return nil
 }
 
-func (b *pathBuilder) try(path []*x509.Certificate) bool {
+func (b *builder) try(path []*x509.Certificate) bool {
 	if b.steps++; b.steps > maxBuildSteps {
 		return false
 	}
-	_, err := VerifyPath(path, b.options)
+	_, err := Verify(path, b.options)
 	if err != nil && b.refusal == nil {
 		b.refusal = err
 	}
@@ -111,8 +111,4 @@ func candidates(c *x509.Certificate, from []*x509.Certificate) []*x509.Certifica
 		}
 	}
 	return append(right, others...)
-}
-
-func sortOIDs(oids []asn1.ObjectIdentifier) {
-	slices.SortFunc(oids, func(a, b asn1.ObjectIdentifier) int { return slices.Compare(a, b) })
 }

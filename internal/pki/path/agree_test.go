@@ -1,4 +1,4 @@
-package cert_test
+package path_test
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"chancery/internal/pki/cert"
+	"chancery/internal/pki/path"
 )
 
 // The verifiers that are compared.
@@ -228,7 +229,7 @@ func verifyOurs(t *testing.T, p *randomPath) error {
 	t.Helper()
 	chain := p.certificates(t)
 	last := len(chain) - 1
-	_, err := cert.BuildPath(chain[0], chain[1:last], chain[last:], cert.PathOptions{
+	_, err := path.Build(chain[0], chain[1:last], chain[last:], path.Options{
 		Time: time.Now(), ExtKeyUsages: []asn1.ObjectIdentifier{cert.OIDServerAuth},
 	})
 	return err
