@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"chancery/internal/authority/identity"
@@ -91,7 +90,7 @@ func (n *node) prepare(ctx context.Context) error {
 		newGauges(s, n.logger))
 	n.checkpoints = &checkpoints{db: s.DB, log: s.Audit, keys: s.Keys, settings: s.Settings, logger: n.logger}
 	n.certificate = &certificate{
-		file: filepath.Join(string(n.Dir), "node-tls.pem"), names: serverNames(n.config), enrol: n.enrol, logger: n.logger,
+		file: n.Dir.TLS(), names: serverNames(n.config), enrol: n.enrol, logger: n.logger,
 	}
 	if err := n.certificate.open(ctx, now); err != nil {
 		return err

@@ -86,7 +86,13 @@ func wireCheckpoint(c *checkpoint.Signed) client.Checkpoint {
 }
 
 func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
-	look := doctor.Node{Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates}
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	look := doctor.Node{
+		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, OfflineWarning: set.CRL.OfflineWarning.Std(),
+	}
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }
 

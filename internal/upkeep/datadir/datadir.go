@@ -4,7 +4,8 @@
 //
 //	node.yaml               what concerns this node alone; see Config
 //	node.key                the node's age identity, which opens its wraps (mode 0600)
-//	chancery.db             the store, where it is SQLite
+//	node-tls.pem            the node's TLS key and certificate, made anew when it is missing (mode 0600)
+//	chancery.db             the store, where it is SQLite; .lock beside it is held by the process that has it open
 //	ca/identity-root.pem    the root of identities: what clients pin
 //	admin/cert.pem, key.pem the credential of the commands that are run here with --dir (key mode 0600)
 //	offline/                what belongs off this machine: the sealed root keys and the recovery key
@@ -36,6 +37,7 @@ type Dir string
 // The files of a data directory.
 func (d Dir) Config() string       { return filepath.Join(string(d), "node.yaml") }
 func (d Dir) NodeKey() string      { return filepath.Join(string(d), "node.key") }
+func (d Dir) TLS() string          { return filepath.Join(string(d), "node-tls.pem") }
 func (d Dir) Database() string     { return filepath.Join(string(d), "chancery.db") }
 func (d Dir) IdentityRoot() string { return filepath.Join(string(d), "ca", "identity-root.pem") }
 func (d Dir) AdminCert() string    { return filepath.Join(string(d), "admin", "cert.pem") }

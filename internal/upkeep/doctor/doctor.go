@@ -24,6 +24,9 @@ type Node struct {
 	DB     *db.DB
 	Keys   *keys.Store
 	Issuer IssuerLook // nil leaves issuers and CRLs out
+
+	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
+	OfflineWarning time.Duration
 }
 
 // IssuerLook lists the issuers with the end of their newest CRL.
@@ -86,15 +89,15 @@ func (n *Node) files(tell func(finding.Finding)) error {
 	if err != nil {
 		return err
 	}
-	secret := []string{n.Dir.NodeKey(), n.Dir.AdminKey()}
+	secret := []string{n.Dir.NodeKey(), n.Dir.AdminKey(), n.Dir.TLS()}
 	if config.DatabaseFile == "" {
 		secret = append(secret, n.Dir.Database())
 	}
 	wrong := false
 	for _, path := range append(secret, string(n.Dir)) {
 		st, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) && path == n.Dir.AdminKey() {
-			continue // an administrator may well keep it elsewhere
+		if errors.Is(err, fs.ErrNotExist) && (path == n.Dir.AdminKey() || path == n.Dir.TLS()) {
+			continue // an administrator may well keep his elsewhere, and the node makes its own anew
 		}
 		if err != nil {
 			return err
@@ -161,11 +164,8 @@ func (n *Node) clock(now time.Time, tell func(finding.Finding)) error {
 	return nil
 }
 
-// The times before an end at which an issuer and the CRL of an offline root are worth a warning.
-const (
-	issuerSoon     = 180 * 24 * time.Hour
-	offlineCRLSoon = 60 * 24 * time.Hour
-)
+// issuerSoon is how long before its end an issuer is worth a warning.
+const issuerSoon = 180 * 24 * time.Hour
 
 func (n *Node) issuers(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
 	states, err := n.Issuer(ctx)
@@ -194,12 +194,12 @@ func (n *Node) issuers(ctx context.Context, now time.Time, tell func(finding.Fin
 		default:
 			tell(finding.Finding{Level: finding.OK, Check: "issuer", Object: s.Name, Message: "valid until " + s.NotAfter.UTC().Format(time.RFC3339)})
 		}
-		tell(lookAtCRL(s, now))
+		tell(lookAtCRL(s, n.OfflineWarning, now))
 	}
 	return nil
 }
 
-func lookAtCRL(s IssuerState, now time.Time) finding.Finding {
+func lookAtCRL(s IssuerState, offlineWarning time.Duration, now time.Time) finding.Finding {
 	f := finding.Finding{Level: finding.OK, Check: "issuer.crl", Object: s.Name, Message: "fresh until " + s.NextUpdate.UTC().Format(time.RFC3339)}
 	sign := fmt.Sprintf("chancery crl issue --issuer %s", s.Name)
 	if !s.Online {
@@ -210,7 +210,7 @@ func lookAtCRL(s IssuerState, now time.Time) finding.Finding {
 		f.Level, f.Message, f.Hint = finding.Error, "it has no CRL, and consumers that want one for every issuer of a path refuse the path", sign
 	case !now.Before(s.NextUpdate):
 		f.Level, f.Message, f.Hint = finding.Error, "its CRL is past nextUpdate, "+s.NextUpdate.UTC().Format(time.RFC3339), sign
-	case !s.Online && s.NextUpdate.Sub(now) < offlineCRLSoon:
+	case !s.Online && s.NextUpdate.Sub(now) < offlineWarning:
 		f.Level, f.Message, f.Hint = finding.Warning, "the CRL of an offline root ends on "+s.NextUpdate.UTC().Format(time.RFC3339), sign
 	}
 	return f

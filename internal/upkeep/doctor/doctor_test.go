@@ -112,7 +112,7 @@ func TestFile(t *testing.T) {
 func TestIssuersAndTheirCRLs(t *testing.T) {
 	now := time.Now()
 	year := 365 * 24 * time.Hour
-	n := &Node{}
+	n := &Node{OfflineWarning: 60 * 24 * time.Hour}
 	for name, c := range map[string]struct {
 		state       IssuerState
 		level       finding.Level
