@@ -267,16 +267,23 @@ func (s *Store) Save(ctx context.Context, by access.Principal, document []byte, 
 	return stored, samples, nil
 }
 
-// Retire ends a profile: it issues nothing more until a new version is saved.
+// Retire ends a profile: it issues nothing more until a new version is saved. One that is retired already stays as it is.
 func (s *Store) Retire(ctx context.Context, by access.Principal, name string) (*Version, error) {
 	now := time.Now()
 	if err := by.May(access.ManageProfiles); err != nil {
 		return nil, err
 	}
 	s.forget()
-	old, err := s.Current(ctx, name)
+	all, err := s.inForce(ctx, now)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("retire profile %s: %w", name, err)
+	}
+	old := all[name]
+	if old == nil {
+		return nil, noProfile(name, all)
+	}
+	if old.Retired {
+		return old, nil
 	}
 	v := &Version{Profile: old.Profile, Number: old.Number + 1, Document: old.Document, Retired: true, SavedBy: by.Actor(),
 		SavedAt: now.UTC().Truncate(time.Microsecond)}
@@ -323,9 +330,9 @@ func (s *Store) insert(ctx context.Context, v *Version, state, action string, no
 			},
 		})
 	})
+	s.forget() // after a failure too: the outcome of the commit may be unknown
 	if err != nil {
 		return nil, err
 	}
-	s.forget()
 	return stored, nil
 }

@@ -118,6 +118,9 @@ func TestVersions(t *testing.T) {
 		if v, err = s.Retire(ctx, admin(), "web"); err != nil || v.Number != 3 {
 			t.Fatalf("retire: %+v, %v", v, err)
 		}
+		if v, err = s.Retire(ctx, admin(), "web"); err != nil || v.Number != 3 || !v.Retired {
+			t.Errorf("retired again: %+v, %v", v, err)
+		}
 		if _, err := s.Current(ctx, "web"); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a retired profile: %v", err)
 		}

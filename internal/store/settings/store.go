@@ -77,6 +77,13 @@ func (s *Store) keep(read *Settings, now time.Time) {
 	}
 }
 
+// doubt has the next caller of Get ask the database.
+func (s *Store) doubt() {
+	if old := s.current.Load(); old != nil {
+		s.current.CompareAndSwap(old, &snapshot{settings: old.settings}) // who was quicker has kept something fresher
+	}
+}
+
 // load returns the stored settings, or known's own when they have the same version.
 func (s *Store) load(ctx context.Context, known *snapshot) (*Settings, error) {
 	var found *Settings
@@ -189,6 +196,7 @@ func (s *Store) Set(ctx context.Context, actor string, next Settings) (*Settings
 		})
 	})
 	if err != nil {
+		s.doubt() // the change may be there all the same
 		return nil, fmt.Errorf("change settings: %w", err)
 	}
 	s.keep(stored, now)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strconv"
 
 	"chancery/client"
@@ -36,15 +37,19 @@ func (s *Server) changeSettings(ctx context.Context, in *settingsChange) (*outSe
 	if err != nil {
 		return nil, err
 	}
-	if err := problem.Match(in.IfMatch, settingsTag(current)); err != nil {
-		return nil, err
-	}
 	fields := make([]settings.Field, len(in.Body.Set))
 	for i, f := range in.Body.Set {
 		fields[i] = settings.Field{Path: f.Path, Value: f.Value}
 	}
 	next, err := current.WithAll(fields)
 	if err != nil {
+		return nil, err
+	}
+	if reflect.DeepEqual(next, current) {
+		// What is asked for is so already, which a repeated call must hear whatever version it was made from (RFC 9110 §13.1.1).
+		return wireSettings(current)
+	}
+	if err := problem.Match(in.IfMatch, settingsTag(current)); err != nil {
 		return nil, err
 	}
 	stored, err := s.Settings.Set(ctx, access.From(ctx).Actor(), *next)
