@@ -162,6 +162,15 @@ func (n *node) ready(ctx context.Context) error {
 	return err
 }
 
+// alive refuses where the store does not come back at all, which a restart may mend. A store that answers with an error, or a
+// clock that is behind, it would not mend, and the node goes on answering what it can.
+func (n *node) alive(ctx context.Context) error {
+	if _, err := n.services.DB.ReadAge(ctx, time.Now()); errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
 // run serves until ctx ends or a part fails. The loops outlive the listeners, since calls in progress rely on them.
 func (n *node) run(ctx context.Context) error {
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
@@ -204,7 +213,7 @@ func (n *node) loops() []func(context.Context) error {
 	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, logger: n.logger}
 	return []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
-		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.ready) },
+		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
 		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow,
 	}
 }
