@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/sha256"
+	"encoding/hex"
 	"sync"
 	"time"
 
@@ -22,7 +24,8 @@ type Response struct {
 	// here, and no nonce (RFC 5019 §6).
 	ThisUpdate time.Time
 	NextUpdate time.Time
-	Cached     bool // it was not signed for this request
+	Tag        string // tells it from other answers; set with NextUpdate
+	Cached     bool   // it was not signed for this request
 }
 
 func refusal(status ocsp.ResponseStatus) Response {
@@ -111,7 +114,8 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 	}
 	response := Response{DER: der, Status: ocsp.Successful}
 	if len(statuses) == 1 && len(r.Nonce) == 0 && statuses[0].Issued {
-		response.ThisUpdate, response.NextUpdate = thisUpdate, nextUpdate
+		sum := sha256.Sum256(der)
+		response.ThisUpdate, response.NextUpdate, response.Tag = thisUpdate, nextUpdate, hex.EncodeToString(sum[:16])
 		id := &r.CertIDs[0]
 		signed := &answer{id.Hash, bytes.Clone(id.Raw), response, thisUpdate.Add(nextUpdate.Sub(thisUpdate) / 2)}
 		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, signed, int(set.OCSP.CacheEntries))

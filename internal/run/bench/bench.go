@@ -40,16 +40,17 @@ type Scale struct {
 	questions     int // certificates whose status is asked
 	revocations   int // watched one after the other, for each issuer
 	burst         int // in one go
+	profiled      int // how many missed budgets get a profile
 }
 
 // The scales: what budgets are judged by, a smoke run of a minute, and what a test can wait for.
 var (
 	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 5 * time.Second, short: 3 * time.Second, warm: time.Second, profileLength: 3 * time.Second,
-		clients: 32, requests: 20_000, questions: 500, revocations: 25, burst: 200}
+		clients: 32, requests: 20_000, questions: 500, revocations: 25, burst: 200, profiled: 100}
 	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
-		clients: 32, requests: 2_000, questions: 200, revocations: 3, burst: 20}
+		clients: 32, requests: 2_000, questions: 200, revocations: 3, burst: 20, profiled: 3}
 	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,
-		profileLength: time.Second, clients: 4, requests: 50, questions: 10, revocations: 1, burst: 3}
+		profileLength: time.Second, clients: 4, requests: 50, questions: 10, revocations: 1, burst: 3, profiled: 1}
 )
 
 // bench is one run.
@@ -248,7 +249,7 @@ func (b *bench) judge(ctx context.Context, name string, value float64, why func(
 		}
 		budget.Measured, budget.Unknown = value, false
 		b.say("%s", budget)
-		if budget.OK() || why == nil {
+		if budget.OK() || why == nil || len(b.profiles) >= b.profiled {
 			return
 		}
 		p, err := why(ctx, name)

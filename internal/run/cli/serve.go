@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 
@@ -23,18 +24,20 @@ func (c *serveCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
-	return server.Run(ctx, server.Options{Dir: dir, Version: version, Logger: g.logger(config.LogLevel)})
+	logger, end := g.logger(config.LogLevel)
+	return errors.Join(server.Run(ctx, server.Options{Dir: dir, Version: version, Logger: logger}), end())
 }
 
-// logger writes lines for people on a terminal, and JSON elsewhere.
-func (g *globals) logger(level string) *slog.Logger {
+// logger writes lines for people on a terminal, and JSON in groups elsewhere. What it returns beside writes the last of them.
+func (g *globals) logger(level string) (*slog.Logger, func() error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		l = slog.LevelInfo
 	}
 	o := &slog.HandlerOptions{Level: l}
 	if f, ok := g.Err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return slog.New(slog.NewTextHandler(g.Err, o))
+		return slog.New(slog.NewTextHandler(g.Err, o)), func() error { return nil }
 	}
-	return slog.New(slog.NewJSONHandler(g.Err, o))
+	lines := server.NewLines(g.Err)
+	return slog.New(slog.NewJSONHandler(lines, o)), lines.Close
 }

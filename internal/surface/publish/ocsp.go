@@ -1,8 +1,6 @@
 package publish
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -62,10 +60,9 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, response revoc
 	header := w.Header()
 	get := r.Method != http.MethodPost
 	if get && !response.NextUpdate.IsZero() {
-		sum := sha256.Sum256(response.DER)
 		header.Set("Expires", response.NextUpdate.UTC().Format(http.TimeFormat))
 		d := document{
-			mediaType: ocsp.ResponseType, tag: hex.EncodeToString(sum[:16]), modified: response.ThisUpdate,
+			mediaType: ocsp.ResponseType, tag: response.Tag, modified: response.ThisUpdate,
 			maxAge: time.Until(response.NextUpdate), size: int64(len(response.DER)),
 		}
 		if d.send(w, r) {

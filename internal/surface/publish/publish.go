@@ -21,8 +21,8 @@
 package publish
 
 import (
-	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -94,21 +94,21 @@ type document struct {
 }
 
 // send writes the header, and reports whether a body is wanted: not after HEAD, nor when the caller has it already.
+// The keys are written as http.Header has them, since OCSP answers are sent so often that this can be measured.
 func (d *document) send(w http.ResponseWriter, r *http.Request) bool {
 	header := w.Header()
-	header.Set("ETag", problem.ETag(d.tag))
-	header.Set("Last-Modified", d.modified.UTC().Format(http.TimeFormat))
-	header.Set("Accept-Ranges", "none")
-	if header.Get("Cache-Control") == "" {
-		header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d, must-revalidate, no-transform", max(0,
-			int64(d.maxAge.Seconds()))))
+	values := []string{problem.ETag(d.tag), d.modified.UTC().Format(http.TimeFormat), "none", "", d.mediaType, ""}
+	header["Etag"], header["Last-Modified"], header["Accept-Ranges"] = values[0:1:1], values[1:2:2], values[2:3:3]
+	if len(header["Cache-Control"]) == 0 {
+		values[3] = "public, max-age=" + strconv.FormatInt(max(0, int64(d.maxAge.Seconds())), 10) + ", must-revalidate, no-transform"
+		header["Cache-Control"] = values[3:4:4]
 	}
 	if d.unchanged(r) {
 		w.WriteHeader(http.StatusNotModified)
 		return false
 	}
-	header.Set("Content-Type", d.mediaType)
-	header.Set("Content-Length", fmt.Sprint(d.size))
+	values[5] = strconv.FormatInt(d.size, 10)
+	header["Content-Type"], header["Content-Length"] = values[4:5:5], values[5:6:6]
 	w.WriteHeader(http.StatusOK)
 	return r.Method != http.MethodHead
 }
@@ -118,6 +118,10 @@ func (d *document) unchanged(r *http.Request) bool {
 	if tags := strings.Join(r.Header.Values("If-None-Match"), ","); tags != "" {
 		return problem.NoneMatch(tags, problem.ETag(d.tag))
 	}
-	since, err := http.ParseTime(r.Header.Get("If-Modified-Since"))
+	text := r.Header.Get("If-Modified-Since")
+	if text == "" {
+		return false
+	}
+	since, err := http.ParseTime(text)
 	return err == nil && !d.modified.Truncate(time.Second).After(since)
 }
