@@ -151,6 +151,30 @@ func TestInlineCommandsExist(t *testing.T) {
 	}
 }
 
+// TestFlagsExist holds the flags that stand alone in text and tables against those of any command.
+func TestFlagsExist(t *testing.T) {
+	known := map[string]bool{}
+	for _, flags := range grammarNames(t) {
+		maps.Copy(known, flags)
+	}
+	flag := regexp.MustCompile("`--([a-z0-9-]+)")
+	count := 0
+	for name, page := range documents(t) {
+		if name == reference {
+			continue
+		}
+		for _, m := range flag.FindAllStringSubmatch(page, -1) {
+			count++
+			if !known[m[1]] {
+				t.Errorf("%s: no command has a flag --%s", name, m[1])
+			}
+		}
+	}
+	if count < 20 {
+		t.Errorf("only %d flags were found", count)
+	}
+}
+
 var hint = regexp.MustCompile(`["` + "`" + `;,] ?chancery ([a-z][^"` + "`" + `;,]*)`)
 
 // TestHintsAreCommands does the same for the hints that refusals and findings give: an operator types them.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/pem"
 	"fmt"
 	"iter"
 	"os"
@@ -69,6 +70,7 @@ func values[T any](items []T) iter.Seq2[T, error] {
 
 type verifyCommand struct {
 	Checkpoint []string `type:"path" placeholder:"F" help:"A checkpoint that was kept elsewhere: a rollback behind it is found. May be repeated."`
+	AuditKey   []string `type:"path" placeholder:"F" help:"The public key of the audit as it was kept elsewhere (ca/audit-key.pem of the data directory): without it the store's own is believed. May be repeated."`
 }
 
 // Run checks the store.
@@ -80,6 +82,18 @@ func (c *verifyCommand) Run(ctx context.Context, g *globals) error {
 			return err
 		}
 		in.Checkpoints = append(in.Checkpoints, string(text))
+	}
+	for _, file := range c.AuditKey {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+			in.AuditKeys = append(in.AuditKeys, string(pem.EncodeToMemory(block)))
+		}
+		if len(in.AuditKeys) == 0 {
+			return fault.New(fault.Invalid, "%s holds no public key in PEM", file)
+		}
 	}
 	api, err := g.connect()
 	if err != nil {

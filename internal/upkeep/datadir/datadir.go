@@ -7,6 +7,7 @@
 //	node-tls.pem            the node's TLS key and certificate, made anew when it is missing (mode 0600)
 //	chancery.db             the store, where it is SQLite; .lock beside it is held by the process that has it open
 //	ca/identity-root.pem    the root of identities: what clients pin
+//	ca/audit-key.pem        the public key of audit checkpoints: keep a copy where the database's owner cannot change it
 //	admin/cert.pem, key.pem the credential of the commands that are run here with --dir (key mode 0600)
 //	offline/                what belongs off this machine: the sealed root keys and the recovery key
 //
@@ -40,6 +41,7 @@ func (d Dir) NodeKey() string      { return filepath.Join(string(d), "node.key")
 func (d Dir) TLS() string          { return filepath.Join(string(d), "node-tls.pem") }
 func (d Dir) Database() string     { return filepath.Join(string(d), "chancery.db") }
 func (d Dir) IdentityRoot() string { return filepath.Join(string(d), "ca", "identity-root.pem") }
+func (d Dir) AuditKey() string     { return filepath.Join(string(d), "ca", "audit-key.pem") }
 func (d Dir) AdminCert() string    { return filepath.Join(string(d), "admin", "cert.pem") }
 func (d Dir) AdminKey() string     { return filepath.Join(string(d), "admin", "key.pem") }
 func (d Dir) Offline() string      { return filepath.Join(string(d), "offline") }

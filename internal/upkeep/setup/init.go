@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,11 +86,7 @@ func Init(ctx context.Context, o Options) (*Result, error) {
 		_ = os.RemoveAll(string(staging))
 		return nil, err
 	}
-	if err := os.Rename(string(staging), string(final)); err != nil {
-		_ = os.RemoveAll(string(staging))
-		return nil, fmt.Errorf("put the data directory in its place: %w", err)
-	}
-	if err := syncDir(filepath.Dir(string(final))); err != nil {
+	if err := settle(staging, final); err != nil {
 		return nil, err
 	}
 	result.moved(staging, final)
@@ -134,7 +131,8 @@ func (o *Options) fill() error {
 	return nil
 }
 
-// stagingFor makes the directory in which the authority is built, beside its place so that it can be renamed there.
+// stagingFor makes the directory in which the authority is built: beside its place so that it can be renamed there, or
+// inside, where an empty directory was prepared for it, since what is around that may be closed to us.
 func stagingFor(final datadir.Dir) (datadir.Dir, error) {
 	entries, err := os.ReadDir(string(final))
 	switch {
@@ -143,12 +141,58 @@ func stagingFor(final datadir.Dir) (datadir.Dir, error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}
+	if err == nil {
+		dir, err := os.MkdirTemp(string(final), ".chancery-init-")
+		return datadir.Dir(dir), err
+	}
 	parent := filepath.Dir(filepath.Clean(string(final)))
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", err
 	}
 	dir, err := os.MkdirTemp(parent, ".chancery-init-")
 	return datadir.Dir(dir), err
+}
+
+// settle puts what was built in its place. In a directory that was there node.yaml comes last: without it nothing takes
+// the directory for an authority.
+func settle(staging, final datadir.Dir) (err error) {
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(string(staging))
+			err = fmt.Errorf("put the data directory in its place: %w", err)
+		}
+	}()
+	if filepath.Dir(string(staging)) != filepath.Clean(string(final)) {
+		if err := os.Rename(string(staging), string(final)); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(string(final)))
+	}
+	if err := os.Chmod(string(final), 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(string(staging))
+	if err != nil {
+		return err
+	}
+	config := filepath.Base(final.Config())
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return boolInt(a.Name() == config) - boolInt(b.Name() == config) })
+	for _, e := range entries {
+		if err := os.Rename(filepath.Join(string(staging), e.Name()), filepath.Join(string(final), e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(string(staging)); err != nil {
+		return err
+	}
+	return syncDir(string(final))
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // moved changes the paths in the result from where things were made to where they are.
@@ -316,7 +360,11 @@ func (o *Options) auditKey(ctx context.Context, s *Services, by access.Principal
 	if err != nil {
 		return err
 	}
-	return s.DB.Tx(ctx, func(tx *db.Tx) error { return s.Keys.Insert(ctx, tx, sealed, by.Actor(), time.Now()) })
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error { return s.Keys.Insert(ctx, tx, sealed, by.Actor(), time.Now()) })
+	if err != nil {
+		return err
+	}
+	return s.writeAuditKey(ctx, o.Dir)
 }
 
 // defaultPool makes the pool default: with a root of its own, with a request for an outside one, or with a CA that exists.

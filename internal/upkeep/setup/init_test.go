@@ -38,7 +38,7 @@ func TestInit(t *testing.T) {
 		}
 		for file, mode := range map[string]os.FileMode{
 			"": 0o700, "node.key": 0o600, "admin/key.pem": 0o600, "offline": 0o700, "offline/recovery.age": 0o600, "offline/identity-root.key": 0o600,
-			"offline/default-root.key": 0o600, "offline/passphrase": 0o600, "admin/cert.pem": 0o644, "ca/identity-root.pem": 0o644, "node.yaml": 0o644,
+			"offline/default-root.key": 0o600, "offline/passphrase": 0o600, "admin/cert.pem": 0o644, "ca/identity-root.pem": 0o644, "ca/audit-key.pem": 0o644, "node.yaml": 0o644,
 		} {
 			st, err := os.Stat(filepath.Join(string(dir), file))
 			if err != nil {

@@ -62,14 +62,11 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	done, err := o.build(ctx)
-	if err == nil {
-		err = os.Rename(string(staging), string(final))
-	}
 	if err != nil {
 		_ = os.RemoveAll(string(staging))
 		return nil, err
 	}
-	return done, syncDir(filepath.Dir(string(final)))
+	return done, settle(staging, final)
 }
 
 func (o *RestoreOptions) build(ctx context.Context) (*Restored, error) {
@@ -299,6 +296,9 @@ func (o *RestoreOptions) writeNode(ctx context.Context, s *Services, node string
 	}
 	if p.Root == nil {
 		return fault.New(fault.Invalid, "the backup has no root of identities")
+	}
+	if err := s.writeAuditKey(ctx, o.Dir); err != nil {
+		return err
 	}
 	return keyfile.WriteFile(o.Dir.IdentityRoot(), keyfile.EncodeCertificates(p.Root.Certificate), 0o644)
 }

@@ -1,18 +1,25 @@
 package verify_test
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/pem"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/finding"
 	"chancery/internal/upkeep/setup"
@@ -21,7 +28,11 @@ import (
 
 func services(t *testing.T) *setup.Services {
 	t.Helper()
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
+	return servicesIn(t, datadir.Dir(filepath.Join(t.TempDir(), "d")))
+}
+
+func servicesIn(t *testing.T, dir datadir.Dir) *setup.Services {
+	t.Helper()
 	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Online: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +51,12 @@ func services(t *testing.T) *setup.Services {
 // findings returns the levels by check.
 func findings(t *testing.T, s *setup.Services) map[string][]finding.Level {
 	t.Helper()
-	seq, err := verify.Store(t.Context(), s, verify.Shown{})
+	return findingsOf(t, s, verify.Shown{})
+}
+
+func findingsOf(t *testing.T, s *setup.Services, shown verify.Shown) map[string][]finding.Level {
+	t.Helper()
+	seq, err := verify.Store(t.Context(), s, shown)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,5 +113,52 @@ func TestShownCheckpointMustBeOne(t *testing.T) {
 	s := services(t)
 	if _, err := verify.Store(t.Context(), s, verify.Shown{Checkpoints: []string{"x"}}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestAuditKeyKeptElsewhere shows verify the audit's public key as init wrote it, and then another: that is what an operator
+// sees who kept a copy, after somebody planted a key of his own and signed a past with it.
+func TestAuditKeyKeptElsewhere(t *testing.T) {
+	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
+	s := servicesIn(t, dir)
+	lease, ok, err := s.DB.Acquire(t.Context(), audit.Lease, s.Audit.Node(), time.Minute)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	found, err := s.Keys.Find(t.Context(), keys.Audit, "")
+	if err != nil || len(found) != 1 {
+		t.Fatal(found, err)
+	}
+	signer, err := s.Keys.Signer(t.Context(), found[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := s.Settings.Get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Audit.Checkpoint(t.Context(), lease, set.Authority, time.Now(), signer); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(dir.AuditKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	own, err := cert.ParsePublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		key  crypto.PublicKey
+		want finding.Level
+	}{"kept": {own, finding.OK}, "another": {other, finding.Error}} {
+		if got := findingsOf(t, s, verify.Shown{AuditKeys: []crypto.PublicKey{c.key}})["audit"]; !slices.Contains(got, c.want) {
+			t.Errorf("%s key: %v", name, got)
+		}
 	}
 }
