@@ -81,7 +81,7 @@ func (g *globals) privateKey(file, passwordFile string) (crypto.Signer, error) {
 
 type certIssueCommand struct {
 	keySource      `embed:""`
-	Template       string   `type:"path" placeholder:"T" help:"certtool template."`
+	Template       string   `type:"path" placeholder:"T" help:"certtool template; who is no admin gives the profile it is within as well."`
 	Profile        string   `placeholder:"P" help:"Profile."`
 	CerttoolCompat bool     `help:"Read the template as certtool does, silent traps included."`
 	Issuer         string   `placeholder:"I" help:"Issuer; the default one of --pool when not given."`
@@ -93,17 +93,20 @@ type certIssueCommand struct {
 	NotAfter       string   `placeholder:"TIME" help:"End (RFC 3339)."`
 	Out            string   `aliases:"outfile" type:"path" placeholder:"F" help:"File to write; standard output when not given."`
 	Chain          bool     `help:"Write the issuers below the root as well, behind the certificate."`
-	Submit         bool     `help:"Leave it to an officer, even where it could be issued at once."`
+	Submit         bool     `help:"Submit a request, which waits for an officer where the profile does not let the caller have it at once."`
 	DryRun         bool     `help:"Say what would be issued, or why not; issue nothing."`
 }
 
 // Run issues the certificate. As certtool does, it prints it on standard error on the way.
 func (c *certIssueCommand) Run(ctx context.Context, g *globals) error {
-	if (c.Template == "") == (c.Profile == "") {
-		return usage("give --template or --profile, and not both")
+	if c.Template == "" && c.Profile == "" {
+		return usage("give --template, --profile, or both: then the template must be within the profile")
 	}
 	in, err := c.order(g)
 	if err != nil {
+		return err
+	}
+	if err := absent(c.Out); err != nil {
 		return err
 	}
 	api, err := g.connect()
@@ -193,7 +196,7 @@ func (g *globals) issued(result *client.IssueResult, out string, chain, sections
 		return g.json(result)
 	}
 	if err := g.write(out, []byte(text), 0o644); err != nil {
-		return err
+		return fmt.Errorf("%s is issued, but was not written: %w; chancery cert show %s --pem prints it", c.Serial, err, c.Serial)
 	}
 	if g.Output == "json" {
 		return g.json(result)
@@ -356,6 +359,9 @@ type certRenewCommand struct {
 
 // Run renews.
 func (c *certRenewCommand) Run(ctx context.Context, g *globals) error {
+	if err := absent(c.Out); err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
@@ -382,6 +388,9 @@ func (c *certRekeyCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
+	if err := absent(c.Out); err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
@@ -396,12 +405,18 @@ func (c *certRekeyCommand) Run(ctx context.Context, g *globals) error {
 
 type certRevokeCommand struct {
 	serialArg    `embed:""`
-	Reason       string `default:"unspecified" placeholder:"R" help:"One of ${reasons}."`
+	Reason       string `default:"unspecified" enum:"${reasons}" placeholder:"R" help:"One of ${enum}."`
 	InvalidSince string `aliases:"invalidity-date" placeholder:"TIME" help:"Since when the key is thought compromised (RFC 3339)."`
 }
 
 // Run revokes.
 func (c *certRevokeCommand) Run(ctx context.Context, g *globals) error {
+	if c.Reason == "certificateHold" {
+		if c.InvalidSince != "" {
+			return usage("a hold has no --invalid-since")
+		}
+		return g.change(func(api *client.Client) (*client.Certificate, error) { return api.Hold(ctx, c.Issuer, c.Serial) })
+	}
 	in := client.RevokeRequest{Reason: c.Reason}
 	if c.InvalidSince != "" {
 		at, err := time.Parse(time.RFC3339, c.InvalidSince)

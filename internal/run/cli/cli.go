@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -42,7 +43,7 @@ const (
 
 // globals are the flags of every command.
 type globals struct {
-	Dir          string `short:"D" env:"CHANCERY_DIR" type:"path" placeholder:"D" help:"Data directory: holds the node's address and the administrator's credential."`
+	Dir          string `short:"D" env:"CHANCERY_DIR" type:"path" default:"" placeholder:"D" help:"Data directory: holds the node's address and the administrator's credential."`
 	Address      string `env:"CHANCERY_ADDRESS" placeholder:"https://HOST:PORT" help:"Address of a node, instead of the one in --dir."`
 	IdentityRoot string `type:"path" placeholder:"F" help:"The identity root to trust, instead of the one in --dir."`
 	Cert         string `type:"path" placeholder:"F" help:"Identity certificate of the caller, instead of the one in --dir."`
@@ -52,6 +53,7 @@ type globals struct {
 	Output    string `short:"o" enum:"text,json" default:"text" help:"Form of what is printed: ${enum}."`
 
 	Streams `kong:"-"`
+	ctx     context.Context // of the command; kong gives it to Run, and connect needs it too
 }
 
 // commands is the whole command line, on one screen.
@@ -77,10 +79,12 @@ type commands struct {
 
 	Backup  backupCommand  `cmd:"" help:"Write the whole authority, encrypted to its recovery recipient."`
 	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`
+	Rescue  rescueCommands `cmd:"" help:"Mend, where the node is, what locks an administrator out."`
 	Import  importCommand  `cmd:"" help:"Bring in a CA that exists already, with what it issued and revoked."`
 	Doctor  doctorCommand  `cmd:"" help:"Say what is wrong, and the command that mends it."`
 	Status  statusCommand  `cmd:"" help:"Show how the authority does."`
 	Verify  verifyCommand  `cmd:"" help:"Check the whole store as an outsider would."`
+	Bench   benchCommand   `cmd:"" help:"Measure the budgets against peers and bare limits."`
 
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
@@ -88,7 +92,7 @@ type commands struct {
 // Run runs the command line and returns its exit code.
 func Run(ctx context.Context, args []string, streams Streams) int {
 	var c commands
-	c.Streams = streams
+	c.Streams, c.ctx = streams, ctx
 	exited := -1
 	parser, err := newParser(&c,
 		kong.Writers(streams.Out, streams.Err),
@@ -100,13 +104,13 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 		fmt.Fprintln(streams.Err, "chancery:", err)
 		return exitUsage
 	}
-	parsed, err := parser.Parse(args)
+	parsed, err := parser.Parse(joinConstraints(args))
 	if exited >= 0 { // --help was printed
 		return exited
 	}
 	if err != nil {
 		fmt.Fprintln(streams.Err, "chancery:", err)
-		fmt.Fprintln(streams.Err, "  chancery --help lists the commands, chancery COMMAND --help its flags")
+		fmt.Fprintf(streams.Err, "  %s --help shows what passes\n", commandOf(err))
 		return exitUsage
 	}
 	if err := parsed.Run(&c.globals); err != nil {
@@ -119,13 +123,41 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	return exitDone
 }
 
+// joinConstraints lets a value of --name-constraint begin with the minus that excludes a name: elsewhere a word that begins
+// with one is a flag.
+func joinConstraints(args []string) []string {
+	var joined []string
+	for i := 0; i < len(args); i++ {
+		if args[i] == "--name-constraint" && i+1 < len(args) {
+			joined = append(joined, args[i]+"="+args[i+1])
+			i++
+			continue
+		}
+		joined = append(joined, args[i])
+	}
+	return joined
+}
+
+// commandOf is the command, as far as the parser understood it.
+func commandOf(err error) string {
+	name := "chancery"
+	if wrong, ok := errors.AsType[*kong.ParseError](err); ok && wrong.Context != nil {
+		for _, step := range wrong.Context.Path {
+			if step.Command != nil {
+				name += " " + step.Command.Name
+			}
+		}
+	}
+	return name
+}
+
 // newParser is the parser of the command line.
 func newParser(c *commands, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append([]kong.Option{
 		kong.Name("chancery"),
 		kong.Description("A private PKI for fleets of hosts."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
-		kong.Vars{"reasons": "unspecified, keyCompromise, cACompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn, aACompromise"},
+		kong.Vars{"reasons": "unspecified,keyCompromise,cACompromise,affiliationChanged,superseded,cessationOfOperation,certificateHold,privilegeWithdrawn,aACompromise"},
 	}, options...)...)
 }
 
@@ -159,19 +191,23 @@ func (g *globals) report(err error) {
 		_ = json.NewEncoder(g.Err).Encode(problem)
 		return
 	}
-	fmt.Fprintln(g.Err, "chancery:", err)
+	fmt.Fprintln(g.Err, "chancery:", printableLines(err.Error()))
 	if hint != "" {
-		fmt.Fprintln(g.Err, "  hint:", hint)
+		fmt.Fprintln(g.Err, "  hint:", printable(hint))
 	}
 }
 
-// connect opens a client to the node that the flags name.
+// connect opens a client to the node that the flags name, and renews the caller's identity where it is due.
 func (g *globals) connect() (*client.Client, error) {
-	o, err := g.clientOptions()
+	o, certFile, keyFile, err := g.clientOptions()
 	if err != nil {
 		return nil, err
 	}
-	return client.New(*o)
+	api, err := client.New(*o)
+	if err == nil && certFile != "" {
+		g.renewIdentity(g.ctx, api, certFile, keyFile, time.Now())
+	}
+	return api, err
 }
 
 // secret reads a one-line secret from a file, or from standard input when the name is -.

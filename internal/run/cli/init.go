@@ -49,6 +49,9 @@ func (c *initCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
+	if err := absent(c.RootCSROut); err != nil {
+		return err
+	}
 	done := g.progress("making keys")
 	result, err := setup.Init(ctx, *o)
 	done()

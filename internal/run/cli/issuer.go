@@ -44,6 +44,9 @@ func (c *issuerIssueCommand) Run(ctx context.Context, g *globals) error {
 	if c.External && c.Under != "" {
 		return usage("--external and --under exclude each other")
 	}
+	if err := absent(c.Out); err != nil {
+		return err
+	}
 	in := client.CreateIssuerRequest{
 		Name: c.Name, Kind: "root", Parent: c.Under, Subject: c.Subject, Algorithm: c.Algorithm, Validity: c.Validity, PathLen: c.PathLen,
 		NameConstraints: c.NameConstraints, CerttoolCompat: c.CerttoolCompat, Pool: c.Pool, Default: c.Default,

@@ -6,7 +6,6 @@ import (
 	"os"
 	"time"
 
-	"chancery/internal/fault"
 	"chancery/internal/upkeep/doctor"
 )
 
@@ -16,8 +15,8 @@ type backupCommand struct {
 
 // Run takes a backup.
 func (c *backupCommand) Run(ctx context.Context, g *globals) error {
-	if _, err := os.Lstat(c.Out); err == nil {
-		return fault.New(fault.Conflict, "%s exists and is not overwritten", c.Out)
+	if err := absent(c.Out); err != nil {
+		return err
 	}
 	api, err := g.connect()
 	if err != nil {

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/pem"
+	"errors"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +24,7 @@ type operatorCommands struct {
 
 type operatorAddCommand struct {
 	Name string   `arg:"" name:"NAME" help:"The operator's name."`
-	Role []string `required:"" placeholder:"R" help:"admin, officer, operator or auditor. May be repeated."`
+	Role []string `required:"" enum:"admin,officer,operator,auditor" placeholder:"R" help:"${enum}. May be repeated."`
 }
 
 // Run adds an operator.
@@ -100,6 +102,9 @@ func (c *operatorEnrolCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer clear(text)
+	if err := absent(c.Out); err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
@@ -110,7 +115,7 @@ func (c *operatorEnrolCommand) Run(ctx context.Context, g *globals) error {
 	}
 	identity, err := api.Enrol(ctx, c.Name, client.EnrolRequest{CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))})
 	if err != nil {
-		return err
+		return errors.Join(err, os.Remove(c.Key)) // a key without a certificate is of no use, and in the way of the next try
 	}
 	if err := g.write(c.Out, []byte(identity.PEM), 0o644); err != nil {
 		return err
@@ -150,6 +155,9 @@ type tokenAddCommand struct {
 
 // Run makes a token.
 func (c *tokenAddCommand) Run(ctx context.Context, g *globals) error {
+	if err := absent(c.Out); err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
@@ -283,6 +291,9 @@ type auditCheckpointCommand struct {
 func (c *auditCheckpointCommand) Run(ctx context.Context, g *globals) error {
 	if c.Sign && c.Number != 0 {
 		return usage("--sign and a number exclude each other")
+	}
+	if err := absent(c.Out); err != nil {
+		return err
 	}
 	api, err := g.connect()
 	if err != nil {

@@ -6,12 +6,14 @@ import (
 	"io"
 	"iter"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"golang.org/x/term"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 )
 
@@ -86,6 +88,16 @@ func printable(s string) string {
 	}, s)
 }
 
+// printableLines is printable for a text of several lines, such as an excerpt of a file. A line after the first is set off,
+// so that it cannot pass for a message of its own.
+func printableLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = printable(strings.ReplaceAll(line, "\t", " "))
+	}
+	return strings.Join(lines, "\n    ")
+}
+
 // day prints a time as an operator reads it in a table.
 func day(t time.Time) string {
 	if t.IsZero() {
@@ -121,6 +133,21 @@ func (g *globals) write(file string, content []byte, mode os.FileMode) error {
 		return err
 	}
 	return keyfile.WriteFile(file, content, mode)
+}
+
+// absent refuses an output file that exists already, or has no directory to be in, before anything is done at the node
+// whose outcome it is to hold.
+func absent(file string) error {
+	if file == "" || file == "-" {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Dir(file)); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(file); err == nil {
+		return fault.New(fault.Conflict, "%s exists and is not overwritten", file).WithHint("choose another name, or move %s away", file)
+	}
+	return nil
 }
 
 // progress shows a line that changes on a terminal, and nothing elsewhere. The returned function ends it.

@@ -38,13 +38,21 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	if (c.Root == "offline") != (c.RootFile != "") {
 		return usage("give --root-file F for an offline root, or --root online")
 	}
+	if err := absent(c.RootFile); err != nil {
+		return err
+	}
+	o, err := c.rootOptions()
+	if err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	in := client.AddPoolRequest{Name: c.Name, Organization: c.Organization, Algorithm: c.Algorithm, Online: c.Root == "online"}
-	if in.Online {
+	in := client.AddPoolRequest{Name: c.Name, Organization: c.Organization, Algorithm: c.Algorithm}
+	if c.Root == "online" {
+		in.Online, in.Validity, in.NameConstraints = true, c.Validity, c.NameConstraints
 		pool, err := api.AddPool(ctx, in)
 		if err != nil {
 			return err
@@ -55,11 +63,11 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
-	pool, err := api.AddPool(ctx, in)
+	pool, err := addPending(ctx, api, in)
 	if err != nil {
 		return err
 	}
-	complete, err := c.signPool(g, pool, passphrase)
+	complete, err := c.signPool(pool, o, passphrase)
 	if err != nil {
 		return fmt.Errorf("pool %s waits for its root: %w", c.Name, err)
 	}
@@ -70,9 +78,35 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	return g.showPool(pool)
 }
 
+// rootOptions are those of the root, whose name comes with the issuer's request. They are judged before anything is made.
+func (c *poolAddCommand) rootOptions() (o root.Options, err error) {
+	if _, err := keyfile.ParseAlgorithm(c.Algorithm); err != nil {
+		return o, err
+	}
+	o.PathLen = 1
+	if o.Validity, err = lengthOf(c.Validity); err != nil {
+		return o, err
+	}
+	o.Constraints, err = root.ParseConstraints(c.NameConstraints)
+	return o, err
+}
+
+// addPending adds a pool that waits for its root, or finds the one that an earlier call left waiting.
+func addPending(ctx context.Context, api *client.Client, in client.AddPoolRequest) (*client.Pool, error) {
+	pool, err := api.AddPool(ctx, in)
+	if !client.IsKind(err, string(fault.Conflict)) {
+		return pool, err
+	}
+	waiting, lookup := api.Pool(ctx, in.Name)
+	if lookup != nil || waiting.State != "pending" {
+		return nil, err
+	}
+	return waiting, nil
+}
+
 // signPool makes the root, has it sign the issuer's request and its first CRL, and writes its key to a file. The file is
 // on disk before anything of the root leaves this process.
-func (c *poolAddCommand) signPool(g *globals, pool *client.Pool, passphrase []byte) (*client.CompletePoolRequest, error) {
+func (c *poolAddCommand) signPool(pool *client.Pool, o root.Options, passphrase []byte) (*client.CompletePoolRequest, error) {
 	if pool.Issuer == nil || pool.Issuer.CSR == "" {
 		return nil, fmt.Errorf("the node gave no request to sign")
 	}
@@ -84,20 +118,13 @@ func (c *poolAddCommand) signPool(g *globals, pool *client.Pool, passphrase []by
 	if err != nil {
 		return nil, err
 	}
-	validity, err := lengthOf(c.Validity)
-	if err != nil {
-		return nil, err
-	}
-	constraints, err := root.ParseConstraints(c.NameConstraints)
-	if err != nil {
-		return nil, err
-	}
 	key, err := keyfile.Generate(algorithm, 0)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
-	r, err := root.New(root.Options{Subject: rootName(csr.Subject, c.Name), Validity: validity, PathLen: 1, Constraints: constraints}, key, now)
+	o.Subject = rootName(csr.Subject, c.Name)
+	r, err := root.New(o, key, now)
 	if err != nil {
 		return nil, err
 	}
