@@ -67,7 +67,7 @@ func describe(t *testing.T, d *db.DB) string {
 }
 
 // TestOneSchemaOnBothEngines compares the engines with each other and with the golden file.
-func TestOneSchemaOnBothEngines(t *testing.T) {
+func TestGoldenSchemaOnBothEngines(t *testing.T) {
 	seen := map[db.Dialect]string{}
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) { seen[d.Dialect()] = describe(t, d) })
 	if diff := cmp.Diff(seen[db.SQLite], seen[db.Postgres]); diff != "" {

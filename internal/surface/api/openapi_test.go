@@ -15,7 +15,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // TestOpenAPIDocument keeps docs/openapi.json what the node serves: a change of the API shows in the diff.
-func TestOpenAPIDocument(t *testing.T) {
+func TestGoldenOpenAPIDocument(t *testing.T) {
 	a := newSQLite(t)
 	status, header, served := a.request("GET", client.Prefix+"/openapi.json", "", "")
 	if status != 200 || !strings.HasPrefix(header.Get("Content-Type"), "application/openapi+json") {
