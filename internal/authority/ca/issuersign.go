@@ -88,7 +88,7 @@ func (s *IssuerSpec) signTemplate(parent *cert.Issuer, key crypto.Signer, spki [
 	if parent == nil {
 		linted, err = selfSignedTemplate(made.Template, spki, made.Serial)
 	} else if err = withinIssuer(made.Template, &Issuer{Name: parent.Certificate.Subject.CommonName, Certificate: parent.Certificate}); err == nil {
-		linted, err = lintTemplate(made.Template, spki, made.Serial, parent)
+		linted, err = lintTemplate(made.Template, spki, made.Serial, parent, false)
 	}
 	if err != nil {
 		return nil, err

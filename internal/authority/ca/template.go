@@ -79,7 +79,7 @@ func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order
 	if err := c.permitTemplate(ctx, by, order, w, p, made, s, now); err != nil {
 		return err
 	}
-	p.linted, err = lintTemplate(made.Template, w.spki, made.Serial, p.issuer.encoder(s, wholeList))
+	p.linted, err = lintTemplate(made.Template, w.spki, made.Serial, p.issuer.encoder(s, wholeList), order.Compat && order.Profile == "")
 	return err
 }
 
@@ -140,13 +140,13 @@ func (c *CA) permitTemplate(ctx context.Context, by access.Principal, order *Ord
 }
 
 // lintTemplate builds and lints. The lints that a profile may turn off are off for a template, since it means what certtool
-// makes of it; what they find is a warning.
-func lintTemplate(t *cert.Template, spki []byte, serial *big.Int, issuer *cert.Issuer) (*cert.Linted, error) {
+// makes of it; what they find is a warning. With literal so is what certtool's silent traps end in.
+func lintTemplate(t *cert.Template, spki []byte, serial *big.Int, issuer *cert.Issuer, literal bool) (*cert.Linted, error) {
 	tbs, err := cert.Build(t, spki, serial, issuer)
 	if err != nil {
 		return nil, err
 	}
-	return tbs.Lint(cert.Lints{Off: optionalLints()})
+	return tbs.Lint(cert.Lints{Off: optionalLints(), Literal: literal})
 }
 
 func optionalLints() []string {
@@ -191,6 +191,6 @@ func planCopy(by access.Principal, order *Order, p *plan, s *settings.Settings, 
 		return err
 	}
 	p.profile, p.atOnce = order.Profile, true
-	p.linted, err = lintTemplate(t, order.PublicKey, serial, p.issuer.encoder(s, wholeList))
+	p.linted, err = lintTemplate(t, order.PublicKey, serial, p.issuer.encoder(s, wholeList), false)
 	return err
 }

@@ -68,12 +68,12 @@ func (c *NameConstraints) checkOne(g GeneralName) error {
 			return fmt.Errorf("name %s is excluded by %s", g, constraint)
 		}
 	}
-	constrained := false
+	var permitted []string
 	for _, constraint := range c.Permitted {
 		if constraint.Kind != g.Kind {
 			continue
 		}
-		constrained = true
+		permitted = append(permitted, constraint.String())
 		inside, err := g.within(constraint, false)
 		if err != nil {
 			return err
@@ -82,8 +82,8 @@ func (c *NameConstraints) checkOne(g GeneralName) error {
 			return nil
 		}
 	}
-	if constrained {
-		return fmt.Errorf("name %s is not within the permitted names", g)
+	if permitted != nil {
+		return fmt.Errorf("name %s is not within the permitted names: %s", g, strings.Join(permitted, ", "))
 	}
 	return nil
 }

@@ -49,16 +49,45 @@ func (x *extensionList) raw(e Extension) {
 	})
 }
 
+// addTemplate encodes the extensions in certtool's order. RFC 5280 leaves the order open; with this one a template's
+// certificate prints as certtool's own does.
 func (x *extensionList) addTemplate(t *Template, spki []byte, authorityKeyID []byte) {
+	if len(t.TLSFeatures) > 0 {
+		x.add(OIDTLSFeature, false, func(b *cryptobyte.Builder) error { return addIntegers(b, t.TLSFeatures) })
+	}
+	for _, e := range t.Extra {
+		x.raw(e)
+	}
 	if c := t.BasicConstraints; c != nil {
 		x.add(OIDBasicConstraints, true, c.add)
 	}
-	if t.KeyUsage != 0 {
-		x.add(OIDKeyUsage, t.KeyUsageCritical, func(b *cryptobyte.Builder) error { return addKeyUsage(b, t.KeyUsage) })
+	if len(t.SAN) > 0 {
+		x.add(OIDSubjectAltName, t.SANCritical || len(t.Subject) == 0, func(b *cryptobyte.Builder) error {
+			return addGeneralNames(b, cbasn1.SEQUENCE, t.SAN)
+		})
 	}
+	x.addPolicies(t)
 	if len(t.ExtKeyUsage) > 0 {
 		x.add(OIDExtKeyUsage, t.ExtKeyUsageCritical, func(b *cryptobyte.Builder) error { return addOIDs(b, t.ExtKeyUsage) })
 	}
+	if t.NameConstraints != nil {
+		x.add(OIDNameConstraints, true, t.NameConstraints.add)
+	}
+	x.addAccess(t)
+	if t.KeyUsage != 0 {
+		x.add(OIDKeyUsage, t.KeyUsageCritical, func(b *cryptobyte.Builder) error { return addKeyUsage(b, t.KeyUsage) })
+	}
+	x.addKeyIDs(t, spki, authorityKeyID)
+	x.addPointers(t)
+	if t.OCSPNoCheck {
+		x.raw(Extension{ID: OIDOCSPNoCheck, Value: asn1NullDER})
+	}
+	if t.ProxyCertInfo != nil {
+		x.add(OIDProxyCertInfo, true, t.ProxyCertInfo.add)
+	}
+}
+
+func (x *extensionList) addKeyIDs(t *Template, spki []byte, authorityKeyID []byte) {
 	subjectKeyID := t.SubjectKeyIDValue
 	if len(subjectKeyID) == 0 {
 		subjectKeyID = SubjectKeyIDOf(spki, t.SubjectKeyID)
@@ -77,25 +106,6 @@ func (x *extensionList) addTemplate(t *Template, spki []byte, authorityKeyID []b
 			return nil
 		})
 	}
-	if len(t.SAN) > 0 {
-		x.add(OIDSubjectAltName, t.SANCritical || len(t.Subject) == 0, func(b *cryptobyte.Builder) error {
-			return addGeneralNames(b, cbasn1.SEQUENCE, t.SAN)
-		})
-	}
-	x.addPointers(t)
-	x.addPolicies(t)
-	if len(t.TLSFeatures) > 0 {
-		x.add(OIDTLSFeature, false, func(b *cryptobyte.Builder) error { return addIntegers(b, t.TLSFeatures) })
-	}
-	if t.OCSPNoCheck {
-		x.raw(Extension{ID: OIDOCSPNoCheck, Value: asn1NullDER})
-	}
-	if t.ProxyCertInfo != nil {
-		x.add(OIDProxyCertInfo, true, t.ProxyCertInfo.add)
-	}
-	for _, e := range t.Extra {
-		x.raw(e)
-	}
 }
 
 func (x *extensionList) addPointers(t *Template) {
@@ -107,6 +117,9 @@ func (x *extensionList) addPointers(t *Template) {
 	if len(t.FreshestCRL) > 0 {
 		x.add(OIDFreshestCRL, false, func(b *cryptobyte.Builder) error { return addDistributionPoint(b, t.FreshestCRL) })
 	}
+}
+
+func (x *extensionList) addAccess(t *Template) {
 	if len(t.OCSPServers)+len(t.CAIssuers) > 0 {
 		x.add(OIDAuthorityInfoAccess, false, func(b *cryptobyte.Builder) (err error) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -121,9 +134,6 @@ func (x *extensionList) addPointers(t *Template) {
 }
 
 func (x *extensionList) addPolicies(t *Template) {
-	if len(t.Policies) > 0 {
-		x.add(OIDCertificatePolicies, false, func(b *cryptobyte.Builder) error { return addPolicyInformation(b, t.Policies) })
-	}
 	if t.InhibitAnyPolicy != nil {
 		x.add(OIDInhibitAnyPolicy, true, func(b *cryptobyte.Builder) error {
 			if *t.InhibitAnyPolicy < 0 {
@@ -133,8 +143,8 @@ func (x *extensionList) addPolicies(t *Template) {
 			return nil
 		})
 	}
-	if t.NameConstraints != nil {
-		x.add(OIDNameConstraints, true, t.NameConstraints.add)
+	if len(t.Policies) > 0 {
+		x.add(OIDCertificatePolicies, false, func(b *cryptobyte.Builder) error { return addPolicyInformation(b, t.Policies) })
 	}
 }
 

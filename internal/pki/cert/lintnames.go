@@ -1,10 +1,13 @@
 package cert
 
 import (
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -284,15 +287,21 @@ func lintIssuerConstraints(v *tbsView, issuer *Issuer) error {
 	if issuer == nil {
 		return nil
 	}
-	for _, e := range issuer.Certificate.Extensions {
-		if !e.Id.Equal(OIDNameConstraints) {
+	for i, above := range append([]*x509.Certificate{issuer.Certificate}, issuer.Above...) {
+		at := slices.IndexFunc(above.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(OIDNameConstraints) })
+		if at < 0 {
 			continue
 		}
-		c, err := ParseNameConstraints(e.Value)
+		c, err := ParseNameConstraints(above.Extensions[at].Value)
 		if err != nil {
-			return fmt.Errorf("the issuer's constraints: %w", err)
+			return fmt.Errorf("the constraints of %q: %w", above.Subject, err)
 		}
-		return c.Check(v.subjectName, v.san)
+		if err := c.Check(v.subjectName, v.san); err != nil {
+			if i > 0 {
+				return fmt.Errorf("%w (by %q, above the issuer)", err, above.Subject)
+			}
+			return err
+		}
 	}
 	return nil
 }

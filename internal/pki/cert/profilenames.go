@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -29,7 +30,7 @@ func (p *Profile) grantNames(t *Template, req Request, refused *refusals) {
 			continue
 		}
 		if !p.allows(req.Caller, g) {
-			refused.deny("subjectAltName", "%s is not among the names that %s", g, callerMayHave(req.Caller))
+			refused.deny("subjectAltName", "%s is not among the names that %s; %s", g, callerMayHave(req.Caller), p.wouldPass(req.Caller, g))
 			continue
 		}
 		t.addName(g)
@@ -140,7 +141,7 @@ func (p *Profile) commonNameOfNames(t *Template, caller Caller, asked string, re
 		return ""
 	}
 	if !p.allows(caller, g) {
-		refused.deny("subject", "common name %q is not among the names that %s", asked, callerMayHave(caller))
+		refused.deny("subject", "common name %q is not among the names that %s; %s", asked, callerMayHave(caller), p.wouldPass(caller, g))
 		return ""
 	}
 	t.addName(g)
@@ -183,6 +184,60 @@ func (p *Profile) allows(caller Caller, g GeneralName) bool {
 		}
 	}
 	return false
+}
+
+// wouldPass tells which names of the kind of g the caller may have.
+func (p *Profile) wouldPass(caller Caller, g GeneralName) string {
+	var found []string
+	for i := range p.Names.Rules {
+		rule := &p.Names.Rules[i]
+		if !rule.applies(caller) {
+			continue
+		}
+		for _, pattern := range rule.patterns(g) {
+			if expanded, err := substitute(pattern, caller.value); err == nil {
+				found = append(found, expanded...)
+			}
+		}
+	}
+	slices.Sort(found)
+	found = slices.Compact(found)
+	const most = 8
+	switch {
+	case len(found) == 0:
+		return "no name of this kind would pass"
+	case len(found) > most:
+		found = append(found[:most], fmt.Sprintf("and %d more", len(found)-most))
+	}
+	return "what matches " + strings.Join(found, ", ") + " would pass"
+}
+
+// patterns are those that a name of the kind of g is held against.
+func (r *NameRule) patterns(g GeneralName) []string {
+	switch g.Kind {
+	case DNS:
+		if !strings.HasPrefix(g.Value, "*.") {
+			return r.DNS
+		}
+		var all []string
+		for _, base := range r.Wildcard {
+			all = append(all, "*."+base)
+		}
+		return all
+	case IPAddress:
+		return r.IP
+	case Email:
+		return r.Email
+	case URI:
+		return r.URI
+	case DirectoryName:
+		return r.DirName
+	case OtherName:
+		return r.OtherName
+	case RegisteredID:
+		return r.RegisteredID
+	}
+	return nil
 }
 
 func (r *NameRule) allows(caller Caller, g GeneralName) bool {

@@ -90,7 +90,8 @@ type Extension struct {
 // Issuer is what the encoder needs of an issuer. A self-signed certificate has none: see BuildSelfSigned.
 type Issuer struct {
 	Certificate *x509.Certificate
-	Algorithm   SignatureAlgorithm // 0: the default of the issuer's key
+	Above       []*x509.Certificate // those above it, whose name constraints hold as well
+	Algorithm   SignatureAlgorithm  // 0: the default of the issuer's key
 
 	// Where the issuer publishes; a profile puts these into what it issues. All plain http (RFC 5280 8).
 	CRLDistributionPoints []string

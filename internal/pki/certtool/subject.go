@@ -99,6 +99,7 @@ func isPrintable(text string) bool {
 func (b *builder) subject(o Options) error {
 	if o.Request != nil {
 		b.out.Subject = o.Request.Subject
+		b.warnUnused(o.Request.Subject)
 		return nil
 	}
 	name := cert.Name{}
@@ -157,6 +158,18 @@ func (b *builder) subject(o Options) error {
 	}
 	b.out.Subject = name
 	return nil
+}
+
+// warnUnused says in the strict mode which subject options have no effect, since the request has a subject of its own.
+func (b *builder) warnUnused(subject cert.Name) {
+	if b.mode != Strict {
+		return
+	}
+	for _, name := range []string{"dn", "cn", "organization", "o", "unit", "ou", "country", "state", "locality", "uid", "dc", "dn_oid", "pkcs9_email"} {
+		for _, e := range b.settings[name] {
+			b.warn(e, "%s is not used: the subject of the request, %q, stands, as with certtool --load-request", e.name, subject)
+		}
+	}
 }
 
 // parseDN reads the value of dn as GnuTLS does: RFC 4514 text, most specific first, one attribute to a part. Escapes
