@@ -130,11 +130,16 @@ func read(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*Pool, e
 	return pools, rows.Err()
 }
 
-// fill adds the roots and issuers: the newest root that is not retired, and the default issuer, or the one that waits.
+// fill adds the roots and issuers: the default issuer, or the one that waits, and the root above it; before there is one,
+// the newest root that is not retired.
 func (s *Service) fill(ctx context.Context, pools []*Pool) error {
 	issuers, err := s.ca.Issuers(ctx)
 	if err != nil {
 		return err
+	}
+	byID := make(map[string]*ca.Issuer, len(issuers))
+	for _, i := range issuers {
+		byID[i.ID] = i
 	}
 	for _, p := range pools {
 		for _, i := range issuers {
@@ -150,10 +155,24 @@ func (s *Service) fill(ctx context.Context, pools []*Pool) error {
 				p.Issuer = i
 			}
 		}
+		if above := rootAbove(byID, p.Issuer); above != nil {
+			p.Root = above
+		}
 		// An imported CA may be root and issuer in one.
 		if p.Root == nil && p.Issuer != nil && p.Issuer.Root() {
 			p.Root = p.Issuer
 		}
+	}
+	return nil
+}
+
+// rootAbove climbs from an issuer to its root; nil where that is an outside one.
+func rootAbove(byID map[string]*ca.Issuer, i *ca.Issuer) *ca.Issuer {
+	for steps := 0; i != nil && steps < 20; steps++ {
+		if i.State == ca.IssuerActive && i.Root() {
+			return i
+		}
+		i = byID[i.Parent]
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	"chancery/client"
@@ -72,7 +73,11 @@ func (s *Server) retrieve(ctx context.Context, in *requestID) (*out[client.Certi
 		return nil, err
 	}
 	if issued == nil {
-		return nil, fault.New(fault.Conflict, "request %s is %s; only an issued one has a certificate", r.ID, r.State)
+		because := ""
+		if r.Reason != "" {
+			because = fmt.Sprintf(" (%q)", r.Reason)
+		}
+		return nil, fault.New(fault.Conflict, "request %s is %s%s; only an issued one has a certificate", r.ID, r.State, because)
 	}
 	return answer(s.wholeCertificate(ctx, issued)), nil
 }

@@ -14,7 +14,6 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
-	"chancery/internal/store/settings"
 )
 
 // wireCertificate is a certificate as lists show it.
@@ -121,8 +120,15 @@ func (s *Server) wholeIssuer(ctx context.Context, i *ca.Issuer) client.Issuer {
 
 // wireRequest is an enrolment as lists show it.
 func (s *Server) wireRequest(ctx context.Context, r *ca.Request) client.Request {
+	names := make([]string, len(r.Order.Names))
+	for i, text := range r.Order.Names { // as they were asked for: the kind may have been left out
+		names[i] = text
+		if name, err := cert.ParseGeneralName(text); err == nil {
+			names[i] = name.String()
+		}
+	}
 	return client.Request{
-		ID: r.ID, State: string(r.State), Issuer: r.Issuer, Profile: r.Profile, Subject: r.Subject, SAN: r.Order.Names,
+		ID: r.ID, State: string(r.State), Issuer: r.Issuer, Profile: r.Profile, Subject: r.Subject, SAN: names,
 		Requester: s.names.of(ctx, r.Requester), TwoPerson: r.TwoPerson, Assignee: s.names.of(ctx, r.AssignedTo),
 		DecidedBy: s.names.of(ctx, r.DecidedBy), SubmittedAt: r.SubmittedAt, DecidedAt: r.DecidedAt, Reason: r.Reason,
 	}
@@ -161,19 +167,19 @@ func order(in *client.IssueRequest, key string) (ca.Order, error) {
 	return o, err
 }
 
-// length reads a length of time such as 90d; an empty text is none.
+// length reads a length of time such as 90d or 10y; an empty text is none.
 func length(text string) (time.Duration, error) {
 	if text == "" {
 		return 0, nil
 	}
-	d, err := settings.ParseDuration(text)
+	d, err := cert.ParseDuration(text)
 	if err != nil {
 		return 0, fault.New(fault.Invalid, "%w", err).At("/validity")
 	}
 	if d == 0 {
 		return 0, fault.New(fault.Invalid, "the validity %s is no time at all", text).At("/validity")
 	}
-	return d.Std(), nil
+	return time.Duration(d), nil
 }
 
 func decodeCSR(text string) ([]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/upkeep/finding"
 )
@@ -92,6 +93,9 @@ func lookAtCertificate(path string, c *x509.Certificate, now time.Time, tell fun
 		f.Level, f.Message = finding.Warning, fmt.Sprintf("%s: ends in %s", c.Subject, c.NotAfter.Sub(now).Round(time.Hour))
 	}
 	tell(f)
+	if err := cert.CheckPublicKey(c.PublicKey); err != nil {
+		tell(finding.Finding{Level: finding.Error, Check: "file.key", Object: path, Message: fmt.Sprintf("%s: %v", c.Subject, err), Hint: "re-key it"})
+	}
 	if c.IsCA {
 		return
 	}
