@@ -39,7 +39,7 @@ func (c *importCommand) Run(ctx context.Context, g *globals) error {
 	}
 	from, err := importer.Read(source, time.Now())
 	if err != nil {
-		return err
+		return fmt.Errorf("import %s: %w", c.CA, err)
 	}
 	for _, w := range from.Warnings {
 		g.say("warning: %s", printable(w))

@@ -24,7 +24,7 @@ type initCommand struct {
 	PassphraseFile string   `placeholder:"F|-" help:"Passphrase that seals the offline keys; one is made when not given."`
 	Algorithm      string   `default:"p256" help:"Of the roots and issuers: p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
 	PathLen        *int     `placeholder:"N" help:"Path length of the default pool's root; 1 when not given."`
-	NameConstraint []string `placeholder:"C" help:"Names permitted below the default pool's root, +dns:example.com, or excluded, -ip:10.0.0.0/8. May be repeated."`
+	NameConstraint []string `placeholder:"C" help:"Names permitted below the default pool's root, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
 	Validity       string   `placeholder:"V" help:"How long the roots last; 20y when not given."`
 
 	RootCSROut string `name:"root-csr-out" type:"path" placeholder:"F" help:"Make no root for the default pool, but a request for an outside root to sign."`
@@ -95,8 +95,10 @@ func (c *initCommand) options(g *globals) (*setup.Options, error) {
 			return nil, err
 		}
 	}
-	o.Import, err = importer.Read(source, time.Now())
-	return o, err
+	if o.Import, err = importer.Read(source, time.Now()); err != nil {
+		return nil, fmt.Errorf("import %s: %w", c.ImportCA, err)
+	}
+	return o, nil
 }
 
 func (c *initCommand) tell(g *globals, r *setup.Result) error {

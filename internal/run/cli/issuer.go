@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"chancery/client"
+	"chancery/internal/fault"
 	"chancery/internal/pki/certtool"
 )
 
@@ -31,16 +32,21 @@ type issuerIssueCommand struct {
 	Algorithm       string   `default:"p256" help:"p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
 	Validity        string   `placeholder:"V" help:"How long, such as 10y."`
 	PathLen         *int     `placeholder:"N" help:"How many CA certificates may follow below."`
-	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below, +dns:example.com, or excluded, -ip:10.0.0.0/8. May be repeated."`
+	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
 	Pool            string   `default:"default" placeholder:"P" help:"The pool it is for."`
 	Default         bool     `help:"Requests for its pool that name no issuer get it."`
 	CRLDelta        bool     `name:"crl-delta" help:"Sign delta CRLs."`
 	CRLPartitions   int      `name:"crl-partitions" placeholder:"N" help:"Partition the CRL into so many; it never changes."`
+	KeyFile         string   `type:"path" placeholder:"F" help:"With --under: the key of an offline root, which signs here."`
+	PassphraseFile  string   `placeholder:"F|-" help:"Passphrase of the key."`
 	Out             string   `type:"path" placeholder:"F" help:"File to write; standard output when not given."`
 }
 
 // Run makes an issuer.
 func (c *issuerIssueCommand) Run(ctx context.Context, g *globals) error {
+	if c.KeyFile != "" && (c.Under == "" || c.Template != "") {
+		return usage("--key-file is the key of the root that --under names, and goes with no template")
+	}
 	if c.External && c.Under != "" {
 		return usage("--external and --under exclude each other")
 	}
@@ -70,7 +76,12 @@ func (c *issuerIssueCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
-	issuer, err := api.CreateIssuer(ctx, in)
+	var issuer *client.Issuer
+	if c.KeyFile != "" {
+		issuer, err = c.underOfflineRoot(ctx, g, api, in)
+	} else {
+		issuer, err = api.CreateIssuer(ctx, in)
+	}
 	if err != nil {
 		return err
 	}
@@ -171,7 +182,7 @@ func (c *issuerCSRCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	if issuer.CSR == "" {
-		return usage("issuer %s waits for nothing: it is %s", issuer.Name, issuer.State)
+		return fault.New(fault.Conflict, "issuer %s waits for nothing: it is %s", issuer.Name, issuer.State)
 	}
 	return g.write(c.Out, []byte(issuer.CSR), 0o644)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -29,7 +30,7 @@ type poolAddCommand struct {
 	Organization    string   `aliases:"org" placeholder:"O" help:"Organization in the names of the root and the issuer."`
 	Algorithm       string   `default:"p256" help:"Of the root's and the issuer's key: p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
 	Validity        string   `default:"20y" help:"How long the root lasts."`
-	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below the root, +dns:example.com, or excluded, -ip:10.0.0.0/8. May be repeated."`
+	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below the root, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
 }
 
 // Run adds a pool. The node makes the issuer's key and a request; the root is made in this process and signs it; what the
@@ -41,7 +42,7 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	if err := absent(c.RootFile); err != nil {
 		return err
 	}
-	o, err := c.rootOptions()
+	o, key, err := c.prepare()
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
-	complete, err := c.signPool(pool, o, passphrase)
+	complete, err := c.signPool(pool, o, key, passphrase)
 	if err != nil {
 		return fmt.Errorf("pool %s waits for its root: %w", c.Name, err)
 	}
@@ -78,17 +79,27 @@ func (c *poolAddCommand) Run(ctx context.Context, g *globals) error {
 	return g.showPool(pool)
 }
 
-// rootOptions are those of the root, whose name comes with the issuer's request. They are judged before anything is made.
-func (c *poolAddCommand) rootOptions() (o root.Options, err error) {
-	if _, err := keyfile.ParseAlgorithm(c.Algorithm); err != nil {
-		return o, err
+// prepare makes the root's key and judges its options, before anything is made at the node: the name alone is missing, and
+// comes with the issuer's request.
+func (c *poolAddCommand) prepare() (o root.Options, key crypto.Signer, err error) {
+	algorithm, err := keyfile.ParseAlgorithm(c.Algorithm)
+	if err != nil {
+		return o, nil, err
 	}
 	o.PathLen = 1
 	if o.Validity, err = lengthOf(c.Validity); err != nil {
-		return o, err
+		return o, nil, err
 	}
-	o.Constraints, err = root.ParseConstraints(c.NameConstraints)
-	return o, err
+	if o.Constraints, err = root.ParseConstraints(c.NameConstraints); err != nil {
+		return o, nil, err
+	}
+	if key, err = keyfile.Generate(algorithm, 0); err != nil {
+		return o, nil, err
+	}
+	trial := o
+	trial.Subject = cert.CommonName(c.Name + " root")
+	_, err = root.New(trial, key, time.Now())
+	return o, key, err
 }
 
 // addPending adds a pool that waits for its root, or finds the one that an earlier call left waiting.
@@ -106,19 +117,11 @@ func addPending(ctx context.Context, api *client.Client, in client.AddPoolReques
 
 // signPool makes the root, has it sign the issuer's request and its first CRL, and writes its key to a file. The file is
 // on disk before anything of the root leaves this process.
-func (c *poolAddCommand) signPool(pool *client.Pool, o root.Options, passphrase []byte) (*client.CompletePoolRequest, error) {
+func (c *poolAddCommand) signPool(pool *client.Pool, o root.Options, key crypto.Signer, passphrase []byte) (*client.CompletePoolRequest, error) {
 	if pool.Issuer == nil || pool.Issuer.CSR == "" {
 		return nil, fmt.Errorf("the node gave no request to sign")
 	}
 	csr, err := cert.CSRLimits{}.ParsePEM([]byte(pool.Issuer.CSR))
-	if err != nil {
-		return nil, err
-	}
-	algorithm, err := keyfile.ParseAlgorithm(c.Algorithm)
-	if err != nil {
-		return nil, err
-	}
-	key, err := keyfile.Generate(algorithm, 0)
 	if err != nil {
 		return nil, err
 	}
