@@ -44,8 +44,10 @@ func (s *Service) Respond(ctx context.Context, request []byte) (Response, error)
 		return refusal(statusOf(err)), err
 	}
 	if len(r.CertIDs) == 1 && len(r.Nonce) == 0 {
+		// A clock that was set back must not make an answer last longer.
+		latest := s.db.Latest(now)
 		for _, issuer := range twins {
-			if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], now); ok {
+			if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], latest); ok {
 				known.Cached = true
 				return known, nil
 			}
@@ -76,8 +78,12 @@ func statusOf(err error) ocsp.ResponseStatus {
 	}
 }
 
-// sign makes an answer.
+// sign makes an answer; none while the clock is behind, since it would be dated before what was said already, and could
+// call good what was revoked since.
 func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, now time.Time) (Response, error) {
+	if err := s.db.CheckClock(now); err != nil {
+		return Response{}, err
+	}
 	responder, err := s.responder(ctx, issuer, now)
 	if err != nil {
 		return Response{}, err
@@ -248,7 +254,8 @@ func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID,
 	d.mu.Lock()
 	found, age := d.byHash[key], now.Sub(d.read)
 	d.mu.Unlock()
-	if len(found) > 0 && age < directoryAge || len(found) == 0 && age < directoryRetry {
+	// A negative age is that of a clock which was set back, and says nothing.
+	if age >= 0 && (len(found) > 0 && age < directoryAge || len(found) == 0 && age < directoryRetry) {
 		return found, nil
 	}
 	if err := d.load(ctx, authority, now); err != nil {

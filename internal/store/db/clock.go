@@ -51,6 +51,14 @@ func (d *DB) CheckClock(now time.Time) error {
 		WithHint("set the clock right; if it is right and the store's mark is wrong, chancery rescue clock sets the mark back")
 }
 
+// Latest is now, or the newest time that this process has learnt from the store where the clock is behind it.
+func (d *DB) Latest(now time.Time) time.Time {
+	if high := d.highWater.Load(); behind(now, high) {
+		return FromMicros(high)
+	}
+	return now
+}
+
 func behind(now time.Time, high int64) bool { return Micros(now) < high-ClockTolerance.Microseconds() }
 
 // LearnClock reads the mark, for a process that has not made a heartbeat yet.

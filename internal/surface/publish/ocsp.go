@@ -63,7 +63,9 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, response revoc
 		header.Set("Expires", response.NextUpdate.UTC().Format(http.TimeFormat))
 		d := document{
 			mediaType: ocsp.ResponseType, tag: response.Tag, modified: response.ThisUpdate,
-			maxAge: time.Until(response.NextUpdate), size: int64(len(response.DER)),
+			size: int64(len(response.DER)),
+			// Never longer than the whole, whatever the clock says.
+			maxAge: min(time.Until(response.NextUpdate), response.NextUpdate.Sub(response.ThisUpdate)),
 		}
 		if d.send(w, r) {
 			w.Write(response.DER) // an error here is a caller that has gone
