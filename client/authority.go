@@ -127,8 +127,8 @@ func (c *Client) Tokens(ctx context.Context, operator string) iter.Seq2[Token, e
 	return pages[Token](ctx, c, get("operators", operator, "tokens"))
 }
 
-// CreateToken makes a token. It is the one call that is not the same when it is repeated: the secret of a lost answer is
-// lost, and what is repeated makes another token.
+// CreateToken makes a token. The secret of a lost answer is lost, so the call that is repeated with its key makes a token
+// with another secret, and ends the one before it; a conflict says that the first was used or ended already.
 func (c *Client) CreateToken(ctx context.Context, operator string, in CreateTokenRequest) (*Token, error) {
 	var out Token
 	return &out, c.do(ctx, post("operators", operator, "tokens").with(in), &out)

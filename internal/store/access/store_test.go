@@ -51,7 +51,7 @@ func create(t testing.TB, s *access.Store, by access.Principal, name string, kin
 
 func token(t testing.TB, s *access.Store, by, owner access.Principal) (access.Token, string) {
 	t.Helper()
-	tok, text, err := s.CreateToken(t.Context(), by, owner.ID, "test", time.Hour)
+	tok, text, err := s.CreateToken(t.Context(), by, access.TokenOrder{Principal: owner.ID, Label: "test", Life: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Token describes a bearer token. Its text is known only to whoever it was given to.
@@ -85,22 +88,86 @@ func mayManageTokens(by Principal, principalID string) error {
 	return by.May(ManagePrincipals)
 }
 
-// CreateToken makes a token for a principal and returns its text, which is shown once and stored nowhere.
-func (s *Store) CreateToken(ctx context.Context, by Principal, principalID, label string, life time.Duration) (Token, string, error) {
-	if err := mayManageTokens(by, principalID); err != nil {
+// TokenOrder asks for a token.
+type TokenOrder struct {
+	Principal string // its id
+	Label     string
+	Life      time.Duration
+	Key       string // of idempotency; empty where the call is its own
+}
+
+// CreateToken makes a token for a principal and returns its text, which is shown once and stored nowhere. So a call that is
+// repeated with its key, because its answer was lost, cannot get the first answer: it ends the token of the first and
+// makes another in its place. It is a conflict once that token was used or ended, since then the answer arrived.
+func (s *Store) CreateToken(ctx context.Context, by Principal, o TokenOrder) (Token, string, error) {
+	if err := mayManageTokens(by, o.Principal); err != nil {
 		return Token{}, "", err
 	}
 	now := time.Now()
 	text := NewTokenText()
+	caller, request := "token:"+by.ID, once.Hash([]byte(o.Principal), []byte(o.Label), []byte(o.Life.String()))
 	var t Token
-	err := s.db.Tx(ctx, func(tx *db.Tx) (err error) {
-		t, err = s.InsertToken(ctx, tx, principalID, label, text, life, by.Actor(), now)
-		return err
+	var replaced bool
+	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+		first, found, err := once.Lookup(ctx, tx, caller, o.Key, request)
+		if err != nil {
+			return err
+		}
+		if replaced = found; found {
+			if err := s.endUnused(ctx, tx, by, string(first), now); err != nil {
+				return err
+			}
+		}
+		if t, err = s.InsertToken(ctx, tx, o.Principal, o.Label, text, o.Life, by.Actor(), now); err != nil {
+			return err
+		}
+		if found {
+			return once.Replace(ctx, tx, caller, o.Key, []byte(t.ID), now)
+		}
+		return once.Remember(ctx, tx, caller, o.Key, request, []byte(t.ID), now)
 	})
+	if replaced {
+		s.invalidate()
+	}
 	if err != nil {
 		return Token{}, "", fmt.Errorf("create token: %w", err)
 	}
 	return t, text, nil
+}
+
+// endUnused removes a token whose secret reached nobody, as far as can be told, and refuses where it did.
+func (s *Store) endUnused(ctx context.Context, tx *db.Tx, by Principal, id string, now time.Time) error {
+	spent := func(what string) error {
+		return fault.New(fault.Conflict, "the token %s that was made with this idempotency key %s", id, what).
+			WithHint("its secret was shown once; make another token with a fresh key")
+	}
+	var owner, label string
+	var created, used int64
+	err := tx.QueryRow(ctx, `SELECT principal_id, label, created, last_used FROM access_token WHERE id = $1`, id).
+		Scan(&owner, &label, &created, &used)
+	s.mu.RLock()
+	_, pending := s.used[id]
+	s.mu.RUnlock()
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return spent("has ended")
+	case err != nil:
+		return err
+	case used != 0 || pending:
+		return spent("is in use")
+	case created > db.Micros(now):
+		return spent("answers a later call") // this one is the first, come late, and nobody waits for it any more
+	}
+	return s.removeToken(ctx, tx, by, id, owner, label, now)
+}
+
+func (s *Store) removeToken(ctx context.Context, tx *db.Tx, by Principal, id, owner, label string, now time.Time) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM access_token WHERE id = $1`, id); err != nil {
+		return err
+	}
+	return s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "token.delete", Object: id, Detail: map[string]any{"principal": owner, "label": label},
+	})
 }
 
 // InsertToken stores a token that NewTokenText made, in the caller's transaction.
@@ -190,12 +257,7 @@ func (s *Store) DeleteToken(ctx context.Context, by Principal, id string) error 
 		if denied := mayManageTokens(by, owner); denied != nil {
 			return notFound(nil, "token", id) // whether it exists is not the caller's to know
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM access_token WHERE id = $1`, id); err != nil {
-			return err
-		}
-		return s.log.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: "token.delete", Object: id, Detail: map[string]any{"principal": owner, "label": label},
-		})
+		return s.removeToken(ctx, tx, by, id, owner, label, now)
 	})
 	s.invalidate()
 	if err != nil {

@@ -24,18 +24,18 @@ func TestTokens(t *testing.T) {
 		alice := create(t, s, admin, "alice", access.KindOperator, access.Operator)
 		bob := create(t, s, admin, "bob", access.KindOperator, access.Operator)
 		first, text := token(t, s, alice, alice) // her own
-		if _, _, err := s.CreateToken(ctx, alice, bob.ID, "", time.Hour); !fault.Is(err, fault.Denied) {
+		if _, _, err := s.CreateToken(ctx, alice, access.TokenOrder{Principal: bob.ID, Life: time.Hour}); !fault.Is(err, fault.Denied) {
 			t.Fatalf("a token for another: %v", err)
 		}
-		if _, _, err := s.CreateToken(ctx, admin, "nobody", "", time.Hour); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.CreateToken(ctx, admin, access.TokenOrder{Principal: "nobody", Life: time.Hour}); !fault.Is(err, fault.NotFound) {
 			t.Fatalf("a token for nobody: %v", err)
 		}
 		for _, life := range []time.Duration{0, -time.Hour, time.Second, access.MaxTokenLife + 1} {
-			if _, _, err := s.CreateToken(ctx, alice, alice.ID, "", life); !fault.Is(err, fault.Invalid) {
+			if _, _, err := s.CreateToken(ctx, alice, access.TokenOrder{Principal: alice.ID, Life: life}); !fault.Is(err, fault.Invalid) {
 				t.Fatalf("a life of %s: %v", life, err)
 			}
 		}
-		if _, _, err := s.CreateToken(ctx, alice, alice.ID, "a\nb", time.Hour); !fault.Is(err, fault.Invalid) {
+		if _, _, err := s.CreateToken(ctx, alice, access.TokenOrder{Principal: alice.ID, Label: "a\nb", Life: time.Hour}); !fault.Is(err, fault.Invalid) {
 			t.Fatalf("a label with a line end: %v", err)
 		}
 		if p, err := s.Authenticate(ctx, text); err != nil || p.ID != alice.ID || p.Actor() != "operator:alice" {

@@ -68,6 +68,14 @@ func Remember(ctx context.Context, tx *db.Tx, caller, key string, request, respo
 		caller, key, request, response, db.Micros(now))
 }
 
+// Replace keeps another response to (caller, key), for which Lookup found one in the same transaction: for an act whose answer
+// holds what is stored nowhere, and which is done anew in place of the first.
+func Replace(ctx context.Context, tx *db.Tx, caller, key string, response []byte, now time.Time) error {
+	_, err := tx.Exec(ctx, "UPDATE once SET response = $1, created_at = $2 WHERE caller = $3 AND request_key = $4",
+		response, db.Micros(now), caller, key)
+	return err
+}
+
 // Do answers from memory, or else runs fn in the same transaction and remembers its response.
 func Do(ctx context.Context, tx *db.Tx, caller, key string, request []byte, now time.Time, fn func() ([]byte, error)) ([]byte, error) {
 	response, found, err := Lookup(ctx, tx, caller, key, request)

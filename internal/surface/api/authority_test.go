@@ -130,6 +130,50 @@ func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
 	})
 }
 
+// TestTokenOfALostAnswerDoesNotStayAlive: a call that was repeated with its key left a second token, whose secret nobody had.
+func TestTokenOfALostAnswerDoesNotStayAlive(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		admin, ctx := a.as(access.Admin), client.WithIdempotencyKey(t.Context(), "t1")
+		_, err := admin.CreateOperator(t.Context(), client.CreateOperatorRequest{Name: "ida", Roles: []string{client.RoleAuditor}})
+		must(t, err)
+		in := client.CreateTokenRequest{Label: "deploy"}
+		lost, err := admin.CreateToken(ctx, "ida", in)
+		must(t, err)
+		second, err := admin.CreateToken(ctx, "ida", in)
+		must(t, err)
+		all, err := client.Collect(admin.Tokens(t.Context(), "ida"))
+		must(t, err)
+		if len(all) != 1 || all[0].ID != second.ID || second.ID == lost.ID || second.Secret == lost.Secret {
+			t.Fatalf("after a repetition there are %+v", all)
+		}
+		if _, err := a.bearer(lost.Secret).Caller(t.Context()); !client.IsKind(err, "unauthenticated") {
+			t.Errorf("the secret of the lost answer: %v", err)
+		}
+		in.Label = "another"
+		if _, err := admin.CreateToken(ctx, "ida", in); !client.IsKind(err, "conflict") {
+			t.Errorf("another body with the same key: %v", err)
+		}
+		in.Label = "deploy"
+		if _, err := a.bearer(second.Secret).Caller(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := admin.CreateToken(ctx, "ida", in); !client.IsKind(err, "conflict") {
+			t.Errorf("a repetition after the secret was used: %v", err)
+		}
+		if _, err := a.bearer(second.Secret).Caller(t.Context()); err != nil {
+			t.Errorf("the secret in use was ended: %v", err)
+		}
+		must(t, admin.RevokeToken(t.Context(), second.ID))
+		if _, err := admin.CreateToken(ctx, "ida", in); !client.IsKind(err, "conflict") {
+			t.Errorf("a repetition after the token was ended: %v", err)
+		}
+		if _, err := admin.CreateToken(t.Context(), "ida", in); err != nil {
+			t.Errorf("a fresh key: %v", err)
+		}
+	})
+}
+
 func TestAuditIsSearchedAndExported(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)

@@ -171,7 +171,7 @@ func (a *authority) addPerson(name string, role access.Role) *person {
 	var err error
 	p.Principal, err = a.Access.CreatePrincipal(ctx, system, access.Principal{Name: name, Kind: kind, Roles: []access.Role{role}})
 	must(a.t, err)
-	_, p.token, err = a.Access.CreateToken(ctx, system, p.ID, "test", time.Hour)
+	_, p.token, err = a.Access.CreateToken(ctx, system, access.TokenOrder{Principal: p.ID, Label: "test", Life: time.Hour})
 	must(a.t, err)
 	key, csr := newCSR(a.t, "ignored")
 	issued, err := a.Identity.Enrol(ctx, system, p.Principal, csr, "")

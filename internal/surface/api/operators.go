@@ -112,7 +112,9 @@ func (s *Server) createToken(ctx context.Context, in *namedIn[client.CreateToken
 	if life == 0 {
 		life = defaultTokenLife
 	}
-	t, secret, err := s.Access.CreateToken(ctx, access.From(ctx), owner.ID, in.Body.Label, life)
+	t, secret, err := s.Access.CreateToken(ctx, access.From(ctx), access.TokenOrder{
+		Principal: owner.ID, Label: in.Body.Label, Life: life, Key: in.given(),
+	})
 	if err != nil {
 		return nil, err
 	}
