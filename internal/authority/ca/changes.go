@@ -131,8 +131,10 @@ func LastChanges(ctx context.Context, tx *db.Tx) (map[string]int64, error) {
 
 // ChangedPartitions returns the partitions of an issuer in which something changed after a change, each with its newest.
 func ChangedPartitions(ctx context.Context, tx *db.Tx, issuer *Issuer, after int64) (map[int]int64, error) {
-	rows, err := tx.Query(ctx, `SELECT crl_partition, MAX(change) FROM revocation WHERE issuer = $1 AND change > $2
-		GROUP BY crl_partition`, issuer.number, after)
+	// The sum keeps SQLite from grouping by revocation_crl, which holds all that was ever revoked: few changes are newer,
+	// and revocation_by_change finds those.
+	rows, err := tx.Query(ctx, `SELECT n, MAX(change) FROM (SELECT crl_partition + 0 AS n, change FROM revocation
+		WHERE issuer = $1 AND change > $2) AS newer GROUP BY n`, issuer.number, after)
 	if err != nil {
 		return nil, fmt.Errorf("read the changed partitions of issuer %s: %w", issuer.Name, err)
 	}

@@ -100,39 +100,56 @@ func (k *checker) issuer(i *Issuer) {
 	}
 }
 
+// row is a certificate with what is recorded of its revocation.
+type row struct {
+	*record
+	state  sql.NullString
+	entry  []byte
+	issuer sql.NullInt64
+}
+
 // page checks the certificates after an ID, and returns the last it saw, -1 at the end.
 func (k *checker) page(ctx context.Context, tx *db.Tx, after int64) (int64, error) {
-	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+`, r.state, r.entry, r.change, r.issuer
-		FROM certificate c LEFT JOIN revocation r ON r.certificate = c.id WHERE c.id > $1 ORDER BY c.id LIMIT $2`, after, int64(maxPage))
+	found, err := readPage(ctx, tx, after)
 	if err != nil {
 		return 0, err
 	}
-	defer rows.Close()
-	n := 0
-	for ; rows.Next(); n++ {
-		var (
-			state          sql.NullString
-			entry          []byte
-			change, issuer sql.NullInt64
-		)
-		r, err := scanRecord(func(dest ...any) error { return rows.Scan(append(dest, &state, &entry, &change, &issuer)...) })
-		if err != nil {
-			return 0, err
-		}
+	for _, r := range found {
 		after = r.ID
-		if err := k.certificate(ctx, tx, r); err != nil {
+		if err := k.certificate(ctx, tx, r.record); err != nil {
 			return 0, err
 		}
-		if state.Valid {
-			k.revocation(r, State(state.String), entry, issuer.Int64)
+		if r.state.Valid {
+			k.revocation(r.record, State(r.state.String), r.entry, r.issuer.Int64)
 		} else if r.State != Valid {
 			k.tell(cert.FormatSerial(r.Serial), "the certificate is %s and has no revocation", r.State)
 		}
 	}
-	if n < maxPage {
+	if len(found) < maxPage {
 		after = -1
 	}
-	return after, rows.Err()
+	return after, nil
+}
+
+// readPage reads a page whole: the check of a certificate may ask for its issuer, and PostgreSQL takes no second question on
+// a connection while the rows of the first are read.
+func readPage(ctx context.Context, tx *db.Tx, after int64) ([]row, error) {
+	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+`, r.state, r.entry, r.issuer
+		FROM certificate c LEFT JOIN revocation r ON r.certificate = c.id WHERE c.id > $1 ORDER BY c.id LIMIT $2`, after, int64(maxPage))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var found []row
+	for rows.Next() {
+		var r row
+		r.record, err = scanRecord(func(dest ...any) error { return rows.Scan(append(dest, &r.state, &r.entry, &r.issuer)...) })
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, r)
+	}
+	return found, rows.Err()
 }
 
 func (k *checker) certificate(ctx context.Context, tx *db.Tx, r *record) error {

@@ -88,6 +88,10 @@ func (c *CA) admit(ctx context.Context, by access.Principal, action access.Actio
 	if err := c.db.CheckClock(now); err != nil {
 		return err
 	}
+	return c.withinRate(ctx, by, now)
+}
+
+func (c *CA) withinRate(ctx context.Context, by access.Principal, now time.Time) error {
 	if isSystem(by) {
 		return nil
 	}

@@ -301,3 +301,25 @@ func TestTemplate(t *testing.T) {
 		t.Errorf("profile %s", own.Profile)
 	}
 }
+
+// TestRootsConstraintsHoldBelowAnIssuerWithoutThem issues under an issuer whose root alone is constrained: openssl would say
+// "permitted subtree violation" of what was issued beyond it.
+func TestRootsConstraintsHoldBelowAnIssuerWithoutThem(t *testing.T) {
+	a := newStores(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
+	ctx := context.Background()
+	_, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "root", Subject: "CN=Root", Constraints: []string{"+dns:example.com"}})
+	check(t, err)
+	_, _, err = a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "issuing", Subject: "CN=Issuing", Parent: "root", Default: true})
+	check(t, err)
+	for range 2 { // as read with the issuers, and again
+		_, err = a.Issue(ctx, admin(), Order{Profile: "server", CSR: csr(t, newKey(t), "dns:a.evil.com")})
+		refusedAs(t, err, fault.Invalid)
+		if !strings.Contains(err.Error(), `by "CN=Root", above the issuer`) {
+			t.Errorf("the refusal does not say whose constraints: %v", err)
+		}
+		_, err = a.Issue(ctx, admin(), Order{Template: "cn = a.evil.com\ndns_name = a.evil.com\n", PublicKey: spkiOf(t, newKey(t))})
+		refusedAs(t, err, fault.Invalid)
+	}
+	leaf, chain, roots := a.path(a.server("dns:a.example.com"))
+	run(t, "openssl", "verify", "-CAfile", roots, "-untrusted", chain, leaf)
+}

@@ -224,7 +224,7 @@ const wholeList = -1
 // encoder returns the issuer as the encoder wants it, with the places where it publishes. Without a public URL there are
 // none; an issuer whose key is offline answers no OCSP requests.
 func (i *Issuer) encoder(s *settings.Settings, partition int) *cert.Issuer {
-	e := &cert.Issuer{Certificate: i.Certificate, Above: i.Chain}
+	e := &cert.Issuer{Certificate: i.Certificate, Above: i.Chain, Constraints: i.constraints}
 	if s.PublicURL == "" {
 		return e
 	}

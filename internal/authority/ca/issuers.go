@@ -147,6 +147,12 @@ func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*
 		if i.Chain, err = x509.ParseCertificates(chain); err != nil {
 			return nil, fmt.Errorf("read the chain of issuer %s: %w", i.Name, err)
 		}
+		if i.Certificate != nil {
+			// What cannot be read is refused when a certificate is made, and does not keep the other issuers from being read.
+			if read, err := cert.ReadPathConstraints(append([]*x509.Certificate{i.Certificate}, i.Chain...)); err == nil {
+				i.constraints = read
+			}
+		}
 		issuers = append(issuers, &i)
 	}
 	return issuers, rows.Err()
@@ -289,10 +295,11 @@ func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
 	switch {
 	case found.State == IssuerPending, found.State == IssuerRetired && !order.responder:
 		return nil, fault.New(fault.Conflict, "issuer %q is %s; only an active issuer issues", found.Name, found.State)
-	case found.Pool == IdentityPool && (order.Profile != IdentityProfile || order.Template != "") && !order.responder:
-		// A server certificate from here, for the name of a node, would be a node to every client.
-		return nil, fault.New(fault.Denied, "issuer %q issues identities; only the profile %q passes", found.Name, IdentityProfile).
-			WithHint("name another issuer or pool")
+	case found.Pool == IdentityPool && !order.identity && !order.responder:
+		// A server certificate from here, for the name of a node, would be a node to every client; and a client certificate
+		// for the key of an identity that was revoked would be that identity again.
+		return nil, fault.New(fault.Denied, "issuer %q issues identities, and no order gets one", found.Name).
+			WithHint("chancery operator enrol gives an identity; name another issuer or pool for other certificates")
 	case found.KeyID == "":
 		return nil, fault.New(fault.Conflict, "the key of issuer %q is offline; what it issues is signed where the key is", found.Name)
 	}
@@ -300,7 +307,7 @@ func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
 }
 
 // DefaultPool is the pool of orders that name none. IdentityPool holds the issuer of identities: by its certificates callers
-// are known to the authority and nodes to them, so it issues under the profile IdentityProfile and no other.
+// are known to the authority and nodes to them, so it issues through IssueIdentity alone, under the profile IdentityProfile.
 const (
 	DefaultPool     = "default"
 	IdentityPool    = "identity"

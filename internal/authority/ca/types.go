@@ -5,6 +5,7 @@ import (
 	"math/big"
 	"time"
 
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/crl"
 )
 
@@ -34,7 +35,8 @@ type Issuer struct {
 	CRL         CRLMode
 	CreatedAt   time.Time
 
-	number int64 // the short form of ID in the rows of large tables
+	number      int64                 // the short form of ID in the rows of large tables
+	constraints *cert.PathConstraints // of Certificate and Chain, as they were read; nil: not read yet
 }
 
 // Root reports whether the issuer signed itself.
@@ -141,6 +143,7 @@ type Order struct {
 
 	replaces  *Certificate // what this renews or re-keys
 	responder bool         // of OCSP, which a retired issuer needs too
+	identity  bool         // of IssueIdentity
 }
 
 // idBits are the low bits of an ID that tell apart what was issued in the same microsecond.

@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -21,6 +22,48 @@ func (c *NameConstraints) Check(subject Name, san []GeneralName) error {
 	}
 	for _, g := range names {
 		if err := c.checkOne(g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PathConstraints are the name constraints of an issuer and of the certificates above it. They are never changed, so one
+// value serves all certificates of an issuer.
+type PathConstraints struct{ of []constraintsOf }
+
+type constraintsOf struct {
+	certificate *x509.Certificate
+	constraints *NameConstraints
+	above       bool // not of the issuer itself
+}
+
+// ReadPathConstraints reads the constraints of a path: the issuer, and those above it.
+func ReadPathConstraints(path []*x509.Certificate) (*PathConstraints, error) {
+	all := new(PathConstraints)
+	for i, certificate := range path {
+		for _, e := range certificate.Extensions {
+			if !e.Id.Equal(OIDNameConstraints) {
+				continue
+			}
+			c, err := ParseNameConstraints(e.Value)
+			if err != nil {
+				return nil, fmt.Errorf("the constraints of %q: %w", certificate.Subject, err)
+			}
+			all.of = append(all.of, constraintsOf{certificate, c, i > 0})
+		}
+	}
+	return all, nil
+}
+
+// Check applies the constraints of every certificate of the path.
+func (p *PathConstraints) Check(subject Name, san []GeneralName) error {
+	for _, one := range p.of {
+		err := one.constraints.Check(subject, san)
+		if err != nil && one.above {
+			return fmt.Errorf("%w (by %q, above the issuer)", err, one.certificate.Subject)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -2,12 +2,10 @@ package cert
 
 import (
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -283,25 +281,18 @@ func checkConstraint(g GeneralName) error {
 	return fmt.Errorf("a constraint on names of kind %s is not understood by relying parties", g.Kind)
 }
 
+// lintIssuerConstraints holds the names against the constraints of the whole path above (RFC 5280 6.1.4 g): a relying party
+// intersects them, whichever CA of the path they stand in.
 func lintIssuerConstraints(v *tbsView, issuer *Issuer) error {
 	if issuer == nil {
 		return nil
 	}
-	for i, above := range append([]*x509.Certificate{issuer.Certificate}, issuer.Above...) {
-		at := slices.IndexFunc(above.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(OIDNameConstraints) })
-		if at < 0 {
-			continue
-		}
-		c, err := ParseNameConstraints(above.Extensions[at].Value)
-		if err != nil {
-			return fmt.Errorf("the constraints of %q: %w", above.Subject, err)
-		}
-		if err := c.Check(v.subjectName, v.san); err != nil {
-			if i > 0 {
-				return fmt.Errorf("%w (by %q, above the issuer)", err, above.Subject)
-			}
+	constraints := issuer.Constraints
+	if constraints == nil {
+		var err error
+		if constraints, err = ReadPathConstraints(append([]*x509.Certificate{issuer.Certificate}, issuer.Above...)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return constraints.Check(v.subjectName, v.san)
 }

@@ -9,8 +9,8 @@ import (
 // NoExpiry is the notAfter of a certificate without a well-defined end (RFC 5280 4.1.2.5).
 var NoExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-// Template is all of a TBSCertificate but the serial number, the issuer and the key. The extensions are encoded in the
-// order of the fields below, Extra last.
+// Template is all of a TBSCertificate but the serial number, the issuer and the key. The extensions are encoded in
+// certtool's order, which is not the order of the fields.
 type Template struct {
 	Subject             Name
 	NotBefore, NotAfter time.Time // to the second, UTC; the zone does not matter
@@ -92,6 +92,7 @@ type Issuer struct {
 	Certificate *x509.Certificate
 	Above       []*x509.Certificate // those above it, whose name constraints hold as well
 	Algorithm   SignatureAlgorithm  // 0: the default of the issuer's key
+	Constraints *PathConstraints    // nil: read for each certificate from Certificate and Above
 
 	// Where the issuer publishes; a profile puts these into what it issues. All plain http (RFC 5280 8).
 	CRLDistributionPoints []string

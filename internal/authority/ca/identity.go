@@ -1,0 +1,32 @@
+package ca
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"chancery/internal/store/access"
+)
+
+// IssueIdentity issues a certificate of the pool of identities, in the authority's own name for the service or node named.
+// It is the only way to one: whoever could have other keys certified there could pass for others. Who may call is the
+// caller's to decide; here it counts against his rate.
+func (c *CA) IssueIdentity(ctx context.Context, by access.Principal, name string, order Order) (*Certificate, error) {
+	now := time.Now()
+	if err := c.db.CheckClock(now); err != nil {
+		return nil, err
+	}
+	if err := c.withinRate(ctx, by, now); err != nil {
+		return nil, err
+	}
+	order.Pool, order.Profile, order.identity = IdentityPool, IdentityProfile, true
+	return c.planAndIssue(ctx, access.System(name), &order, now)
+}
+
+// CheckKey refuses a key that was revoked as compromised, under whatever issuer.
+func (c *CA) CheckKey(ctx context.Context, spki []byte) error {
+	if err := c.checkKey(ctx, spki); err != nil {
+		return fmt.Errorf("check the key: %w", err)
+	}
+	return nil
+}
