@@ -25,7 +25,8 @@ import (
 type Event struct {
 	Node string // whose chain this is
 	Seq  int64  // from 1, without gaps
-	// Time is when the act happened, as its service read the clock.
+	// Time is when the act happened, as its service read the clock. Within a chain it does not go back, as far as acts that
+	// overlapped are concerned: Append sets it to that of the event before, where it was up to a minute earlier.
 	Time time.Time
 	// Actor is who acted, as access.Principal.Actor says it; Action is a verb such as certificate.issue; Object is the
 	// identifier of what was acted upon.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/store/db"
@@ -17,8 +18,14 @@ type Log struct {
 	db   *db.DB
 	node string
 
-	mu   sync.Mutex // guards head
-	head head       // where the chain is believed to end; only a hint, the database decides
+	mu   sync.Mutex // guards last
+	last tail       // where the chain is believed to end; only a hint, the database decides
+}
+
+// tail is the end of a chain, with the time of its event.
+type tail struct {
+	head
+	time int64
 }
 
 // head is the last event of a chain.
@@ -60,10 +67,10 @@ func (l *Log) write(ctx context.Context, tx *db.Tx, items []any) error {
 		entries[i] = item.(*entry)
 	}
 	l.mu.Lock()
-	from := l.head
+	from := l.last
 	l.mu.Unlock()
 	to := chain(from, entries)
-	moved, err := l.move(ctx, tx, from, to)
+	moved, err := l.move(ctx, tx, from.head, to.head)
 	if err != nil {
 		return err
 	}
@@ -72,7 +79,7 @@ func (l *Log) write(ctx context.Context, tx *db.Tx, items []any) error {
 			return err
 		}
 		to = chain(from, entries)
-		if moved, err = l.move(ctx, tx, from, to); err != nil {
+		if moved, err = l.move(ctx, tx, from.head, to.head); err != nil {
 			return err
 		}
 		if !moved {
@@ -86,17 +93,26 @@ func (l *Log) write(ctx context.Context, tx *db.Tx, items []any) error {
 		}
 	}
 	l.mu.Lock()
-	l.head = to
+	l.last = to
 	l.mu.Unlock()
 	return nil
 }
 
-// chain gives the entries their places after from, and returns where the chain then ends.
-func chain(from head, entries []*entry) head {
+// reordered is by how much two acts may have read the clock in another order than they were committed in.
+const reordered = time.Minute
+
+// chain gives the entries their places after from, and returns where the chain then ends. An act that read the clock before
+// the one that was committed ahead of it gets that one's time: so the order of times is the order of the chain, and whoever
+// reads page after page misses nothing that was committed meanwhile. What lies further back is a clock that was set, which
+// the record shows as it is.
+func chain(from tail, entries []*entry) tail {
 	for _, n := range entries {
 		n.seq, n.prev = from.seq+1, from.hash
+		if late := from.time - n.time; late > 0 && late <= reordered.Microseconds() {
+			n.time = from.time
+		}
 		n.hash = n.sum()
-		from = head{n.seq, n.hash}
+		from = tail{head{n.seq, n.hash}, n.time}
 	}
 	return from
 }
@@ -112,18 +128,19 @@ func (l *Log) move(ctx context.Context, tx *db.Tx, from, to head) (bool, error) 
 	return n == 1, err
 }
 
-func (l *Log) readHead(ctx context.Context, tx *db.Tx) (head, error) {
-	var h head
+func (l *Log) readHead(ctx context.Context, tx *db.Tx) (tail, error) {
+	var h tail
 	var hash []byte
-	err := tx.QueryRow(ctx, `SELECT seq, hash FROM audit_head WHERE node = $1`, l.node).Scan(&h.seq, &hash)
+	err := tx.QueryRow(ctx, `SELECT h.seq, h.hash, COALESCE(e.time, 0) FROM audit_head h
+		LEFT JOIN audit_event e ON e.node = h.node AND e.seq = h.seq WHERE h.node = $1`, l.node).Scan(&h.seq, &hash, &h.time)
 	if errors.Is(err, sql.ErrNoRows) {
-		return head{}, nil
+		return tail{}, nil
 	}
 	if err != nil {
-		return head{}, err
+		return tail{}, err
 	}
 	if copy(h.hash[:], hash) != len(h.hash) || len(hash) != len(h.hash) {
-		return head{}, fmt.Errorf("the head of audit chain %s has a hash of %d octets", l.node, len(hash))
+		return tail{}, fmt.Errorf("the head of audit chain %s has a hash of %d octets", l.node, len(hash))
 	}
 	return h, nil
 }

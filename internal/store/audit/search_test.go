@@ -184,3 +184,61 @@ func TestExportTellsOfAWriterThatFails(t *testing.T) {
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, bytes.ErrTooLarge }
+
+// Two acts overlap, and the one that read the clock first is committed last. A list by time shows both in the order of the
+// chain, in whatever pages it is read, and a reader who had come to the end sees the late one on his next page.
+func TestListShowsSequence179After181(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		l := newLog(t, d, "n1")
+		add := func(l *audit.Log, after time.Duration) {
+			e := event(0)
+			e.Time = at.Add(after)
+			if err := d.Tx(t.Context(), func(tx *db.Tx) error { return l.Append(t.Context(), tx, e) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, after := range []time.Duration{10, 12, 11, 12, 5, 13} {
+			add(l, after*time.Second)
+		}
+		first, err := l.Search(t.Context(), audit.Filter{}, "", 5)
+		if err != nil || first.Next == "" {
+			t.Fatal(first, err)
+		}
+		add(newLog(t, d, "n1"), 9*time.Second) // as a process that was started again
+		for _, newest := range []bool{false, true} {
+			for limit := 1; limit <= 8; limit++ {
+				var order []int64
+				for after := ""; ; {
+					page, err := l.Search(t.Context(), audit.Filter{Newest: newest}, after, limit)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, e := range page.Events {
+						order = append(order, e.Seq)
+					}
+					if after = page.Next; after == "" {
+						break
+					}
+				}
+				if newest {
+					slices.Reverse(order)
+				}
+				if !slices.Equal(order, []int64{1, 2, 3, 4, 5, 6, 7}) {
+					t.Errorf("in pages of %d, newest first %v: %v", limit, newest, order)
+				}
+			}
+		}
+		rest, err := l.Search(t.Context(), audit.Filter{}, first.Next, 5)
+		if err != nil || len(rest.Events) != 2 || rest.Events[1].Seq != 7 {
+			t.Errorf("the page after: %+v, %v", rest, err)
+		}
+		// A clock that was set back by an hour is no overlap.
+		add(l, -time.Hour)
+		page, err := l.Search(t.Context(), audit.Filter{}, "", 1)
+		if err != nil || page.Events[0].Seq != 8 || !page.Events[0].Time.Equal(at.Add(-time.Hour)) {
+			t.Errorf("an event of another hour: %+v, %v", page, err)
+		}
+		key, _ := signers(t)
+		wantClean(t, l, key, 8)
+	})
+}
