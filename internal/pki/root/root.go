@@ -140,14 +140,15 @@ func sign(linted *cert.Linted, key crypto.Signer) (*x509.Certificate, error) {
 }
 
 // ParseConstraints reads name constraints as an operator writes them: permitted names as "+dns:example.com" or
-// "dns:example.com", excluded ones as "-ip:10.0.0.0/8". No text at all means no constraints.
+// "dns:example.com", excluded ones as "!ip:10.0.0.0/8" or "-ip:10.0.0.0/8". No text at all means no constraints.
 func ParseConstraints(texts []string) (*cert.NameConstraints, error) {
 	if len(texts) == 0 {
 		return nil, nil
 	}
 	var c cert.NameConstraints
 	for _, text := range texts {
-		name, excluded := strings.CutPrefix(text, "-")
+		name := strings.TrimLeft(text, "!-")
+		excluded := len(name) < len(text)
 		g, err := cert.ParseGeneralName(strings.TrimPrefix(name, "+"))
 		if err != nil {
 			return nil, fault.New(fault.Invalid, "name constraint %q: %w", text, err)

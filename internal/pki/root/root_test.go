@@ -153,11 +153,11 @@ func TestOpenRefusesAnotherKeyAndNoRoot(t *testing.T) {
 }
 
 func TestParseConstraints(t *testing.T) {
-	c, err := ParseConstraints([]string{"+dns:example.com", "dns:example.net", "-ip:10.0.0.0/8"})
+	c, err := ParseConstraints([]string{"+dns:example.com", "dns:example.net", "-ip:10.0.0.0/8", "!dns:other.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Permitted) != 2 || len(c.Excluded) != 1 || c.Excluded[0].String() != "ip:10.0.0.0/8" {
+	if len(c.Permitted) != 2 || len(c.Excluded) != 2 || c.Excluded[0].String() != "ip:10.0.0.0/8" {
 		t.Errorf("got %v", c)
 	}
 	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)

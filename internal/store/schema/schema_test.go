@@ -66,7 +66,7 @@ func describe(t *testing.T, d *db.DB) string {
 	return text.String()
 }
 
-// TestOneSchemaOnBothEngines compares the engines with each other and with the golden file.
+// TestGoldenSchemaOnBothEngines compares the engines with each other and with the golden file.
 func TestGoldenSchemaOnBothEngines(t *testing.T) {
 	seen := map[db.Dialect]string{}
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) { seen[d.Dialect()] = describe(t, d) })

@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// TestOpenAPIDocument keeps docs/openapi.json what the node serves: a change of the API shows in the diff.
+// TestGoldenOpenAPIDocument keeps docs/openapi.json what the node serves: a change of the API shows in the diff.
 func TestGoldenOpenAPIDocument(t *testing.T) {
 	a := newSQLite(t)
 	status, header, served := a.request("GET", client.Prefix+"/openapi.json", "", "")
