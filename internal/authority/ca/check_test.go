@@ -17,6 +17,10 @@ func TestCheck(t *testing.T) {
 		if err != nil || len(findings) != 0 {
 			t.Fatalf("an untouched store: %v, %v", findings, err)
 		}
+		a.forget() // as on a node that was started just now: each certificate's issuer is asked for
+		if findings, _, err := a.Check(ctx, 1); err != nil || len(findings) != 0 {
+			t.Fatalf("with no issuer in memory: %v, %v", findings, err)
+		}
 		if done.Issuers != 2 || done.Certificates != int64(len(all))+2 || done.Revocations != 2 || done.Signatures != done.Certificates {
 			t.Errorf("checked %+v", done)
 		}

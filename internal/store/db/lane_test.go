@@ -412,3 +412,34 @@ func TestRowsLeftOpen(t *testing.T) {
 		}
 	})
 }
+
+// TestStatementWhileRowsAreRead: PostgreSQL takes one question at a time. A second one is an error, and does not hang; after
+// the rows are read, or closed, it passes.
+func TestStatementWhileRowsAreRead(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		makeTable(t, d)
+		ctx := t.Context()
+		if err := d.Tx(ctx, func(tx *db.Tx) error { return errors.Join(insert(ctx, tx, "a", 1), insert(ctx, tx, "b", 1)) }); err != nil {
+			t.Fatal(err)
+		}
+		ask := func(tx *db.Tx, upTo int) error {
+			rows, err := tx.Query(ctx, "SELECT id FROM items ORDER BY id")
+			if err != nil {
+				return err
+			}
+			for n := 0; n < upTo && rows.Next(); n++ {
+			}
+			var count int
+			return tx.QueryRow(ctx, "SELECT COUNT(*) FROM items").Scan(&count)
+		}
+		for name, run := range map[string]func(context.Context, func(*db.Tx) error) error{"Tx": d.Tx, "Read": d.Read} {
+			err := run(ctx, func(tx *db.Tx) error { return ask(tx, 1) })
+			if refused := d.Dialect() == db.Postgres; refused != (err != nil) {
+				t.Errorf("%s, in the middle: %v", name, err)
+			}
+			if err := run(ctx, func(tx *db.Tx) error { return ask(tx, 3) }); err != nil {
+				t.Errorf("%s, at the end: %v", name, err)
+			}
+		}
+	})
+}

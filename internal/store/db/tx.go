@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -138,8 +139,15 @@ func (r *Row) Err() error { return r.err }
 // whatever becomes of its caller's context, since the transaction belongs to others too: cutting it would drop the
 // connection under them.
 func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Context, error) {
-	if err := tx.admit(args); err != nil || !tx.write {
+	if err := tx.admit(args); err != nil {
 		return ctx, err
+	}
+	if tx.d.dialect == Postgres && tx.reading() {
+		// Its driver would report the connection as bad, and database/sql would wait for ever for these rows to close it.
+		return ctx, tx.fail(errors.New("db: a statement was run while the rows of another were read; read them whole first"))
+	}
+	if !tx.write {
+		return ctx, nil
 	}
 	if len(tx.batch.sent) > 0 {
 		tx.wrote = tx.wrote || len(tx.batch.sent) > tx.mark
@@ -150,6 +158,15 @@ func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Cont
 	}
 	tx.wrote = tx.wrote || !isSelect(query)
 	return context.Background(), nil
+}
+
+// reading says whether rows of an earlier query are still open.
+func (tx *Tx) reading() bool {
+	tx.rows = slices.DeleteFunc(tx.rows, func(rows *sql.Rows) bool {
+		_, err := rows.Columns() // fails only where they are closed
+		return err != nil
+	})
+	return len(tx.rows) > 0
 }
 
 // admit refuses a statement that could not be right.
