@@ -1,10 +1,9 @@
 // Package identity issues the certificates by which operators, nodes and agents are known to the authority, and says of
 // one that is shown whether it is good.
 //
-// An identity is a certificate of the pool ca.IdentityPool, whose root is in no trust set. What it proves is not in it: the
-// key is mapped to a principal in the store, so a renewed certificate for a mapped key is the same caller, and one whose
-// mapping is gone is nobody, whatever it says. The mapping is written before the certificate is issued: a mapping without a
-// certificate proves nothing, and a certificate without a mapping would be a caller that nobody knows.
+// An identity is a certificate of the pool ca.IdentityPool, whose root is in no trust set. What it proves is not in it: its
+// key and its serial are mapped to a principal in the store, so one whose mapping is gone is nobody, whatever it says. The
+// mapping is written after the certificate was issued: one without it is nobody's, and the repeated call maps it.
 package identity
 
 import (
@@ -12,6 +11,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -73,28 +73,71 @@ func (s *Service) Roots(ctx context.Context) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// Good refuses a certificate of the issuer that is revoked, on hold, or not in the record.
+// enroller is the name in which the authority issues identities to callers. What another requested is no identity,
+// whichever issuer signed it.
+const enroller = "identity"
+
+// Good refuses a certificate of the issuer that proves nobody: one that is revoked or on hold, or not in the record; one
+// that this package did not issue to a caller; one that a later one for its key has replaced. Whatever ended one of the
+// certificates of a key ended the key: the other one does not prove its owner any more either.
 func (s *Service) Good(ctx context.Context, issuerID string, serial *big.Int) error {
-	found, err := s.ca.Find(ctx, access.System("identity"), ca.Ref{Issuer: issuerID, Serial: serial})
+	found, err := s.find(ctx, issuerID, serial)
 	if err != nil {
 		return err
 	}
-	if found.State == ca.Revoked || found.State == ca.Held {
-		return fault.New(fault.Conflict, "identity %s is %s", cert.FormatSerial(serial), found.State)
+	if err := live(found); err != nil {
+		return err
+	}
+	if found.Requester != access.System(enroller).ID {
+		return fault.New(fault.Denied, "certificate %s was not issued as a caller's identity", cert.FormatSerial(serial))
+	}
+	bound, err := s.access.Identity(ctx, issuerID, found.PublicKey())
+	if err != nil {
+		return err
+	}
+	if !bound.Has(serial) {
+		return fault.New(fault.Conflict, "identity %s was replaced by a later one for its key", cert.FormatSerial(serial))
+	}
+	return s.unspoilt(ctx, issuerID, bound, found.PublicKey())
+}
+
+// unspoilt refuses a key that was revoked as compromised anywhere, or one of whose certificates is revoked or on hold.
+func (s *Service) unspoilt(ctx context.Context, issuerID string, bound access.Bound, spki []byte) error {
+	if err := s.ca.CheckKey(ctx, spki); err != nil {
+		return err
+	}
+	for _, serial := range bound.Serials {
+		found, err := s.find(ctx, issuerID, serial)
+		if fault.Is(err, fault.NotFound) {
+			continue // it ended long ago and was pruned
+		}
+		if err == nil {
+			err = live(found)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) find(ctx context.Context, issuerID string, serial *big.Int) (*ca.Certificate, error) {
+	return s.ca.Find(ctx, access.System(enroller), ca.Ref{Issuer: issuerID, Serial: serial})
+}
+
+func live(c *ca.Certificate) error {
+	if c.State == ca.Revoked || c.State == ca.Held {
+		return fault.New(fault.Conflict, "identity %s is %s, and its key proves nobody", cert.FormatSerial(c.Serial), c.State).
+			WithHint("enrol with a new key")
 	}
 	return nil
 }
 
 // Enrol gives a principal an identity for the key that signed the request; of the request nothing but its key is used.
-// Everyone enrols himself, administrators others too.
+// Everyone enrols himself, administrators others too. It counts against the rate of the caller.
 func (s *Service) Enrol(ctx context.Context, by, principal access.Principal, csr []byte, idempotencyKey string) (*ca.Certificate, error) {
-	if by.ID == "" || by.ID != principal.ID {
-		if err := by.May(access.ManagePrincipals); err != nil {
-			return nil, err
-		}
-	}
-	if principal.Disabled {
-		return nil, fault.New(fault.Conflict, "%s is disabled", principal.Actor())
+	if err := mayEnrol(by, principal); err != nil {
+		return nil, err
 	}
 	request, err := cert.ParseCSR(csr)
 	if err != nil {
@@ -104,21 +147,41 @@ func (s *Service) Enrol(ctx context.Context, by, principal access.Principal, csr
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	err = s.db.Tx(ctx, func(tx *db.Tx) error {
-		return s.access.AddIdentity(ctx, tx, principal.ID, issuer.ID, request.SPKI, by.Actor(), now)
-	})
-	if err != nil {
+	bound, err := s.access.Identity(ctx, issuer.ID, request.SPKI)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	if err := errors.Join(bound.FreeFor(principal.ID), s.unspoilt(ctx, issuer.ID, bound, request.SPKI)); err != nil {
 		return nil, fmt.Errorf("enrol %s: %w", principal.Name, err)
 	}
-	issued, err := s.ca.Issue(ctx, access.System("identity"), ca.Order{
-		IdempotencyKey: scoped(idempotencyKey, principal.ID), Issuer: issuer.ID, Pool: ca.IdentityPool, Profile: ca.IdentityProfile,
+	issued, err := s.ca.IssueIdentity(ctx, by, enroller, ca.Order{
+		IdempotencyKey: scoped(idempotencyKey, principal.ID), Issuer: issuer.ID,
 		PublicKey: request.SPKI, Subject: cert.CommonName(principal.Name).String(), Validity: OperatorLife,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("enrol %s: %w", principal.Name, err)
 	}
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		return s.access.AddIdentity(ctx, tx, access.Identity{
+			Principal: principal.ID, Issuer: issuer.ID, SPKI: request.SPKI, Serial: issued.Serial, NotAfter: issued.NotAfter,
+		}, by.Actor(), time.Now())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("enrol %s: %w", principal.Name, err)
+	}
 	return issued, nil
+}
+
+func mayEnrol(by, principal access.Principal) error {
+	if by.ID == "" || by.ID != principal.ID {
+		if err := by.May(access.ManagePrincipals); err != nil {
+			return err
+		}
+	}
+	if principal.Disabled {
+		return fault.New(fault.Conflict, "%s is disabled", principal.Actor())
+	}
+	return nil
 }
 
 // scoped keeps callers' keys apart, who all enrol in the authority's own name.
@@ -139,8 +202,8 @@ func (s *Service) Serve(ctx context.Context, node string, key crypto.PublicKey, 
 	if err != nil {
 		return nil, fmt.Errorf("encode the key of node %s: %w", node, err)
 	}
-	issued, err := s.ca.Issue(ctx, access.System(node), ca.Order{
-		Issuer: issuer.ID, Pool: ca.IdentityPool, Profile: ca.IdentityProfile, PublicKey: spki,
+	issued, err := s.ca.IssueIdentity(ctx, access.System(node), node, ca.Order{
+		Issuer: issuer.ID, PublicKey: spki,
 		Subject: cert.CommonName(node).String(), Names: names, Validity: NodeLife,
 	})
 	if err != nil {

@@ -88,6 +88,9 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 	if err := whole(func() (int64, error) { return p.access.PruneTokens(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
+	if err := whole(func() (int64, error) { return p.access.PruneIdentities(ctx, now, pruneRows) }); err != nil {
+		return err
+	}
 	_, err = p.ca.Prune(ctx)
 	return err
 }

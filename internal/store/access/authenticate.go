@@ -144,35 +144,6 @@ func (s *Store) invalidate() {
 	clear(s.known)
 }
 
-// AddIdentity makes a certificate's key prove a principal, in the transaction that issues the certificate.
-func (s *Store) AddIdentity(ctx context.Context, tx *db.Tx, principalID, issuer string, spki []byte, actor string, now time.Time) error {
-	p, err := principal(ctx, tx, principalID)
-	if err != nil {
-		return err
-	}
-	hash := sha256.Sum256(spki)
-	n, err := tx.Exec(ctx, `INSERT INTO access_identity (issuer, spki, principal_id, created) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (issuer, spki) DO NOTHING`, issuer, hash[:], principalID, db.Micros(now))
-	if err != nil {
-		return fmt.Errorf("add identity of %s: %w", p.Name, err)
-	}
-	if n == 0 {
-		var owner string
-		err := tx.QueryRow(ctx, `SELECT principal_id FROM access_identity WHERE issuer = $1 AND spki = $2`, issuer, hash[:]).Scan(&owner)
-		switch {
-		case err != nil:
-			return fmt.Errorf("add identity of %s: %w", p.Name, err)
-		case owner != principalID:
-			return fault.New(fault.Conflict, "this key is the identity of another principal already; a key proves one only")
-		}
-		return nil // a renewed certificate with the same key
-	}
-	return s.log.Append(ctx, tx, audit.Event{
-		Time: now, Actor: actor, Action: "identity.add", Object: p.ID,
-		Detail: map[string]any{"name": p.Name, "issuer": issuer, "spki_sha256": fmt.Sprintf("%x", hash)},
-	})
-}
-
 // RemoveIdentity ends what AddIdentity began; it takes effect on this node with the return of the call.
 func (s *Store) RemoveIdentity(ctx context.Context, by Principal, issuer string, spki []byte) error {
 	if err := by.May(ManagePrincipals); err != nil {

@@ -3,6 +3,7 @@ package access_test
 import (
 	"context"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -245,11 +246,15 @@ func TestDisablingTakesEffectAtOnce(t *testing.T) {
 func identify(t testing.TB, d *db.DB, s *access.Store, p access.Principal, spki []byte) {
 	t.Helper()
 	err := d.Tx(t.Context(), func(tx *db.Tx) error {
-		return s.AddIdentity(t.Context(), tx, p.ID, "identities", spki, "system:n1", time.Now())
+		return s.AddIdentity(t.Context(), tx, identityOf(p, spki), "system:n1", time.Now())
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func identityOf(p access.Principal, spki []byte) access.Identity {
+	return access.Identity{Principal: p.ID, Issuer: "identities", SPKI: spki, Serial: big.NewInt(7), NotAfter: time.Now().Add(time.Hour)}
 }
 
 func TestCertificateIdentities(t *testing.T) {
@@ -277,7 +282,7 @@ func TestCertificateIdentities(t *testing.T) {
 			}
 		}
 		err := d.Tx(ctx, func(tx *db.Tx) error {
-			return s.AddIdentity(ctx, tx, mail.ID, "identities", key, "system:n1", time.Now())
+			return s.AddIdentity(ctx, tx, identityOf(mail, key), "system:n1", time.Now())
 		})
 		if !fault.Is(err, fault.Conflict) {
 			t.Fatalf("one key for two: %v", err)
