@@ -63,16 +63,22 @@ func (c *CA) Export(ctx context.Context, by access.Principal, w io.Writer, forma
 			return fmt.Errorf("export certificates: %w", err)
 		}
 	}
+	names := map[string]string{} // of requesters, by ID
 	for after := ""; ; {
 		page, next, err := c.Search(ctx, by, f, after, maxPage)
 		if err != nil {
 			return err
 		}
+		if err := c.requesters(ctx, page, names); err != nil {
+			return fmt.Errorf("export certificates: %w", err)
+		}
 		for _, crt := range page {
+			line := export(crt)
+			line.Requester = names[crt.Requester]
 			if format == CSV {
-				err = sheet.Write(export(crt).row())
+				err = sheet.Write(line.row())
 			} else {
-				err = lines.Encode(export(crt))
+				err = lines.Encode(line)
 			}
 			if err != nil {
 				return fmt.Errorf("export certificates: %w", err)
@@ -87,11 +93,32 @@ func (c *CA) Export(ctx context.Context, by access.Principal, w io.Writer, forma
 	}
 }
 
+// maxRequesters bounds the names that an export remembers: each host may be a requester of its own.
+const maxRequesters = 1 << 16
+
+// requesters finds the names of who requested the certificates of a page.
+func (c *CA) requesters(ctx context.Context, page []*Certificate, names map[string]string) error {
+	if len(names) > maxRequesters {
+		clear(names)
+	}
+	return c.db.Read(ctx, func(tx *db.Tx) (err error) {
+		for _, crt := range page {
+			if _, ok := names[crt.Requester]; ok {
+				continue
+			}
+			if names[crt.Requester], err = access.NameOf(ctx, tx, crt.Requester); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func export(crt *Certificate) exported {
 	e := exported{
 		Serial: cert.FormatSerial(crt.Serial), Issuer: crt.Issuer.Name, State: crt.State, Subject: plain(crt.Subject), Names: []string{},
 		NotBefore: utc(crt.NotBefore), NotAfter: utc(crt.NotAfter), Profile: crt.Profile, ProfileVersion: crt.ProfileVersion,
-		Requester: crt.Requester, IssuedAt: utc(crt.IssuedAt()),
+		IssuedAt: utc(crt.IssuedAt()),
 	}
 	for _, n := range crt.Names() {
 		e.Names = append(e.Names, n.String())

@@ -98,6 +98,21 @@ func newStores(t testing.TB, d *db.DB) *authority {
 	})}
 }
 
+// known stores principals, as those of an authority are.
+func (a *authority) known(all ...access.Principal) {
+	a.t.Helper()
+	store, ctx := access.New(a.db, a.audit), context.Background()
+	check(a.t, a.db.Tx(ctx, func(tx *db.Tx) error {
+		for _, p := range all {
+			p.Created = time.Now()
+			if err := store.InsertPrincipal(ctx, tx, p, "test"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
 // newAuthority adds a root and an issuer, both online.
 func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()

@@ -117,16 +117,36 @@ func (c *CA) PendingRequests(ctx context.Context) (pending int64, err error) {
 // Assign gives a pending request to an officer: only that officer may then decide it. An empty officer takes it back.
 func (c *CA) Assign(ctx context.Context, by access.Principal, id, officer string) (*Request, error) {
 	return c.decide(ctx, by, id, "request.assign", RequestPending, func(ctx context.Context, tx *db.Tx, r *Request, _ time.Time) error {
+		if err := mayDecide(ctx, tx, officer); err != nil {
+			return err
+		}
 		r.AssignedTo = officer
 		_, err := tx.Exec(ctx, `UPDATE request SET assigned_to = $1 WHERE id = $2`, officer, id)
 		return err
 	})
 }
 
+// mayDecide refuses an assignee who could not decide: the request would wait for ever. Nobody is an assignee too.
+func mayDecide(ctx context.Context, tx *db.Tx, officer string) error {
+	if officer == "" {
+		return nil
+	}
+	p, err := access.Lookup(ctx, tx, officer)
+	switch {
+	case err != nil:
+		return err
+	case p.Disabled:
+		return fault.New(fault.Invalid, "%s is disabled, and could not decide the request", p.Actor()).At("assignee")
+	case p.May(access.DecideRequest) != nil:
+		return fault.New(fault.Invalid, "%s may not decide requests; an officer or an administrator may", p.Actor()).At("assignee")
+	}
+	return nil
+}
+
 // Reject ends a pending request without a certificate.
 func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string) (*Request, error) {
 	return c.decide(ctx, by, id, "request.reject", RequestRejected, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
-		if err := r.decidable(by); err != nil {
+		if err := r.decidable(ctx, tx, by); err != nil {
 			return err
 		}
 		return r.end(ctx, tx, RequestRejected, by, reason, now)
@@ -197,11 +217,15 @@ func (r *Request) pending() error {
 }
 
 // decidable says whether an officer may decide the request: not when it is assigned to another.
-func (r *Request) decidable(by access.Principal) error {
-	if r.AssignedTo != "" && r.AssignedTo != by.ID {
-		return fault.New(fault.Conflict, "request %s is assigned to %s", r.ID, r.AssignedTo).WithHint("chancery request assign %s", r.ID)
+func (r *Request) decidable(ctx context.Context, tx *db.Tx, by access.Principal) error {
+	if r.AssignedTo == "" || r.AssignedTo == by.ID {
+		return nil
 	}
-	return nil
+	name, err := access.NameOf(ctx, tx, r.AssignedTo)
+	if err != nil {
+		return err
+	}
+	return fault.New(fault.Conflict, "request %s is assigned to %s", r.ID, name).WithHint("chancery request assign %s", r.ID)
 }
 
 func (r *Request) end(ctx context.Context, tx *db.Tx, state RequestState, by access.Principal, reason string, now time.Time) error {
@@ -231,16 +255,16 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 	var body requestBody
 	err := c.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
 		seen, body, err = loadRequest(ctx, tx, id)
-		return err
+		if err != nil || seen.State == RequestIssued && seen.DecidedBy == by.ID {
+			return err
+		}
+		return seen.approvable(ctx, tx, by)
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("approve request %s: %w", id, err)
 	}
-	if seen.State == RequestIssued && seen.DecidedBy == by.ID {
+	if seen.State == RequestIssued {
 		return c.Retrieve(ctx, by, id)
-	}
-	if err := seen.approvable(by); err != nil {
-		return nil, nil, err
 	}
 	// Judged again, by the requester's entitlements, and signed before the transaction that checks the request's state.
 	p, err := c.plan(ctx, body.Requester, &body.Order, now)
@@ -265,7 +289,7 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 			issued, err = c.committed(ctx, tx, s, now)
 			return err
 		}
-		if err := r.approvable(by); err != nil {
+		if err := r.approvable(ctx, tx, by); err != nil {
 			return err
 		}
 		if issued, err = c.record(ctx, tx, by, s, now); err != nil {
@@ -284,11 +308,11 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 	return done, issued, nil
 }
 
-func (r *Request) approvable(by access.Principal) error {
+func (r *Request) approvable(ctx context.Context, tx *db.Tx, by access.Principal) error {
 	if err := r.pending(); err != nil {
 		return err
 	}
-	if err := r.decidable(by); err != nil {
+	if err := r.decidable(ctx, tx, by); err != nil {
 		return err
 	}
 	if r.TwoPerson && r.Requester == by.ID {

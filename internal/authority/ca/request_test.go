@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"chancery/internal/fault"
@@ -54,6 +55,7 @@ func TestTwoPersonRule(t *testing.T) {
 		_, _, err = a.Approve(ctx, operator("bob", access.Operator), r.ID)
 		refusedAs(t, err, fault.Denied)
 		other := operator("otto", access.Officer)
+		a.known(admin(), other)
 		if r, err = a.Assign(ctx, admin(), r.ID, admin().ID); err != nil || r.AssignedTo != admin().ID {
 			t.Fatalf("assign: %+v, %v", r, err)
 		}
@@ -78,6 +80,32 @@ func TestTwoPersonRule(t *testing.T) {
 		refusedAs(t, err, fault.Conflict)
 		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile = 'guarded'`); n != 1 {
 			t.Errorf("%d certificates", n)
+		}
+	})
+}
+
+// TestRequestAssignedToOneWhoMayNotDecideIsRefused: it waited for ever, since nobody else could decide it; and what others
+// were told named its officer by a UUID.
+func TestRequestAssignedToOneWhoMayNotDecideIsRefused(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		ctx := context.Background()
+		saveProfile(t, a, guardedYAML)
+		gone := operator("gone", access.Officer)
+		gone.Disabled = true
+		a.known(admin(), operator("otto", access.Operator), operator("bob", access.Officer), gone)
+		r, _, err := a.Submit(ctx, officer(), Order{Profile: "guarded", CSR: csr(t, newKey(t), "dns:a.example.com")})
+		check(t, err)
+		for who, want := range map[string]fault.Kind{"id-otto": fault.Invalid, "id-gone": fault.Invalid, "id-nobody": fault.NotFound} {
+			_, err := a.Assign(ctx, admin(), r.ID, who)
+			refusedAs(t, err, want)
+		}
+		r, err = a.Assign(ctx, admin(), r.ID, "id-bob")
+		check(t, err)
+		_, _, err = a.Approve(ctx, admin(), r.ID)
+		refusedAs(t, err, fault.Conflict)
+		if text := err.Error(); !strings.Contains(text, "assigned to bob") || strings.Contains(text, "id-bob") {
+			t.Errorf("refused with %q", text)
 		}
 	})
 }

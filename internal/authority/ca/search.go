@@ -62,7 +62,7 @@ func ownOnly(by access.Principal, f *Filter) error {
 		return nil
 	}
 	if f.Requester != "" && f.Requester != by.ID {
-		return fault.New(fault.Denied, "%s may list what it requested itself, and not what %s did", by.Name, f.Requester)
+		return fault.New(fault.Denied, "%s may list what it requested itself, and not what others did", by.Name)
 	}
 	f.Requester = by.ID
 	return nil

@@ -278,6 +278,20 @@ func principal(ctx context.Context, tx *db.Tx, id string) (Principal, error) {
 	return p, err
 }
 
+// Lookup reads a principal in the caller's transaction.
+func Lookup(ctx context.Context, tx *db.Tx, id string) (Principal, error) {
+	return principal(ctx, tx, id)
+}
+
+// NameOf is a principal's name, by which people know it; its ID where it is gone, or was the authority itself.
+func NameOf(ctx context.Context, tx *db.Tx, id string) (string, error) {
+	p, err := principal(ctx, tx, id)
+	if fault.Is(err, fault.NotFound) {
+		return id, nil
+	}
+	return p.Name, err
+}
+
 func scanPrincipal(row interface{ Scan(...any) error }) (Principal, error) {
 	var p Principal
 	var roles string

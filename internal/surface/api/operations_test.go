@@ -102,6 +102,10 @@ func walkCertificates(t *testing.T, a *authority) {
 	if len(rows) < 4 || rows[0][0] != "serial" {
 		t.Fatalf("exported %v", rows)
 	}
+	requester := slices.Index(rows[0], "requester")
+	if !slices.ContainsFunc(rows, func(row []string) bool { return row[requester] == "the-operator" }) {
+		t.Errorf("no row of the export names who requested it: %v", rows)
+	}
 	out.Reset()
 	must(t, operator.ExportCertificates(ctx, &out, client.CertificateFilter{Profile: "server"}, "json"))
 	if lines := strings.Count(out.String(), "\n"); lines < 3 || !strings.Contains(out.String(), c.Serial) {
@@ -186,6 +190,9 @@ func walkRequests(t *testing.T, a *authority) {
 	r := submit()
 	if _, err := operator.Retrieve(ctx, r.ID); !client.IsKind(err, "conflict") {
 		t.Fatalf("a pending request was retrieved: %v", err)
+	}
+	if _, err := officer.Assign(ctx, r.ID, "the-operator"); !client.IsKind(err, "invalid") {
+		t.Errorf("assigned to one who may not decide: %v", err)
 	}
 	assigned, err := officer.Assign(ctx, r.ID, "the-officer")
 	must(t, err)
