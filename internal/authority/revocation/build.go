@@ -23,9 +23,20 @@ type order struct {
 	wish      Wish
 }
 
-// build makes one list and publishes it. now is read before the statuses are, so the list says of nothing that it was good
-// at a time when it was revoked already.
+// build makes one list and publishes it.
 func (s *Service) build(ctx context.Context, lease db.Lease, issuer *ca.Issuer, o order, now time.Time) (*List, error) {
+	lists, err := s.buildTogether(ctx, lease, issuer, []order{o}, now)
+	if err != nil {
+		return nil, err
+	}
+	return lists[0], nil
+}
+
+// buildTogether makes the lists of one moment: one CRLNumber, one thisUpdate, one state of the records, and one transaction
+// that publishes them. A complete CRL and a delta of one scope that are issued at one time must say the same under the same
+// number (RFC 5280 §5.2.3). now is read before the statuses are, so a list says of nothing that it was good at a time when it
+// was revoked already.
+func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.Issuer, orders []order, now time.Time) ([]*List, error) {
 	// A list of a clock that was set back would say of what was revoked since that it was good.
 	if err := s.db.CheckClock(now); err != nil {
 		return nil, err
@@ -38,28 +49,44 @@ func (s *Service) build(ctx context.Context, lease db.Lease, issuer *ca.Issuer, 
 	if err != nil {
 		return nil, fmt.Errorf("open the key of issuer %s: %w", issuer.Name, err)
 	}
-	if o.scope == Complete && o.scheduled {
-		if err := s.purgeExpired(ctx, lease, issuer); err != nil {
-			return nil, err
+	var wish *big.Int
+	for _, o := range orders {
+		if o.scope == Complete && o.scheduled {
+			if err := s.purgeExpired(ctx, lease, issuer); err != nil {
+				return nil, err
+			}
+		}
+		if o.wish.Number != nil {
+			wish = o.wish.Number
 		}
 	}
-	number, err := s.reserveNumber(ctx, lease, issuer.ID, o.wish.Number)
+	number, err := s.reserveNumber(ctx, lease, issuer.ID, wish)
 	if err != nil {
 		return nil, err
 	}
-	thisUpdate, nextUpdate := o.wish.times(now, validity(set, issuer, o.scope))
-	w := &chunkWriter{ctx: ctx, s: s, fence: lease.Check, list: &List{
-		ID: db.NewID(), Issuer: issuer.ID, Scope: o.scope, Current: true, Number: number,
-		ThisUpdate: thisUpdate, NextUpdate: nextUpdate,
-	}}
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error { return w.list.sign(ctx, tx, w, issuer, o, set, signer) })
+	writers, lists := make([]*chunkWriter, len(orders)), make([]*List, len(orders))
+	for i, o := range orders {
+		thisUpdate, nextUpdate := o.wish.times(now, validity(set, issuer, o.scope))
+		lists[i] = &List{
+			ID: db.NewID(), Issuer: issuer.ID, Scope: o.scope, Current: true, Number: number, ThisUpdate: thisUpdate, NextUpdate: nextUpdate,
+		}
+		writers[i] = &chunkWriter{ctx: ctx, s: s, fence: lease.Check, list: lists[i]}
+	}
+	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		for i, o := range orders {
+			if err := lists[i].sign(ctx, tx, writers[i], issuer, o, set, signer); err != nil {
+				return fmt.Errorf("make the CRL %s of issuer %s: %w", o.scope, issuer.Name, err)
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("make the CRL %s of issuer %s: %w", o.scope, issuer.Name, err)
+		return nil, err
 	}
-	if err := s.publish(ctx, w, "system:"+lease.Holder); err != nil {
-		return nil, fmt.Errorf("publish the CRL %s of issuer %s: %w", o.scope, issuer.Name, err)
+	if err := s.publish(ctx, "system:"+lease.Holder, now, writers...); err != nil {
+		return nil, fmt.Errorf("publish the CRL %s of issuer %s: %w", orders[0].scope, issuer.Name, err)
 	}
-	return w.list, nil
+	return lists, nil
 }
 
 // validity is nextUpdate minus thisUpdate. What an issuer does not say for itself, the settings say for all.

@@ -155,7 +155,7 @@ func TestOnlyTheHolderPublishes(t *testing.T) {
 		// Also when it lost the lease between reading and publishing.
 		w := &chunkWriter{ctx: t.Context(), s: o.service, fence: stale.Check, buffer: []byte("x"),
 			list: &List{ID: db.NewID(), Issuer: o.issuer.ID, Scope: Complete, Number: big.NewInt(1 << 60), ThisUpdate: time.Now(), NextUpdate: time.Now()}}
-		if err := o.service.publish(t.Context(), w, "test"); !fault.Is(err, fault.Conflict) {
+		if err := o.service.publish(t.Context(), "test", time.Now(), w); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("publish: %v", err)
 		}
 		if err := w.flush(); !fault.Is(err, fault.Conflict) {

@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"slices"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -46,7 +47,8 @@ func (st *standing) due(set *settings.Settings, now time.Time) (orders []order, 
 		}
 	}
 	complete := st.lists[Complete]
-	if l := st.lists[Delta]; st.issuer.CRL.Delta && complete != nil {
+	// A delta needs a base that is in force; where that has ended the complete list is due, and comes first.
+	if l := st.lists[Delta]; st.issuer.CRL.Delta && complete != nil && complete.NextUpdate.After(now) {
 		consider(Delta, st.wanted, l == nil || st.last > l.change)
 	}
 	if set.PublicURL != "" {
@@ -79,6 +81,29 @@ func (st *standing) whole(set *settings.Settings, complete *List, now time.Time,
 		*next = at
 	}
 	return !at.After(now)
+}
+
+// together splits orders into those that are made at one moment: the complete list and the delta where both are due, and
+// every other list by itself. A list whose times an operator chose is of another moment than the rest.
+func together(orders []order) [][]order {
+	isPair := slices.ContainsFunc(orders, func(o order) bool { return o.scope == Delta }) &&
+		slices.ContainsFunc(orders, func(o order) bool {
+			return o.scope == Complete && o.wish.ThisUpdate.IsZero()
+		})
+	var groups [][]order
+	pair := -1
+	for _, o := range orders {
+		switch inPair := isPair && (o.scope == Delta || o.scope == Complete); {
+		case inPair && pair >= 0:
+			groups[pair] = append(groups[pair], o)
+		case inPair:
+			pair = len(groups)
+			fallthrough
+		default:
+			groups = append(groups, []order{o})
+		}
+	}
+	return groups
 }
 
 // long reports whether making the list may take seconds, so that it must not hold up the others.

@@ -39,6 +39,7 @@ func TestDue(t *testing.T) {
 		"delta and short":           {mode: delta, lists: map[Scope]*List{Complete: made(time.Hour, 5, 5), Delta: made(time.Hour, 5, 0)}, last: 6, want: []Scope{Delta, Complete}},
 		"delta and long":            {mode: delta, lists: map[Scope]*List{Complete: made(time.Hour, 5, 20_000), Delta: made(time.Hour, 5, 0)}, last: 6, want: []Scope{Delta}},
 		"delta and long, many":      {mode: delta, lists: map[Scope]*List{Complete: made(time.Hour, 5, 20_000), Delta: made(time.Hour, 5, 0)}, last: 20_000, want: []Scope{Delta, Complete}},
+		"delta and ended":           {mode: delta, lists: map[Scope]*List{Complete: {ThisUpdate: now.Add(-31 * 24 * time.Hour), NextUpdate: now.Add(-time.Hour), change: 5}, Delta: made(time.Hour, 5, 0)}, last: 6, want: []Scope{Complete}},
 		"delta half its life":       {mode: delta, lists: map[Scope]*List{Complete: made(13*time.Hour, 5, 5), Delta: made(12*time.Hour, 5, 0)}, last: 5, want: []Scope{Delta}},
 		"partitions missing":        {mode: parted, lists: map[Scope]*List{Complete: made(time.Hour, 5, 5)}, last: 5, want: []Scope{Partition(0), Partition(1), Partition(2)}},
 		"partition with a change":   {mode: parted, lists: map[Scope]*List{Complete: made(time.Hour, 5, 20_000), Partition(0): made(0, 5, 5), Partition(1): made(0, 5, 5), Partition(2): made(0, 5, 5)}, last: 7, dirty: map[int]int64{1: 7}, want: []Scope{Partition(1)}},

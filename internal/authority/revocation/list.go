@@ -156,7 +156,7 @@ func (s *Service) Lists(ctx context.Context, nameOrID string, scope Scope, befor
 	return all, err
 }
 
-// Find returns the published list of an issuer with this CRLNumber.
+// Find returns the published list of an issuer with this CRLNumber: the complete one, where a delta has the number too.
 func (s *Service) Find(ctx context.Context, nameOrID string, number *big.Int) (*List, error) {
 	issuer, err := s.ca.Issuer(ctx, nameOrID)
 	if err != nil {
@@ -164,7 +164,7 @@ func (s *Service) Find(ctx context.Context, nameOrID string, number *big.Int) (*
 	}
 	var all []*List
 	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		all, err = readLists(ctx, tx, `issuer = $1 AND number = $2 AND state <> 'building'`, issuer.ID, number.String())
+		all, err = readLists(ctx, tx, `issuer = $1 AND number = $2 AND state <> 'building' ORDER BY scope`, issuer.ID, number.String())
 		return err
 	})
 	if err != nil {

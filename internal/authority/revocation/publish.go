@@ -96,46 +96,55 @@ func orEmpty(b []byte) []byte {
 	return b
 }
 
-// publish makes the list that w stored current. It is the one step that is seen, and all of it is in one transaction with
-// the fence: the lease's epoch or, for an uploaded list, what it must hold against the records.
-func (s *Service) publish(ctx context.Context, w *chunkWriter, actor string) error {
-	l := w.list
+// publish makes the lists that writers stored current. It is the one step that is seen, and all of it is in one transaction
+// with the fence: the lease's epoch or, for an uploaded list, what it must hold against the records.
+func (s *Service) publish(ctx context.Context, actor string, now time.Time, writers ...*chunkWriter) error {
 	return s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := w.fence(ctx, tx); err != nil {
-			return err
-		}
-		before, err := currentList(ctx, tx, l.Issuer, l.Scope)
-		if err != nil {
-			return err
-		}
-		if before != nil && l.Number.Cmp(before.Number) <= 0 {
-			return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the current one of issuer %s "+
-				"(RFC 5280 §5.2.3)", l.Number, before.Number, l.Issuer)
-		}
-		if len(w.buffer) > 0 {
-			if err := w.insertChunk(ctx, tx); err != nil {
+		for _, w := range writers {
+			if err := s.publishOne(ctx, tx, actor, now, w); err != nil {
 				return err
 			}
 		}
-		_, err = tx.Exec(ctx, `UPDATE crl SET state = 'past' WHERE issuer = $1 AND scope = $2 AND state = 'current'`,
-			l.Issuer, string(l.Scope))
-		if err != nil {
-			return fmt.Errorf("retire the CRL before %v: %w", l.Number, err)
-		}
-		// The row that the first chunk needed says nothing yet of length and signature.
-		if _, err := tx.Exec(ctx, `DELETE FROM crl WHERE id = $1 AND state = 'building'`, l.ID); err != nil {
-			return fmt.Errorf("store CRL %s: %w", l.ID, err)
-		}
-		if err := l.insert(ctx, tx, current); err != nil {
+		return nil
+	})
+}
+
+func (s *Service) publishOne(ctx context.Context, tx *db.Tx, actor string, now time.Time, w *chunkWriter) error {
+	l := w.list
+	if err := w.fence(ctx, tx); err != nil {
+		return err
+	}
+	before, err := currentList(ctx, tx, l.Issuer, l.Scope)
+	if err != nil {
+		return err
+	}
+	if before != nil && l.Number.Cmp(before.Number) <= 0 {
+		return fault.New(fault.Conflict, "CRLNumber %v is not greater than %v, the current one of issuer %s "+
+			"(RFC 5280 §5.2.3)", l.Number, before.Number, l.Issuer)
+	}
+	if len(w.buffer) > 0 {
+		if err := w.insertChunk(ctx, tx); err != nil {
 			return err
 		}
-		return s.audit.Append(ctx, tx, audit.Event{
-			Time: l.ThisUpdate, Actor: actor, Action: "crl.issue", Object: l.Issuer,
-			Detail: map[string]any{
-				"crl": l.ID, "scope": l.Scope, "number": l.Number.String(), "entries": l.Entries, "size": l.Size,
-				"thisUpdate": l.ThisUpdate, "nextUpdate": l.NextUpdate, "change": l.change,
-			},
-		})
+	}
+	_, err = tx.Exec(ctx, `UPDATE crl SET state = 'past' WHERE issuer = $1 AND scope = $2 AND state = 'current'`,
+		l.Issuer, string(l.Scope))
+	if err != nil {
+		return fmt.Errorf("retire the CRL before %v: %w", l.Number, err)
+	}
+	// The row that the first chunk needed says nothing yet of length and signature.
+	if _, err := tx.Exec(ctx, `DELETE FROM crl WHERE id = $1 AND state = 'building'`, l.ID); err != nil {
+		return fmt.Errorf("store CRL %s: %w", l.ID, err)
+	}
+	if err := l.insert(ctx, tx, current); err != nil {
+		return err
+	}
+	return s.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: actor, Action: "crl.issue", Object: l.Issuer,
+		Detail: map[string]any{
+			"crl": l.ID, "scope": l.Scope, "number": l.Number.String(), "entries": l.Entries, "size": l.Size,
+			"thisUpdate": l.ThisUpdate, "nextUpdate": l.NextUpdate, "change": l.change,
+		},
 	})
 }
 

@@ -227,6 +227,7 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 	}
 	st.wanted = wish.since > 0
 	orders, next := st.due(set, now)
+	var mine []order
 	for _, o := range orders {
 		if st.long(o, set) != w.long {
 			continue
@@ -234,19 +235,23 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 		if o.scope == Complete {
 			o.wish = wish
 		}
-		l, err := w.s.build(ctx, w.lease, issuer, o, time.Now())
+		mine = append(mine, o)
+	}
+	for _, group := range together(mine) {
+		lists, err := w.s.buildTogether(ctx, w.lease, issuer, group, time.Now())
 		if err != nil {
 			return now, err
 		}
-		w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(o.scope),
-			"crlNumber", l.Number.String(),
-			"entries", l.Entries, "nextUpdate", l.NextUpdate)
-		if at := l.renewAt(set, issuer); at.Before(next) {
-			next = at
-		}
-		if o.scope == Complete && st.wanted {
-			if err := w.s.fulfilled(ctx, issuer.ID, wish.since); err != nil {
-				return now, err
+		for _, l := range lists {
+			w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(l.Scope), "crlNumber", l.Number.String(),
+				"entries", l.Entries, "nextUpdate", l.NextUpdate)
+			if at := l.renewAt(set, issuer); at.Before(next) {
+				next = at
+			}
+			if l.Scope == Complete && st.wanted {
+				if err := w.s.fulfilled(ctx, issuer.ID, wish.since); err != nil {
+					return now, err
+				}
 			}
 		}
 	}

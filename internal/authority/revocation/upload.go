@@ -122,7 +122,7 @@ func (s *Service) Upload(ctx context.Context, by access.Principal, nameOrID stri
 	l.head, l.tail = frameOf(parsed)
 	w := &chunkWriter{ctx: ctx, s: s, list: l, buffer: parsed.RawTBS}
 	w.fence = func(ctx context.Context, tx *db.Tx) error { return l.coverRecords(ctx, tx, issuer, parsed) }
-	if err := s.publish(ctx, w, by.Actor()); err != nil {
+	if err := s.publish(ctx, by.Actor(), now, w); err != nil {
 		return nil, err
 	}
 	return l, nil
