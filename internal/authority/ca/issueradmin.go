@@ -245,9 +245,9 @@ func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, name
 			"name": i.Name, "pool": i.Pool, "state": i.State, "default": i.Default, "crl": i.CRL,
 		}})
 	})
+	c.forget() // after a failure too: the outcome of the commit may be unknown
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", action, nameOrID, err)
 	}
-	c.forget()
 	return changed, nil
 }

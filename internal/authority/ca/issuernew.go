@@ -301,9 +301,9 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 			},
 		})
 	})
+	c.forget() // after a failure too: the outcome of the commit may be unknown
 	if err != nil {
 		return nil, err
 	}
-	c.forget()
 	return stored, nil
 }
