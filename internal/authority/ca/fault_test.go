@@ -218,6 +218,7 @@ func TestApprovalCommit(t *testing.T) {
 		a, faults := faultyAuthority(t, url)
 		ctx := context.Background()
 		saveProfile(t, a, guardedYAML)
+		a.known(operator("bob", access.Operator))
 		for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
 			r, _, err := a.Submit(ctx, operator("bob", access.Operator), Order{Profile: "guarded", CSR: csr(t, newKey(t), "dns:a.example.com")})
 			check(t, err)

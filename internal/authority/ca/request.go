@@ -252,13 +252,17 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 		return nil, nil, err
 	}
 	var seen *Request
-	var body requestBody
+	var requester access.Principal
 	err := c.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		seen, body, err = loadRequest(ctx, tx, id)
+		seen, _, err = loadRequest(ctx, tx, id)
 		if err != nil || seen.State == RequestIssued && seen.DecidedBy == by.ID {
 			return err
 		}
-		return seen.approvable(ctx, tx, by)
+		if err := seen.approvable(ctx, tx, by); err != nil {
+			return err
+		}
+		requester, err = seen.requester(ctx, tx)
+		return err
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("approve request %s: %w", id, err)
@@ -266,12 +270,12 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 	if seen.State == RequestIssued {
 		return c.Retrieve(ctx, by, id)
 	}
-	// Judged again, by the requester's entitlements, and signed before the transaction that checks the request's state.
-	p, err := c.plan(ctx, body.Requester, &body.Order, now)
+	// Judged again, by what the requester may have now, and signed before the transaction that checks the request's state.
+	p, err := c.plan(ctx, requester, &seen.Order, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("judge request %s again: %w", id, err)
 	}
-	s, err := c.sign(ctx, body.Requester, p)
+	s, err := c.sign(ctx, requester, p)
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign for request %s: %w", id, err)
 	}
@@ -289,7 +293,7 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 			issued, err = c.committed(ctx, tx, s, now)
 			return err
 		}
-		if err := r.approvable(ctx, tx, by); err != nil {
+		if err := errors.Join(r.approvable(ctx, tx, by), r.stillFrom(ctx, tx, requester)); err != nil {
 			return err
 		}
 		if issued, err = c.record(ctx, tx, by, s, now); err != nil {

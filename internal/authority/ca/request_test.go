@@ -55,7 +55,7 @@ func TestTwoPersonRule(t *testing.T) {
 		_, _, err = a.Approve(ctx, operator("bob", access.Operator), r.ID)
 		refusedAs(t, err, fault.Denied)
 		other := operator("otto", access.Officer)
-		a.known(admin(), other)
+		a.known(admin(), other, officer())
 		if r, err = a.Assign(ctx, admin(), r.ID, admin().ID); err != nil || r.AssignedTo != admin().ID {
 			t.Fatalf("assign: %+v, %v", r, err)
 		}
