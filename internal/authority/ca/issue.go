@@ -33,13 +33,28 @@ func (c *CA) Issue(ctx context.Context, by access.Principal, order Order) (*Cert
 func (c *CA) planAndIssue(ctx context.Context, by access.Principal, order *Order, now time.Time) (*Certificate, error) {
 	p, err := c.plan(ctx, by, order, now)
 	if err == nil && !p.atOnce {
-		err = fault.New(fault.Denied, "profile %q wants an officer's approval for %s", p.profile, by.Name).
-			WithHint("chancery request submit asks for it")
+		err = p.needsApproval(by, order)
 	}
 	if err != nil {
 		return c.replay(ctx, by, order, now, fmt.Errorf("issue: %w", err))
 	}
 	return c.issue(ctx, by, order, p, now)
+}
+
+// needsApproval says how the caller gets there. A renewal cannot be submitted: an officer makes it, or the request is
+// submitted again.
+func (p *plan) needsApproval(by access.Principal, order *Order) error {
+	refused := fault.New(fault.Denied, "profile %q wants an officer's approval for %s", p.profile, by.Name)
+	switch old := order.replaces; {
+	case old == nil:
+		return refused.WithHint("chancery request submit asks for it")
+	case p.twoPerson:
+		return refused.WithHint("chancery request submit --profile %s --csr FILE asks for a certificate with the same names, and another officer "+
+			"approves it", p.profile)
+	default:
+		return refused.WithHint("an officer renews it: chancery cert renew %s; or chancery request submit --profile %s --csr FILE asks for a "+
+			"certificate with the same names", cert.FormatSerial(old.Serial), p.profile)
+	}
 }
 
 // issueCall is an order as its idempotency key knows it.
@@ -240,9 +255,9 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	}
 	sum := sha256.Sum256(crt.DER)
 	err = c.audit.Append(ctx, tx, audit.Event{
-		Time: now, Actor: by.Actor(), Action: "certificate.issue", Object: cert.FormatSerial(crt.Serial), Detail: issueDetail{
+		Time: now, Actor: by.Actor(), Action: actionIssue, Object: cert.FormatSerial(crt.Serial), Detail: issueDetail{
 			Certificate: crt.ID, Issuer: crt.Issuer.Name, Profile: crt.Profile, Version: crt.ProfileVersion, Replaces: crt.Replaces,
-			SHA256: hex.EncodeToString(sum[:]), Subject: crt.Subject,
+			SHA256: hex.EncodeToString(sum[:]), Subject: crt.Subject, NotAfter: utc(crt.NotAfter),
 		},
 	})
 	if err != nil {
@@ -254,6 +269,7 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 type issueDetail struct {
 	Certificate int64  `json:"certificate"`
 	Issuer      string `json:"issuer"`
+	NotAfter    string `json:"notAfter"`
 	Profile     string `json:"profile"`
 	Replaces    int64  `json:"replaces,omitempty"`
 	SHA256      string `json:"sha256"`

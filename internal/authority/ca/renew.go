@@ -3,6 +3,8 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -134,7 +136,7 @@ func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew Re
 	if err := key(old, &order); err != nil {
 		return nil, err
 	}
-	if err := replaceable(old, by); err != nil {
+	if err := errors.Join(replaceable(old, by), copyable(old, by, renew, now)); err != nil {
 		return c.replay(ctx, by, &order, now, err)
 	}
 	return c.planAndIssue(ctx, by, &order, now)
@@ -153,6 +155,39 @@ func replaceable(old *Certificate, by access.Principal) error {
 	case old.read().isCA:
 		return fault.New(fault.Conflict, "certificate %s is an issuer's; a new issuer takes its place", cert.FormatSerial(old.Serial)).
 			WithHint("chancery issuer issue")
+	}
+	return nil
+}
+
+// copyable bounds the renewal of what no stored profile describes, a template's or an imported certificate: nothing but the
+// old one says what it may be. It lasts no longer than the old one did. Only an administrator could ask for it in the first
+// place, so only one renews it, or who asked for the old one himself; and none but an administrator has it sign OCSP answers.
+func copyable(old *Certificate, by access.Principal, renew RenewOrder, now time.Time) error {
+	if old.Profile != templateProfile && old.Profile != importedProfile || len(old.DER) == 0 {
+		return nil
+	}
+	parsed, err := old.Parsed()
+	if err != nil {
+		return err
+	}
+	serial := cert.FormatSerial(old.Serial)
+	if !by.Has(access.Admin) {
+		switch {
+		case slices.Contains(parsed.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning):
+			return fault.New(fault.Denied, "certificate %s belongs to no profile and signs OCSP answers; an administrator renews it", serial)
+		case old.Requester != by.ID:
+			return fault.New(fault.Denied, "certificate %s belongs to no profile; an administrator renews it, or who requested it", serial).
+				WithHint("chancery cert issue --profile P gets a new certificate of a profile")
+		}
+	}
+	end := renew.NotAfter
+	if end.IsZero() && renew.Validity > 0 {
+		end = now.Add(renew.Validity)
+	}
+	life := old.NotAfter.Sub(old.NotBefore)
+	if longest := now.Add(life); end.After(longest) {
+		return fault.New(fault.Denied, "certificate %s belongs to no profile and was valid for %s; a renewal that ends at %s would last longer", serial,
+			life, end.UTC().Format(time.RFC3339)).WithHint("an end of %s would pass", longest.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
