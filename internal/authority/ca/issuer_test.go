@@ -277,7 +277,7 @@ func TestTemplate(t *testing.T) {
 		"an operator's, no profile":    {operator("bob", access.Operator), Order{Template: seed}, fault.Denied},
 		"a responder":                  {officer(), Order{Template: "cn = x\nocsp_signing_key\nsigning_key\n"}, fault.Denied},
 		"a responder, in the profile":  {admin(), Order{Template: "cn = x.example.com\nocsp_signing_key\nsigning_key\nexpiration_days = 30\n", Profile: "server"}, fault.Denied},
-		"beyond the profile's end":     {h, Order{Template: "cn = h1.example.com\ntls_www_server\nsigning_key\n", Profile: "server"}, fault.Invalid},
+		"beyond the profile's end":     {h, Order{Template: "cn = h1.example.com\ntls_www_server\nsigning_key\nexpiration_days = 365\n", Profile: "server"}, fault.Invalid},
 	} {
 		if c.order.PublicKey = spki; c.by.ID == h.ID {
 			c.order.PublicKey, c.order.CSR = nil, hostRequest(strings.Contains(c.order.Template, "h2.example.com"))

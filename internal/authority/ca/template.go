@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 	"time"
 
 	"chancery/internal/fault"
@@ -41,7 +40,7 @@ func texts(warnings []certtool.Warning) []string {
 
 // planTemplate builds what a certtool template says. A template means what certtool means by it, its usages, identifiers
 // and validity included; so without a profile beside it, only an admin may use one, who could change the profiles as well.
-// With a profile, the template stays within what the profile grants to the caller.
+// With a profile see planWithin.
 func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order, w *wish, p *plan, s *settings.Settings, now time.Time) error {
 	if order.Subject != "" || len(order.Names) > 0 || !order.NotBefore.IsZero() || !order.NotAfter.IsZero() || order.Validity != 0 {
 		return fault.New(fault.Invalid, "subject, names and validity stand in the template; give them there and nowhere else")
@@ -68,6 +67,13 @@ func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order
 		return fmt.Errorf("template: %w", err)
 	}
 	p.warnings = append(warnings, texts(made.Warnings)...)
+	if order.Profile != "" {
+		return c.planWithin(ctx, by, order, w, p, t, made, s, now)
+	}
+	if !by.Has(access.Admin) {
+		return fault.New(fault.Denied, "%s may use a template within a profile only; name the profile", by.Name).
+			WithHint("chancery cert issue --template T --profile P")
+	}
 	if err := withinIssuer(made.Template, p.issuer); err != nil {
 		return err
 	}
@@ -76,10 +82,8 @@ func (c *CA) planTemplate(ctx context.Context, by access.Principal, order *Order
 			return err
 		}
 	}
-	if err := c.permitTemplate(ctx, by, order, w, p, made, s, now); err != nil {
-		return err
-	}
-	p.linted, err = lintTemplate(made.Template, w.spki, made.Serial, p.issuer.encoder(s, wholeList), order.Compat && order.Profile == "")
+	p.profile, p.atOnce = templateProfile, true
+	p.linted, err = lintTemplate(made.Template, w.spki, made.Serial, p.issuer.encoder(s, wholeList), order.Compat)
 	return err
 }
 
@@ -88,53 +92,6 @@ func withinIssuer(t *cert.Template, issuer *Issuer) error {
 	if end := issuer.Certificate.NotAfter; t.NotAfter.After(end) {
 		return fault.New(fault.Invalid, "the certificate would end at %s, after its issuer %q, which ends at %s", t.NotAfter.UTC().Format(time.RFC3339),
 			issuer.Name, end.UTC().Format(time.RFC3339)).WithHint("expiration_days = %d would pass", int(time.Until(end).Hours()/24))
-	}
-	return nil
-}
-
-// permitTemplate holds a template against the profile that the order names, or else against the caller's role.
-func (c *CA) permitTemplate(ctx context.Context, by access.Principal, order *Order, w *wish, p *plan, made *certtool.Certificate,
-	s *settings.Settings, now time.Time) error {
-	t := made.Template
-	if order.Profile == "" {
-		p.profile, p.atOnce = templateProfile, true
-		if !by.Has(access.Admin) {
-			return fault.New(fault.Denied, "%s may use a template within a profile only; name the profile", by.Name).
-				WithHint("chancery cert issue --template T --profile P")
-		}
-		return nil
-	}
-	v, err := c.profiles.Current(ctx, order.Profile)
-	if err != nil {
-		return err
-	}
-	p.judgedBy(v, by, w.caller)
-	granted, _, err := v.Template(cert.Request{
-		Caller: w.caller, SPKI: w.spki, Subject: t.Subject, Names: append([]cert.GeneralName{}, t.SAN...),
-		NotBefore: t.NotBefore, NotAfter: t.NotAfter, Serial: made.Serial,
-	}, p.issuer.encoder(s, wholeList), now)
-	if err != nil {
-		return err
-	}
-	var beyond []string
-	if extra := t.KeyUsage &^ granted.KeyUsage; extra != 0 {
-		beyond = append(beyond, "key usage "+strings.Join(cert.KeyUsageNames(extra), ", "))
-	}
-	for _, purpose := range t.ExtKeyUsage {
-		if !slices.ContainsFunc(granted.ExtKeyUsage, purpose.Equal) {
-			beyond = append(beyond, "purpose "+cert.ExtKeyUsageName(purpose))
-		}
-	}
-	for _, e := range t.Extra {
-		if !slices.Contains(v.Extensions.Copy, e.ID.String()) {
-			beyond = append(beyond, "extension "+e.ID.String())
-		}
-	}
-	if t.ProxyCertInfo != nil {
-		beyond = append(beyond, "a proxy certificate")
-	}
-	if len(beyond) > 0 {
-		return fault.New(fault.Denied, "profile %q does not grant what the template asks for: %s", v.Name, strings.Join(beyond, "; "))
 	}
 	return nil
 }

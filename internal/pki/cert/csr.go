@@ -223,22 +223,45 @@ func (c *CSR) readExtensionRequest(values cryptobyte.String) error {
 	if list.Empty() {
 		return nil // certtool and others ask for nothing in as many words
 	}
-	var err error
-	if c.Extensions, err = readExtensions(list); err != nil {
+	extensions, err := readExtensions(list)
+	if err == nil {
+		err = c.ask(extensions)
+	}
+	if err != nil {
 		return fmt.Errorf("extensionRequest: %w", err)
 	}
-	if len(c.Extensions) > maxCSRExtensions {
-		return fmt.Errorf("extensionRequest has %d extensions: %d at most", len(c.Extensions), maxCSRExtensions)
+	return nil
+}
+
+// ask notes the extensions that are asked for, and reads those that a profile looks into.
+func (c *CSR) ask(extensions []Extension) error {
+	c.Extensions = extensions
+	if len(extensions) > maxCSRExtensions {
+		return fmt.Errorf("there are %d extensions: %d at most", len(extensions), maxCSRExtensions)
 	}
-	v := &tbsView{extensions: c.Extensions}
+	v := &tbsView{extensions: extensions}
 	if err := lintExtensionUnique(v, nil); err != nil {
-		return fmt.Errorf("extensionRequest: %w", err)
+		return err
 	}
 	if err := v.decode(); err != nil {
-		return fmt.Errorf("extensionRequest: %w", err)
+		return err
 	}
 	c.SAN, c.BasicConstraints, c.KeyUsage, c.ExtKeyUsage = v.san, v.basicConstraints, v.keyUsage, v.extKeyUsage
 	return nil
+}
+
+// NewWish is a request for a key whose possession was proved by other means, for a profile to judge: it asks for the
+// extensions and has no signature.
+func NewWish(spki []byte, extensions []Extension) (*CSR, error) {
+	key, err := ParsePublicKey(spki)
+	if err != nil {
+		return nil, err
+	}
+	c := &CSR{SPKI: spki, PublicKey: key}
+	if err := c.ask(extensions); err != nil {
+		return nil, fault.New(fault.Invalid, "extensions that are asked for: %w", err)
+	}
+	return c, nil
 }
 
 // CSRTemplate is what a request asks for.

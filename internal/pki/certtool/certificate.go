@@ -381,21 +381,10 @@ func (b *builder) usages() error {
 	if err := b.extKeyUsage(ike); err != nil {
 		return err
 	}
+	counts := map[string]bool{"encryption_key": leafLike && b.isRSA, "cert_signing_key": b.isCA, "crl_signing_key": b.isCA}
 	var usage x509.KeyUsage
-	for _, u := range []struct {
-		option string
-		bit    x509.KeyUsage
-		counts bool
-	}{
-		{"signing_key", x509.KeyUsageDigitalSignature, true},
-		{"encryption_key", x509.KeyUsageKeyEncipherment, leafLike && b.isRSA},
-		{"key_agreement", x509.KeyUsageKeyAgreement, true},
-		{"data_encipherment", x509.KeyUsageDataEncipherment, true},
-		{"non_repudiation", x509.KeyUsageContentCommitment, true},
-		{"cert_signing_key", x509.KeyUsageCertSign, b.isCA},
-		{"crl_signing_key", x509.KeyUsageCRLSign, b.isCA},
-	} {
-		if u.counts && b.has(u.option) {
+	for _, u := range usageOptions {
+		if only, conditional := counts[u.option]; b.has(u.option) && (only || !conditional) {
 			usage |= u.bit
 		}
 	}
@@ -428,14 +417,7 @@ func (b *builder) extKeyUsage(ike bool) error {
 		}
 		usages = append(usages, oid)
 	}
-	for _, u := range []struct {
-		option string
-		oid    asn1.ObjectIdentifier
-	}{
-		{"tls_www_client", cert.OIDClientAuth}, {"tls_www_server", cert.OIDServerAuth}, {"ipsec_ike_key", cert.OIDIPsecIKE},
-		{"ocsp_signing_key", cert.OIDOCSPSigning}, {"code_signing_key", cert.OIDCodeSigning},
-		{"time_stamping_key", cert.OIDTimeStamping}, {"email_protection_key", cert.OIDEmailProtection},
-	} {
+	for _, u := range purposeOptions {
 		e, ok := b.first(u.option)
 		if !ok || u.option == "ipsec_ike_key" && !ike {
 			continue

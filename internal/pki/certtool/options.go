@@ -1,8 +1,13 @@
 package certtool
 
 import (
+	"cmp"
+	"crypto/x509"
+	"encoding/asn1"
 	"slices"
 	"strings"
+
+	"chancery/internal/pki/cert"
 )
 
 type optionKind int
@@ -51,6 +56,69 @@ var options = []struct {
 	{"cert_signing_key", flag}, {"crl_signing_key", flag}, {"code_signing_key", flag}, {"ocsp_signing_key", flag},
 	{"time_stamping_key", flag}, {"email_protection_key", flag}, {"ipsec_ike_key", flag}, {"data_encipherment", flag},
 	{"key_agreement", flag}, {"non_repudiation", flag}, {"tls_feature", multi},
+}
+
+// usageOptions are the switches of the key usage, in certtool's order.
+var usageOptions = []struct {
+	option string
+	bit    x509.KeyUsage
+}{
+	{"signing_key", x509.KeyUsageDigitalSignature}, {"encryption_key", x509.KeyUsageKeyEncipherment},
+	{"key_agreement", x509.KeyUsageKeyAgreement}, {"data_encipherment", x509.KeyUsageDataEncipherment},
+	{"non_repudiation", x509.KeyUsageContentCommitment}, {"cert_signing_key", x509.KeyUsageCertSign},
+	{"crl_signing_key", x509.KeyUsageCRLSign},
+}
+
+// purposeOptions are the switches of the extended key usage, in certtool's order.
+var purposeOptions = []struct {
+	option string
+	oid    asn1.ObjectIdentifier
+}{
+	{"tls_www_client", cert.OIDClientAuth}, {"tls_www_server", cert.OIDServerAuth}, {"ipsec_ike_key", cert.OIDIPsecIKE},
+	{"ocsp_signing_key", cert.OIDOCSPSigning}, {"code_signing_key", cert.OIDCodeSigning},
+	{"time_stamping_key", cert.OIDTimeStamping}, {"email_protection_key", cert.OIDEmailProtection},
+}
+
+// Option is one line of a template that counts.
+type Option struct {
+	Name, Value  string
+	Line, Column int // of the name
+
+	KeyUsage  x509.KeyUsage         // 0: the option is no key usage
+	Purpose   asn1.ObjectIdentifier // nil: it is no purpose
+	Extension asn1.ObjectIdentifier // nil: it is no extension
+}
+
+// Options returns the options of the template in its order, each value of its own.
+func (t *Template) Options() []Option {
+	var all []Option
+	for _, settings := range t.settings {
+		for _, e := range settings {
+			o := Option{Name: e.name, Value: e.value, Line: e.at.line, Column: e.at.column}
+			for _, u := range usageOptions {
+				if u.option == e.name {
+					o.KeyUsage = u.bit
+				}
+			}
+			for _, u := range purposeOptions {
+				if u.option == e.name {
+					o.Purpose = u.oid
+				}
+			}
+			id, _ := splitPair(e.value)
+			if oid, err := cert.ParseOID(id); err == nil {
+				switch e.name {
+				case "key_purpose_oid":
+					o.Purpose = oid
+				case "add_extension", "add_critical_extension":
+					o.Extension = oid
+				}
+			}
+			all = append(all, o)
+		}
+	}
+	slices.SortFunc(all, func(a, b Option) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column)) })
+	return all
 }
 
 func kindOf(name string) (optionKind, bool) {
