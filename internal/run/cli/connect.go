@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"os"
+
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/upkeep/datadir"
@@ -39,6 +41,9 @@ func (g *globals) clientOptions() (o *client.Options, certFile, keyFile string, 
 		return nil, "", "", err
 	}
 	if g.TokenFile != "" {
+		if err := ownerOnly(g.TokenFile, "a token"); err != nil {
+			return nil, "", "", err
+		}
 		token, err := g.secret(g.TokenFile, "token")
 		if err != nil {
 			return nil, "", "", err
@@ -49,6 +54,20 @@ func (g *globals) clientOptions() (o *client.Options, certFile, keyFile string, 
 	if certFile == "" {
 		return nil, "", "", fault.New(fault.Invalid, "no credential: give --dir, --token-file, or --cert and --cert-key")
 	}
+	if err := ownerOnly(keyFile, "the key of an identity"); err != nil {
+		return nil, "", "", err
+	}
 	o.Certificate = client.CertificateFiles(certFile, keyFile)
 	return o, certFile, keyFile, nil
+}
+
+// ownerOnly refuses a file that others may read: what it holds may have been taken already, and narrowing the mode would
+// hide that. What is no file, such as a pipe or standard input, passes.
+func ownerOnly(path, what string) error {
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
+		return nil // a file that is not there is told by whoever reads it
+	}
+	return fault.New(fault.Invalid, "%s holds %s and has mode %04o, so others may have read it; 0600 is wanted", path, what, st.Mode().Perm()).
+		WithHint("replace what it holds, or where nobody else is on this machine: chmod 600 %s", path)
 }

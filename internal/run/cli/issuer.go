@@ -13,13 +13,15 @@ import (
 )
 
 type issuerCommands struct {
-	Issue  issuerIssueCommand  `cmd:"" help:"Make an issuer with a new key: a root, under an issuer of this authority, or for an outside root to sign."`
-	List   issuerListCommand   `cmd:"" help:"List the issuers."`
-	Show   issuerShowCommand   `cmd:"" help:"Show an issuer."`
-	CSR    issuerCSRCommand    `cmd:"" name:"csr" help:"Print the request of an issuer that waits for an outside root."`
-	Import issuerImportCommand `cmd:"" help:"Bring in what an outside root made of an issuer's request."`
-	Chain  issuerChainCommand  `cmd:"" help:"Print an issuer's path, its root included."`
-	Retire issuerRetireCommand `cmd:"" help:"End issuance under an issuer; it goes on signing its CRLs."`
+	Issue   issuerIssueCommand   `cmd:"" help:"Make an issuer with a new key: a root, under an issuer of this authority, or for an outside root to sign."`
+	List    issuerListCommand    `cmd:"" help:"List the issuers."`
+	Show    issuerShowCommand    `cmd:"" help:"Show an issuer."`
+	CSR     issuerCSRCommand     `cmd:"" name:"csr" help:"Print the request of an issuer that waits for an outside root."`
+	Import  issuerImportCommand  `cmd:"" help:"Bring in what an outside root made of an issuer's request."`
+	Chain   issuerChainCommand   `cmd:"" help:"Print an issuer's path, its root included."`
+	Default issuerDefaultCommand `cmd:"" help:"Make an issuer the one that requests for its pool get."`
+	CRLs    issuerCRLsCommand    `cmd:"" name:"crls" help:"Say which CRLs an issuer signs: complete alone, with deltas, or in partitions."`
+	Retire  issuerRetireCommand  `cmd:"" help:"End issuance under an issuer; it goes on signing its CRLs."`
 }
 
 type issuerIssueCommand struct {
@@ -256,12 +258,53 @@ func (c *issuerRetireCommand) Run(ctx context.Context, g *globals) error {
 	return g.showIssuer(issuer)
 }
 
+type issuerDefaultCommand struct {
+	issuerArg `embed:""`
+}
+
+// Run makes an issuer its pool's default.
+func (c *issuerDefaultCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.SetDefaultIssuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	return g.showIssuer(issuer)
+}
+
+type issuerCRLsCommand struct {
+	issuerArg  `embed:""`
+	Delta      bool   `xor:"scope" help:"Sign delta CRLs between the complete ones."`
+	Partitions int    `xor:"scope" placeholder:"N" help:"Partition the CRL into so many, from 2 on; only before the issuer has issued anything."`
+	Validity   string `placeholder:"V" help:"How long a complete CRL lasts; the settings' when not given."`
+	Refresh    string `placeholder:"V" help:"How often a new one is signed; the settings' when not given."`
+}
+
+// Run sets which CRLs an issuer signs.
+func (c *issuerCRLsCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.SetCRLMode(ctx, c.Issuer, client.CRLMode{Delta: c.Delta, Partitions: c.Partitions, Validity: c.Validity, Refresh: c.Refresh})
+	if err != nil {
+		return err
+	}
+	return g.showIssuer(issuer)
+}
+
 type profileCommands struct {
 	List   profileListCommand   `cmd:"" help:"List the profiles."`
 	Show   profileShowCommand   `cmd:"" help:"Print a profile's text."`
 	Save   profileSaveCommand   `cmd:"" help:"Save a new version, when what it would issue passes the lints."`
 	Check  profileCheckCommand  `cmd:"" help:"Say what a profile's text would issue; save nothing."`
 	Sample profileSampleCommand `cmd:"" help:"Show what a stored profile issues."`
+	Retire profileRetireCommand `cmd:"" help:"Have a profile issue nothing more."`
 }
 
 type profileListCommand struct {
@@ -346,6 +389,28 @@ func (c *profileCheckCommand) Run(ctx context.Context, g *globals) error {
 	return g.sample(func(api *client.Client) (*client.ProfileCheck, error) {
 		return api.CheckProfile(ctx, client.ProfileText{YAML: string(text)})
 	})
+}
+
+type profileRetireCommand struct {
+	Name string `arg:"" name:"NAME" help:"The profile."`
+}
+
+// Run retires a profile.
+func (c *profileRetireCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	p, err := api.RetireProfile(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(p)
+	}
+	g.say("%s issues nothing more", p.Name)
+	return nil
 }
 
 type profileSampleCommand struct {

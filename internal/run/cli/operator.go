@@ -18,6 +18,7 @@ type operatorCommands struct {
 	Add    operatorAddCommand    `cmd:"" help:"Add an operator."`
 	List   operatorListCommand   `cmd:"" help:"List the operators."`
 	Remove operatorRemoveCommand `cmd:"" help:"End an operator's access at once."`
+	Enable operatorEnableCommand `cmd:"" help:"Give a removed operator access again, with the tokens and identities that have not ended meanwhile."`
 	Enrol  operatorEnrolCommand  `cmd:"" help:"Make a short-lived identity: key and certificate."`
 	Whoami operatorWhoamiCommand `cmd:"" help:"Show who the node takes the caller for."`
 }
@@ -79,6 +80,24 @@ func (c *operatorRemoveCommand) Run(ctx context.Context, g *globals) error {
 	}
 	g.say("%s has no access any more", c.Name)
 	return nil
+}
+
+type operatorEnableCommand struct {
+	Name string `arg:"" name:"NAME" help:"The operator."`
+}
+
+// Run gives access again.
+func (c *operatorEnableCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	o, err := api.ChangeOperator(ctx, c.Name, client.ChangeOperatorRequest{Disabled: new(bool)})
+	if err != nil {
+		return err
+	}
+	return g.showOperator(o)
 }
 
 type operatorEnrolCommand struct {
