@@ -29,7 +29,7 @@ func (d *DB) openSQLite(ctx context.Context, o Options) error {
 	if err := d.takeDirectory(); err != nil {
 		return err
 	}
-	writer, err := sqlitePool(d.path, "", 1, o.Wrap)
+	writer, err := sqlitePool(d.path, []string{"cache_size(-16384)"}, 1, o.Wrap)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,8 @@ func (d *DB) openSQLite(ctx context.Context, o Options) error {
 	if err := d.checkSQLite(ctx); err != nil {
 		return d.explain(err)
 	}
-	d.reader, err = sqlitePool(d.path, "query_only(1)", o.ReadConns, o.Wrap)
+	// Each connection has a cache of its own, and the kernel has one for all: a large one here would be there eight times.
+	d.reader, err = sqlitePool(d.path, []string{"query_only(1)", "cache_size(-2048)"}, o.ReadConns, o.Wrap)
 	return err
 }
 
@@ -126,15 +127,13 @@ func (d *DB) checkSQLite(ctx context.Context) error {
 }
 
 // sqlitePool opens connections with our pragmas. synchronous=FULL makes each commit sync the log before it is acknowledged.
-func sqlitePool(path, pragma string, conns int, wrap func(driver.Connector) driver.Connector) (*sql.DB, error) {
+func sqlitePool(path string, pragmas []string, conns int, wrap func(driver.Connector) driver.Connector) (*sql.DB, error) {
 	q := url.Values{"_txlock": {"immediate"}}
-	for _, p := range []string{
+	for _, p := range append([]string{
 		"busy_timeout(10000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)", "trusted_schema(0)",
-		"temp_store(memory)", "cache_size(-32768)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)", pragma,
-	} {
-		if p != "" {
-			q.Add("_pragma", p)
-		}
+		"temp_store(memory)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)",
+	}, pragmas...) {
+		q.Add("_pragma", p)
 	}
 	inner, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String())
 	if err != nil {
