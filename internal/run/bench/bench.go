@@ -211,6 +211,10 @@ func (b *bench) full(ctx context.Context, a *authority, loads []stage) error {
 	} else if _, err := a.start(ctx); err != nil {
 		return err
 	}
+	// In a life that made so many revocations one by one, the complete list would have followed them.
+	if _, err := b.settle(ctx, a); err != nil {
+		return err
+	}
 	if err := b.stages(ctx, a, full, loads); err != nil {
 		return err
 	}
@@ -232,6 +236,8 @@ func (b *bench) revoked(ctx context.Context, a *authority) error {
 		if err := b.fullCRL(ctx, a); err != nil {
 			return err
 		}
+	} else if _, err := b.settle(ctx, a); err != nil {
+		return err
 	}
 	return b.stages(ctx, a, revoked, []stage{{partRevocation, b.revocation}})
 }

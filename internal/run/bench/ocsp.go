@@ -142,6 +142,9 @@ func (b *bench) ocsp(ctx context.Context, a *authority, store string) error {
 	}
 	questions := make([]*question, len(a.sample))
 	size := 0
+	if err := a.responds(ctx); err != nil {
+		return err
+	}
 	for i, leaf := range a.sample {
 		var err error
 		if questions[i], err = ask(leaf, a.issuers[deltaIssuer]); err != nil {
@@ -159,6 +162,21 @@ func (b *bench) ocsp(ctx context.Context, a *authority, store string) error {
 		return err
 	}
 	return b.nonce(ctx, a, store, questions, size)
+}
+
+// responds waits until the issuer, which may have been made a moment ago, has its responder's certificate.
+func (a *authority) responds(ctx context.Context) error {
+	q, err := ask(a.sample[0], a.issuers[deltaIssuer])
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err = since(ctx, time.Now(), func() (bool, error) {
+		_, _, err := q.status(ctx, a.public())
+		return err == nil, err
+	})
+	return err
 }
 
 func (b *bench) cached(ctx context.Context, a *authority, store string, questions []*question, size int) error {

@@ -60,7 +60,7 @@ func (b *bench) startOpenSSL(ctx context.Context, store string) (*openSSL, error
 		Path: "openssl", Dir: dir,
 		// Not consumer.Listening: a connection that is closed without a request holds it up for good.
 		Ready: func(context.Context) error { return (&caller{target: target}).call() },
-		Args: []string{"ocsp", "-index", "index.txt", "-CA", "ca.pem", "-rsigner", "ca.pem", "-rkey", "ca.key", "-port", port},
+		Args:  []string{"ocsp", "-index", "index.txt", "-CA", "ca.pem", "-rsigner", "ca.pem", "-rkey", "ca.key", "-port", port},
 	})
 	if err != nil {
 		return nil, err
