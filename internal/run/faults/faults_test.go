@@ -322,7 +322,7 @@ func (p *process) crl(issuer string) *x509.RevocationList {
 	return list
 }
 
-// verified has the node check its whole store, and wants no error. It returns how many findings there were.
+// verified has the node check its whole store, and wants no error.
 func verified(t testing.TB, c *client.Client, checkpoints ...string) {
 	t.Helper()
 	n := 0

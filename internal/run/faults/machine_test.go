@@ -141,6 +141,9 @@ func TestClockIsBehindWhileServing(t *testing.T) {
 	good, err := c.Issue(ctx, order("good.test"))
 	must(t, err)
 	until(t, "a CRL is served", func() bool { s, _ := get(t, "http://"+p.Public+"/crl/default.crl"); return s == http.StatusOK })
+	if ask(t, p, issuer, good.Certificate.Serial) != xocsp.Good {
+		t.Error("OCSP does not know it")
+	}
 	other := pkitest.Open(t, db.Options{URL: url})
 	must(t, other.Heartbeat(ctx, time.Now().Add(time.Hour)))
 	until(t, "readyz says so", func() bool {

@@ -28,13 +28,13 @@ func TestDatabaseCrashesUnderLoad(t *testing.T) {
 	w := &witness{t: t, issued: map[string]string{}, pending: map[string]bool{}, revoked: map[string]bool{}}
 	until(t, "a CRL is served", func() bool { s, _ := get(t, "http://"+p.Public+"/crl/default.crl"); return s == http.StatusOK })
 	for round := range 3 {
-		round1, crashed := context.WithCancel(ctx)
+		loading, stop := context.WithCancel(ctx)
 		var group sync.WaitGroup
 		var answered atomic.Int64
 		enough := make(chan struct{})
 		for n := range 4 {
 			c := p.admin()
-			group.Go(func() { w.load(round1, c, fmt.Sprintf("r%d-c%d", round, n), &answered, enough) })
+			group.Go(func() { w.load(loading, c, fmt.Sprintf("r%d-c%d", round, n), &answered, enough) })
 		}
 		<-enough // and so the clients are in the middle of it
 		must(t, database.Crash())
@@ -42,7 +42,7 @@ func TestDatabaseCrashesUnderLoad(t *testing.T) {
 			status, text := get(t, "http://"+p.Metrics+"/readyz")
 			return status == http.StatusServiceUnavailable && strings.Contains(string(text), "not ready")
 		})
-		crashed()
+		stop()
 		group.Wait()
 		if status, _ := get(t, "http://"+p.Metrics+"/healthz"); status != http.StatusOK {
 			t.Errorf("healthz: %d while the database is away", status)

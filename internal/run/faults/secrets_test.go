@@ -199,7 +199,7 @@ func (s *session) restored(base string) {
 }
 
 // public is what others than the node's user may read, if they get past the data directory.
-var public = []string{"node.yaml", "ca/identity-root.pem", "admin/cert.pem"}
+var public = []string{"node.yaml", "ca/identity-root.pem", "ca/audit-key.pem", "admin/cert.pem"}
 
 // modes walks a data directory that processes with umask 0 wrote: it and its directories are for their owner alone, and so
 // is every file that is not public.
