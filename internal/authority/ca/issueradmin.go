@@ -125,7 +125,12 @@ func (c *CA) insertAnswer(ctx context.Context, tx *db.Tx, by access.Principal, r
 	}
 	fresh := *record
 	fresh.ID, fresh.Requester = c.nextID(now), by.ID
-	return c.insertCertificate(ctx, tx, &fresh)
+	if err := c.insertCertificate(ctx, tx, &fresh); err != nil {
+		return err
+	}
+	return c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "issuer.record", Object: record.Issuer.ID, Detail: fresh.entered(map[string]any{"name": record.Issuer.Name}),
+	})
 }
 
 // chainAbove orders the certificates above one, up to a root or as far as they are there.

@@ -296,9 +296,9 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 		}
 		stored = n.issuer
 		return c.audit.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: action, Object: n.issuer.ID, Detail: map[string]any{
+			Time: now, Actor: by.Actor(), Action: action, Object: n.issuer.ID, Detail: n.record.entered(map[string]any{
 				"name": n.issuer.Name, "pool": n.issuer.Pool, "state": n.issuer.State, "parent": n.issuer.Parent, "online": n.issuer.KeyID != "",
-			},
+			}),
 		})
 	})
 	c.forget() // after a failure too: the outcome of the commit may be unknown

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -120,7 +121,10 @@ func (c *CA) mergeEntry(ctx context.Context, tx *db.Tx, by access.Principal, iss
 			},
 			&Revocation{Reason: e.Reason, RevokedAt: e.RevokedAt, InvalidityDate: e.Invalidity},
 		}
-		return c.storeHistory(ctx, tx, []imported{lost}, now)
+		if err := c.storeHistory(ctx, tx, []imported{lost}, now); err != nil {
+			return err
+		}
+		return c.recordMerged(ctx, tx, by, &record{Certificate: Certificate{ID: lost.certificate.ID, Serial: e.Serial, Revocation: lost.revocation}}, now)
 	case err != nil:
 		return err
 	case r.State == Revoked, r.State == Held && e.Reason == crl.CertificateHold:
@@ -129,5 +133,19 @@ func (c *CA) mergeEntry(ctx context.Context, tx *db.Tx, by access.Principal, iss
 	}
 	done.Revoked++
 	// The date is the list's: relying parties have seen it.
-	return c.revoke(ctx, tx, r, RevokeOrder{Reason: e.Reason, InvalidityDate: e.Invalidity}, e.RevokedAt)
+	if err := c.revoke(ctx, tx, r, RevokeOrder{Reason: e.Reason, InvalidityDate: e.Invalidity}, e.RevokedAt); err != nil {
+		return err
+	}
+	return c.recordMerged(ctx, tx, by, r, now)
+}
+
+// recordMerged gives what a merged entry revoked an event of its own, as any revocation has: CheckAudit asks for it.
+func (c *CA) recordMerged(ctx context.Context, tx *db.Tx, by access.Principal, r *record, now time.Time) error {
+	action := actionRevoke
+	if r.Revocation.Reason == crl.CertificateHold {
+		action = actionHold
+	}
+	return c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: action, Object: cert.FormatSerial(r.Serial), Detail: auditRevocation(r),
+	})
 }

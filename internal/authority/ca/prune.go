@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 )
 
@@ -29,6 +30,11 @@ func (c *CA) Prune(ctx context.Context) (Pruned, error) {
 	now := time.Now()
 	if kept := s.Retention.Certificates.Std(); kept > 0 {
 		if err := c.pruneAll(ctx, &done.Certificates, func(tx *db.Tx) (int64, error) {
+			if done.Certificates == 0 {
+				if err := c.announcePrune(ctx, tx, now.Add(-kept), now); err != nil {
+					return 0, err
+				}
+			}
 			return pruneCertificates(ctx, tx, now.Add(-kept))
 		}); err != nil {
 			return done, fmt.Errorf("prune certificates: %w", err)
@@ -43,6 +49,18 @@ func (c *CA) Prune(ctx context.Context) (Pruned, error) {
 		}
 	}
 	return done, nil
+}
+
+// announcePrune records what is about to be removed, with the first of it: CheckAudit takes no other certificate for pruned.
+func (c *CA) announcePrune(ctx context.Context, tx *db.Tx, before, now time.Time) error {
+	var n int64
+	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM certificate WHERE not_after < $1`, db.Micros(before)).Scan(&n)
+	if err != nil || n == 0 {
+		return err
+	}
+	return c.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: "system:" + c.audit.Node(), Action: actionPrune, Detail: map[string]any{"endedBefore": before.UTC(), "certificates": n},
+	})
 }
 
 // pruneAll runs batches until one is not full.
@@ -79,6 +97,9 @@ func pruneCertificates(ctx context.Context, tx *db.Tx, before time.Time) (int64,
 			}
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM revocation WHERE certificate = $1`, r.ID); err != nil {
+			return 0, err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM revocation_upgrade WHERE certificate = $1`, r.ID); err != nil {
 			return 0, err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM certificate WHERE id = $1`, r.ID); err != nil {

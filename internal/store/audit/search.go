@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -196,6 +197,31 @@ func (l *Log) Export(ctx context.Context, w io.Writer, f Filter) (written int64,
 			return written, out.Flush()
 		}
 		after = keyOf(entries[len(entries)-1])
+	}
+}
+
+// Each yields the events that f selects, the oldest first, in the caller's transaction. No row is open while it yields, so
+// the caller may ask the database meanwhile; a page is in memory.
+func Each(ctx context.Context, tx *db.Tx, f Filter) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		f.Newest = false
+		var after *pageKey
+		for {
+			entries, err := page(ctx, tx, f, after, maxPage)
+			if err != nil {
+				yield(Event{}, fmt.Errorf("read audit events: %w", err))
+				return
+			}
+			for i := range entries {
+				if !yield(entries[i].event(), nil) {
+					return
+				}
+			}
+			if len(entries) < maxPage {
+				return
+			}
+			after = keyOf(entries[len(entries)-1])
+		}
 	}
 }
 

@@ -105,6 +105,10 @@ func TestRestore(t *testing.T) {
 			if err != nil || len(findings) > 0 {
 				t.Errorf("wraps: %v, error %v", findings, err)
 			}
+			erased, told, err := r.CA.CheckAudit(t.Context())
+			if err != nil || len(erased) > 0 || told.Statuses != 2 {
+				t.Errorf("certificates against the audit: %v, %+v, error %v", erased, told, err)
+			}
 			wrong, seen, err := r.Audit.Verify(t.Context(), audit.Evidence{})
 			if err != nil || len(wrong) > 0 || seen.Chains != 2 {
 				t.Errorf("audit: %v, %+v, error %v", wrong, seen, err)

@@ -33,6 +33,7 @@ const (
 	checkWraps   = "keys.wraps"
 	checkIssuers = "issuers.keys"
 	checkCerts   = "certificates"
+	checkHistory = "certificates.audit"
 	checkCRLs    = "crls"
 )
 
@@ -51,8 +52,9 @@ func Store(ctx context.Context, s *setup.Services, shown Shown) (finding.Seq, er
 		checkWraps:   func(tell func(finding.Finding)) error { return doctor.Wraps(ctx, s.Keys, nil, tell) },
 		checkIssuers: func(tell func(finding.Finding)) error { return lookAtIssuers(ctx, s, tell) },
 		checkCerts:   func(tell func(finding.Finding)) error { return lookAtCertificates(ctx, s, tell) },
+		checkHistory: func(tell func(finding.Finding)) error { return lookAtHistory(ctx, s, tell) },
 		checkCRLs:    func(tell func(finding.Finding)) error { return lookAtCRLs(ctx, s, tell) },
-	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkCRLs), nil
+	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs), nil
 }
 
 // lookAtAudit holds the chains against themselves, the checkpoints and what was shown.
@@ -137,6 +139,20 @@ func lookAtCertificates(ctx context.Context, s *setup.Services, tell func(findin
 		tell(finding.Finding{Level: finding.Error, Object: f.Object, Message: f.Message})
 	}
 	return conclude(len(wrong), fmt.Sprintf("%d issuers, %d certificates, %d signatures, %d revocations", seen.Issuers, seen.Certificates, seen.Signatures, seen.Revocations), tell)
+}
+
+// lookAtHistory holds the certificates against what the audit says became of them: rows that were deleted or changed with
+// some care agree with each other, but not with the chain.
+func lookAtHistory(ctx context.Context, s *setup.Services, tell func(finding.Finding)) error {
+	wrong, seen, err := s.CA.CheckAudit(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range wrong {
+		tell(finding.Finding{Level: finding.Error, Object: f.Object, Message: f.Message})
+	}
+	return conclude(len(wrong), fmt.Sprintf("%d certificates that the audit says were issued, %d that it says were revoked, held or released",
+		seen.Issued, seen.Statuses), tell)
 }
 
 func lookAtCRLs(ctx context.Context, s *setup.Services, tell func(finding.Finding)) error {

@@ -86,15 +86,16 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := findings(t, s)
-	for _, name := range []string{"audit", "keys.wraps", "issuers.keys", "certificates", "crls"} {
+	for _, name := range []string{"audit", "keys.wraps", "issuers.keys", "certificates", "certificates.audit", "crls"} {
 		if !slices.Equal(before[name], []finding.Level{finding.OK}) {
 			t.Errorf("%s: %v", name, before[name])
 		}
 	}
 	for name, statement := range map[string]string{
-		"audit":        `UPDATE audit_event SET actor = 'system:other' WHERE seq = 3`,
-		"keys.wraps":   `DELETE FROM key_wrap WHERE key_id = (SELECT MIN(id) FROM sealed_key)`,
-		"certificates": `UPDATE certificate SET profile = profile, der = serial WHERE id = (SELECT MAX(id) FROM certificate)`,
+		"audit":              `UPDATE audit_event SET actor = 'system:other' WHERE seq = 3`,
+		"keys.wraps":         `DELETE FROM key_wrap WHERE key_id = (SELECT MIN(id) FROM sealed_key)`,
+		"certificates.audit": `DELETE FROM certificate WHERE profile = 'server'`,
+		"certificates":       `UPDATE certificate SET profile = profile, der = serial WHERE id = (SELECT MAX(id) FROM certificate)`,
 	} {
 		err := s.DB.Tx(t.Context(), func(tx *db.Tx) error {
 			_, err := tx.Exec(t.Context(), statement)
