@@ -56,7 +56,8 @@ type builder struct {
 	now      time.Time
 	out      *cert.Template
 	result   *Certificate
-	raw      []cert.Extension // from the request and add_extension, before the options of their own
+	raw      []cert.Extension   // from the request and add_extension, before the options of their own
+	added    map[string]setting // which of raw add_extension gave, by identifier
 	isRSA    bool
 	isCA     bool
 	isServer bool
@@ -223,6 +224,10 @@ func (b *builder) uniqueIDs() error {
 		if err != nil {
 			return refuse(e, "%q is not an even number of hexadecimal digits", e.value)
 		}
+		if b.mode == Strict {
+			return refuseAt(e.at, "%s: RFC 5280 4.1.2.8 forbids unique identifiers in new certificates; remove this line", e.name).
+				WithHint("--certtool-compat writes it as certtool does")
+		}
 		*field.id = id
 	}
 	return nil
@@ -257,6 +262,25 @@ func (b *builder) setRaw(x cert.Extension) {
 	b.raw = append(b.raw, x)
 }
 
+// drop removes an extension that something else replaces. The Strict mode refuses it where add_extension gave it.
+func (b *builder) drop(id asn1.ObjectIdentifier, because string) error {
+	value := b.takeRaw(id)
+	if e, ok := b.added[id.String()]; ok && value != nil && b.mode == Strict {
+		return refuseAt(e.at, "certtool drops %s of %s, since %s; remove this line", e.name, cert.ExtensionName(id), because)
+	}
+	return nil
+}
+
+// purposesBefore removes the extended key usage to which options add theirs. What certtool makes of both is not critical.
+func (b *builder) purposesBefore() ([]byte, error) {
+	value := b.takeRaw(cert.OIDExtKeyUsage)
+	if e, ok := b.added[cert.OIDExtKeyUsage.String()]; ok && value != nil && b.mode == Strict && e.name == "add_critical_extension" {
+		return nil, refuseAt(e.at, "certtool adds the purposes of other lines to this extendedKeyUsage, and it is not critical any "+
+			"more; write all of it here, or use add_extension")
+	}
+	return value, nil
+}
+
 // takeRaw removes the extension with that identifier and returns its value, nil where there is none.
 func (b *builder) takeRaw(id asn1.ObjectIdentifier) []byte {
 	i := slices.IndexFunc(b.raw, func(y cert.Extension) bool { return y.ID.Equal(id) })
@@ -269,17 +293,17 @@ func (b *builder) takeRaw(id asn1.ObjectIdentifier) []byte {
 }
 
 func (b *builder) addedExtensions() error {
-	seen := map[string]setting{}
+	b.added = map[string]setting{}
 	for _, name := range []string{"add_extension", "add_critical_extension"} {
 		for _, e := range b.settings[name] {
 			id, text, err := oidAndRest(e)
 			if err != nil {
 				return err
 			}
-			if first, twice := seen[id.String()]; twice && b.mode == Strict {
+			if first, twice := b.added[id.String()]; twice && b.mode == Strict {
 				return refuse(e, "%s is set a second time, and only the last counts; line %d sets it first", id, first.at.line)
 			}
-			seen[id.String()] = e
+			b.added[id.String()] = e
 			value, err := extensionValue(text)
 			if err != nil {
 				return refuse(e, "%w", err)
@@ -332,7 +356,9 @@ func oidAndRest(e setting) (asn1.ObjectIdentifier, string, error) {
 }
 
 func (b *builder) basicConstraints() error {
-	b.takeRaw(cert.OIDBasicConstraints)
+	if err := b.drop(cert.OIDBasicConstraints, "option ca alone decides it"); err != nil {
+		return err
+	}
 	c := &cert.BasicConstraints{CA: b.isCA, PathLen: -1}
 	if n, ok := b.number("path_len"); ok && b.isCA && n >= 0 {
 		c.PathLen = n
@@ -348,7 +374,9 @@ func (b *builder) proxy(o Options) error {
 	if o.ProxyOf == nil {
 		return nil
 	}
-	b.takeRaw(cert.OIDProxyCertInfo)
+	if err := b.drop(cert.OIDProxyCertInfo, "a proxy certificate has its own"); err != nil {
+		return err
+	}
 	info := &cert.ProxyCertInfo{Language: inheritAll}
 	if e, ok := b.first("proxy_policy_language"); ok {
 		oid, err := cert.ParseOID(e.value)
@@ -366,9 +394,14 @@ func (b *builder) proxy(o Options) error {
 
 // settle leaves in Extra what no option has replaced.
 func (b *builder) settle() error {
-	b.takeRaw(cert.OIDSubjectKeyID)
-	if !b.out.OmitAuthorityKeyID {
-		b.takeRaw(cert.OIDAuthorityKeyID)
+	for _, id := range []asn1.ObjectIdentifier{cert.OIDSubjectKeyID, cert.OIDAuthorityKeyID} {
+		if id.Equal(cert.OIDAuthorityKeyID) && b.out.OmitAuthorityKeyID {
+			continue
+		}
+		if e, ok := b.added[id.String()]; ok { // certtool stops too
+			return refuseAt(e.at, "%s of %s: it is computed from the key; remove this line", e.name, cert.ExtensionName(id))
+		}
+		b.takeRaw(id)
 	}
 	b.out.Extra = b.raw
 	return nil
@@ -400,7 +433,9 @@ func (b *builder) usages() error {
 	if b.has("ipsec_ike_key") && !b.has("signing_key") { // a CA too, though its purpose is dropped
 		usage |= x509.KeyUsageContentCommitment
 	}
-	b.takeRaw(cert.OIDKeyUsage)
+	if err := b.drop(cert.OIDKeyUsage, "signing_key and the like, or the kind of key, decide it"); err != nil {
+		return err
+	}
 	b.out.KeyUsage, b.out.KeyUsageCritical = usage, true
 	return nil
 }
@@ -430,7 +465,11 @@ func (b *builder) extKeyUsage(ike bool) error {
 	if len(usages) == 0 {
 		return nil
 	}
-	if value := b.takeRaw(cert.OIDExtKeyUsage); value != nil {
+	value, err := b.purposesBefore()
+	if err != nil {
+		return err
+	}
+	if value != nil {
 		var before []asn1.ObjectIdentifier
 		if rest, err := asn1.Unmarshal(value, &before); err != nil || len(rest) > 0 {
 			return fault.New(fault.Invalid, "the extended key usage of add_extension or of the request, to which the "+

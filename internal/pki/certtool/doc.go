@@ -25,7 +25,10 @@
 //   - policies end at the first gap in their numbers,
 //   - with tls_www_server the email names are dropped; cert_signing_key, crl_signing_key, path_len and the name
 //     constraints count only with ca; with ca, and without tls_www_server, encryption_key and ipsec_ike_key are dropped,
-//   - empty parts of a krb5_principal are dropped.
+//   - empty parts of a krb5_principal are dropped,
+//   - add_extension and add_critical_extension of basicConstraints are dropped, and of other extensions that an option
+//     decides; of a TLSFeature it drops the option; an extendedKeyUsage to which options add is not critical any more,
+//   - subject_unique_id and issuer_unique_id are written, which RFC 5280 4.1.2.8 forbids.
 //
 // Also certtool's, but no trap, and so in both modes: ipsec_ike_key without signing_key adds non-repudiation to a key
 // usage that is not empty; keys other than RSA get digitalSignature instead of keyEncipherment; email, DNS and other

@@ -71,6 +71,9 @@ func (b *builder) names() error {
 		b.liftNames()
 		return nil
 	}
+	if i := slices.IndexFunc(b.raw, func(x cert.Extension) bool { return x.ID.Equal(cert.OIDSubjectAltName) }); i >= 0 {
+		b.out.SANCritical = b.raw[i].Critical
+	}
 	if value := b.takeRaw(cert.OIDSubjectAltName); value != nil {
 		before, err := cert.ParseGeneralNames(value)
 		if err != nil {
@@ -258,7 +261,9 @@ func (b *builder) policies() error {
 		return refuse(e, "an extension with policies is there already, from add_extension or the request; give all in one way")
 	}
 	if n, ok := b.number("inhibit_anypolicy_skip_certs"); ok && n >= 0 {
-		b.takeRaw(cert.OIDInhibitAnyPolicy)
+		if err := b.drop(cert.OIDInhibitAnyPolicy, "inhibit_anypolicy_skip_certs decides it"); err != nil {
+			return err
+		}
 		b.out.InhibitAnyPolicy = &n
 	}
 	return nil
@@ -277,7 +282,9 @@ func (b *builder) nameConstraints() error {
 		return err
 	}
 	if len(permitted)+len(excluded) > 0 {
-		b.takeRaw(cert.OIDNameConstraints)
+		if err := b.drop(cert.OIDNameConstraints, "the nc_ options decide it"); err != nil {
+			return err
+		}
 		b.out.NameConstraints = &cert.NameConstraints{Permitted: permitted, Excluded: excluded}
 	}
 	return nil
@@ -351,6 +358,13 @@ func (b *builder) tlsFeatures() error {
 			return refuse(e, "%d is there already", n)
 		}
 		b.out.TLSFeatures = append(b.out.TLSFeatures, int(n))
+	}
+	if e, ok := b.added[cert.OIDTLSFeature.String()]; ok && len(b.out.TLSFeatures) > 0 {
+		if b.mode == Strict {
+			return refuseAt(e.at, "certtool drops tls_feature, since %s of TLSFeature replaces it; remove one of them", e.name)
+		}
+		b.out.TLSFeatures = nil
+		return nil
 	}
 	if len(b.out.TLSFeatures) > 0 {
 		b.takeRaw(cert.OIDTLSFeature)

@@ -53,7 +53,7 @@ func (s *scanner) refuseAt(at position, format string, args ...any) error {
 	return refuseAt(at, format, args...)
 }
 
-func refuseAt(at position, format string, args ...any) error {
+func refuseAt(at position, format string, args ...any) *fault.Error {
 	return fault.New(fault.Invalid, "template line %d, column %d: %w", at.line, at.column, fmt.Errorf(format, args...)).
 		At(at.String())
 }
