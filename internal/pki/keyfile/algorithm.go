@@ -40,10 +40,14 @@ const (
 	maxRSABits     = 8192 // what the consumers of this authority verify in reasonable time
 )
 
-// ParseAlgorithm reads a name as an operator writes it; case does not matter, and "rsa:3072", "p-256" and the like pass.
+// ParseAlgorithm reads a name as an operator writes it; case does not matter, and "rsa3072", "rsa:3072", "p-256" and the like
+// pass.
 func ParseAlgorithm(name string) (Algorithm, error) {
 	s := strings.ToLower(strings.TrimSpace(name))
 	s = strings.NewReplacer("p-256", "p256", "p-384", "p384", "p-521", "p521", ":", "-").Replace(s)
+	if size, ok := strings.CutPrefix(s, "rsa"); ok && size != "" && strings.Trim(size, "0123456789") == "" {
+		s = "rsa-" + size
+	}
 	switch s {
 	case "ec":
 		s = string(ECDSA)

@@ -93,7 +93,8 @@ func TestGenerate(t *testing.T) {
 
 func TestParseAlgorithm(t *testing.T) {
 	for text, want := range map[string]Algorithm{
-		"RSA": RSA, "rsa:4096": RSA4096, "P-256": ECDSAP256, "ecdsa-p384": ECDSAP384, "EC": ECDSA, "Ed25519": Ed25519,
+		"RSA": RSA, "rsa:4096": RSA4096, "rsa2048": RSA2048, "RSA3072": RSA3072, "rsa4096": RSA4096, "rsa:3072": RSA3072, "p256": ECDSAP256,
+		"p521": ECDSAP521, "P-256": ECDSAP256, "ecdsa-p384": ECDSAP384, "EC": ECDSA, "Ed25519": Ed25519,
 	} {
 		if got, err := ParseAlgorithm(text); err != nil || got != want {
 			t.Errorf("ParseAlgorithm(%q) = %q, %v", text, got, err)
@@ -104,7 +105,7 @@ func TestParseAlgorithm(t *testing.T) {
 			t.Errorf("ParseAlgorithm(%q) = %q, %v", a, got, err)
 		}
 	}
-	for _, text := range []string{"dsa", "p224", "rsa-1024", "ed448", "\x00"} {
+	for _, text := range []string{"dsa", "p224", "rsa-1024", "rsa1024", "rsa3072x", "rsa99999999999999999999", "ed448", "\x00"} {
 		if a, err := ParseAlgorithm(text); err == nil {
 			t.Errorf("ParseAlgorithm(%q) = %q", text, a)
 		}
