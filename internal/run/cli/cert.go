@@ -44,6 +44,9 @@ func (s *keySource) request(g *globals) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		if err := cert.CheckPEMEnd(text); err != nil {
+			return "", fmt.Errorf("%s: %w", s.CSR, err)
+		}
 		if block, _ := pem.Decode(text); block == nil { // DER
 			text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: text})
 		}

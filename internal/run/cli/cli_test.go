@@ -35,9 +35,9 @@ func TestScripts(t *testing.T) {
 		shared bool
 		least  int
 	}{
-		{name: "local", folder: []string{"local"}, engine: db.SQLite, least: 1},
-		{name: "sqlite", folder: []string{"node", "both"}, engine: db.SQLite, shared: true, least: 1},
-		{name: "postgres", folder: []string{"both"}, engine: db.Postgres, shared: true, least: 1},
+		{name: "local", folder: []string{"local"}, engine: db.SQLite, least: 7},
+		{name: "sqlite", folder: []string{"node", "both"}, engine: db.SQLite, shared: true, least: 10},
+		{name: "postgres", folder: []string{"both"}, engine: db.Postgres, shared: true, least: 7},
 	} {
 		t.Run(suite.name, func(t *testing.T) {
 			t.Parallel()

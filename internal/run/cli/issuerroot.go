@@ -46,7 +46,8 @@ func (c *issuerIssueCommand) underOfflineRoot(ctx context.Context, g *globals, a
 	if err != nil {
 		return nil, err
 	}
-	in.Kind, in.Parent = "external", ""
+	// For the node the root is an outside one, which decides these.
+	in.Kind, in.Parent, in.Validity, in.NameConstraints = "external", "", "", nil
 	pending, err := api.CreateIssuer(ctx, in)
 	if err != nil {
 		return nil, err

@@ -15,12 +15,13 @@ import (
 )
 
 type operatorCommands struct {
-	Add    operatorAddCommand    `cmd:"" help:"Add an operator."`
-	List   operatorListCommand   `cmd:"" help:"List the operators."`
-	Remove operatorRemoveCommand `cmd:"" help:"End an operator's access at once."`
-	Enable operatorEnableCommand `cmd:"" help:"Give a removed operator access again, with the tokens and identities that have not ended meanwhile."`
-	Enrol  operatorEnrolCommand  `cmd:"" help:"Make a short-lived identity: key and certificate."`
-	Whoami operatorWhoamiCommand `cmd:"" help:"Show who the node takes the caller for."`
+	Add     operatorAddCommand     `cmd:"" help:"Add an operator."`
+	List    operatorListCommand    `cmd:"" help:"List the operators."`
+	Remove  operatorRemoveCommand  `cmd:"" help:"End an operator's access at once and for good."`
+	Disable operatorDisableCommand `cmd:"" help:"End an operator's access at once, until it is given again."`
+	Enable  operatorEnableCommand  `cmd:"" help:"Give a disabled operator access again, with the tokens and identities that have not ended meanwhile."`
+	Enrol   operatorEnrolCommand   `cmd:"" help:"Make a short-lived identity: key and certificate."`
+	Whoami  operatorWhoamiCommand  `cmd:"" help:"Show who the node takes the caller for."`
 }
 
 type operatorAddCommand struct {
@@ -43,7 +44,8 @@ func (c *operatorAddCommand) Run(ctx context.Context, g *globals) error {
 }
 
 func (g *globals) showOperator(o *client.Operator) error {
-	return g.show(o, field{"name", printable(o.Name)}, field{"kind", o.Kind}, field{"roles", strings.Join(o.Roles, ", ")}, field{"created", stamp(o.CreatedAt)})
+	return g.show(o, field{"name", printable(o.Name)}, field{"kind", o.Kind}, field{"roles", strings.Join(o.Roles, ", ")}, field{"created", stamp(o.CreatedAt)},
+		field{"state", map[bool]string{true: "disabled"}[o.Disabled]})
 }
 
 type operatorListCommand struct{}
@@ -58,7 +60,7 @@ func (c *operatorListCommand) Run(ctx context.Context, g *globals) error {
 	return list(g, api.Operators(ctx), "NAME KIND ROLES CREATED STATE", func(o client.Operator) []string {
 		state := "active"
 		if o.Disabled {
-			state = "removed"
+			state = "disabled"
 		}
 		return []string{o.Name, orDash(o.Kind), strings.Join(o.Roles, ","), day(o.CreatedAt), state}
 	})
@@ -88,12 +90,25 @@ type operatorEnableCommand struct {
 
 // Run gives access again.
 func (c *operatorEnableCommand) Run(ctx context.Context, g *globals) error {
+	return g.disable(ctx, c.Name, false)
+}
+
+type operatorDisableCommand struct {
+	Name string `arg:"" name:"NAME" help:"The operator."`
+}
+
+// Run ends access until it is given again.
+func (c *operatorDisableCommand) Run(ctx context.Context, g *globals) error {
+	return g.disable(ctx, c.Name, true)
+}
+
+func (g *globals) disable(ctx context.Context, name string, disabled bool) error {
 	api, err := g.connect()
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	o, err := api.ChangeOperator(ctx, c.Name, client.ChangeOperatorRequest{Disabled: new(bool)})
+	o, err := api.ChangeOperator(ctx, name, client.ChangeOperatorRequest{Disabled: &disabled})
 	if err != nil {
 		return err
 	}

@@ -221,10 +221,35 @@ func (s Settings) WithAll(fields []Field) (*Settings, error) {
 	}
 	next, err := decode(document)
 	if err != nil {
-		return nil, err
+		return nil, s.culprit(fields, err)
 	}
 	next.Version = s.Version
 	return next, next.Validate()
+}
+
+// culprit names the field whose value made decoding fail, where the decoder does not: it knows of no field when a value's own
+// text form refuses.
+func (s Settings) culprit(fields []Field, found error) error {
+	if f, ok := errors.AsType[*fault.Error](found); !ok || f.Pointer != "" {
+		return found
+	}
+	for _, f := range fields {
+		t, err := tree(s)
+		if err != nil {
+			return err
+		}
+		if err := set(t, f); err != nil {
+			return err
+		}
+		document, err := json.Marshal(t)
+		if err != nil {
+			return fmt.Errorf("encode settings: %w", err)
+		}
+		if _, err := decode(document); err != nil {
+			return fault.New(fault.Invalid, "%s: %w", f.Path, err).At(f.Path)
+		}
+	}
+	return found
 }
 
 // set puts a field's value into the tree.

@@ -9,6 +9,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
+	"chancery/internal/store/settings"
 )
 
 // issuerName names an issuer.
@@ -180,5 +181,5 @@ func duration(d time.Duration) string {
 	if d == 0 {
 		return ""
 	}
-	return d.String()
+	return settings.Duration(d).String()
 }
