@@ -24,7 +24,8 @@ type RevokeOrder struct {
 }
 
 // Revoke revokes a certificate for good, or for the time being with reason certificateHold. A held certificate may be
-// revoked for good; one that is revoked stays so. Officers revoke any certificate, others what they requested themselves.
+// revoked for good; one that is revoked stays so, since the same date, but its reason may become keyCompromise. Then the
+// Warnings of the answer name other certificates of the key. Officers revoke any certificate, others what they requested themselves.
 // When it returns, the revocation is committed; CRLs and OCSP show it as soon as they read the change.
 func (c *CA) Revoke(ctx context.Context, by access.Principal, ref Ref, order RevokeOrder) (*Certificate, error) {
 	now := time.Now()
@@ -109,6 +110,13 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 		if !mayEnd(by) && r.Requester != by.ID {
 			return noSerial(ref.Serial) // whether it exists is not the caller's to know
 		}
+		issuer, err := c.issuerByNumber(ctx, tx, r.issuer)
+		if err != nil {
+			return err
+		}
+		if err := mayEndThis(ctx, tx, by, r, issuer); err != nil {
+			return err
+		}
 		asked, err := newCall(by, key, action, struct {
 			ID     int64
 			Detail any
@@ -167,14 +175,20 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 	if order.Reason == crl.CertificateHold {
 		row.state = Held
 	}
+	upgrade := r.upgradable(order)
 	switch {
-	case r.State == Revoked, r.State == Held && order.Reason == crl.CertificateHold:
+	case r.State == Revoked && !upgrade, r.State == Held && order.Reason == crl.CertificateHold:
 		return fault.New(fault.Conflict, "certificate %s is %s already, since %s, for %s", cert.FormatSerial(r.Serial), r.State,
 			r.Revocation.RevokedAt.Format(time.RFC3339), r.Revocation.Reason)
-	case r.State == Held:
+	case upgrade, r.State == Held:
 		row.at = r.Revocation.RevokedAt // it has not been good since then
 		if row.invalidity.IsZero() {
 			row.invalidity = r.Revocation.InvalidityDate
+		}
+	}
+	if upgrade {
+		if err := keepEntry(ctx, tx, r); err != nil {
+			return err
 		}
 	}
 	row.at = row.at.Truncate(time.Second)
@@ -184,6 +198,10 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 	}
 	if order.Reason == crl.KeyCompromise && len(r.DER) > 0 {
 		if err := blockKey(ctx, tx, &r.Certificate, now); err != nil {
+			return err
+		}
+		var err error
+		if r.Warnings, err = c.sameKey(ctx, tx, r, now); err != nil {
 			return err
 		}
 	}

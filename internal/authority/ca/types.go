@@ -80,7 +80,7 @@ type Certificate struct {
 	ReplacedBy     int64
 	Revocation     *Revocation // nil unless revoked or held
 
-	// Warnings are what the template was warned of, on the way out of Issue only.
+	// Warnings are what the template was warned of, on the way out of Issue, and what else to revoke, out of Revoke.
 	Warnings []string
 
 	facts *facts // what DER says, once it was read

@@ -132,3 +132,29 @@ func TestNodeCertificateIsNobodysIdentity(t *testing.T) {
 		}
 	})
 }
+
+// TestOfficerCannotEndANode revokes what a node serves with. What callers are known by, an officer revokes.
+func TestOfficerCannotEndANode(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		s, ctx := assemble(t, d), t.Context()
+		olga, ada := operator(t, s, "olga", access.Officer), operator(t, s, "ada", access.Admin)
+		n1, err := s.Access.CreatePrincipal(ctx, access.System("n1"), access.Principal{Name: "n1", Kind: access.KindNode, Roles: []access.Role{access.Auditor}})
+		must(t, err)
+		served, err := s.Identity.Serve(ctx, "n1", newKey(t).Public(), []string{"dns:n1.test"})
+		must(t, err)
+		node, err := s.Identity.Enrol(ctx, ada, n1, requestFor(t, newKey(t)), "")
+		must(t, err)
+		own, err := s.Identity.Enrol(ctx, ada, ada, requestFor(t, newKey(t)), "")
+		must(t, err)
+		for name, c := range map[string]*ca.Certificate{"TLS certificate": served, "identity": node} {
+			ref, order := ca.Ref{Serial: c.Serial}, ca.RevokeOrder{Reason: crl.KeyCompromise}
+			if _, err := s.CA.Revoke(ctx, olga, ref, order); !fault.Is(err, fault.Denied) {
+				t.Errorf("an officer revoked a node's %s: %v", name, err)
+			}
+			_, err := s.CA.Revoke(ctx, ada, ref, order)
+			must(t, err)
+		}
+		_, err = s.CA.Revoke(ctx, olga, ca.Ref{Serial: own.Serial}, ca.RevokeOrder{Reason: crl.KeyCompromise})
+		must(t, err)
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"fmt"
 	"iter"
+	"maps"
 	"math/big"
 	"slices"
 	"time"
@@ -182,7 +183,8 @@ func allPartitions(issuer *ca.Issuer) []int {
 // source is where the entries of a list come from: segments, and loose rows by selection. octets is their length.
 type source struct {
 	octets   int64
-	segments []int // partitions whose segments are all taken
+	segments []int           // partitions whose segments are all taken
+	replaced map[string]bool // entries in segments that are not taken
 	loose    []ca.Changes
 }
 
@@ -202,6 +204,9 @@ func wholeSource(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, of []int) (*
 			return nil, fmt.Errorf("measure the CRL segments of issuer %s: %w", issuer.Name, err)
 		}
 		src.octets += size
+		if err := src.leaveOut(ctx, tx, issuer, partition); err != nil {
+			return nil, err
+		}
 		packed, err := packedUpTo(ctx, tx, issuer.ID, partition)
 		if err != nil {
 			return nil, err
@@ -214,6 +219,44 @@ func wholeSource(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, of []int) (*
 		}
 	}
 	return src, nil
+}
+
+// leaveOut takes out of the segments of a partition what a newer entry of the same certificate has replaced.
+func (src *source) leaveOut(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, partition int) error {
+	replaced, err := ca.UpgradedEntries(ctx, tx, issuer, partition)
+	if err != nil || len(replaced) == 0 {
+		return err
+	}
+	if src.replaced == nil {
+		src.replaced = map[string]bool{}
+	}
+	maps.Copy(src.replaced, replaced)
+	for packed, err := range eachSegment(ctx, tx, issuer.ID, partition) {
+		if err != nil {
+			return err
+		}
+		src.octets -= int64(len(packed) - len(src.kept(packed)))
+	}
+	return nil
+}
+
+// kept is what of packed entries is taken. It is written over them.
+func (src *source) kept(packed []byte) []byte {
+	if len(src.replaced) == 0 {
+		return packed
+	}
+	kept := packed[:0]
+	for rest := packed; len(rest) > 0; {
+		size := entrySize(rest)
+		if size == 0 {
+			return append(kept, rest...) // damaged, which the lengths will show
+		}
+		if !src.replaced[string(rest[:size])] {
+			kept = append(kept, rest[:size]...)
+		}
+		rest = rest[size:]
+	}
+	return kept
 }
 
 func (src *source) add(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, all ...ca.Changes) error {
@@ -253,7 +296,7 @@ func (src *source) entries(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) it
 	return func(yield func([]byte, error) bool) {
 		for _, partition := range src.segments {
 			for packed, err := range eachSegment(ctx, tx, issuer.ID, partition) {
-				if !yield(packed, err) || err != nil {
+				if !yield(src.kept(packed), err) || err != nil {
 					return
 				}
 			}

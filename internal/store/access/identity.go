@@ -86,6 +86,15 @@ func (s *Store) Identity(ctx context.Context, issuer string, spki []byte) (b Bou
 	return b, nil
 }
 
+// IdentityOwner reads in the caller's transaction who a key proves.
+func IdentityOwner(ctx context.Context, tx *db.Tx, issuer string, spki []byte) (Principal, error) {
+	b, err := bound(ctx, tx, issuer, sha256.Sum256(spki))
+	if err != nil {
+		return Principal{}, notFound(err, "identity", issuer)
+	}
+	return principal(ctx, tx, b.Principal)
+}
+
 // FreeFor refuses a key that is the identity of another principal than the one given.
 func (b Bound) FreeFor(principalID string) error {
 	if b.Principal != "" && b.Principal != principalID {
