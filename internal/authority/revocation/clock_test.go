@@ -32,7 +32,7 @@ func TestOCSPWithTheClockSetBackSaysTryLater(t *testing.T) {
 		o.seen(time.Now().Add(time.Hour))
 		request, err := xocsp.CreateRequest(fresh, o.issuer.Certificate, nil)
 		must(t, err)
-		if r, err := o.service.Respond(t.Context(), request); r.Status != ocsp.TryLater || !fault.Is(err, fault.Unavailable) {
+		if r, err := o.service.Respond(t.Context(), request, nil); r.Status != ocsp.TryLater || !fault.Is(err, fault.Unavailable) {
 			t.Errorf("an answer was signed: %v, %v", r.Status, err)
 		}
 		if r, how := o.ask(kept, crypto.SHA256); r == nil || r.Status != xocsp.Good || !how.Cached {

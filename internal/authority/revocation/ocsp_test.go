@@ -29,7 +29,7 @@ func (o *office) ask(c *x509.Certificate, hash crypto.Hash) (*xocsp.Response, Re
 	o.t.Helper()
 	request, err := xocsp.CreateRequest(c, o.issuer.Certificate, &xocsp.RequestOptions{Hash: hash})
 	must(o.t, err)
-	r, _ := o.service.Respond(o.t.Context(), request)
+	r, _ := o.service.Respond(o.t.Context(), request, nil)
 	parsed, err := xocsp.ParseResponseForCert(r.DER, c, o.issuer.Certificate)
 	if err != nil {
 		return nil, r
@@ -303,7 +303,7 @@ func BenchmarkRespond(b *testing.B) {
 		must(b, err)
 		b.Run(fmt.Sprintf("%s/cached", engine), func(b *testing.B) {
 			for b.Loop() {
-				if r, err := o.service.Respond(b.Context(), request); err != nil || r.Status != ocsp.Successful {
+				if r, err := o.service.Respond(b.Context(), request, nil); err != nil || r.Status != ocsp.Successful {
 					b.Fatal(r.Status, err)
 				}
 			}
@@ -313,7 +313,7 @@ func BenchmarkRespond(b *testing.B) {
 		nonce := withNonce(b, request)
 		b.Run(fmt.Sprintf("%s/nonce", engine), func(b *testing.B) {
 			for b.Loop() {
-				if r, err := o.service.Respond(b.Context(), nonce); err != nil || r.Cached {
+				if r, err := o.service.Respond(b.Context(), nonce, nil); err != nil || r.Cached {
 					b.Fatal(r.Status, err)
 				}
 			}
@@ -322,7 +322,7 @@ func BenchmarkRespond(b *testing.B) {
 		b.Run(fmt.Sprintf("%s/read", engine), func(b *testing.B) {
 			for b.Loop() {
 				o.service.answers.clear()
-				if r, err := o.service.Respond(b.Context(), request); err != nil || r.Cached {
+				if r, err := o.service.Respond(b.Context(), request, nil); err != nil || r.Cached {
 					b.Fatal(r.Status, err)
 				}
 			}

@@ -33,7 +33,8 @@ func refusal(status ocsp.ResponseStatus) Response {
 }
 
 // Respond answers a DER request. It always has an answer; err, where there is one, is what a node's log should say of it.
-func (s *Service) Respond(ctx context.Context, request []byte) (Response, error) {
+// allow, where it is not nil, is asked before anything is read or signed for this request alone, and may refuse that.
+func (s *Service) Respond(ctx context.Context, request []byte, allow func() error) (Response, error) {
 	r, err := ocsp.ParseRequest(request)
 	if err != nil {
 		return refusal(ocsp.MalformedRequest), err
@@ -51,6 +52,11 @@ func (s *Service) Respond(ctx context.Context, request []byte) (Response, error)
 				known.Cached = true
 				return known, nil
 			}
+		}
+	}
+	if allow != nil {
+		if err := allow(); err != nil {
+			return refusal(statusOf(err)), err
 		}
 	}
 	issuer, err := s.theOne(ctx, twins, r.CertIDs)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -34,7 +35,8 @@ type listener struct {
 }
 
 // listen opens the socket, so that a busy port is an error before anything else has begun.
-func listen(name, address string, config *tls.Config, handler http.Handler, logger *slog.Logger) (*listener, error) {
+func listen(name, address string, config *tls.Config, handler http.Handler, proxies []netip.Prefix, logger *slog.Logger) (*listener,
+	error) {
 	socket, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for %s: %w", name, err)
@@ -44,7 +46,7 @@ func listen(name, address string, config *tls.Config, handler http.Handler, logg
 	protocols.SetHTTP2(config != nil)
 	return &listener{
 		name: name, tls: config != nil,
-		socket: netutil.LimitListener(socket, maxConnections),
+		socket: newPeers(netutil.LimitListener(socket, maxConnections), maxFromOne, proxies),
 		server: &http.Server{
 			Handler: handler, TLSConfig: config, Protocols: protocols,
 			ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,

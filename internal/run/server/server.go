@@ -109,15 +109,17 @@ func (n *node) enrol(ctx context.Context, key crypto.PublicKey, names []string) 
 
 // listen opens the three listeners.
 func (n *node) listen() error {
-	s := n.services
+	s, proxies := n.services, n.config.Proxies()
 	surface, err := api.New(s, api.Options{
-		Logger: n.logger, Registry: n.registry, Version: n.Version, Expensive: n.config.Expensive, Proxies: n.config.Proxies(),
+		Logger: n.logger, Registry: n.registry, Version: n.Version, Expensive: n.config.Expensive, Proxies: proxies,
 		Checkpoints: n.checkpoints, Dir: n.Dir,
 	})
 	if err != nil {
 		return err
 	}
-	public := problem.Observe(n.logger, problem.NewMetrics(n.registry, "publish"), publish.New(s.Revocation, s.CA, s.Settings))
+	// Strangers ask as often as they like, and must not fill the disk with log.
+	public := problem.Observe(n.logger, slog.LevelDebug, problem.NewMetrics(n.registry, "publish"),
+		publish.New(s.Revocation, s.CA, s.Settings, proxies))
 	tlsConfig := &tls.Config{
 		MinVersion: tls.VersionTLS12, GetCertificate: n.certificate.get,
 		// Checked by the API and not here: a handshake that fails cannot say why.
@@ -128,17 +130,17 @@ func (n *node) listen() error {
 		open          func(name, address string) (*listener, error)
 	}{
 		{"api", n.config.Listen.API, func(name, address string) (*listener, error) {
-			return listen(name, address, tlsConfig, surface, n.logger)
+			return listen(name, address, tlsConfig, surface, proxies, n.logger)
 		}},
 		{"public", n.config.Listen.Public, func(name, address string) (*listener, error) {
-			return listen(name, address, nil, public, n.logger)
+			return listen(name, address, nil, public, proxies, n.logger)
 		}},
 		{"metrics", n.config.Listen.Metrics, func(name, address string) (*listener, error) {
 			h := health(n.registry, n.ready)
 			if n.config.Profiling {
 				h = withProfiles(h)
 			}
-			return listen(name, address, nil, h, n.logger)
+			return listen(name, address, nil, h, proxies, n.logger)
 		}},
 	} {
 		opened, err := l.open(l.name, l.address)

@@ -98,6 +98,10 @@ type Limits struct {
 	// HostRate holds for hosts, OperatorRate for people and their programs.
 	HostRate     Rate `json:"host_rate"`
 	OperatorRate Rate `json:"operator_rate"`
+	// PublicRate holds for each address that asks for CRLs, certificates and OCSP answers, and SignatureRate for the OCSP
+	// answers among these that must be signed for it because none is at hand. Trusted proxies are not counted.
+	PublicRate    Rate `json:"public_rate"`
+	SignatureRate Rate `json:"signature_rate"`
 	// Duplicates is how many certificates for the same names a host may get within DuplicateWindow.
 	Duplicates      int64    `json:"duplicates"`
 	DuplicateWindow Duration `json:"duplicate_window"`
@@ -138,6 +142,7 @@ func Defaults() Settings {
 		Expiry: Expiry{Thresholds: []int64{30, 14, 7, 0}},
 		Limits: Limits{
 			HostRate: Rate{PerSecond: 5, Burst: 100}, OperatorRate: Rate{PerSecond: 20_000, Burst: 40_000},
+			PublicRate: Rate{PerSecond: 100_000, Burst: 200_000}, SignatureRate: Rate{PerSecond: 20_000, Burst: 40_000},
 			Duplicates: 10, DuplicateWindow: Duration(time.Hour), PendingRequests: 1000,
 			CSRBytes: 64 << 10, Names: 200, OCSPBytes: 16 << 10,
 		},

@@ -216,6 +216,8 @@ func (e Expiry) validate(p *Problems) {
 func (l Limits) validate(p *Problems) {
 	l.HostRate.validate(p, "limits.host_rate")
 	l.OperatorRate.validate(p, "limits.operator_rate")
+	l.PublicRate.validate(p, "limits.public_rate")
+	l.SignatureRate.validate(p, "limits.signature_rate")
 	p.count("limits.duplicates", l.Duplicates, 1, 1_000_000)
 	p.within("limits.duplicate_window", l.DuplicateWindow, Duration(time.Second), 31*day)
 	p.count("limits.pending_requests", l.PendingRequests, 1, 1_000_000)

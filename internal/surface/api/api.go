@@ -96,7 +96,7 @@ func New(services *setup.Services, o Options) (*Server, error) {
 	foreign.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, r, fault.New(fault.Denied, "the call was made by a page of another origin"))
 	}))
-	s.handler = problem.Observe(o.Logger, problem.NewMetrics(o.Registry, "api"), problem.Security(foreign.Handler(s.mux)))
+	s.handler = problem.Observe(o.Logger, slog.LevelInfo, problem.NewMetrics(o.Registry, "api"), problem.Security(foreign.Handler(s.mux)))
 	return s, nil
 }
 
@@ -131,7 +131,8 @@ func configuration(version string) huma.Config {
 
 func (s *Server) serveDocument(w http.ResponseWriter, r *http.Request) {
 	problem.EventOf(r.Context()).Route("openapi")
-	if err := s.strangers.Take(remoteHost(r), time.Now()); err != nil {
+	from, _ := problem.Address(r.RemoteAddr)
+	if err := s.strangers.Take(from, time.Now()); err != nil {
 		problem.Write(w, r, err)
 		return
 	}

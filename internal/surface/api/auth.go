@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
+	"chancery/internal/surface/problem"
 )
 
 // authenticator finds out who calls: by the client certificate of the connection, by the one that a trusted proxy passes
@@ -129,16 +130,8 @@ func byteSequence(text string) (*x509.Certificate, error) {
 }
 
 func (a *authenticator) trusted(remote string) bool {
-	from, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return false
-	}
-	for _, p := range a.proxies {
-		if p.Contains(from.Addr().Unmap().WithZone("")) {
-			return true
-		}
-	}
-	return false
+	_, addr := problem.Address(remote)
+	return problem.Within(a.proxies, addr)
 }
 
 // identity checks a certificate in full, at most once a second.
@@ -216,7 +209,8 @@ func (s *Server) authorize(ctx context.Context, c *call, r route) (context.Conte
 	p, how, err := s.auth.principal(c.r, now)
 	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
-			if limited := s.strangers.Take(remoteHost(c.r), now); limited != nil {
+			from, _ := problem.Address(c.r.RemoteAddr)
+			if limited := s.strangers.Take(from, now); limited != nil {
 				return ctx, limited
 			}
 		}
@@ -244,19 +238,4 @@ func (s *Server) limit(ctx context.Context, p access.Principal, now time.Time) e
 	}
 	limiter.Set(rate.PerSecond, int(rate.Burst))
 	return limiter.Take(p.ID, now)
-}
-
-// remoteHost is what strangers are counted by: an address, or the network of 64 bits that one IPv6 host has for itself.
-func remoteHost(r *http.Request) string {
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	addr := from.Addr().Unmap().WithZone("")
-	if addr.Is6() {
-		if network, err := addr.Prefix(64); err == nil {
-			return network.String()
-		}
-	}
-	return addr.String()
 }

@@ -92,8 +92,9 @@ func NewMetrics(registry prometheus.Registerer, surface string) *Metrics {
 	return m
 }
 
-// Observe gives each request its ID and its event, recovers panics, and at the end writes the event and counts it.
-func Observe(logger *slog.Logger, m *Metrics, next http.Handler) http.Handler {
+// Observe gives each request its ID and its event, recovers panics, and at the end writes the event at the level given, or
+// as an error where it is one, and counts it.
+func Observe(logger *slog.Logger, level slog.Level, m *Metrics, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &Event{id: rand.Text(), start: time.Now(), route: "none"}
 		rec := &recorder{ResponseWriter: w}
@@ -105,7 +106,7 @@ func Observe(logger *slog.Logger, m *Metrics, next http.Handler) http.Handler {
 			m.inFlight.Dec()
 			aborted := e.finish(rec, r, p)
 			m.count(e)
-			e.log(r.Context(), logger, r, rec)
+			e.log(r.Context(), logger, level, r, rec)
 			if aborted {
 				// The status is out; only breaking the connection tells the caller that the answer is not whole.
 				panic(http.ErrAbortHandler)
@@ -144,19 +145,21 @@ func (m *Metrics) count(e *Event) {
 	m.seconds.WithLabelValues(e.route).Observe(time.Since(e.start).Seconds())
 }
 
-func (e *Event) log(ctx context.Context, logger *slog.Logger, r *http.Request, rec *recorder) {
+func (e *Event) log(ctx context.Context, logger *slog.Logger, level slog.Level, r *http.Request, rec *recorder) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	level := slog.LevelInfo
+	if e.kind == fault.Internal {
+		level = slog.LevelError
+	}
+	if !logger.Enabled(ctx, level) {
+		return
+	}
 	attrs := append(make([]slog.Attr, 0, len(e.attrs)+11),
 		slog.String("request_id", e.id), slog.String("operation", e.route), slog.String("method", r.Method),
 		slog.String("path", access.Redact(r.URL.Path)), slog.String("remote", r.RemoteAddr), slog.Int("status", rec.status),
 		slog.Int64("bytes", rec.bytes), slog.Duration("duration", time.Since(e.start)))
 	if e.kind != "" {
 		attrs = append(attrs, slog.String("kind", string(e.kind)), slog.String("reason", access.Redact(e.cause.Error())))
-		if e.kind == fault.Internal {
-			level = slog.LevelError
-		}
 	}
 	logger.LogAttrs(ctx, level, "request", append(attrs, e.attrs...)...)
 }

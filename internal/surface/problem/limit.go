@@ -3,6 +3,8 @@ package problem
 import (
 	"context"
 	"net/http"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -78,6 +80,27 @@ func (l *RateLimiter) bucket(caller string) *rate.Limiter {
 	}
 	l.young[caller] = b
 	return b
+}
+
+// Address is what strangers are counted by: the address that a request comes from, or the network of 64 bits that one IPv6
+// host has for itself. It is as remote where that is no address.
+func Address(remote string) (counted string, addr netip.Addr) {
+	from, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return remote, netip.Addr{}
+	}
+	addr = from.Addr().Unmap().WithZone("")
+	if addr.Is6() {
+		if network, err := addr.Prefix(64); err == nil {
+			return network.String(), addr
+		}
+	}
+	return addr.String(), addr
+}
+
+// Within reports whether one of the prefixes holds the address.
+func Within(prefixes []netip.Prefix, addr netip.Addr) bool {
+	return addr.IsValid() && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // size is the number of remembered callers.

@@ -113,6 +113,9 @@ func Headers(h http.Header, p *client.Problem) {
 		h.Set("WWW-Authenticate", `Bearer realm="chancery"`)
 	}
 	if p.RetryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(int((p.RetryAfter+time.Second-1)/time.Second)))
+		h.Set("Retry-After", Seconds(p.RetryAfter))
 	}
 }
+
+// Seconds is a length of time as Retry-After has it (RFC 9110 §10.2.3), rounded up.
+func Seconds(d time.Duration) string { return strconv.Itoa(int((d + time.Second - 1) / time.Second)) }

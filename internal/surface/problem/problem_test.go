@@ -52,7 +52,7 @@ func TestEveryKindHasAWireForm(t *testing.T) {
 func serve(t *testing.T, m *Metrics, h http.HandlerFunc) (*http.Response, map[string]any) {
 	t.Helper()
 	var log bytes.Buffer
-	s := httptest.NewServer(Observe(slog.New(slog.NewJSONHandler(&log, nil)), m, h))
+	s := httptest.NewServer(Observe(slog.New(slog.NewJSONHandler(&log, nil)), slog.LevelInfo, m, h))
 	resp, err := http.Get(s.URL + "/x?token=geheim")
 	if err == nil {
 		body, _ := io.ReadAll(resp.Body)
@@ -221,5 +221,27 @@ func TestETags(t *testing.T) {
 	}
 	if !NoneMatch(`W/"2"`, ETag("2")) || NoneMatch("", ETag("2")) || NoneMatch(`"1"`, ETag("2")) {
 		t.Error("If-None-Match compares weakly")
+	}
+}
+
+// TestRequestsOfStrangersDoNotFillTheLog: each was a line at level info, of a length that the stranger chose.
+func TestRequestsOfStrangersDoNotFillTheLog(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		lines int
+	}{
+		{nil, 0}, {fault.New(fault.NotFound, "there is nothing"), 0}, {errors.New("the disk burns"), 1},
+	} {
+		var log bytes.Buffer
+		h := Observe(slog.New(slog.NewJSONHandler(&log, nil)), slog.LevelDebug, NewMetrics(prometheus.NewRegistry(), "publish"),
+			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if c.err != nil {
+					Write(w, r, c.err)
+				}
+			}))
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/crl/"+strings.Repeat("x", 1000), nil))
+		if n := strings.Count(log.String(), "\n"); n != c.lines || c.lines > 0 && !strings.Contains(log.String(), `"level":"ERROR"`) {
+			t.Errorf("%v: %d lines: %s", c.err, n, &log)
+		}
 	}
 }

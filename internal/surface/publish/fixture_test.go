@@ -40,6 +40,7 @@ type office struct {
 	t       testing.TB
 	ca      *ca.CA
 	service *revocation.Service
+	config  *settings.Store
 	db      *db.DB
 	stop    func() // ends the loops
 	server  *httptest.Server
@@ -63,7 +64,8 @@ func newOffice(t testing.TB, d *db.DB, mode ca.CRLMode) *office {
 	config := settings.New(d, log)
 	o.ca = ca.New(ca.Options{DB: d, Keys: store, Profiles: profile.New(d, log), Settings: config, Audit: log})
 	o.service = revocation.New(revocation.Options{DB: d, CA: o.ca, Keys: store, Settings: config, Audit: log})
-	o.server = httptest.NewServer(publish.New(o.service, o.ca, config))
+	o.config = config
+	o.server = httptest.NewServer(publish.New(o.service, o.ca, config, nil))
 	t.Cleanup(o.server.Close)
 	first := settings.Defaults()
 	first.Authority, first.Organization, first.PublicURL = "0197c6a8-6c58-7a4e-8f57-c6dbd7f1d9a5", "Fleet", o.server.URL

@@ -11,6 +11,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/pki/ocsp"
+	"chancery/internal/store/settings"
 	"chancery/internal/surface/problem"
 )
 
@@ -33,7 +34,7 @@ func (h *Handler) ocspPost(w http.ResponseWriter, r *http.Request) error {
 		}
 		return h.refuse(w, r, fault.New(fault.Invalid, "OCSP request is over the limit of %d octets", limit))
 	}
-	response, err := h.revocation.Respond(r.Context(), body)
+	response, err := h.revocation.Respond(r.Context(), body, h.maySign(r))
 	return h.respond(w, r, response, err)
 }
 
@@ -42,8 +43,16 @@ func (h *Handler) ocspGet(w http.ResponseWriter, r *http.Request, path string) e
 	if err != nil {
 		return h.refuse(w, r, err)
 	}
-	response, err := h.revocation.Respond(r.Context(), der)
+	response, err := h.revocation.Respond(r.Context(), der, h.maySign(r))
 	return h.respond(w, r, response, err)
+}
+
+// maySign counts the signatures that an address has made for it alone: a question with a nonce costs it nothing, and the
+// node a signature.
+func (h *Handler) maySign(r *http.Request) func() error {
+	return func() error {
+		return h.take(r, h.signatures, func(l settings.Limits) settings.Rate { return l.SignatureRate })
+	}
 }
 
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
@@ -75,6 +84,12 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, response revoc
 	header.Set("Cache-Control", "no-store")
 	header.Set("Content-Type", ocsp.ResponseType)
 	header.Set("Content-Length", strconv.Itoa(len(response.DER)))
+	if fault.Is(err, fault.RateLimited) {
+		// tryLater in OCSP's form, for those who read no status; the status and the time for those who do.
+		p := problem.Of(err, event.ID())
+		header.Set("Retry-After", problem.Seconds(p.RetryAfter))
+		w.WriteHeader(p.Status)
+	}
 	if r.Method == http.MethodHead {
 		return nil
 	}

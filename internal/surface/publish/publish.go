@@ -22,6 +22,7 @@ package publish
 
 import (
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -39,11 +40,21 @@ type Handler struct {
 	ca         *ca.CA
 	settings   *settings.Store
 	mux        *http.ServeMux
+	proxies    []netip.Prefix
+	requests   *problem.RateLimiter // by address
+	signatures *problem.RateLimiter // by address: answers that are signed for one request
 }
 
-// New returns the handler. Limits on connections and the log of requests are the server's.
-func New(r *revocation.Service, c *ca.CA, s *settings.Store) *Handler {
-	h := &Handler{revocation: r, ca: c, settings: s, mux: http.NewServeMux()}
+// callers is how many addresses the rate limits remember.
+const callers = 1 << 16
+
+// New returns the handler. Limits on connections and the log of requests are the server's. What comes from the proxies is
+// not counted, since many stand behind one address.
+func New(r *revocation.Service, c *ca.CA, s *settings.Store, proxies []netip.Prefix) *Handler {
+	h := &Handler{
+		revocation: r, ca: c, settings: s, mux: http.NewServeMux(), proxies: proxies,
+		requests: problem.NewRateLimiter(0, 1, callers), signatures: problem.NewRateLimiter(0, 1, callers),
+	}
 	h.mux.Handle("GET /crl/{file}", h.handle("publish.crl", h.completeCRL))
 	h.mux.Handle("GET /crl/{issuer}/{file}", h.handle("publish.crl", h.partialCRL))
 	h.mux.Handle("GET /ca/{file}", h.handle("publish.certificate", h.certificate))
@@ -54,6 +65,10 @@ func New(r *revocation.Service, c *ca.CA, s *settings.Store) *Handler {
 
 // ServeHTTP takes OCSP requests by GET out before the mux, which would clean their path: two slashes in base64 are not one.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := h.take(r, h.requests, func(l settings.Limits) settings.Rate { return l.PublicRate }); err != nil {
+		h.handle("publish.limited", func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, r)
+		return
+	}
 	request, ok := strings.CutPrefix(r.URL.EscapedPath(), "/ocsp/")
 	if ok && request != "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		h.handle("publish.ocsp", func(w http.ResponseWriter, r *http.Request) error {
@@ -62,6 +77,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mux.ServeHTTP(w, r)
+}
+
+// take takes a request from the bucket of its address, of the size that the settings say. Settings that cannot be read
+// limit nobody: what is cached can still be answered.
+func (h *Handler) take(r *http.Request, limiter *problem.RateLimiter, of func(settings.Limits) settings.Rate) error {
+	counted, addr := problem.Address(r.RemoteAddr)
+	if problem.Within(h.proxies, addr) {
+		return nil
+	}
+	if set, err := h.settings.Get(r.Context()); err == nil {
+		rate := of(set.Limits)
+		limiter.Set(rate.PerSecond, int(rate.Burst))
+	}
+	return limiter.Take(counted, time.Now())
 }
 
 func (h *Handler) handle(operation string, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
@@ -97,13 +126,18 @@ type document struct {
 // The keys are written as http.Header has them, since OCSP answers are sent so often that this can be measured.
 func (d *document) send(w http.ResponseWriter, r *http.Request) bool {
 	header := w.Header()
-	values := []string{problem.ETag(d.tag), d.modified.UTC().Format(http.TimeFormat), "none", "", d.mediaType, ""}
-	header["Etag"], header["Last-Modified"], header["Accept-Ranges"] = values[0:1:1], values[1:2:2], values[2:3:3]
+	now := time.Now()
+	values := []string{problem.ETag(d.tag), "", "none", "", d.mediaType, ""}
+	header["Etag"], header["Accept-Ranges"] = values[0:1:1], values[2:3:3]
+	if d.settled(now) {
+		values[1] = d.modified.UTC().Format(http.TimeFormat)
+		header["Last-Modified"] = values[1:2:2]
+	}
 	if len(header["Cache-Control"]) == 0 {
 		values[3] = "public, max-age=" + strconv.FormatInt(max(0, int64(d.maxAge.Seconds())), 10) + ", must-revalidate, no-transform"
 		header["Cache-Control"] = values[3:4:4]
 	}
-	if d.unchanged(r) {
+	if d.unchanged(r, now) {
 		w.WriteHeader(http.StatusNotModified)
 		return false
 	}
@@ -113,8 +147,16 @@ func (d *document) send(w http.ResponseWriter, r *http.Request) bool {
 	return r.Method != http.MethodHead
 }
 
-// unchanged is RFC 9110 §13.2.2: If-None-Match decides where it is there, and If-Modified-Since otherwise.
-func (d *document) unchanged(r *http.Request) bool {
+// settled is how old a document must be before it is given a date, and asked for by it. Dates are whole seconds, so a list
+// that is replaced within its second has the date of the next one (RFC 9110 §8.8.2.2); it never lives to be given it.
+const settled = 2 * time.Second
+
+func (d *document) settled(now time.Time) bool { return now.Sub(d.modified) >= settled }
+
+// unchanged is RFC 9110 §13.2.2: If-None-Match decides where it is there, and If-Modified-Since otherwise. Only the very date
+// that was given counts: one of the reader's own clock may lie between thisUpdate and the moment at which the list was there
+// to be had.
+func (d *document) unchanged(r *http.Request, now time.Time) bool {
 	if tags := strings.Join(r.Header.Values("If-None-Match"), ","); tags != "" {
 		return problem.NoneMatch(tags, problem.ETag(d.tag))
 	}
@@ -123,5 +165,5 @@ func (d *document) unchanged(r *http.Request) bool {
 		return false
 	}
 	since, err := http.ParseTime(text)
-	return err == nil && !d.modified.Truncate(time.Second).After(since)
+	return err == nil && d.settled(now) && d.modified.Truncate(time.Second).Equal(since)
 }

@@ -7,7 +7,10 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"io"
+	"math/big"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,6 +25,8 @@ import (
 	"chancery/internal/pki/ocsp"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
+	"chancery/internal/store/settings"
+	"chancery/internal/surface/publish"
 )
 
 func TestCRLsAreServedInBothForms(t *testing.T) {
@@ -77,6 +82,9 @@ func TestConditionalRequests(t *testing.T) {
 		if code != http.StatusOK || len(body) == 0 {
 			t.Fatalf("%s: %d %s", path, code, body)
 		}
+		if header.Get("Last-Modified") == "" {
+			o.until("it has settled", func() bool { _, header, body = o.get(path, nil); return header.Get("Last-Modified") != "" })
+		}
 		tag, modified := header.Get("ETag"), header.Get("Last-Modified")
 		for what, c := range map[string]struct {
 			method, name, value string
@@ -102,6 +110,31 @@ func TestConditionalRequests(t *testing.T) {
 				t.Errorf("%s: HEAD says %s octets", path, h.Get("Content-Length"))
 			}
 		}
+	}
+}
+
+// TestAListReplacedWithinItsSecondIsNotTakenForTheOther: If-Modified-Since got 304 for it, since both had the same date.
+func TestAListReplacedWithinItsSecondIsNotTakenForTheOther(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	o.stop()
+	dated := func(at time.Time) (code int, header http.Header) {
+		must(t, o.db.Tx(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), `UPDATE crl SET this_update = $1`, db.Micros(at))
+			return err
+		}))
+		code, header, _ = o.get("/crl/one.crl", http.Header{"If-Modified-Since": {at.UTC().Format(http.TimeFormat)}})
+		return code, header
+	}
+	if code, header := dated(time.Now().Add(time.Minute)); code != http.StatusOK || header.Get("Last-Modified") != "" {
+		t.Errorf("a list that may be replaced within the second: %d %v", code, header)
+	}
+	if code, header := dated(time.Now().Add(-time.Minute)); code != http.StatusNotModified || header.Get("Last-Modified") == "" {
+		t.Errorf("a list that has settled: %d %v", code, header)
+	}
+	own := time.Now().UTC().Format(http.TimeFormat)
+	if code, _, _ := o.get("/crl/one.crl", http.Header{"If-Modified-Since": {own}}); code != http.StatusOK {
+		t.Errorf("a date of the reader's own clock: %d", code)
 	}
 }
 
@@ -267,4 +300,67 @@ func TestAListThatIsDamagedIsBrokenOff(t *testing.T) {
 	if body, err := io.ReadAll(response.Body); err == nil {
 		t.Errorf("%d octets were served as if they were all", len(body))
 	}
+}
+
+// TestOneStrangerCannotTakeAllSignatures: an address that asks with ever new nonces had every one of them signed, and one that
+// asks for anything at all was never sent away.
+func TestOneStrangerCannotTakeAllSignatures(t *testing.T) {
+	o := newOffice(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}), ca.CRLMode{})
+	o.ready()
+	c := o.issue("a.example")
+	o.until("there is an answer", func() bool { return o.status(c, crypto.SHA256) == xocsp.Good })
+	cached := request(t, c, o.issuer.Certificate)
+	if code, _, _ := o.post(cached); code != http.StatusOK {
+		t.Fatalf("before: %d", code)
+	}
+	o.limit(func(l *settings.Limits) { l.SignatureRate = settings.Rate{PerSecond: 0.01, Burst: 3} })
+	never, signed := *c, 0
+	for i := range 10 {
+		never.SerialNumber = big.NewInt(int64(i + 1)) // what was never issued is kept for nobody
+		code, header, body := o.post(request(t, &never, o.issuer.Certificate))
+		if code == http.StatusOK {
+			signed++
+			continue
+		}
+		if code != http.StatusTooManyRequests || header.Get("Retry-After") == "" || !bytes.Equal(body, ocsp.ErrorResponse(ocsp.TryLater)) {
+			t.Fatalf("%d %v %x", code, header, body)
+		}
+	}
+	if signed != 3 {
+		t.Errorf("%d answers were signed", signed)
+	}
+	if code, _, body := o.post(cached); code != http.StatusOK || bytes.Equal(body, ocsp.ErrorResponse(ocsp.TryLater)) {
+		t.Errorf("an answer that is at hand: %d %x", code, body)
+	}
+	o.limit(func(l *settings.Limits) { l.PublicRate = settings.Rate{PerSecond: 0.01, Burst: 4} })
+	codes := map[int]int{}
+	for range 8 {
+		code, header, _ := o.get("/crl/one.crl", nil)
+		if codes[code]++; code == http.StatusTooManyRequests && header.Get("Retry-After") == "" {
+			t.Error("429 without Retry-After")
+		}
+	}
+	if codes[http.StatusOK] != 4 || codes[http.StatusTooManyRequests] != 4 {
+		t.Errorf("statuses %v", codes)
+	}
+	behind := publish.New(o.service, o.ca, o.config, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})
+	for range 8 {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/ca/one.cer", nil)
+		r.RemoteAddr = "127.0.0.1:1"
+		if behind.ServeHTTP(w, r); w.Code != http.StatusOK {
+			t.Errorf("by way of a trusted proxy: %d", w.Code)
+		}
+	}
+}
+
+// limit changes the limits in the settings.
+func (o *office) limit(change func(*settings.Limits)) {
+	o.t.Helper()
+	set, err := o.config.Get(o.t.Context())
+	must(o.t, err)
+	next := *set
+	change(&next.Limits)
+	_, err = o.config.Set(o.t.Context(), "test", next)
+	must(o.t, err)
 }
