@@ -134,7 +134,7 @@ func live(c *ca.Certificate) error {
 }
 
 // Enrol gives a principal an identity for the key that signed the request; of the request nothing but its key is used.
-// Everyone enrols himself, administrators others too. It counts against the rate of the caller.
+// Everyone who shows a certificate enrols himself, administrators others too. It counts against the rate of the caller.
 func (s *Service) Enrol(ctx context.Context, by, principal access.Principal, csr []byte, idempotencyKey string) (*ca.Certificate, error) {
 	if err := mayEnrol(by, principal); err != nil {
 		return nil, err
@@ -177,6 +177,11 @@ func mayEnrol(by, principal access.Principal) error {
 		if err := by.May(access.ManagePrincipals); err != nil {
 			return err
 		}
+	}
+	if _, ok := by.TokenEnds(); ok && by.May(access.ManagePrincipals) != nil {
+		// An identity renews itself, so a stolen token would be a lasting one.
+		return fault.New(fault.Denied, "a token gets no identity, but for an administrator's").
+			WithHint("an administrator runs chancery operator enrol %s; later the identity renews itself", principal.Name)
 	}
 	if principal.Disabled {
 		return fault.New(fault.Conflict, "%s is disabled", principal.Actor())

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"testing"
+	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/identity"
@@ -155,6 +156,28 @@ func TestOfficerCannotEndANode(t *testing.T) {
 			must(t, err)
 		}
 		_, err = s.CA.Revoke(ctx, olga, ca.Ref{Serial: own.Serial}, ca.RevokeOrder{Reason: crl.KeyCompromise})
+		must(t, err)
+	})
+}
+
+// TestStolenTokenGetsNoLastingIdentity enrols by tokens.
+func TestStolenTokenGetsNoLastingIdentity(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		s, ctx := assemble(t, d), t.Context()
+		shown := func(p access.Principal) access.Principal {
+			t.Helper()
+			_, text, err := s.Access.CreateToken(ctx, access.System("n1"), access.TokenOrder{Principal: p.ID, Life: time.Hour})
+			must(t, err)
+			by, err := s.Access.Authenticate(ctx, text)
+			must(t, err)
+			return by
+		}
+		ben := shown(operator(t, s, "ben", access.Operator))
+		if _, err := s.Identity.Enrol(ctx, ben, ben, requestFor(t, newKey(t)), ""); !fault.Is(err, fault.Denied) {
+			t.Errorf("an operator's token: %v", err)
+		}
+		ada := shown(operator(t, s, "ada", access.Admin))
+		_, err := s.Identity.Enrol(ctx, ada, ben, requestFor(t, newKey(t)), "")
 		must(t, err)
 	})
 }

@@ -25,6 +25,7 @@ type known struct {
 	principal Principal
 	token     string    // its id
 	expires   time.Time // of the token; zero for a certificate, whose own end TLS has checked
+	unused    bool      // of the token: the store knows of no use yet
 	read      time.Time
 }
 
@@ -57,7 +58,7 @@ func (s *Store) Authenticate(ctx context.Context, token string) (Principal, erro
 	if !now.Before(k.expires) {
 		return Principal{}, refused()
 	}
-	s.noteUse(k.token, now)
+	s.noteUse(k.token, now, k.unused)
 	return k.principal, nil
 }
 
@@ -111,17 +112,18 @@ func (s *Store) loadToken(ctx context.Context, tx *db.Tx, shown proof) (known, e
 	var k known
 	var owner string
 	var hash []byte
-	var expires int64
-	err := tx.QueryRow(ctx, `SELECT id, principal_id, hash, expires FROM access_token WHERE hash = $1`, shown.hash[:]).
-		Scan(&k.token, &owner, &hash, &expires)
+	var expires, used int64
+	err := tx.QueryRow(ctx, `SELECT id, principal_id, hash, expires, last_used FROM access_token WHERE hash = $1`, shown.hash[:]).
+		Scan(&k.token, &owner, &hash, &expires, &used)
 	if err != nil {
 		return known{}, err
 	}
 	if subtle.ConstantTimeCompare(hash, shown.hash[:]) != 1 {
 		return known{}, sql.ErrNoRows
 	}
-	k.expires = db.FromMicros(expires)
+	k.expires, k.unused = db.FromMicros(expires), used == 0
 	k.principal, err = scanPrincipal(tx.QueryRow(ctx, `SELECT `+principalColumns+` FROM principal WHERE id = $1`, owner))
+	k.principal.tokenEnds = k.expires
 	return k, err
 }
 
@@ -180,7 +182,7 @@ func notFound(err error, what, id string) error {
 
 // noteUse remembers that a token was used. It never waits for the database, so that a node that cannot write still knows
 // its callers.
-func (s *Store) noteUse(token string, now time.Time) {
+func (s *Store) noteUse(token string, now time.Time, first bool) {
 	s.mu.RLock()
 	last, ok := s.used[token]
 	s.mu.RUnlock()
@@ -188,13 +190,19 @@ func (s *Store) noteUse(token string, now time.Time) {
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if len(s.used) < maxKnown {
 		s.used[token] = now
 	}
+	s.mu.Unlock()
+	if first && !ok {
+		select {
+		case s.first <- struct{}{}:
+		default: // the writer has been told, and has not begun
+		}
+	}
 }
 
-// Run writes the times of last use now and then, until ctx ends.
+// Run writes the times of last use now and then, and the first use of a token at once, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
@@ -202,6 +210,10 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-s.first:
+			if err := s.FlushUse(ctx); err != nil && ctx.Err() == nil {
+				continue
+			}
 		case <-tick.C:
 			if err := s.FlushUse(ctx); err != nil && ctx.Err() == nil {
 				continue // the node is read-only or the database away; what is pending stays so

@@ -62,7 +62,13 @@ type Principal struct {
 
 	// system marks the authority's own loops. No row and no document can set it.
 	system bool
+	// tokenEnds is when the token ends by which the caller was proven; zero for a certificate.
+	tokenEnds time.Time
 }
+
+// TokenEnds is when the token ends by which the caller was proven, and false where he showed a certificate. What a caller
+// gets by a token should not outlast it: then whoever stole it has the rest of its life, and no more.
+func (p Principal) TokenEnds() (time.Time, bool) { return p.tokenEnds, !p.tokenEnds.IsZero() }
 
 // System is the caller in whose name a node's own loops act. It may do everything.
 func System(node string) Principal {

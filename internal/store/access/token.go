@@ -88,6 +88,16 @@ func mayManageTokens(by Principal, principalID string) error {
 	return by.May(ManagePrincipals)
 }
 
+// withinToken keeps a token from making one that outlasts it, but for administrators, who manage all tokens.
+func withinToken(by Principal, life time.Duration, now time.Time) error {
+	end, ok := by.TokenEnds()
+	if !ok || by.May(ManagePrincipals) == nil || !now.Add(life).After(end) {
+		return nil
+	}
+	return fault.New(fault.Denied, "a token makes none that outlasts it, and this one ends at %s", end.UTC().Format(time.RFC3339)).At("expires").
+		WithHint("make it with a client certificate, or have an administrator make it")
+}
+
 // TokenOrder asks for a token.
 type TokenOrder struct {
 	Principal string // its id
@@ -104,6 +114,9 @@ func (s *Store) CreateToken(ctx context.Context, by Principal, o TokenOrder) (To
 		return Token{}, "", err
 	}
 	now := time.Now()
+	if err := withinToken(by, o.Life, now); err != nil {
+		return Token{}, "", err
+	}
 	text := NewTokenText()
 	caller, request := "token:"+by.ID, once.Hash([]byte(o.Principal), []byte(o.Label), []byte(o.Life.String()))
 	var t Token

@@ -227,3 +227,35 @@ func TestTokensAreHiddenWhereTheyDoNotBelong(t *testing.T) {
 		}
 	})
 }
+
+// TestStolenTokenMakesNoneThatOutlastsIt has a token's holder make others, by the token and by a certificate.
+func TestStolenTokenMakesNoneThatOutlastsIt(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		ctx := t.Context()
+		s := newStore(t, d, "n1")
+		admin := bootstrap(t, d, s)
+		alice := create(t, s, admin, "alice", access.KindOperator, access.Operator)
+		_, text := token(t, s, admin, alice) // an hour
+		_, adminText := token(t, s, admin, admin)
+		by, err := s.Authenticate(ctx, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.CreateToken(ctx, by, access.TokenOrder{Principal: alice.ID, Life: 2 * time.Hour}); !fault.Is(err, fault.Denied) {
+			t.Errorf("a token that outlasts its maker: %v", err)
+		}
+		if _, _, err := s.CreateToken(ctx, by, access.TokenOrder{Principal: alice.ID, Life: 30 * time.Minute}); err != nil {
+			t.Errorf("a shorter one: %v", err)
+		}
+		if _, _, err := s.CreateToken(ctx, alice, access.TokenOrder{Principal: alice.ID, Life: 2 * time.Hour}); err != nil {
+			t.Errorf("by a certificate: %v", err)
+		}
+		byAdmin, err := s.Authenticate(ctx, adminText)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.CreateToken(ctx, byAdmin, access.TokenOrder{Principal: alice.ID, Life: 2 * time.Hour}); err != nil {
+			t.Errorf("by an administrator's: %v", err)
+		}
+	})
+}
