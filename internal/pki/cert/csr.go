@@ -62,6 +62,9 @@ func (l CSRLimits) ParsePEM(input []byte) (*CSR, error) {
 	}
 	block, rest := pem.Decode(input)
 	if block == nil {
+		if err := CheckPEMEnd(input); err != nil {
+			return nil, err
+		}
 		return l.Parse(input)
 	}
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
@@ -71,6 +74,20 @@ func (l CSRLimits) ParsePEM(input []byte) (*CSR, error) {
 		return nil, fault.New(fault.Invalid, "the request is followed by more text; give one CERTIFICATE REQUEST only")
 	}
 	return l.Parse(block.Bytes)
+}
+
+// CheckPEMEnd refuses text in which a PEM block begins and does not end, as in a file that was cut off.
+func CheckPEMEnd(text []byte) error {
+	_, rest, found := strings.Cut(string(text), "-----BEGIN ")
+	label, rest, whole := strings.Cut(rest, "-----")
+	if !found || !whole || len(label) > 64 || strings.ContainsAny(label, "\r\n") {
+		return nil
+	}
+	if !strings.Contains(rest, "-----END "+label+"-----") {
+		return fault.New(fault.Invalid, "the PEM block begins with -----BEGIN %s-----, and -----END %s----- is missing: the text was cut off",
+			label, label)
+	}
+	return nil
 }
 
 func (l CSRLimits) checkSize(octets int) error {

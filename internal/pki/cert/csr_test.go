@@ -377,3 +377,24 @@ func FuzzParseCSR(f *testing.F) {
 
 // FuzzCSRIdentity is TestCSRIdentity driven by the fuzzer's coverage.
 func FuzzCSRIdentity(f *testing.F) { f.Fuzz(rapid.MakeFuzz(propCSR(ed25519Key(f)))) }
+
+// TestTruncatedPEM cuts a request off: the refusal must say so, and not that some DER is malformed.
+func TestTruncatedPEM(t *testing.T) {
+	der, err := CreateCSR(&CSRTemplate{Subject: CommonName("a")}, p256(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+	cuts := 0
+	for length := len("-----BEGIN CERTIFICATE REQUEST-----"); length < len(whole)-1; length += 7 {
+		_, err := CSRLimits{}.ParsePEM([]byte("text before\n" + whole[:length]))
+		refused(t, err, fault.Invalid, "-----END CERTIFICATE REQUEST----- is missing")
+		cuts++
+	}
+	if cuts < 20 {
+		t.Fatalf("cut at %d places only", cuts)
+	}
+	if err := CheckPEMEnd([]byte(whole)); err != nil {
+		t.Error(err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"time"
 
 	"chancery/client"
@@ -194,6 +195,9 @@ func decodePEM(text, pointer string, labels ...string) ([]byte, error) {
 	}
 	block, rest := pem.Decode([]byte(text))
 	if block == nil {
+		if err, ok := errors.AsType[*fault.Error](cert.CheckPEMEnd([]byte(text))); ok {
+			return nil, err.At(pointer)
+		}
 		return nil, fault.New(fault.Invalid, "there is no PEM block in it; one that begins -----BEGIN %s----- is wanted", labels[0]).At(pointer)
 	}
 	known := false
