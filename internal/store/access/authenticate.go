@@ -240,11 +240,17 @@ func (s *Store) FlushUse(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err == nil {
-		return nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err == nil {
+		for shown, k := range s.known {
+			if _, written := pending[k.token]; written && k.unused {
+				k.unused = false
+				s.known[shown] = k
+			}
+		}
+		return nil
+	}
 	for token, at := range pending {
 		if s.used[token].Before(at) {
 			s.used[token] = at

@@ -20,6 +20,8 @@ type Store struct {
 	db  *db.DB
 	log *audit.Log
 
+	first chan struct{} // tells Run that a token was used for the first time
+
 	mu    sync.RWMutex // guards what follows
 	known map[proof]known
 	epoch int64                // counts invalidations, so that what was read before one is not kept after it
@@ -28,7 +30,7 @@ type Store struct {
 
 // New returns the store of the principals in d, whose changes are recorded in log.
 func New(d *db.DB, log *audit.Log) *Store {
-	return &Store{db: d, log: log, known: map[proof]known{}, used: map[string]time.Time{}}
+	return &Store{db: d, log: log, first: make(chan struct{}, 1), known: map[proof]known{}, used: map[string]time.Time{}}
 }
 
 // CreatePrincipal adds a principal and gives it an id.

@@ -2,6 +2,7 @@ package access_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"os"
@@ -256,6 +257,39 @@ func TestStolenTokenMakesNoneThatOutlastsIt(t *testing.T) {
 		}
 		if _, _, err := s.CreateToken(ctx, byAdmin, access.TokenOrder{Principal: alice.ID, Life: 2 * time.Hour}); err != nil {
 			t.Errorf("by an administrator's: %v", err)
+		}
+	})
+}
+
+// TestFirstUseOfATokenShowsAtOnce: for five minutes it was listed as never used, as if its secret had gone astray.
+func TestFirstUseOfATokenShowsAtOnce(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		s := newStore(t, d, "n1")
+		admin := bootstrap(t, d, s)
+		alice := create(t, s, admin, "alice", access.KindOperator, access.Operator)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		_, text := token(t, s, admin, alice)
+		if _, err := s.Authenticate(ctx, text); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.After(20 * time.Second)
+		for used := false; !used; {
+			list, _, err := s.Tokens(ctx, alice, alice.ID, "", 10)
+			if err != nil || len(list) != 1 {
+				t.Fatalf("listed %+v, %v", list, err)
+			}
+			used = !list[0].LastUsed.IsZero()
+			select {
+			case <-deadline:
+				t.Fatal("its use never showed")
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
 	})
 }
