@@ -44,7 +44,8 @@
 // cannot read its own certificate again), empty qualifiers of policies, a dn over line ends, what is not UTF-8, NUL,
 // dates before 1950 (certtool writes 1940 as 2040), the date forms that package gnudate names, and pointers or
 // policies beside an extension of the same kind from add_extension or the request. With an empty subject the
-// subjectAltName is critical, as RFC 5280 4.2.1.6 demands.
+// subjectAltName is critical, as RFC 5280 4.2.1.6 demands. Printed names have control characters, and marks that turn the
+// direction of text, escaped, so that no certificate steers a terminal.
 //
 // RFCs: 5280 (certificate and CRL profile), 4514 (names as text), 3820 (proxy certificates), 4556 (Kerberos names), 6120
 // (XMPP addresses), 7633 (TLS feature), 7469 (the printed pin). All functions are pure and safe for concurrent use.

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"os"
 	"os/exec"
@@ -137,4 +138,17 @@ func warningsOf(talk string) []string {
 		list = append(list, strings.TrimPrefix(line, "Warning: "))
 	}
 	return list
+}
+
+var escaped = regexp.MustCompile(`\\\\|\\(0[0-9A-F]|1[0-9A-F]|7F|[89A-F][0-9A-F])`)
+
+// asCerttool undoes what visible does, since certtool prints octets that steer a terminal as they are.
+func asCerttool(text string) string {
+	return escaped.ReplaceAllStringFunc(text, func(match string) string {
+		octet, err := hex.DecodeString(match[1:])
+		if err != nil {
+			return match // a backslash of the name
+		}
+		return string(octet)
+	})
 }

@@ -13,6 +13,8 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"chancery/internal/pki/cert"
 
@@ -56,8 +58,33 @@ type printer struct{ strings.Builder }
 
 func (p *printer) line(depth int, format string, args ...any) {
 	p.WriteString(strings.Repeat("\t", depth))
-	fmt.Fprintf(p, format, args...)
+	p.WriteString(visible(fmt.Sprintf(format, args...)))
 	p.WriteByte('\n')
+}
+
+// visible escapes what a name could steer a terminal with, as RFC 4514 writes octets: control characters but tabs, line ends, marks that
+// turn the direction of text, and octets that are not UTF-8. certtool prints them as they are.
+func visible(text string) string {
+	if strings.IndexFunc(text, steers) < 0 && utf8.ValidString(text) {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		if r == utf8.RuneError && size == 1 || steers(r) {
+			for _, octet := range []byte(text[:size]) {
+				fmt.Fprintf(&b, "\\%02X", octet)
+			}
+		} else {
+			b.WriteString(text[:size])
+		}
+		text = text[size:]
+	}
+	return b.String()
+}
+
+func steers(r rune) bool {
+	return unicode.IsControl(r) && r != '\t' || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029'
 }
 
 // octets writes hexadecimal pairs, sixteen a line.

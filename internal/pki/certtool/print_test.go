@@ -2,9 +2,19 @@ package certtool
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net/url"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
+	"unicode"
 )
 
 // foreign are certificates that no template makes: openssl makes them, and both programs print them.
@@ -73,8 +83,8 @@ func TestPrintsForeignCertificates(t *testing.T) {
 			}
 			var b bytes.Buffer
 			must(t, Print(&b, pemBlock(t, text)))
-			if b.String() != want {
-				t.Errorf("the printed certificate differs at:\n%s", firstDifference(b.String(), want))
+			if asCerttool(b.String()) != want {
+				t.Errorf("the printed certificate differs at:\n%s", firstDifference(asCerttool(b.String()), want))
 			}
 		})
 	}
@@ -85,6 +95,36 @@ func TestPrintRefusesWhatIsNoCertificate(t *testing.T) {
 		var b bytes.Buffer
 		if Print(&b, der) == nil || PrintUnsigned(&b, der) == nil || PrintCRL(&b, der) == nil || b.Len() > 0 {
 			t.Errorf("%x is printed as %q", der, b.String())
+		}
+	}
+}
+
+// TestPrintedSubjectSteersATerminal prints certificates whose names would clear the screen, set its title, turn the direction of
+// text or add a line of their own.
+func TestPrintedSubjectSteersATerminal(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	for hostile, want := range map[string]string{
+		"a\x1b[2J": `a\1B[2J`, "a\x07b": `a\07b`, "a\u009b2J": `a\C2\9B2J`, "a\u202eb": `a\E2\80\AEb`, "a\u2066b": `a\E2\81\A6b`,
+		"a\nSubject: CN=b": `a\0ASubject: CN=b`, "a\rb": `a\0Db`, "a\x7fb": `a\7Fb`, "Grüße": "Grüße",
+	} {
+		now := time.Now()
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: hostile}, NotBefore: now, NotAfter: now.Add(time.Hour),
+			URIs: []*url.URL{{Scheme: "urn", Opaque: "x\x1b[31m"}},
+		}, &x509.Certificate{Subject: pkix.Name{Organization: []string{hostile}}}, key.Public(), key)
+		must(t, err)
+		for name, print := range map[string]func(io.Writer, []byte) error{"Print": Print, "PrintUnsigned": PrintUnsigned} {
+			var b bytes.Buffer
+			must(t, print(&b, der))
+			if !strings.Contains(b.String(), "Subject: CN="+want+"\n") || !strings.Contains(b.String(), `urn:x\1B[31m`) {
+				t.Errorf("%s of %q: want %s in\n%q", name, hostile, want, b.String())
+			}
+			for _, r := range b.String() {
+				if unicode.IsControl(r) && r != '\n' && r != '\t' || unicode.Is(unicode.Bidi_Control, r) {
+					t.Errorf("%s of %q lets %U through", name, hostile, r)
+				}
+			}
 		}
 	}
 }
