@@ -14,6 +14,7 @@ type restoreCommand struct {
 	Backup         string   `arg:"" type:"path" name:"BACKUP" help:"The backup."`
 	RecoveryFile   string   `required:"" type:"path" placeholder:"F" help:"The sealed recovery key that init wrote."`
 	PassphraseFile string   `placeholder:"F|-" help:"Its passphrase; asked for on a terminal when not given."`
+	AuditKey       string   `type:"path" placeholder:"F" help:"The public key of the audit, which must have signed the backup: offline/audit-key.pem that init wrote, or ca/audit-key.pem of a data directory. Needed."`
 	CRL            []string `name:"crl" type:"path" placeholder:"F" help:"A CRL that was published after the backup: what it lists is revoked again. May be repeated."`
 	DatabaseFile   string   `type:"path" placeholder:"F" help:"File (mode 0600) with a PostgreSQL URL of an empty database; SQLite in --dir when not given."`
 	Listen         string   `placeholder:"ADDR:PORT" help:"Where the API listens."`
@@ -25,6 +26,18 @@ type restoreCommand struct {
 func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 	if g.Dir == "" {
 		return usage("restore needs --dir D")
+	}
+	if c.AuditKey == "" {
+		return usage("restore needs --audit-key F, the public key that signed the backup: init wrote it to offline/audit-key.pem, " +
+			"and every data directory has it in ca/audit-key.pem")
+	}
+	text, err := os.ReadFile(c.AuditKey)
+	if err != nil {
+		return err
+	}
+	known, err := setup.ParseAuditKeys(text)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", c.AuditKey, err)
 	}
 	sealed, err := os.ReadFile(c.RecoveryFile)
 	if err != nil {
@@ -39,7 +52,7 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	o := setup.RestoreOptions{
-		Dir: datadir.Dir(g.Dir), Backup: c.Backup, Recovery: recovery, DatabaseFile: c.DatabaseFile, Address: g.Address, Listen: c.Listen,
+		Dir: datadir.Dir(g.Dir), Backup: c.Backup, Recovery: recovery, AuditKeys: known, DatabaseFile: c.DatabaseFile, Address: g.Address, Listen: c.Listen,
 		PublicListen: c.PublicListen, Metrics: c.Metrics,
 	}
 	for _, file := range c.CRL {
@@ -56,7 +69,7 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	if g.Output == "json" {
-		return g.json(map[string]any{"backup": r.Header, "node": r.Node, "rows": r.Rows, "keys": r.Keys, "merged": r.Merged})
+		return g.json(map[string]any{"backup": r.Header, "node": r.Node, "rows": r.Rows, "keys": r.Keys, "merged": r.Merged, "warnings": r.Warnings})
 	}
 	fmt.Fprintf(g.Out, "The authority as of %s is in %s: %d rows, %d keys, node %s.\n", stamp(r.Header.At), g.Dir, r.Rows, r.Keys, r.Node)
 	if len(c.CRL) > 0 {
@@ -64,6 +77,9 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 			r.Merged.Revoked, r.Merged.Unknown, r.Merged.Known)
 	} else {
 		fmt.Fprintln(g.Out, "No --crl was given: what was revoked after the backup is good again. Restore with the newest CRL of each issuer where you have it.")
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintln(g.Out, "warning:", printable(w))
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s\n", g.Dir)
 	return nil

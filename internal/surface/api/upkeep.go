@@ -171,9 +171,14 @@ func (s *Server) backup(ctx context.Context, _ *in0) (*outStream, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Opened before the answer begins, so that a node that cannot sign says so instead of breaking off.
+	signer, err := s.AuditSigner(ctx)
+	if err != nil {
+		return nil, err
+	}
 	header := backup.Header{Authority: set.Authority, Node: s.Audit.Node(), Version: s.options.Version}
 	return &outStream{callOf(ctx).stream(mediaBinary, func(w io.Writer) error {
-		return backup.Write(ctx, w, s.DB, recipient, header)
+		return backup.Write(ctx, w, s.DB, recipient, header, signer)
 	})}, nil
 }
 

@@ -5,12 +5,16 @@
 // opens it. It holds every table as it stood at one moment: issuers and their sealed keys, certificates, revocations,
 // requests, settings, the audit. The keys in it are sealed once more, each wrapped to nodes and to the recovery recipient.
 //
+// It is signed with the key of the audit, whose public half is kept outside: anybody can encrypt to the recovery recipient.
+//
 // It copies tables through the database layer and does not know what they mean.
 package backup
 
 import (
 	"bufio"
 	"context"
+	"crypto"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -27,8 +31,8 @@ import (
 // run, and the migrations of the new database are its own.
 var notCopied = []string{"leases", "clock", "schema_version"}
 
-// Write streams a backup of d to w. It reads one state of the database; writers go on meanwhile.
-func Write(ctx context.Context, w io.Writer, d *db.DB, recipient string, header Header) error {
+// Write streams a backup of d to w, signed with the audit's key. It reads one state of the database; writers go on meanwhile.
+func Write(ctx context.Context, w io.Writer, d *db.DB, recipient string, header Header, key crypto.Signer) error {
 	to, err := age.ParseX25519Recipient(recipient)
 	if err != nil {
 		return fmt.Errorf("parse recovery recipient: %w", err)
@@ -41,8 +45,12 @@ func Write(ctx context.Context, w io.Writer, d *db.DB, recipient string, header 
 	if err != nil {
 		return fmt.Errorf("begin backup: %w", err)
 	}
-	e := &encoder{w: bufio.NewWriterSize(sealed, 1<<16)}
+	e := &encoder{sum: sha256.New()}
+	e.w = bufio.NewWriterSize(io.MultiWriter(sealed, e.sum), 1<<16)
 	if err := d.ReadSnapshot(ctx, func(tx *db.Tx) error { return e.database(ctx, tx, header) }); err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	if err := e.sign(key); err != nil {
 		return fmt.Errorf("write backup: %w", err)
 	}
 	if err := e.w.Flush(); err != nil {
@@ -108,7 +116,7 @@ func Open(r io.Reader, identity age.Identity) (*Source, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the backup does not open with this recovery key: %w", err)
 	}
-	d := &decoder{r: bufio.NewReaderSize(plain, 1<<16)}
+	d := &decoder{r: &summed{r: bufio.NewReaderSize(plain, 1<<16), sum: sha256.New()}}
 	line, err := d.bytes(len(magic))
 	if err != nil {
 		return nil, broken("first line", err)
@@ -133,8 +141,28 @@ type Source struct {
 	*decoder
 }
 
-// Load fills an empty, migrated database in the caller's transaction and returns how many rows it wrote.
-func (s *Source) Load(ctx context.Context, tx *db.Tx) (rows int64, err error) {
+// Check reads a whole backup and holds it against the audit keys, one of which must have signed it. It touches nothing, so
+// that what a stranger wrote comes nowhere near a database.
+func Check(r io.Reader, identity age.Identity, known []crypto.PublicKey) (Header, error) {
+	s, err := Open(r, identity)
+	if err != nil {
+		return Header{}, err
+	}
+	_, err = s.walk(known, func(f tableFrame) (rows int64, err error) {
+		for {
+			row, err := s.row(len(f.Columns))
+			if row == nil || err != nil {
+				return rows, err
+			}
+			rows++
+		}
+	})
+	return s.Header, err
+}
+
+// Load fills an empty, migrated database in the caller's transaction and returns how many rows it wrote. An error, also that
+// the backup is signed by none of the known keys, is to end the transaction.
+func (s *Source) Load(ctx context.Context, tx *db.Tx, known []crypto.PublicKey) (rows int64, err error) {
 	tables, err := db.Tables(ctx, tx)
 	if err != nil {
 		return 0, err
@@ -151,6 +179,11 @@ func (s *Source) Load(ctx context.Context, tx *db.Tx) (rows int64, err error) {
 			return 0, fault.New(fault.Conflict, "the database is not empty: table %s has %d rows; restore into a new one", t.Name, n)
 		}
 	}
+	return s.walk(known, func(f tableFrame) (int64, error) { return s.table(ctx, tx, f, tables) })
+}
+
+// walk reads all of a backup, with take for the rows of each table.
+func (s *Source) walk(known []crypto.PublicKey, take func(tableFrame) (int64, error)) (rows int64, err error) {
 	loaded := trailer{Rows: map[string]int64{}}
 	for {
 		var f tableFrame
@@ -160,7 +193,7 @@ func (s *Source) Load(ctx context.Context, tx *db.Tx) (rows int64, err error) {
 		if f.Name == "" {
 			break
 		}
-		n, err := s.table(ctx, tx, f, tables)
+		n, err := take(f)
 		if err != nil {
 			return 0, err
 		}
@@ -171,11 +204,11 @@ func (s *Source) Load(ctx context.Context, tx *db.Tx) (rows int64, err error) {
 		loaded.Tables++
 		rows += n
 	}
-	return rows, s.end(loaded)
+	return rows, s.end(loaded, known)
 }
 
-// end compares what was read with what the writer counted, and wants nothing behind it.
-func (s *Source) end(loaded trailer) error {
+// end compares what was read with what the writer counted, wants the signature of one of the keys, and nothing behind it.
+func (s *Source) end(loaded trailer, known []crypto.PublicKey) error {
 	var want trailer
 	if err := s.frame("trailer", &want); err != nil {
 		return err
@@ -188,8 +221,11 @@ func (s *Source) end(loaded trailer) error {
 			return broken("trailer", fmt.Errorf("table %s was written with %d rows, %d were read", name, n, loaded.Rows[name]))
 		}
 	}
+	if err := s.signature(known); err != nil {
+		return err
+	}
 	if _, err := s.r.ReadByte(); err != io.EOF {
-		return broken("end", fmt.Errorf("something follows the trailer"))
+		return broken("end", fmt.Errorf("something follows the signature"))
 	}
 	return nil
 }

@@ -3,6 +3,11 @@ package backup_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"slices"
@@ -19,6 +24,11 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/upkeep/backup"
 )
+
+// auditKey signs the backups of these tests.
+var auditKey = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+
+func known() []crypto.PublicKey { return []crypto.PublicKey{auditKey.Public()} }
 
 func newIdentity(t *testing.T) *age.X25519Identity {
 	t.Helper()
@@ -77,7 +87,7 @@ func contents(t *testing.T, d *db.DB) map[string][]string {
 func write(t *testing.T, d *db.DB, to *age.X25519Identity) []byte {
 	t.Helper()
 	var file bytes.Buffer
-	if err := backup.Write(t.Context(), &file, d, to.Recipient().String(), backup.Header{Authority: "a", Node: "node1", Version: "test"}); err != nil {
+	if err := backup.Write(t.Context(), &file, d, to.Recipient().String(), backup.Header{Authority: "a", Node: "node1", Version: "test"}, auditKey); err != nil {
 		t.Fatal(err)
 	}
 	return file.Bytes()
@@ -89,7 +99,7 @@ func load(ctx context.Context, d *db.DB, file []byte, id age.Identity) error {
 		if err != nil {
 			return err
 		}
-		_, err = s.Load(ctx, tx)
+		_, err = s.Load(ctx, tx, known())
 		return err
 	})
 }
@@ -139,7 +149,7 @@ func TestConsistentWhileWritten(t *testing.T) {
 		r, w := io.Pipe()
 		done := make(chan error, 1)
 		go func() {
-			err := backup.Write(t.Context(), w, d, id.Recipient().String(), backup.Header{})
+			err := backup.Write(t.Context(), w, d, id.Recipient().String(), backup.Header{}, auditKey)
 			w.CloseWithError(err)
 			done <- err
 		}()
@@ -228,10 +238,10 @@ func TestHostilePlainText(t *testing.T) {
 	id := newIdentity(t)
 	for name, plain := range map[string]string{
 		"nothing":       "",
-		"another magic": "chancery backup 9\n",
-		"huge frame":    "chancery backup 1\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
-		"bad header":    "chancery backup 1\n\x02[]",
-		"later release": "chancery backup 1\n\x0f{\"schema\":99999}",
+		"another magic": "chancery backup 9\n", "unsigned format": "chancery backup 1\n\x02{}",
+		"huge frame":    "chancery backup 2\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+		"bad header":    "chancery backup 2\n\x02[]",
+		"later release": "chancery backup 2\n\x0f{\"schema\":99999}",
 	} {
 		var file bytes.Buffer
 		w, err := age.Encrypt(&file, id.Recipient())
@@ -259,6 +269,54 @@ func TestHeaderTellsWhen(t *testing.T) {
 		}
 		if s.Header.Engine != string(d.Dialect()) || time.Since(s.Header.At) > time.Minute || s.Header.Node != "node1" {
 			t.Errorf("header %+v", s.Header)
+		}
+	})
+}
+
+// Anybody who knows the recovery recipient can encrypt to it. What the authority's audit key did not sign comes neither into
+// a database nor past Check.
+func TestBackupOfAStrangerWasRestored(t *testing.T) {
+	id := newIdentity(t)
+	_, stranger, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		fill(t, d, 30)
+		for _, c := range []struct {
+			name  string
+			key   crypto.Signer
+			known []crypto.PublicKey
+			good  bool
+		}{
+			{"the authority's", auditKey, known(), true},
+			{"one of two", auditKey, []crypto.PublicKey{curve.Public(), auditKey.Public()}, true},
+			{"another kind of key", curve, []crypto.PublicKey{curve.Public()}, true},
+			{"a stranger's", stranger, known(), false},
+			{"no key known", auditKey, nil, false},
+		} {
+			var file bytes.Buffer
+			if err := backup.Write(t.Context(), &file, d, id.Recipient().String(), backup.Header{Authority: "a"}, c.key); err != nil {
+				t.Fatal(err)
+			}
+			header, err := backup.Check(bytes.NewReader(file.Bytes()), id, c.known)
+			if c.good && (err != nil || header.Authority != "a") || !c.good && !fault.Is(err, fault.Invalid) {
+				t.Errorf("%s: header %+v, error %v", c.name, header, err)
+			}
+			if !c.good && c.known != nil {
+				pkitest.EachDB(t, func(t *testing.T, target *db.DB) {
+					if err := load(t.Context(), target, file.Bytes(), id); !fault.Is(err, fault.Invalid) {
+						t.Errorf("%s: error %v", c.name, err)
+					}
+					for table, rows := range contents(t, target) {
+						t.Errorf("%s: %d rows of %s were left behind", c.name, len(rows), table)
+					}
+				})
+			}
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"time"
 
@@ -13,11 +14,13 @@ import (
 )
 
 // The plain text inside a backup is the line magic, a frame with the header, then for each table a frame with its
-// description, its rows, and an end mark; last a frame with the trailer. Frames are JSON with their length before them.
+// description, its rows, and an end mark; then a frame with the trailer and one with the signature of all before it. Frames are
+// JSON with their length before them.
 //
 // age splits the cipher text into chunks, each sealed, and marks the last one, so what is cut short, changed or put in
-// another order does not decrypt; the trailer's counts guard against a program that wrote less than it meant to.
-const magic = "chancery backup 1\n"
+// another order does not decrypt; the trailer's counts guard against a program that wrote less than it meant to. But age proves
+// no sender, and the recipient is public: that the authority wrote a backup, the signature says.
+const magic = "chancery backup 2\n"
 
 // Header says what a backup is of.
 type Header struct {
@@ -41,6 +44,11 @@ type trailer struct {
 	Rows   map[string]int64 `json:"rows"`
 }
 
+// signature is the last frame: the audit key's signature over signed(SHA-256 of all before the frame).
+type signature struct {
+	Signature []byte `json:"signature"`
+}
+
 // What stands before a value or instead of a row.
 const (
 	markNull  = 0
@@ -61,6 +69,7 @@ const (
 
 type encoder struct {
 	w   *bufio.Writer
+	sum hash.Hash // of what w let out
 	buf []byte
 }
 
@@ -99,7 +108,30 @@ func (e *encoder) row(values []any) error {
 
 func (e *encoder) endTable() error { return e.w.WriteByte(markEnd) }
 
-type decoder struct{ r *bufio.Reader }
+type decoder struct{ r *summed }
+
+// summed keeps the hash of what was read through it.
+type summed struct {
+	r   *bufio.Reader
+	sum hash.Hash
+	one [1]byte
+}
+
+func (s *summed) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.sum.Write(p[:n])
+	return n, err
+}
+
+// ReadByte makes it an io.ByteReader.
+func (s *summed) ReadByte() (byte, error) {
+	b, err := s.r.ReadByte()
+	if err == nil {
+		s.one[0] = b
+		s.sum.Write(s.one[:])
+	}
+	return b, err
+}
 
 // broken says that a backup cannot be read, and hides nothing that would help: the cause is age's or the end of the file.
 func broken(what string, err error) error {

@@ -7,9 +7,9 @@
 //	node-tls.pem            the node's TLS key and certificate, made anew when it is missing (mode 0600)
 //	chancery.db             the store, where it is SQLite; .lock beside it is held by the process that has it open
 //	ca/identity-root.pem    the root of identities: what clients pin
-//	ca/audit-key.pem        the public key of audit checkpoints: keep a copy where the database's owner cannot change it
+//	ca/audit-key.pem        the public key of checkpoints and backups: keep a copy where the database's owner cannot change it
 //	admin/cert.pem, key.pem the credential of the commands that are run here with --dir (key mode 0600)
-//	offline/                what belongs off this machine: the sealed root keys and the recovery key
+//	offline/                what belongs off this machine: the sealed root keys, the recovery key, a copy of audit-key.pem
 //
 // What concerns the authority lives in its database and not here.
 package datadir

@@ -294,7 +294,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 		return err
 	}
 	system := access.System(o.Node)
-	if err := o.auditKey(ctx, s, system); err != nil {
+	if err := o.auditKey(ctx, s, system, result); err != nil {
 		return err
 	}
 	identities, err := o.pool(ctx, s, system, result, pool.Spec{
@@ -350,8 +350,9 @@ func nodeRecipient(node string, key *keys.NodeKey, now time.Time) keys.Recipient
 	}
 }
 
-// auditKey makes the key that signs audit checkpoints.
-func (o *Options) auditKey(ctx context.Context, s *Services, by access.Principal) error {
+// auditKey makes the key that signs audit checkpoints and backups. Its public half goes with what is kept offline too: restore
+// asks for it.
+func (o *Options) auditKey(ctx context.Context, s *Services, by access.Principal, result *Result) error {
 	key, err := keyfile.Generate(keyfile.Ed25519, 0)
 	if err != nil {
 		return err
@@ -364,7 +365,10 @@ func (o *Options) auditKey(ctx context.Context, s *Services, by access.Principal
 	if err != nil {
 		return err
 	}
-	return s.writeAuditKey(ctx, o.Dir)
+	if err := s.writeAuditKey(ctx, o.Dir); err != nil {
+		return err
+	}
+	return o.offline(result, "audit-key.pem", func() ([]byte, error) { return s.auditKeyPEM(ctx) })
 }
 
 // defaultPool makes the pool default: with a root of its own, with a request for an outside one, or with a CA that exists.

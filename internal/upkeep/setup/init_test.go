@@ -37,7 +37,7 @@ func TestInit(t *testing.T) {
 			t.Fatal(err)
 		}
 		for file, mode := range map[string]os.FileMode{
-			"": 0o700, "node.key": 0o600, "admin/key.pem": 0o600, "offline": 0o700, "offline/recovery.age": 0o600, "offline/identity-root.key": 0o600,
+			"": 0o700, "node.key": 0o600, "admin/key.pem": 0o600, "offline": 0o700, "offline/recovery.age": 0o600, "offline/audit-key.pem": 0o600, "offline/identity-root.key": 0o600,
 			"offline/default-root.key": 0o600, "offline/passphrase": 0o600, "admin/cert.pem": 0o644, "ca/identity-root.pem": 0o644, "ca/audit-key.pem": 0o644, "node.yaml": 0o644,
 		} {
 			st, err := os.Stat(filepath.Join(string(dir), file))
@@ -47,7 +47,7 @@ func TestInit(t *testing.T) {
 				t.Errorf("%s has mode %04o, not %04o", file, st.Mode().Perm(), mode)
 			}
 		}
-		if len(result.Offline) != 4 {
+		if len(result.Offline) != 5 {
 			t.Errorf("offline files %v", result.Offline)
 		}
 		s := open(t, dir)

@@ -2,9 +2,12 @@ package setup
 
 import (
 	"context"
+	"crypto"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,9 +33,10 @@ type RestoreOptions struct {
 	Dir          datadir.Dir
 	Backup       string // the file
 	Recovery     *keys.Recovery
-	CRLs         [][]byte // published since the backup, DER or PEM: what they list is revoked again
+	AuditKeys    []crypto.PublicKey // of the authority's audit, as they were kept: one of them must have signed the backup
+	CRLs         [][]byte           // published since the backup, DER or PEM: what they list is revoked again
 	DatabaseFile string
-	Address      string // empty means the one in the backup
+	Address      string // empty means Listen's, where that is given, and else the one in the backup
 	Listen       string
 	PublicListen string
 	Metrics      string
@@ -46,12 +50,18 @@ type Restored struct {
 	Rows   int64
 	Keys   int // that were wrapped to the new node
 	Merged ca.Merged
+
+	Warnings []string
 }
 
 // Restore makes an authority anew in o.Dir, from a backup and the recovery key. The node is a new one with a name of its
 // own, because the audit chains of the nodes in the backup went on after it: their events since then are lost, and a
 // checkpoint that was kept elsewhere will say so.
 func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
+	if len(o.AuditKeys) == 0 {
+		return nil, fault.New(fault.Invalid, "the audit's public key is needed: without it anybody who knows the recovery recipient could have written "+
+			"the backup").WithHint("init wrote it to offline/audit-key.pem, and to ca/audit-key.pem of every data directory")
+	}
 	final := o.Dir
 	staging, err := stagingFor(final)
 	if err != nil {
@@ -75,6 +85,9 @@ func (o *RestoreOptions) build(ctx context.Context) (*Restored, error) {
 			return nil, err
 		}
 	}
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("load %s: %w", o.Backup, err)
+	}
 	lists, err := parseCRLs(o.CRLs)
 	if err != nil {
 		return nil, err
@@ -88,6 +101,17 @@ func (o *RestoreOptions) build(ctx context.Context) (*Restored, error) {
 		return nil, closing(d, err)
 	}
 	return done, d.Close()
+}
+
+// check reads the backup before anything is made of it.
+func (o *RestoreOptions) check() error {
+	file, err := os.Open(o.Backup)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = backup.Check(file, o.Recovery.Identity(), o.AuditKeys)
+	return err
 }
 
 func parseCRLs(inputs [][]byte) ([]*crl.List, error) {
@@ -157,7 +181,7 @@ func (o *RestoreOptions) fillStore(ctx context.Context, d *db.DB, lists []*crl.L
 	if err := o.replaceNodes(ctx, s, nodeKey, done); err != nil {
 		return nil, err
 	}
-	if err := o.writeNode(ctx, s, done.Node); err != nil {
+	if err := o.writeNode(ctx, s, done); err != nil {
 		return nil, err
 	}
 	system := access.System(done.Node)
@@ -194,7 +218,7 @@ func (o *RestoreOptions) load(ctx context.Context, d *db.DB) (*Restored, error) 
 			return err
 		}
 		done.Header = source.Header
-		done.Rows, err = source.Load(ctx, tx)
+		done.Rows, err = source.Load(ctx, tx, o.AuditKeys)
 		return err
 	})
 	if err != nil {
@@ -272,17 +296,22 @@ func (o *RestoreOptions) replaceNodes(ctx context.Context, s *Services, nodeKey 
 }
 
 // writeNode writes what a node needs beside its key.
-func (o *RestoreOptions) writeNode(ctx context.Context, s *Services, node string) error {
+func (o *RestoreOptions) writeNode(ctx context.Context, s *Services, done *Restored) error {
 	set, err := s.Settings.Get(ctx)
 	if err != nil {
 		return err
 	}
 	options := Options{
-		Dir: o.Dir, Node: node, Organization: set.Organization, Address: o.Address, Listen: o.Listen, PublicListen: o.PublicListen,
+		Dir: o.Dir, Node: done.Node, Organization: set.Organization, Address: o.Address, Listen: o.Listen, PublicListen: o.PublicListen,
 		Metrics: o.Metrics, DatabaseFile: o.DatabaseFile,
 	}
 	if options.Address == "" {
+		options.Address = addressOf(o.Listen)
+	}
+	if options.Address == "" {
 		options.Address = set.Address
+		done.Warnings = append(done.Warnings, fmt.Sprintf("neither --listen nor --address was given: commands with --dir talk to %s, the address in the "+
+			"backup, where the old node may still answer", set.Address))
 	}
 	if err := options.fill(); err != nil {
 		return err
@@ -301,6 +330,22 @@ func (o *RestoreOptions) writeNode(ctx context.Context, s *Services, node string
 		return err
 	}
 	return keyfile.WriteFile(o.Dir.IdentityRoot(), keyfile.EncodeCertificates(p.Root.Certificate), 0o644)
+}
+
+// addressOf is where a node that listens there is reached from its own machine, and empty where that cannot be said.
+func addressOf(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil || port == "" || port == "0" {
+		return ""
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "", err == nil && ip.IsUnspecified() && ip.Is4():
+		host = "127.0.0.1"
+	case err == nil && ip.IsUnspecified():
+		host = "::1"
+	}
+	return "https://" + net.JoinHostPort(host, port)
 }
 
 // administrator is the principal whose identity is put into the data directory: admin, or the first by name.

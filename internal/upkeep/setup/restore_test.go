@@ -2,6 +2,7 @@ package setup_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -52,7 +53,11 @@ func TestRestore(t *testing.T) {
 		key := recovery(t, result)
 		file := filepath.Join(t.TempDir(), "backup")
 		var out bytes.Buffer
-		if err := backup.Write(t.Context(), &out, s.DB, key.Public(), backup.Header{Node: "node1", Authority: "x"}); err != nil {
+		signer, err := s.AuditSigner(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := backup.Write(t.Context(), &out, s.DB, key.Public(), backup.Header{Node: "node1", Authority: "x"}, signer); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
@@ -64,7 +69,7 @@ func TestRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		signer, err := s.Keys.Signer(t.Context(), issuer.KeyID)
+		signer, err = s.Keys.Signer(t.Context(), issuer.KeyID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,13 +84,16 @@ func TestRestore(t *testing.T) {
 		pkitest.EachURL(t, func(t *testing.T, url string) {
 			dir := newDir(t)
 			done, err := setup.Restore(t.Context(), setup.RestoreOptions{
-				Dir: dir, Backup: file, Recovery: key, CRLs: [][]byte{list}, DatabaseFile: databaseFile(t, url),
+				Dir: dir, Backup: file, Recovery: key, AuditKeys: auditKeys(t, filepath.Join(result.Dir.Offline(), "audit-key.pem")), CRLs: [][]byte{list}, DatabaseFile: databaseFile(t, url),
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if done.Node != "node2" || done.Merged != (ca.Merged{Revoked: 1, Unknown: 1}) || done.Keys < 3 {
 				t.Errorf("restored %+v", done)
+			}
+			if config, err := dir.Load(); err != nil || config.Address != "https://127.0.0.1:8443" || len(done.Warnings) != 1 {
+				t.Errorf("restored without an address: %+v, warnings %v, error %v", config, done.Warnings, err)
 			}
 			r := open(t, dir)
 			found, err := r.CA.Find(t.Context(), access.System("test"), ca.Ref{Serial: before.Serial})
@@ -123,14 +131,16 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := recovery(t, result)
+	known := auditKeys(t, result.Dir.AuditKey())
 	other := filepath.Join(t.TempDir(), "other")
 	if err := os.WriteFile(other, []byte("no backup"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, o := range map[string]setup.RestoreOptions{
-		"over an authority": {Dir: result.Dir, Backup: other, Recovery: key},
-		"no backup":         {Dir: newDir(t), Backup: other, Recovery: key},
-		"bad CRL":           {Dir: newDir(t), Backup: other, Recovery: key, CRLs: [][]byte{[]byte("x")}},
+		"over an authority": {Dir: result.Dir, Backup: other, Recovery: key, AuditKeys: known},
+		"no audit key":      {Dir: newDir(t), Backup: other, Recovery: key},
+		"no backup":         {Dir: newDir(t), Backup: other, Recovery: key, AuditKeys: known},
+		"bad CRL":           {Dir: newDir(t), Backup: other, Recovery: key, AuditKeys: known, CRLs: [][]byte{[]byte("x")}},
 	} {
 		if _, err := setup.Restore(t.Context(), o); fault.KindOf(err) == fault.Internal {
 			t.Errorf("%s: error %v", name, err)
@@ -139,5 +149,97 @@ func TestRestoreRefuses(t *testing.T) {
 		if len(left) > 0 {
 			t.Errorf("%s: left behind %v", name, left)
 		}
+	}
+}
+
+func auditKeys(t *testing.T, file string) []crypto.PublicKey {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := setup.ParseAuditKeys(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestRestoreTookABackupThatAStrangerWrote: whoever knows the recovery recipient can make an authority of his own and write
+// its rows to the recipient. Such a file changes nothing, not even an empty database.
+func TestRestoreTookABackupThatAStrangerWrote(t *testing.T) {
+	victim, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, key := open(t, stranger.Dir), recovery(t, victim)
+	signer, err := s.AuditSigner(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := backup.Write(t.Context(), &out, s.DB, key.Public(), backup.Header{}, signer); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "backup")
+	if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		dir := newDir(t)
+		o := setup.RestoreOptions{Dir: dir, Backup: file, Recovery: key, AuditKeys: auditKeys(t, victim.Dir.AuditKey()), DatabaseFile: databaseFile(t, url)}
+		if _, err := setup.Restore(t.Context(), o); !fault.Is(err, fault.Invalid) {
+			t.Errorf("error %v", err)
+		}
+		if _, err := os.Stat(string(dir)); err == nil {
+			t.Error("a data directory was left behind")
+		}
+	})
+}
+
+// TestRestoredNodePointedAtTheOldOne: what is told where it listens is spoken to there.
+func TestRestoredNodePointedAtTheOldOne(t *testing.T) {
+	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Address: "https://old.example:8443"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, key := open(t, result.Dir), recovery(t, result)
+	signer, err := s.AuditSigner(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := backup.Write(t.Context(), &out, s.DB, key.Public(), backup.Header{}, signer); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "backup")
+	if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ listen, address, want string }{
+		{"127.0.0.1:9999", "", "https://127.0.0.1:9999"},
+		{"0.0.0.0:9999", "", "https://127.0.0.1:9999"},
+		{"[::]:9999", "", "https://[::1]:9999"},
+		{"127.0.0.1:9999", "https://new.example:1", "https://new.example:1"},
+		{"", "", "https://old.example:8443"},
+	} {
+		pkitest.EachURL(t, func(t *testing.T, url string) {
+			dir := newDir(t)
+			done, err := setup.Restore(t.Context(), setup.RestoreOptions{
+				Dir: dir, Backup: file, Recovery: key, AuditKeys: auditKeys(t, result.Dir.AuditKey()), Listen: c.listen, Address: c.address,
+				DatabaseFile: databaseFile(t, url),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			config, err := dir.Load()
+			if err != nil || config.Address != c.want || (len(done.Warnings) > 0) != (c.listen == "") {
+				t.Errorf("%+v: address %s, warnings %v, error %v", c, config.Address, done.Warnings, err)
+			}
+		})
 	}
 }
