@@ -3,6 +3,7 @@ package revocation
 import (
 	"context"
 	"crypto"
+	"database/sql"
 	"fmt"
 	"iter"
 	"maps"
@@ -186,6 +187,7 @@ type source struct {
 	segments []int           // partitions whose segments are all taken
 	replaced map[string]bool // entries in segments that are not taken
 	loose    []ca.Changes
+	room     []byte // of kept
 }
 
 // wholeSource selects all that is revoked in some partitions: the segments, what was revoked since they were packed, and
@@ -240,16 +242,18 @@ func (src *source) leaveOut(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, p
 	return nil
 }
 
-// kept is what of packed entries is taken. It is written over them.
+// kept is what of packed entries is taken. It is good until the next call.
 func (src *source) kept(packed []byte) []byte {
 	if len(src.replaced) == 0 {
 		return packed
 	}
-	kept := packed[:0]
+	kept := src.room[:0] // not in place: the entries are the driver's
+	defer func() { src.room = kept }()
 	for rest := packed; len(rest) > 0; {
 		size := entrySize(rest)
 		if size == 0 {
-			return append(kept, rest...) // damaged, which the lengths will show
+			kept = append(kept, rest...) // damaged, which the lengths will show
+			break
 		}
 		if !src.replaced[string(rest[:size])] {
 			kept = append(kept, rest[:size]...)
@@ -320,7 +324,7 @@ func eachSegment(ctx context.Context, tx *db.Tx, issuer string, partition int) i
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var packed []byte
+			var packed sql.RawBytes // of the driver, until the next row: a list of a million entries has 120 of them
 			if err := rows.Scan(&packed); err != nil {
 				yield(nil, fmt.Errorf("read a CRL segment of issuer %s: %w", issuer, err))
 				return

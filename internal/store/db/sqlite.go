@@ -29,7 +29,7 @@ func (d *DB) openSQLite(ctx context.Context, o Options) error {
 	if err := d.takeDirectory(); err != nil {
 		return err
 	}
-	writer, err := sqlitePool(d.path, []string{"cache_size(-16384)"}, 1, o.Wrap)
+	writer, err := sqlitePool(d.path, []string{"cache_size(-8192)"}, 1, o.Wrap)
 	if err != nil {
 		return err
 	}
