@@ -408,12 +408,13 @@ func (c *certRekeyCommand) Run(ctx context.Context, g *globals) error {
 
 type certRevokeCommand struct {
 	serialArg    `embed:""`
-	Reason       string `default:"unspecified" enum:"${reasons}" placeholder:"R" help:"One of ${enum}."`
+	Reason       string `default:"unspecified" enum:"${reasons},${reason_numbers}" placeholder:"R" help:"One of ${reasons}; or its number in RFC 5280, 0 to 6, 9 or 10."`
 	InvalidSince string `aliases:"invalidity-date" placeholder:"TIME" help:"Since when the key is thought compromised (RFC 3339)."`
 }
 
 // Run revokes.
 func (c *certRevokeCommand) Run(ctx context.Context, g *globals) error {
+	c.Reason = reasonName(c.Reason)
 	if c.Reason == "certificateHold" {
 		if c.InvalidSince != "" {
 			return usage("a hold has no --invalid-since")
@@ -430,6 +431,24 @@ func (c *certRevokeCommand) Run(ctx context.Context, g *globals) error {
 	}
 	return g.change(func(api *client.Client) (*client.Certificate, error) { return api.Revoke(ctx, c.Issuer, c.Serial, in) })
 }
+
+// reasonName is the reason with that number of RFC 5280 5.3.1; what is no such number is returned as it is.
+func reasonName(text string) string {
+	for i, number := range strings.Split(reasonNumbers, ",") {
+		if number == text {
+			return strings.Split(reasons, ",")[i]
+		}
+	}
+	return text
+}
+
+// The reasons for which a certificate is revoked, and their numbers in RFC 5280 5.3.1. 7 is not used; 8, removeFromCRL, is said
+// by delta CRLs only.
+const (
+	reasons = "unspecified,keyCompromise,cACompromise,affiliationChanged,superseded,cessationOfOperation,certificateHold," +
+		"privilegeWithdrawn,aACompromise"
+	reasonNumbers = "0,1,2,3,4,5,6,9,10"
+)
 
 type certHoldCommand struct {
 	serialArg `embed:""`

@@ -157,7 +157,7 @@ func newParser(c *commands, options ...kong.Option) (*kong.Kong, error) {
 		kong.Name("chancery"),
 		kong.Description("A private PKI for fleets of hosts."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
-		kong.Vars{"reasons": "unspecified,keyCompromise,cACompromise,affiliationChanged,superseded,cessationOfOperation,certificateHold,privilegeWithdrawn,aACompromise"},
+		kong.Vars{"reasons": reasons, "reason_numbers": reasonNumbers},
 	}, options...)...)
 }
 

@@ -25,7 +25,7 @@ type issuerCommands struct {
 }
 
 type issuerIssueCommand struct {
-	Name            string   `arg:"" name:"NAME" help:"Its name in this authority: lower-case letters, digits, . _ -"`
+	Name            string   `arg:"" name:"NAME" help:"Its name in this authority: 1 to 63 characters of a-z, 0-9 and -, the first not -."`
 	Template        string   `type:"path" placeholder:"T" help:"certtool template with ca."`
 	CerttoolCompat  bool     `help:"Read the template as certtool does, silent traps included."`
 	Under           string   `aliases:"parent" placeholder:"I" help:"The issuer that signs it; without it a root is made."`

@@ -23,7 +23,7 @@ type poolCommands struct {
 }
 
 type poolAddCommand struct {
-	Name            string   `arg:"" name:"NAME" help:"Its name: lower-case letters, digits, . _ -"`
+	Name            string   `arg:"" name:"NAME" help:"Its name: 1 to 56 characters of a-z, 0-9 and -, the first and last not -."`
 	RootFile        string   `type:"path" placeholder:"F" help:"File to write the root's key to, sealed with a passphrase; take it off this machine."`
 	Root            string   `enum:"offline,online" default:"offline" help:"Where the root's key is kept: offline in --root-file, or online, sealed in the authority."`
 	PassphraseFile  string   `placeholder:"F|-" help:"Passphrase to seal the root's key with; asked for on a terminal when not given."`
