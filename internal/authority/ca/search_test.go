@@ -165,6 +165,7 @@ func TestPlans(t *testing.T) {
 	checked := 0
 	for query, want := range map[string]string{
 		`SELECT COUNT(*) FROM certificate WHERE state = 'valid' AND replaced_by = 0 AND not_after >= 1 AND not_after < 2`:            "COVERING INDEX certificate_live",
+		strings.NewReplacer("$1", "1", "$2", "2").Replace(endingOwn):                                                                 "INDEX certificate_own (profile=? AND not_after>? AND not_after<?)",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.serial = x'01' AND c.issuer = 1`:                                                "certificate_serial",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.name = x'01' AND c.id >= 5 ORDER BY c.name, c.id DESC LIMIT 3`:                  "certificate_by_name",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.requester = 'a' ORDER BY c.id DESC LIMIT 3`:                                     "certificate_by_requester",
@@ -195,7 +196,28 @@ func TestPlans(t *testing.T) {
 			return rows.Err()
 		}))
 	}
-	if checked != 8 {
+	if checked != 9 {
 		t.Fatalf("%d plans were checked", checked)
 	}
+}
+
+// TestTheAuthoritysOwnCertificatesAreNotCountedAsEnding: they live for days and renew themselves, so status warned for ever of
+// certificates that end.
+func TestTheAuthoritysOwnCertificatesAreNotCountedAsEnding(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		ctx := context.Background()
+		ends := time.Now().Add(5 * 24 * time.Hour)
+		_, err := a.IssueResponder(ctx, a.issuer, spkiOf(t, newKey(t)), ends)
+		check(t, err)
+		must[*Certificate](t)(a.Issue(ctx, admin(), Order{Profile: "server", Names: []string{"dns:web.example.com"},
+			PublicKey: spkiOf(t, newKey(t)), Validity: 5 * 24 * time.Hour}))
+		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile = 'ocsp-responder'`); n != 1 {
+			t.Fatalf("%d certificates of responders; the test would prove nothing", n)
+		}
+		counts := must[[]ExpiryCount](t)(a.Expiring(ctx, []int64{30, 7}))
+		if want := []ExpiryCount{{30, 1}, {7, 1}}; !slices.Equal(counts, want) {
+			t.Errorf("expiring %v, want %v", counts, want)
+		}
+	})
 }
