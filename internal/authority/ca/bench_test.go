@@ -19,6 +19,7 @@ func BenchmarkIssue(b *testing.B) {
 	for _, engine := range []db.Dialect{db.SQLite, db.Postgres} {
 		b.Run(string(engine), func(b *testing.B) {
 			a := newAuthority(b, pkitest.Open(b, db.Options{URL: pkitest.URL(b, engine)}))
+			a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = 1_000_000 })
 			a.settingsWith(func(s *settings.Settings) {
 				s.Limits.OperatorRate = settings.Rate{PerSecond: 1_000_000, Burst: 1_000_000}
 			})

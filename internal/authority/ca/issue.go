@@ -126,6 +126,9 @@ type signed struct {
 }
 
 func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
+	if err := c.guardCaller(ctx, by, p, now); err != nil {
+		return c.replay(ctx, by, order, now, fmt.Errorf("issue: %w", err))
+	}
 	s, err := c.sign(ctx, by, p)
 	if err != nil {
 		return nil, fmt.Errorf("issue: %w", err)
@@ -323,39 +326,6 @@ func checkKey(ctx context.Context, tx *db.Tx, spki []byte) error {
 
 func (c *CA) checkKey(ctx context.Context, spki []byte) error {
 	return c.db.Read(ctx, func(tx *db.Tx) error { return checkKey(ctx, tx, spki) })
-}
-
-// guard keeps a host in a loop from filling the store. What it got for the same key, names and profile within the window is
-// returned again; so many certificates for the same names with new keys each time are refused.
-func (c *CA) guard(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
-	if !by.Has(access.Host) || isSystem(by) {
-		return nil, nil
-	}
-	window := s.limits.DuplicateWindow.Std()
-	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+` WHERE c.name = $1 AND c.id >= $2 ORDER BY c.name, c.id DESC LIMIT $3`,
-		[]byte(s.certificate.searchNames()[0]), firstID(now.Add(-window)), 4*s.limits.Duplicates)
-	if err != nil {
-		return nil, fmt.Errorf("look for duplicates: %w", err)
-	}
-	found, err := collect(rows)
-	if err != nil {
-		return nil, fmt.Errorf("look for duplicates: %w", err)
-	}
-	var count int64
-	for _, r := range found {
-		if r.Requester != by.ID || !r.sameWish(s.certificate) {
-			continue
-		}
-		if count++; r.State == Valid && s.certificate.Replaces == 0 && string(r.PublicKey()) == string(s.certificate.PublicKey()) {
-			return c.complete(ctx, tx, r, now)
-		}
-	}
-	if count >= s.limits.Duplicates {
-		return nil, fault.New(fault.RateLimited, "%s got %d certificates for %s within %s; at most %d are issued", by.Name, count,
-			s.certificate.searchNames()[0], s.limits.DuplicateWindow, s.limits.Duplicates).
-			WithHint("use the newest of them; limits.duplicates and limits.duplicate_window are the bounds")
-	}
-	return nil, nil
 }
 
 // sameWish reports whether two certificates are of one profile and for the same names.

@@ -90,6 +90,7 @@ func TestIdempotencyKey(t *testing.T) {
 func TestAtOnce(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
+		a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = 10_000 })
 		ctx := context.Background()
 		shared := csr(t, newKey(t), "dns:shared.example.com")
 		before := a.count(`SELECT COUNT(*) FROM certificate`)

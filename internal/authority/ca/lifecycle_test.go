@@ -15,6 +15,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/settings"
 
 	"pgregory.net/rapid"
 )
@@ -43,6 +44,7 @@ type model struct {
 func TestLifecycle(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
+		a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = 1_000_000 })
 		total := 0
 		if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue { // more on request
 			check(t, f.Value.Set("15"))

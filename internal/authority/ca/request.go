@@ -39,6 +39,9 @@ func (c *CA) Submit(ctx context.Context, by access.Principal, order Order) (*Req
 		issued, err := c.issue(ctx, by, &order, p, now)
 		return nil, issued, err
 	}
+	if err := keepsNoSecret(&order); err != nil {
+		return nil, nil, err
+	}
 	r := &Request{
 		ID: db.NewID(), State: RequestPending, Requester: by.ID, Profile: p.profile, Issuer: p.issuer.Name, Subject: p.describe(),
 		Order: order, TwoPerson: p.twoPerson, SubmittedAt: now.UTC().Truncate(time.Microsecond),

@@ -5,9 +5,27 @@ import (
 	"slices"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
+
+// keepsNoSecret refuses a challengePassword (RFC 2985 5.4.1) in what would be stored until it is decided, and shown to
+// officers: it is a secret of the requester's, it is under his signature, so it cannot be taken out, and nothing here uses it.
+func keepsNoSecret(order *Order) error {
+	if len(order.CSR) == 0 {
+		return nil
+	}
+	request, err := cert.CSRLimits{}.ParsePEM(order.CSR)
+	if err != nil {
+		return err
+	}
+	if request.ChallengePassword != "" {
+		return fault.New(fault.Invalid, "the certification request has a challengePassword, which would be stored while the request waits").At("csr").
+			WithHint("make the request without one")
+	}
+	return nil
+}
 
 // requester is who made a request, as they are now: between the request and its approval they may have lost a role, or have
 // been disabled or deleted, and get no more than they could ask for today.

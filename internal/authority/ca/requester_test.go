@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -64,5 +65,22 @@ func TestApprovalUsesNoRightsThatTheRequesterLost(t *testing.T) {
 				t.Errorf("%s: got %v, want %s", name, err, c.want)
 			}
 		}
+	})
+}
+
+// TestChallengePasswordIsNotStoredWithAPendingRequest looks for the secret in what was written.
+func TestChallengePasswordIsNotStoredWithAPendingRequest(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), context.Background()
+		saveProfile(t, a, byOfficerYAML)
+		name := must[cert.GeneralName](t)(cert.ParseGeneralName("dns:a.example.com"))
+		request := must[[]byte](t)(cert.CreateCSR(&cert.CSRTemplate{SAN: []cert.GeneralName{name}, ChallengePassword: "open sesame"}, newKey(t)))
+		bob := operator("bob", access.Operator)
+		_, _, err := a.Submit(ctx, bob, Order{Profile: "by-officer", CSR: request})
+		refusedAs(t, err, fault.Invalid)
+		if n := a.count(`SELECT COUNT(*) FROM request`); n != 0 {
+			t.Errorf("%d requests are stored", n)
+		}
+		must[*Certificate](t)(a.Issue(ctx, bob, Order{Profile: "server", CSR: request})) // of which nothing is kept
 	})
 }

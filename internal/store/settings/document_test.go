@@ -115,6 +115,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		"limits.signature_rate.burst":      func(s *settings.Settings) { s.Limits.SignatureRate.Burst = 0 },
 		"limits.operator_rate.burst":       func(s *settings.Settings) { s.Limits.OperatorRate.Burst = -5 },
 		"limits.duplicates":                func(s *settings.Settings) { s.Limits.Duplicates = 0 },
+		"limits.operator_duplicates":       func(s *settings.Settings) { s.Limits.OperatorDuplicates = 0 },
 		"limits.duplicate_window":          func(s *settings.Settings) { s.Limits.DuplicateWindow = 0 },
 		"limits.pending_requests":          func(s *settings.Settings) { s.Limits.PendingRequests = 0 },
 		"limits.csr_bytes":                 func(s *settings.Settings) { s.Limits.CSRBytes = 2 << 20 },

@@ -102,9 +102,11 @@ type Limits struct {
 	// answers among these that must be signed for it because none is at hand. Trusted proxies are not counted.
 	PublicRate    Rate `json:"public_rate"`
 	SignatureRate Rate `json:"signature_rate"`
-	// Duplicates is how many certificates for the same names a host may get within DuplicateWindow.
-	Duplicates      int64    `json:"duplicates"`
-	DuplicateWindow Duration `json:"duplicate_window"`
+	// Duplicates is how many certificates of one profile for the same names a host may get within DuplicateWindow, and
+	// OperatorDuplicates how many another caller may.
+	Duplicates         int64    `json:"duplicates"`
+	OperatorDuplicates int64    `json:"operator_duplicates"`
+	DuplicateWindow    Duration `json:"duplicate_window"`
 	// PendingRequests is how many undecided requests one caller may have.
 	PendingRequests int64 `json:"pending_requests"`
 	// CSRBytes is the largest certification request (RFC 2986), in DER.
@@ -143,7 +145,7 @@ func Defaults() Settings {
 		Limits: Limits{
 			HostRate: Rate{PerSecond: 5, Burst: 100}, OperatorRate: Rate{PerSecond: 20_000, Burst: 40_000},
 			PublicRate: Rate{PerSecond: 100_000, Burst: 200_000}, SignatureRate: Rate{PerSecond: 20_000, Burst: 40_000},
-			Duplicates: 10, DuplicateWindow: Duration(time.Hour), PendingRequests: 1000,
+			Duplicates: 10, OperatorDuplicates: 100, DuplicateWindow: Duration(time.Hour), PendingRequests: 1000,
 			CSRBytes: 64 << 10, Names: 200, OCSPBytes: 16 << 10,
 		},
 		Retention: Retention{Idempotency: 7 * day, Requests: 400 * day, CRLs: 400 * day},

@@ -219,6 +219,7 @@ func (l Limits) validate(p *Problems) {
 	l.PublicRate.validate(p, "limits.public_rate")
 	l.SignatureRate.validate(p, "limits.signature_rate")
 	p.count("limits.duplicates", l.Duplicates, 1, 1_000_000)
+	p.count("limits.operator_duplicates", l.OperatorDuplicates, 1, 1_000_000)
 	p.within("limits.duplicate_window", l.DuplicateWindow, Duration(time.Second), 31*day)
 	p.count("limits.pending_requests", l.PendingRequests, 1, 1_000_000)
 	p.count("limits.csr_bytes", l.CSRBytes, 4<<10, 256<<10) // its text form, with names beside it, fits into a call of the API
