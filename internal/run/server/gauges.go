@@ -27,7 +27,7 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 	return &gauges{
 		services: s, logger: logger,
 		expiring: desc("chancery_certificates_expiring",
-			"Certificates that end within so many days and were neither revoked nor replaced; 0: ended in the last thirty days.", "days"),
+			"Certificates that end within so many days and were neither revoked nor replaced, without the authority's own; 0: ended in the last thirty days.", "days"),
 		notAfter:   desc("chancery_issuer_not_after_seconds", "When an issuer's certificate ends, as Unix time.", "issuer"),
 		thisUpdate: desc("chancery_crl_this_update_seconds", "thisUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
 		nextUpdate: desc("chancery_crl_next_update_seconds", "nextUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
