@@ -64,7 +64,7 @@ func TestTemplateCannotLeaveOutWhatTheProfileGives(t *testing.T) {
 			if len(got.SubjectKeyId) != 20 || !slices.Equal(got.SubjectKeyId, cert.SubjectKeyIDOf(got.RawSubjectPublicKeyInfo, 0)) {
 				t.Errorf("%q: the key identifier is not the profile's", template)
 			}
-			if end := got.NotAfter.Sub(time.Now()).Round(time.Hour); end != time.Duration(days)*24*time.Hour {
+			if end := time.Until(got.NotAfter).Round(time.Hour); end != time.Duration(days)*24*time.Hour {
 				t.Errorf("%q: ends in %s, want %d days", template, end, days)
 			}
 			if made.Profile != "server" {

@@ -149,13 +149,12 @@ func ignore(_ *measured, err error) error { return err }
 
 // side is one of those that take turns.
 type side struct {
-	name   string
-	rates  []float64
-	sum    measured
-	cpu    time.Duration // of the process
-	dbCPU  time.Duration // of its database server
-	rss    int64
-	octets int64
+	name  string
+	rates []float64
+	sum   measured
+	cpu   time.Duration // of the process
+	dbCPU time.Duration // of its database server
+	rss   int64
 }
 
 func (s *side) last() float64 {

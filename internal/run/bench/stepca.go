@@ -35,7 +35,6 @@ type stepCA struct {
 	key    *ecdsa.PrivateKey // of the provisioner
 	header string            // of its tokens, encoded
 	ready  chan string       // request bodies made beforehand
-	name   atomic.Int64
 }
 
 // startStepCA runs the program on a new store below dir.
