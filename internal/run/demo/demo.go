@@ -177,7 +177,7 @@ func (s *story) issue(ctx context.Context) error {
 }
 
 func (s *story) good(ctx context.Context) error {
-	status, err := s.ocspSoon(ctx)
+	status, err := soon(ctx, s.ocsp)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (s *story) good(ctx context.Context) error {
 		return fmt.Errorf("OCSP says %d of a new certificate, not good", status.Status)
 	}
 	s.tell("Its OCSP responder, %s, says: good.", s.leaf.OCSPServer[0])
-	list, err := s.crl(ctx)
+	list, err := soon(ctx, s.crl)
 	if err != nil {
 		return err
 	}
@@ -272,18 +272,22 @@ func (s *story) ocsp(ctx context.Context) (*ocsp.Response, error) {
 	return ocsp.ParseResponseForCert(body, s.leaf, s.issuer)
 }
 
-// ocspSoon asks again while the node still makes its responder's certificate.
-func (s *story) ocspSoon(ctx context.Context) (*ocsp.Response, error) {
+// errSoon says that a node that has just started is not there yet.
+var errSoon = errors.New("not yet")
+
+// soon looks again while the node still makes its responder's certificate and its first CRL.
+func soon[T any](ctx context.Context, look func(context.Context) (T, error)) (T, error) {
 	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
-		status, err := s.ocsp(wait)
-		if refused, ok := errors.AsType[ocsp.ResponseError](err); !ok || refused.Status != ocsp.TryLater {
-			return status, err
+		seen, err := look(wait)
+		refused, ok := errors.AsType[ocsp.ResponseError](err)
+		if !(ok && refused.Status == ocsp.TryLater) && !errors.Is(err, errSoon) {
+			return seen, err
 		}
 		select {
 		case <-wait.Done():
-			return nil, fmt.Errorf("%w: %w", wait.Err(), err)
+			return seen, fmt.Errorf("%w: %w", wait.Err(), err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -326,6 +330,9 @@ func fetch(r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
 		return nil, err
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("%s %s: %s: %w", r.Method, r.URL, resp.Status, errSoon)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s %s: %s: %s", r.Method, r.URL, resp.Status, bytes.TrimSpace(body))

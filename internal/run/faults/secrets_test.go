@@ -190,7 +190,7 @@ func TestNoSecretIsPrintedOrStoredOpenly(t *testing.T) {
 func (s *session) restored(base string) {
 	s.t.Helper()
 	again := filepath.Join(base, "again")
-	s.must("--dir", again, "restore", filepath.Join(base, "backup"), "--recovery-file", filepath.Join(s.dir.Offline(), "recovery.age"),
+	s.must("--dir", again, "restore", filepath.Join(base, "backup"), "--audit-key", filepath.Join(s.dir.Offline(), "audit-key.pem"), "--recovery-file", filepath.Join(s.dir.Offline(), "recovery.age"),
 		"--passphrase-file", filepath.Join(s.dir.Offline(), "passphrase"), "--listen", "127.0.0.1:0", "--public-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
 	p := startNode(s.t, datadir.Dir(again))
 	p.stop()

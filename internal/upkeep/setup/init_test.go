@@ -150,7 +150,7 @@ func TestOnlineRoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(result.Offline) != 1 || result.Passphrase != "" {
+	if len(result.Offline) != 2 || result.Passphrase != "" { // the recovery key, and the public key of the audit
 		t.Errorf("offline files %v, passphrase %q", result.Offline, result.Passphrase)
 	}
 }
