@@ -54,6 +54,7 @@ type CA struct {
 
 	issuers issuerCache
 	rates   rates
+	asked   tally
 	lastID  atomic.Int64
 	pending sync.Map // ID → *Certificate, while its transaction runs
 	inserts byte     // its address is the key of the shared INSERT

@@ -29,7 +29,8 @@ func (c *CA) guard(ctx context.Context, tx *db.Tx, by access.Principal, s *signe
 }
 
 // guardCaller bounds other callers, and the identities of each principal, before anything is signed. It does not wait for the
-// writes that are under way, so callers at once may get a few more; a loop is found all the same.
+// writes that are under way, so callers at once may get a few more; a loop is found all the same. The store is read only for
+// names that were asked for often, since reading it for each certificate took a tenth of the time of issuance.
 func (c *CA) guardCaller(ctx context.Context, by access.Principal, p *plan, now time.Time) error {
 	if isSystem(by) {
 		if by.ID != access.System(callersIdentities).ID {
@@ -44,8 +45,11 @@ func (c *CA) guardCaller(ctx context.Context, by access.Principal, p *plan, now 
 	}
 	wished := &Certificate{Profile: p.profile}
 	wished.take(p.facts)
-	var got []*record
 	limit, window := set.Limits.OperatorDuplicates, set.Limits.DuplicateWindow.Std()
+	if 2*c.asked.add(by.ID, wished.searchNames()[0], window, now) < limit {
+		return nil
+	}
+	var got []*record
 	err = c.db.Read(ctx, func(tx *db.Tx) (err error) {
 		got, err = duplicates(ctx, tx, by, wished, limit, now.Add(-window))
 		return err

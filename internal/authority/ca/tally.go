@@ -1,0 +1,43 @@
+package ca
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// tally counts how often callers asked this node for the same names lately, and never counts too low: different names may
+// share a place. It says when nobody need look into the store, which is nearly always. What another node issued it does
+// not know; a caller that goes round the nodes is found when each of them has seen half of what is allowed.
+type tally struct {
+	mu         sync.Mutex
+	seed       maphash.Seed
+	young, old []uint16 // guarded by mu; each counts for a window
+	since      time.Time
+}
+
+// places is some 1 MB of counters. With more names in a window than would fit, more of them are looked for in the store.
+const places = 1 << 18
+
+// add counts one more, and returns how many there may have been within the window.
+func (t *tally) add(caller, name string, window time.Duration, now time.Time) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.young == nil {
+		t.seed, t.young, t.old, t.since = maphash.MakeSeed(), make([]uint16, places), make([]uint16, places), now
+	}
+	if age := now.Sub(t.since); age > window || age < 0 {
+		t.young, t.old, t.since = t.old, t.young, now
+		clear(t.young)
+	}
+	var h maphash.Hash
+	h.SetSeed(t.seed)
+	h.WriteString(caller)
+	h.WriteByte(0)
+	h.WriteString(name)
+	place := h.Sum64() % places
+	if t.young[place] < 1<<16-1 {
+		t.young[place]++
+	}
+	return int64(t.young[place]) + int64(t.old[place])
+}
