@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"chancery/client"
@@ -36,7 +37,6 @@ type Scale struct {
 	warm          time.Duration
 	profileLength time.Duration
 	clients       int
-	requests      int // certification requests that are made beforehand
 	questions     int // certificates whose status is asked
 	revocations   int // watched one after the other, for each issuer
 	burst         int // in one go
@@ -46,11 +46,11 @@ type Scale struct {
 // The scales: what budgets are judged by, a smoke run of a minute, and what a test can wait for.
 var (
 	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 5 * time.Second, short: 3 * time.Second, warm: time.Second, profileLength: 3 * time.Second,
-		clients: 32, requests: 20_000, questions: 500, revocations: 25, burst: 200, profiled: 100}
+		clients: 32, questions: 500, revocations: 25, burst: 200, profiled: 100}
 	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
-		clients: 32, requests: 2_000, questions: 200, revocations: 3, burst: 20, profiled: 3}
+		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3}
 	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,
-		profileLength: time.Second, clients: 4, requests: 50, questions: 10, revocations: 1, burst: 3, profiled: 1}
+		profileLength: time.Second, clients: 4, questions: 10, revocations: 1, burst: 3, profiled: 1}
 )
 
 // bench is one run.
@@ -58,9 +58,8 @@ type bench struct {
 	Options
 	Scale
 	dir         string
-	requests    []request
-	step        *stepCA // nil where there is none
-	stepRate    float64
+	names       atomic.Int64 // how many were given to requests
+	step        *stepCA      // nil where there is none
 	stepIssued  int64
 	opensslDone bool
 	rows        []row
@@ -111,11 +110,12 @@ func (b *bench) engines() []string {
 }
 
 func (b *bench) all(ctx context.Context) (err error) {
-	if b.requests, err = makeRequests(b.Scale.requests); err != nil {
-		return err
-	}
 	if b.StepCA != "" && b.part(partIssuance) {
-		if b.step, err = startStepCA(ctx, b.StepCA, b.dir); err != nil {
+		csrs, err := b.makeRequests(1000)
+		if err != nil {
+			return err
+		}
+		if b.step, err = startStepCA(ctx, b.StepCA, b.dir, csrs); err != nil {
 			return err
 		}
 		defer b.step.Stop()

@@ -27,15 +27,17 @@ type request struct {
 	body string // of the call to our API
 }
 
-// makeRequests makes n requests with a P-256 key and a name of its own each.
-func makeRequests(n int) ([]request, error) {
+// makeRequests makes n requests, each with a P-256 key and a name that no other has: a node gives the same certificate
+// again to who asks for the same.
+func (b *bench) makeRequests(n int) ([]request, error) {
 	all := make([]request, n)
+	from := b.names.Add(int64(n)) - int64(n)
 	var workers sync.WaitGroup
 	var failed atomic.Pointer[error]
 	for w := range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for i := w; i < n && failed.Load() == nil; i += runtime.GOMAXPROCS(0) {
-				r, err := makeRequest(fmt.Sprintf("host-%06d.bench.example", i))
+				r, err := makeRequest(fmt.Sprintf("host-%07d.bench.example", from+int64(i)))
 				if err != nil {
 					failed.Store(&err)
 					return
@@ -67,20 +69,29 @@ func makeRequest(name string) (*request, error) {
 }
 
 // issueTarget is POST /api/v1/certificates over mutual TLS, each call with an idempotency key of its own.
-func (a *authority) issueTarget(requests []request) *target {
+func (b *bench) issueTarget(a *authority) *target {
 	host := a.config.Listen.API
 	run := rand.Text()[:8]
+	var requests []request
 	var next atomic.Int64
 	head := "POST " + client.Prefix + "/certificates HTTP/1.1\r\nHost: " + host +
 		"\r\nAccept: application/json\r\nContent-Type: application/json\r\nIdempotency-Key: " + run + "-"
 	return &target{
 		address: host, tls: a.tls,
+		prepare: func(n int) (err error) {
+			requests, err = b.makeRequests(n)
+			next.Store(0)
+			return err
+		},
 		request: func(buf []byte, _ int) ([]byte, error) {
-			i := next.Add(1)
-			body := requests[int(i)%len(requests)].body
-			buf = strconv.AppendInt(append(buf, head...), i, 10)
-			buf = strconv.AppendInt(append(buf, "\r\nContent-Length: "...), int64(len(body)), 10)
-			return append(append(buf, "\r\n\r\n"...), body...), nil
+			i := next.Add(1) - 1
+			if i >= int64(len(requests)) {
+				return nil, errExhausted
+			}
+			r := &requests[i]
+			buf = append(append(buf, head...), r.name...)
+			buf = strconv.AppendInt(append(buf, "\r\nContent-Length: "...), int64(len(r.body)), 10)
+			return append(append(buf, "\r\n\r\n"...), r.body...), nil
 		},
 		check: wantCreated,
 	}
@@ -101,7 +112,7 @@ func (b *bench) issuance(ctx context.Context, a *authority, store string) error 
 		return err
 	}
 	ours, peer := &side{name: "chancery"}, &side{name: "step-ca"}
-	target := a.issueTarget(b.requests)
+	target := b.issueTarget(a)
 	if err := b.round(ctx, &side{}, a, target, b.warm); err != nil {
 		return err
 	}
@@ -204,18 +215,11 @@ func (b *bench) stepRound(ctx context.Context, s *side, length time.Duration) er
 	if b.step == nil {
 		return nil
 	}
-	expect := 20_000.0 // calls a second, before the first of them were counted
-	if b.stepRate > 0 {
-		expect = b.stepRate * 3
-	}
-	if err := b.step.prepare(int(expect*length.Seconds())+4*b.clients, b.requests); err != nil {
-		return err
-	}
 	before, err := processTime(b.step.PID())
 	if err != nil {
 		return err
 	}
-	m, err := b.step.target().put(ctx, b.clients, length)
+	m, err := b.step.target.put(ctx, b.clients, length)
 	if err != nil {
 		return err
 	}
@@ -223,7 +227,6 @@ func (b *bench) stepRound(ctx context.Context, s *side, length time.Duration) er
 	if err != nil {
 		return err
 	}
-	b.stepRate = max(b.stepRate, m.rate())
 	b.stepIssued += int64(len(m.latencies))
 	s.cpu += after - before
 	s.rates = append(s.rates, m.rate())
@@ -233,6 +236,10 @@ func (b *bench) stepRound(ctx context.Context, s *side, length time.Duration) er
 
 // issueSome issues n certificates under an issuer, outside any measured time.
 func (b *bench) issueSome(ctx context.Context, a *authority, issuer string, n int) ([]*x509.Certificate, error) {
+	requests, err := b.makeRequests(n)
+	if err != nil {
+		return nil, err
+	}
 	all := make([]*x509.Certificate, n)
 	failed := make([]error, 8)
 	var workers sync.WaitGroup
@@ -240,7 +247,7 @@ func (b *bench) issueSome(ctx context.Context, a *authority, issuer string, n in
 		workers.Go(func() {
 			for i := w; i < n && failed[w] == nil; i += len(failed) {
 				var out *client.IssueResult
-				out, failed[w] = a.client.Issue(ctx, client.IssueRequest{Issuer: issuer, Profile: "server", CSR: b.requests[i%len(b.requests)].pem})
+				out, failed[w] = a.client.Issue(ctx, client.IssueRequest{Issuer: issuer, Profile: "server", CSR: requests[i].pem})
 				if failed[w] == nil {
 					all[i], failed[w] = parsePEM(out.Certificate.PEM)
 				}

@@ -21,11 +21,18 @@ type target struct {
 	tls     *tls.Config // nil for plain http
 	once    bool        // a connection for each request, as the server closes them
 
+	// prepare makes so many requests beforehand, where each is good for one call; expect is how many a second are needed.
+	prepare func(n int) error
+	expect  float64
+
 	// request appends the next request to buf.
 	request func(buf []byte, client int) ([]byte, error)
 	// check looks at an answer; body is valid during the call only.
 	check func(client, status int, body []byte) error
 }
+
+// firstExpected is for the first load on a target, which is a short one.
+const firstExpected = 5000
 
 // measured is what a load found.
 type measured struct {
@@ -54,6 +61,14 @@ func (m *measured) merge(other *measured) {
 
 // put keeps clients busy for a while. All connect, and make one call, before the measured time begins.
 func (t *target) put(ctx context.Context, clients int, length time.Duration) (*measured, error) {
+	if t.prepare != nil {
+		if t.expect == 0 {
+			t.expect = firstExpected
+		}
+		if err := t.prepare(int(2*t.expect*length.Seconds()) + 2*clients); err != nil {
+			return nil, err
+		}
+	}
 	all := make([]*caller, clients)
 	var ready, done sync.WaitGroup
 	begin := make(chan struct{})
@@ -85,6 +100,7 @@ func (t *target) put(ctx context.Context, clients int, length time.Duration) (*m
 		sum.merge(&c.found)
 	}
 	sum.elapsed = time.Since(start)
+	t.expect = sum.rate()
 	if len(sum.latencies) == 0 {
 		return nil, fmt.Errorf("no answer of %s passed: %w", t.address, sum.first)
 	}

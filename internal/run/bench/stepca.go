@@ -35,21 +35,24 @@ type stepCA struct {
 	key    *ecdsa.PrivateKey // of the provisioner
 	header string            // of its tokens, encoded
 	ready  chan string       // request bodies made beforehand
+	csrs   []request         // in turn; it is the tokens that are good for one call
+	target *target
 }
 
 // startStepCA runs the program on a new store below dir.
-func startStepCA(ctx context.Context, program, dir string) (*stepCA, error) {
+func startStepCA(ctx context.Context, program, dir string, csrs []request) (*stepCA, error) {
 	address, err := consumer.FreeAddress()
 	if err != nil {
 		return nil, err
 	}
-	s := &stepCA{dir: filepath.Join(dir, "step-ca"), address: address}
+	s := &stepCA{dir: filepath.Join(dir, "step-ca"), address: address, csrs: csrs}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
 	if err := s.configure(time.Now()); err != nil {
 		return nil, fmt.Errorf("configure step-ca: %w", err)
 	}
+	s.target = s.sign()
 	s.Process, err = consumer.Start(ctx, consumer.Program{
 		Path: program, Args: []string{filepath.Join(s.dir, "ca.json")}, Dir: s.dir, Ready: consumer.Listening(address),
 	})
@@ -149,7 +152,7 @@ func (s *stepCA) token(name string, now time.Time) (string, error) {
 }
 
 // prepare makes n requests beforehand: a token is good for one.
-func (s *stepCA) prepare(n int, csrs []request) error {
+func (s *stepCA) prepare(n int) error {
 	s.ready = make(chan string, n)
 	now := time.Now()
 	var all sync.WaitGroup
@@ -158,7 +161,7 @@ func (s *stepCA) prepare(n int, csrs []request) error {
 	for w := range workers {
 		all.Go(func() {
 			for i := w; i < n; i += workers {
-				csr := &csrs[i%len(csrs)]
+				csr := &s.csrs[i%len(s.csrs)]
 				token, err := s.token(csr.name, now)
 				if err == nil {
 					var body []byte
@@ -179,10 +182,10 @@ func (s *stepCA) prepare(n int, csrs []request) error {
 	return nil
 }
 
-// target is POST /1.0/sign.
-func (s *stepCA) target() *target {
+// sign is POST /1.0/sign.
+func (s *stepCA) sign() *target {
 	return &target{
-		address: s.address, tls: s.tls,
+		address: s.address, tls: s.tls, prepare: s.prepare,
 		request: func(buf []byte, _ int) ([]byte, error) {
 			select {
 			case body := <-s.ready:
