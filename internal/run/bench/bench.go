@@ -45,8 +45,8 @@ type Scale struct {
 
 // The scales: what budgets are judged by, a smoke run of a minute, and what a test can wait for.
 var (
-	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 5 * time.Second, short: 3 * time.Second, warm: time.Second, profileLength: 3 * time.Second,
-		clients: 32, questions: 500, revocations: 25, burst: 200, profiled: 100}
+	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 4 * time.Second, short: 2 * time.Second, warm: time.Second, profileLength: 2 * time.Second,
+		clients: 32, questions: 500, revocations: 20, burst: 200, profiled: 100}
 	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
 		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3}
 	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,

@@ -21,7 +21,8 @@ type target struct {
 	tls     *tls.Config // nil for plain http
 	once    bool        // a connection for each request, as the server closes them
 
-	// prepare makes so many requests beforehand, where each is good for one call; expect is how many a second are needed.
+	// prepare makes so many requests beforehand, where each is good for one call; expect is how many a second
+	// the load before had.
 	prepare func(n int) error
 	expect  float64
 
@@ -31,8 +32,8 @@ type target struct {
 	check func(client, status int, body []byte) error
 }
 
-// firstExpected is for the first load on a target, which is a short one.
-const firstExpected = 5000
+// leastExpected is how many requests a second are made at least, since the load before may have been short or disturbed.
+const leastExpected = 5000
 
 // measured is what a load found.
 type measured struct {
@@ -62,10 +63,7 @@ func (m *measured) merge(other *measured) {
 // put keeps clients busy for a while. All connect, and make one call, before the measured time begins.
 func (t *target) put(ctx context.Context, clients int, length time.Duration) (*measured, error) {
 	if t.prepare != nil {
-		if t.expect == 0 {
-			t.expect = firstExpected
-		}
-		if err := t.prepare(int(2*t.expect*length.Seconds()) + 2*clients); err != nil {
+		if err := t.prepare(int(max(3*t.expect, leastExpected)*length.Seconds()) + 2*clients); err != nil {
 			return nil, err
 		}
 	}
