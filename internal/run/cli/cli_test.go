@@ -39,6 +39,9 @@ func TestScripts(t *testing.T) {
 		{name: "sqlite", folder: []string{"node", "both"}, engine: db.SQLite, shared: true, least: 10},
 		{name: "postgres", folder: []string{"both"}, engine: db.Postgres, shared: true, least: 7},
 	} {
+		if testing.Short() && suite.name != "sqlite" {
+			continue // making keys and starting nodes under the race detector takes minutes, and shows it nothing new
+		}
 		t.Run(suite.name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, suite.engine)
