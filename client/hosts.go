@@ -1,0 +1,169 @@
+package client
+
+import "time"
+
+// The states of a host.
+const (
+	HostPending = "pending" // its agent has not joined
+	HostJoined  = "joined"
+	HostSuspect = "suspect" // two machines used one identity; nothing is issued until it is replaced
+	HostRemoved = "removed"
+)
+
+// The states of a placement.
+const (
+	PlacementPending = "pending" // the agent has not reported on it
+	PlacementServed  = "served"  // placed, and seen on the live port
+	PlacementPlaced  = "placed"  // placed, not probed: the consumer has no port
+	PlacementDown    = "down"    // placed; the consumer was down and stays down
+	PlacementFailed  = "failed"  // not as desired; the message says why
+)
+
+// PlacementOrder is a recipe for a host, with its parameters.
+type PlacementOrder struct {
+	Name       string            `json:"name,omitempty" maxLength:"64" doc:"among the host's placements; the recipe's name where absent"`
+	Recipe     string            `json:"recipe" minLength:"1" maxLength:"64"`
+	Parameters map[string]string `json:"parameters,omitempty" maxProperties:"64"`
+}
+
+// AddHostRequest adds a host, which then joins with the token of the answer.
+type AddHostRequest struct {
+	Name       string           `json:"name" minLength:"1" maxLength:"253"`
+	Pool       string           `json:"pool,omitempty" maxLength:"56" doc:"default where absent"`
+	DNS        []string         `json:"dns,omitempty" maxItems:"100" doc:"other names; the host's own is always one"`
+	IP         []string         `json:"ip,omitempty" maxItems:"100"`
+	Placements []PlacementOrder `json:"placements,omitempty" maxItems:"64"`
+	TokenLife  string           `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
+}
+
+// HostToken is a host and the text of its one-time join token, which is shown once.
+type HostToken struct {
+	Host  Host   `json:"host"`
+	Token string `json:"token"`
+}
+
+// ChangeHostRequest changes what is given, and leaves the rest. A list that is given replaces the whole list.
+type ChangeHostRequest struct {
+	DNS        *[]string         `json:"dns,omitempty" maxItems:"100"`
+	IP         *[]string         `json:"ip,omitempty" maxItems:"100"`
+	Placements *[]PlacementOrder `json:"placements,omitempty" maxItems:"64"`
+}
+
+// Host is a machine that holds certificates.
+type Host struct {
+	Name         string      `json:"name"`
+	Pool         string      `json:"pool"`
+	DNS          []string    `json:"dns" doc:"its own name first"`
+	IP           []string    `json:"ip,omitempty"`
+	State        string      `json:"state" enum:"pending,joined,suspect,removed"`
+	Message      string      `json:"message,omitempty" doc:"why it is suspect"`
+	CreatedAt    time.Time   `json:"created_at"`
+	JoinedAt     time.Time   `json:"joined_at,omitzero"`
+	SeenAt       time.Time   `json:"seen_at,omitzero" doc:"when its agent last called"`
+	TokenExpires time.Time   `json:"token_expires,omitzero" doc:"of a join token that was not redeemed"`
+	Agent        string      `json:"agent,omitempty" doc:"the agent's version"`
+	IdentityEnds time.Time   `json:"identity_ends,omitzero"`
+	Placements   []Placement `json:"placements,omitempty"`
+}
+
+// Placement is a recipe on a host: as desired, and as observed there.
+type Placement struct {
+	PlacementOrder
+	Observed Observation `json:"observed"`
+}
+
+// Observation is what the agent saw of a placement. A report carries one for each.
+type Observation struct {
+	Placement string            `json:"placement"`
+	State     string            `json:"state" enum:"pending,served,placed,down,failed"`
+	Message   string            `json:"message,omitempty" maxLength:"2000" doc:"what is wrong, or was repaired"`
+	Serial    string            `json:"serial,omitempty" maxLength:"64" doc:"of the certificate placed"`
+	Served    string            `json:"served,omitempty" maxLength:"64" doc:"the serial number seen on the live port"`
+	NotAfter  time.Time         `json:"not_after,omitzero"`
+	RekeyAt   time.Time         `json:"rekey_at,omitzero"`
+	Files     []ObservedFile    `json:"files,omitempty" maxItems:"64"`
+	Facts     map[string]string `json:"facts,omitempty" maxProperties:"64" doc:"of the host, that the recipe asked for"`
+	AllowList string            `json:"allow_list,omitempty" maxLength:"2000" doc:"the subject in encoded order, for the consumer's list of names"`
+	Repaired  []string          `json:"repaired,omitempty" maxItems:"64" doc:"drift that was found and mended"`
+	CRLs      map[string]string `json:"crls,omitempty" maxProperties:"64" doc:"issuer → the CRLNumber placed"`
+	At        time.Time         `json:"at"`
+}
+
+// ObservedFile is a file as it lies on the host.
+type ObservedFile struct {
+	Path  string `json:"path" maxLength:"4096"`
+	Mode  string `json:"mode" maxLength:"8"`
+	Owner string `json:"owner" maxLength:"64"`
+	Group string `json:"group" maxLength:"64"`
+	Label string `json:"label,omitempty" maxLength:"256"`
+}
+
+// JoinRequest redeems a join token.
+type JoinRequest struct {
+	Token string `json:"token" minLength:"16" maxLength:"256"`
+	CSR   string `json:"csr" maxLength:"16384" doc:"PEM, signed by the key of the agent's identity"`
+	Agent string `json:"agent,omitempty" maxLength:"64" doc:"its version"`
+}
+
+// Joined is an agent's identity.
+type Joined struct {
+	Host        string `json:"host"`
+	Certificate string `json:"certificate" doc:"PEM"`
+	Chain       string `json:"chain" doc:"PEM, the root left out"`
+	Roots       string `json:"roots" doc:"PEM: the roots of identities, which the agent pins"`
+	Generation  int64  `json:"generation" doc:"counts the identities of this host; the next renewal carries it"`
+	AuditKey    string `json:"audit_key,omitempty" doc:"PEM: the key of audit checkpoints, which the agent pins"`
+}
+
+// RenewIdentityRequest renews an agent's identity. It is answered for an identity that expired at most 30 days ago, too.
+type RenewIdentityRequest struct {
+	CSR        string `json:"csr" maxLength:"16384"`
+	Generation int64  `json:"generation"`
+}
+
+// Desired is what a host shall hold. ETag changes whenever any of it does.
+type Desired struct {
+	ETag       string             `json:"etag"`
+	Host       string             `json:"host"`
+	Pool       string             `json:"pool"`
+	DNS        []string           `json:"dns"`
+	IP         []string           `json:"ip,omitempty"`
+	Placements []DesiredPlacement `json:"placements,omitempty"`
+	Trust      TrustSet           `json:"trust"`
+	Checkpoint string             `json:"checkpoint,omitempty" doc:"the newest signed checkpoint of the audit; an agent refuses an older one than it knows"`
+}
+
+// DesiredPlacement is a placement as the agent is to make it.
+type DesiredPlacement struct {
+	PlacementOrder
+	// Revoked are the serial numbers of certificates of this host that were revoked and are not expired: what is placed
+	// under one of them is re-keyed at once.
+	Revoked []string `json:"revoked,omitempty"`
+}
+
+// TrustSet is what the hosts of a pool trust.
+type TrustSet struct {
+	Authority string        `json:"authority" doc:"the common name of the pool's root"`
+	Anchors   []string      `json:"anchors" doc:"PEM: the roots"`
+	Issuers   []TrustIssuer `json:"issuers,omitempty" doc:"all issuers of the pool's certification paths, the roots included"`
+	// RevokedSubjects are the subjects (DER, base64) of certificates that were revoked and are not expired, at most 1,000,
+	// newest first: by them a consumer's connected clients are found.
+	RevokedSubjects [][]byte `json:"revoked_subjects,omitempty"`
+}
+
+// TrustIssuer is an issuer and its newest complete CRL, which is fetched from /issuers/NAME/crls/current.
+type TrustIssuer struct {
+	Name       string    `json:"name"`
+	PEM        string    `json:"pem"`
+	CRLNumber  string    `json:"crl_number,omitempty"`
+	NextUpdate time.Time `json:"next_update,omitzero"`
+}
+
+// Report is what an agent saw.
+type Report struct {
+	Agent        string        `json:"agent,omitempty" maxLength:"64"`
+	Generation   int64         `json:"generation"`
+	ETag         string        `json:"etag,omitempty" doc:"of the desired state that was converged to"`
+	Observations []Observation `json:"observations,omitempty" maxItems:"64"`
+	Message      string        `json:"message,omitempty" maxLength:"2000" doc:"what concerns the whole host: a clock that is off, a checkpoint that went back"`
+}

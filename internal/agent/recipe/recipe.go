@@ -1,0 +1,247 @@
+// Package recipe is the language that says how one consumer (libvirtd, nginx, PostgreSQL …) wants its certificates: which
+// key, which usages and names, which files in which form, with which owner, mode and label, how it is told of them, and
+// how it is seen that it serves them. A recipe is data, in YAML; the built-in ones are embedded, and an operator writes
+// his own in the same language.
+//
+// The package reads and judges recipes, and resolves one for a host into a Plan in which nothing is left to choose. It
+// does no I/O: what is true of the host comes in as Facts.
+package recipe
+
+import (
+	"io/fs"
+	"time"
+)
+
+// Recipe is how one consumer wants its certificates.
+type Recipe struct {
+	Name  string   `yaml:"name"`
+	Title string   `yaml:"title"`           // one line, for lists
+	About string   `yaml:"about"`           // paragraphs, for explain and the reference
+	Traps []string `yaml:"traps,omitempty"` // what goes wrong in the field, and what the recipe does about it
+
+	Parameters []Parameter `yaml:"parameters,omitempty"`
+	Facts      []FactRule  `yaml:"facts,omitempty"`
+	// Require are conditions without which nothing is placed.
+	Require []Requirement `yaml:"require,omitempty"`
+
+	// Certificates are what it holds; the first is the main one, and files mean it unless they name another.
+	Certificates []Certificate `yaml:"certificates"`
+	Trust        Trust         `yaml:"trust,omitempty"`
+	Directories  []Directory   `yaml:"directories,omitempty"`
+	Files        []File        `yaml:"files"`
+	// User is who must be able to read what is placed: a user name, or name:group; empty is root.
+	User string `yaml:"user,omitempty"`
+
+	Checks []Step `yaml:"checks,omitempty"` // commands that must succeed after the files are there and before the reload
+	Reload []Step `yaml:"reload,omitempty"` // the first whose condition holds is taken
+	After  []Step `yaml:"after,omitempty"`  // run after the probe succeeded, each whose condition holds
+	Probe  *Probe `yaml:"probe,omitempty"`  // nil: placed, not probed
+
+	// Conflicts are recipes that must not be on the same host with the same files.
+	Conflicts []string `yaml:"conflicts,omitempty"`
+	// AllowList says that the consumer has a list of distinguished names; the line for it is shown in encoded order.
+	AllowList bool `yaml:"allow_list,omitempty"`
+}
+
+// Parameter is a value that the operator may give. What it may be is its type; a text that could be read as another word
+// of a command or another line of a file is refused for all types.
+type Parameter struct {
+	Name     string   `yaml:"name"`
+	Type     string   `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm
+	About    string   `yaml:"about"`
+	Default  string   `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
+	Choices  []string `yaml:"choices,omitempty"`
+	Required bool     `yaml:"required,omitempty"`
+}
+
+// FactRule is something that is to be found out on the host before the recipe is resolved. The first kind that is set is
+// the rule's.
+type FactRule struct {
+	Name string `yaml:"name"` // "version": used in conditions and texts as fact.version
+	// Command is run, and Pattern's first group in its output is the fact. A command that is not there leaves it empty.
+	Command []string `yaml:"command,omitempty"`
+	Pattern string   `yaml:"pattern,omitempty"`
+	// Config is a file whose settings become facts: NAME.SETTING. Syntax is libvirt, postgresql or nginx.
+	Config string `yaml:"config,omitempty"`
+	Syntax string `yaml:"syntax,omitempty"`
+	// Groups and Users name candidates; the first that the host has is the fact.
+	Groups []string `yaml:"groups,omitempty"`
+	Users  []string `yaml:"users,omitempty"`
+	// Paths are candidates; the first that exists is the fact.
+	Paths []string `yaml:"paths,omitempty"`
+	// Home is a user whose home directory is the fact.
+	Home  string `yaml:"home,omitempty"`
+	About string `yaml:"about,omitempty"`
+}
+
+// Facts are what is true of a host: "version" → "9.0.0", "conf.cert_file" → "/opt/…". What is not known is absent.
+type Facts map[string]string
+
+// Requirement refuses a host whose facts or parameters do not fit, in words that say what would.
+type Requirement struct {
+	When    string `yaml:"when,omitempty"` // the requirement holds only where this does
+	That    string `yaml:"that"`
+	Message string `yaml:"message"`
+}
+
+// Certificate is a key and its certificate.
+type Certificate struct {
+	ID      string    `yaml:"id,omitempty"` // "main" where it is empty
+	When    string    `yaml:"when,omitempty"`
+	Key     []KeyRule `yaml:"key"`               // the first whose condition holds
+	Profile string    `yaml:"profile"`           // of the authority
+	Subject string    `yaml:"subject,omitempty"` // RFC 4514, with variables: O=${authority},CN=${host.name}
+	// Names: ${host.names} and ${host.addresses} make as many names as there are; dns: and ip: as in a request.
+	Names []string `yaml:"names,omitempty"`
+	// Usages that this consumer must see in extKeyUsage: serverAuth, clientAuth.
+	Usages []string `yaml:"usages,omitempty"`
+}
+
+// KeyRule is which key a consumer takes.
+type KeyRule struct {
+	When      string `yaml:"when,omitempty"`
+	Algorithm string `yaml:"algorithm"`          // rsa-3072, ecdsa-p256, ed25519; as keyfile.ParseAlgorithm reads it
+	Encoding  string `yaml:"encoding,omitempty"` // pkcs8 (the default), traditional
+	Pinned    bool   `yaml:"pinned,omitempty"`   // renewed with the same key, because others pinned it
+	Because   string `yaml:"because,omitempty"`
+}
+
+// Trust is what of the pool's trust the consumer is given.
+type Trust struct {
+	// Intermediates puts the issuers into the trust file too, for consumers that do not take them from the peer's path.
+	Intermediates bool `yaml:"intermediates,omitempty"`
+	// CRLs are wanted, one for every issuer of the path.
+	CRLs bool `yaml:"crls,omitempty"`
+}
+
+// Directory is made, and held to its owner, mode and label.
+type Directory struct {
+	Path  string `yaml:"path"`
+	When  string `yaml:"when,omitempty"`
+	Owner string `yaml:"owner,omitempty"`
+	Group string `yaml:"group,omitempty"`
+	Mode  string `yaml:"mode,omitempty"` // octal; 0755 where it is empty
+	Label string `yaml:"label,omitempty"`
+}
+
+// File is one file, or one hash-linked directory, that the consumer reads.
+type File struct {
+	Path string `yaml:"path"`
+	When string `yaml:"when,omitempty"`
+	// Of is the certificate that key, leaf and path are of; the first where it is empty.
+	Of string `yaml:"of,omitempty"`
+	// Content, in this order: key, leaf, path (the leaf and what is above it, without the root), issuers (path without
+	// the leaf), path-reversed, anchors (trust), crls.
+	Content []string `yaml:"content"`
+	Format  string   `yaml:"format,omitempty"` // pem (the default), der, pkcs12, jks, hashdir
+	// PasswordFile holds the password of a key store. It is the operator's file, or is made by the agent where it is not there.
+	PasswordFile string `yaml:"password_file,omitempty"`
+	Alias        string `yaml:"alias,omitempty"`
+	Owner        string `yaml:"owner,omitempty"` // root where it is empty
+	Group        string `yaml:"group,omitempty"`
+	Mode         string `yaml:"mode,omitempty"`  // octal; 0644, and 0600 where there is a key
+	Label        string `yaml:"label,omitempty"` // SELinux
+}
+
+// Step is something that is done. Exactly one of Command, Signal and Action is set. A host may replace a step by name in
+// its agent.yaml, where there is another init system.
+type Step struct {
+	Name    string   `yaml:"name"` // reload, restart, check …
+	When    string   `yaml:"when,omitempty"`
+	Command []string `yaml:"command,omitempty"` // an argument vector; each variable stays within its argument
+	User    string   `yaml:"user,omitempty"`    // who runs the command; root where it is empty
+	Signal  *Signal  `yaml:"signal,omitempty"`
+	Action  string   `yaml:"action,omitempty"`  // drop-revoked-clients: see the agent's loop
+	Timeout Duration `yaml:"timeout,omitempty"` // 30 s where it is 0
+	// Interrupts says that connections are lost; such a step is taken only for new key material, and explain says so.
+	Interrupts bool   `yaml:"interrupts,omitempty"`
+	Because    string `yaml:"because,omitempty"`
+}
+
+// Signal is sent to the process whose number is the first line of a file, if the process has that name.
+type Signal struct {
+	PIDFile string `yaml:"pid_file"`
+	Process string `yaml:"process"` // the command's name as the kernel has it: nginx
+	Signal  string `yaml:"signal"`  // HUP, USR1 …
+}
+
+// Probe is how it is seen what the consumer serves.
+type Probe struct {
+	When    string `yaml:"when,omitempty"`    // else: placed, not probed
+	Address string `yaml:"address,omitempty"` // HOST:PORT
+	// StartTLS is empty, postgres, smtp, imap, pop3, ldap, or xmpp.
+	StartTLS string `yaml:"starttls,omitempty"`
+	// Names are checked one by one against what is served; the certificate's own where it is empty. CommonName accepts a
+	// certificate without alternative names by its common name, as GnuTLS does.
+	Names      []string `yaml:"names,omitempty"`
+	CommonName bool     `yaml:"common_name,omitempty"`
+	// ClientCertificate is the ID of the certificate that the probe shows; "" shows none.
+	ClientCertificate string   `yaml:"client_certificate,omitempty"`
+	Command           []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
+	User              string   `yaml:"user,omitempty"`
+	Timeout           Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
+}
+
+// Duration is a time.Duration written as 30s, 5m, 12h, 90d.
+type Duration time.Duration
+
+// Host is whom a recipe is resolved for.
+type Host struct {
+	Name      string
+	DNS       []string // the name and the other names
+	IP        []string
+	Authority string // the common name of the pool's root
+}
+
+// Plan is a recipe for one host, with every condition decided and every variable filled.
+type Plan struct {
+	Recipe       string
+	Certificates []PlannedCertificate
+	Trust        Trust
+	Directories  []PlannedDirectory
+	Files        []PlannedFile
+	User, Group  string // who must be able to read it
+	Checks       []Step // conditions and variables are resolved; nothing is left to choose
+	Reload       *Step
+	After        []Step
+	Probe        *Probe
+	AllowList    bool
+}
+
+// PlannedCertificate is a certificate to get.
+type PlannedCertificate struct {
+	ID        string
+	Algorithm string
+	Encoding  string
+	Pinned    bool
+	Profile   string
+	Subject   string   // RFC 4514
+	Names     []string // dns:NAME, ip:ADDRESS
+	Usages    []string
+}
+
+// PlannedDirectory is a directory to be.
+type PlannedDirectory struct {
+	Path, Owner, Group, Label string
+	Mode                      fs.FileMode
+}
+
+// PlannedFile is a file to be.
+type PlannedFile struct {
+	Path, Of            string
+	Content             []string
+	Format              string
+	PasswordFile, Alias string
+	Owner, Group, Label string
+	Mode                fs.FileMode
+}
+
+// Secret reports whether the file holds a key.
+func (f PlannedFile) Secret() bool {
+	for _, c := range f.Content {
+		if c == "key" {
+			return true
+		}
+	}
+	return false
+}
