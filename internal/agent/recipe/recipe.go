@@ -41,13 +41,21 @@ type Recipe struct {
 	Conflicts []string `yaml:"conflicts,omitempty"`
 	// AllowList says that the consumer has a list of distinguished names; the line for it is shown in encoded order.
 	AllowList bool `yaml:"allow_list,omitempty"`
+	// Notes are said of a host where their condition holds: what was decided otherwise than asked, and why.
+	Notes []Note `yaml:"notes,omitempty"`
+}
+
+// Note is a sentence for those hosts where its condition holds.
+type Note struct {
+	When string `yaml:"when,omitempty"`
+	Text string `yaml:"text"`
 }
 
 // Parameter is a value that the operator may give. What it may be is its type; a text that could be read as another word
 // of a command or another line of a file is refused for all types.
 type Parameter struct {
 	Name     string   `yaml:"name"`
-	Type     string   `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm
+	Type     string   `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm, label
 	About    string   `yaml:"about"`
 	Default  string   `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
 	Choices  []string `yaml:"choices,omitempty"`
@@ -103,7 +111,9 @@ type KeyRule struct {
 	Algorithm string `yaml:"algorithm"`          // rsa-3072, ecdsa-p256, ed25519; as keyfile.ParseAlgorithm reads it
 	Encoding  string `yaml:"encoding,omitempty"` // pkcs8 (the default), traditional
 	Pinned    bool   `yaml:"pinned,omitempty"`   // renewed with the same key, because others pinned it
-	Because   string `yaml:"because,omitempty"`
+	// KeyUsages that this consumer demands of a certificate with such a key, where it has a keyUsage: keyEncipherment.
+	KeyUsages []string `yaml:"key_usages,omitempty"`
+	Because   string   `yaml:"because,omitempty"`
 }
 
 // Trust is what of the pool's trust the consumer is given.
@@ -112,6 +122,9 @@ type Trust struct {
 	Intermediates bool `yaml:"intermediates,omitempty"`
 	// CRLs are wanted, one for every issuer of the path.
 	CRLs bool `yaml:"crls,omitempty"`
+	// MaxCertificates and MaxBytes are what the consumer reads of one file of certificates; 0 is no limit of its own.
+	MaxCertificates int `yaml:"max_certificates,omitempty"`
+	MaxBytes        int `yaml:"max_bytes,omitempty"`
 }
 
 // Directory is made, and held to its owner, mode and label.
@@ -152,6 +165,8 @@ type Step struct {
 	User    string   `yaml:"user,omitempty"`    // who runs the command; root where it is empty
 	Signal  *Signal  `yaml:"signal,omitempty"`
 	Action  string   `yaml:"action,omitempty"`  // drop-revoked-clients: see the agent's loop
+	// With is what the action needs. drop-revoked-clients: program (virt-admin), uri, server.
+	With map[string]string `yaml:"with,omitempty"`
 	Timeout Duration `yaml:"timeout,omitempty"` // 30 s where it is 0
 	// Interrupts says that connections are lost; such a step is taken only for new key material, and explain says so.
 	Interrupts bool   `yaml:"interrupts,omitempty"`
@@ -177,6 +192,9 @@ type Probe struct {
 	CommonName bool     `yaml:"common_name,omitempty"`
 	// ClientCertificate is the ID of the certificate that the probe shows; "" shows none.
 	ClientCertificate string   `yaml:"client_certificate,omitempty"`
+	// AcceptRefusal: the consumer may refuse the probe after it has shown its certificate, since what the probe shows is
+	// not a client's; what counts is what was seen until then.
+	AcceptRefusal bool `yaml:"accept_refusal,omitempty"`
 	Command           []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
 	User              string   `yaml:"user,omitempty"`
 	Timeout           Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
@@ -206,6 +224,7 @@ type Plan struct {
 	After        []Step
 	Probe        *Probe
 	AllowList    bool
+	Notes        []string // what the operator should know of this host
 }
 
 // PlannedCertificate is a certificate to get.
@@ -218,15 +237,16 @@ type PlannedCertificate struct {
 	Subject   string   // RFC 4514
 	Names     []string // dns:NAME, ip:ADDRESS
 	Usages    []string
+	KeyUsages []string // of the key rule that was taken
 }
 
-// PlannedDirectory is a directory to be.
+// PlannedDirectory is a directory to be. Owner is never empty; an empty Group is the primary group of Owner.
 type PlannedDirectory struct {
 	Path, Owner, Group, Label string
 	Mode                      fs.FileMode
 }
 
-// PlannedFile is a file to be.
+// PlannedFile is a file to be. Owner is never empty; an empty Group is the primary group of Owner.
 type PlannedFile struct {
 	Path, Of            string
 	Content             []string
