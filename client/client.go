@@ -53,6 +53,12 @@ type Options struct {
 
 	// NoRetry turns repetition off: each call is tried once.
 	NoRetry bool
+
+	// Now is the time by which the node's certificate is judged; time.Now where it is nil.
+	Now func() time.Time
+
+	// Clock is told the node's time, to the second, with each answer: a program whose own clock is off learns of it.
+	Clock func(node time.Time)
 }
 
 // Client is a connection to one node.
@@ -62,6 +68,7 @@ type Client struct {
 	token     string
 	userAgent string
 	noRetry   bool
+	clock     func(time.Time)
 }
 
 // New returns a client; it connects at the first call.
@@ -79,7 +86,7 @@ func New(o Options) (*Client, error) {
 	if strings.ContainsAny(o.Token, "\r\n\x00 ") {
 		return nil, errors.New("the token holds white space or a control character: read it trimmed, one line")
 	}
-	config := &tls.Config{RootCAs: o.Roots, ServerName: o.ServerName, MinVersion: tls.VersionTLS12}
+	config := &tls.Config{RootCAs: o.Roots, ServerName: o.ServerName, MinVersion: tls.VersionTLS12, Time: o.Now}
 	if o.Certificate != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return o.Certificate() }
 	}
@@ -106,7 +113,7 @@ func New(o Options) (*Client, error) {
 			// Nodes never redirect, and a redirect would carry a token elsewhere.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		token: o.Token, userAgent: userAgent, noRetry: o.NoRetry,
+		token: o.Token, userAgent: userAgent, noRetry: o.NoRetry, clock: o.Clock,
 	}, nil
 }
 
@@ -288,6 +295,11 @@ func (c *Client) once(ctx context.Context, k call, header http.Header, body []by
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", k.method, k.path, bare(err))
+	}
+	if c.clock != nil {
+		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+			c.clock(at)
+		}
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil

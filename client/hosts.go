@@ -100,7 +100,7 @@ type ObservedFile struct {
 
 // JoinRequest redeems a join token.
 type JoinRequest struct {
-	Token string `json:"token" minLength:"16" maxLength:"256"`
+	Token string `json:"token" minLength:"16" maxLength:"1024"`
 	CSR   string `json:"csr" maxLength:"16384" doc:"PEM, signed by the key of the agent's identity"`
 	Agent string `json:"agent,omitempty" maxLength:"64" doc:"its version"`
 }

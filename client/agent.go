@@ -1,0 +1,146 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// joinTokenPrefix begins the text of a join token, and says its version.
+const joinTokenPrefix = "chancery-join-1."
+
+// JoinToken is what a join token says: where to go, whom to believe there, and the secret that is worth one identity.
+type JoinToken struct {
+	Address     string // https://HOST:PORT
+	Fingerprint []byte // Fingerprint of the root of identities
+	Secret      string
+}
+
+// joinToken is a JoinToken as it is encoded.
+type joinToken struct {
+	Address     string `json:"a"`
+	Fingerprint string `json:"f"`
+	Secret      string `json:"s"`
+}
+
+// Fingerprint is the SHA-256 of a certificate's DER.
+func Fingerprint(der []byte) []byte {
+	sum := sha256.Sum256(der)
+	return sum[:]
+}
+
+// String is the text of the token.
+func (t *JoinToken) String() string {
+	text, err := json.Marshal(joinToken{Address: t.Address, Fingerprint: hex.EncodeToString(t.Fingerprint), Secret: t.Secret})
+	if err != nil { // strings always encode
+		panic(err)
+	}
+	return joinTokenPrefix + base64.RawURLEncoding.EncodeToString(text)
+}
+
+// ParseJoinToken reads the text of a token. No error repeats any of it.
+func ParseJoinToken(text string) (*JoinToken, error) {
+	encoded, ok := strings.CutPrefix(text, joinTokenPrefix)
+	if !ok {
+		return nil, fmt.Errorf("a join token begins with %s, and this text does not", joinTokenPrefix)
+	}
+	decoded, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
+	if err != nil {
+		return nil, errors.New("the join token is cut short or changed: what follows its prefix is no base64url")
+	}
+	var wire joinToken
+	if err := json.Unmarshal(decoded, &wire); err != nil {
+		return nil, errors.New("the join token is cut short or changed: it cannot be decoded")
+	}
+	t := &JoinToken{Address: wire.Address, Secret: wire.Secret}
+	if t.Fingerprint, err = hex.DecodeString(wire.Fingerprint); err != nil || len(t.Fingerprint) != sha256.Size {
+		return nil, errors.New("the join token names no SHA-256 of a root")
+	}
+	if u, err := url.Parse(t.Address); err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, errors.New("the join token names no address https://HOST:PORT")
+	}
+	if t.Secret == "" {
+		return nil, errors.New("the join token holds no secret")
+	}
+	return t, nil
+}
+
+// JoinRoots asks a node that is not trusted yet for the roots of identities, and returns (PEM) the one that has the
+// fingerprint. Nothing is sent but the question, and nothing that is answered counts but that root.
+func JoinRoots(ctx context.Context, address string, fingerprint []byte) (string, error) {
+	c, err := New(Options{Address: address, Roots: x509.NewCertPool()})
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	// The answer proves itself by its fingerprint, so it does not matter who gives it.
+	c.http.Transport.(*http.Transport).TLSClientConfig = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
+	k := get("join", "roots")
+	k.accept = "application/x-pem-file"
+	var text []byte
+	if err := c.do(ctx, k, &text); err != nil {
+		return "", err
+	}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if subtle.ConstantTimeCompare(Fingerprint(block.Bytes), fingerprint) != 1 {
+			continue
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return "", fmt.Errorf("read the root of identities: %w", err)
+		}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})), nil
+	}
+	return "", fmt.Errorf("%s does not show the root of identities that the join token names: it is not that authority, or something stands between",
+		c.Address())
+}
+
+// Join redeems a join token. Redeemed again with the same key, it gives the same identity.
+func (c *Client) Join(ctx context.Context, in JoinRequest) (*Joined, error) {
+	var out Joined
+	return &out, c.do(ctx, post("join").with(in), &out)
+}
+
+// RenewIdentity gives the calling agent a new identity for a new key.
+func (c *Client) RenewIdentity(ctx context.Context, in RenewIdentityRequest) (*Joined, error) {
+	var out Joined
+	return &out, c.do(ctx, post("agent", "identity").with(in), &out)
+}
+
+// Desired is what the calling host shall hold; nil where that is still what has the etag. The node waits up to wait for a
+// change before it says so.
+func (c *Client) Desired(ctx context.Context, etag string, wait time.Duration) (*Desired, error) {
+	k := get("agent", "desired")
+	if etag != "" {
+		k.header = http.Header{"If-None-Match": {`"` + strings.Trim(etag, `"`) + `"`}}
+	}
+	if wait > 0 {
+		k.query = values("wait", strconv.Itoa(int(wait/time.Second)))
+	}
+	var out Desired
+	err := c.do(ctx, k, &out)
+	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusNotModified {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Report tells the authority what the agent saw.
+func (c *Client) Report(ctx context.Context, in Report) error {
+	return c.do(ctx, post("agent", "report").with(in), nil)
+}
