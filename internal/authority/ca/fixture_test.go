@@ -21,6 +21,7 @@ import (
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -131,7 +132,7 @@ func (a *authority) settingsWith(change func(*settings.Settings)) {
 	a.t.Helper()
 	s := *must[*settings.Settings](a.t)(a.settings.Get(context.Background()))
 	change(&s)
-	must[*settings.Settings](a.t)(a.settings.Set(context.Background(), "test", s))
+	must[*settings.Settings](a.t)(a.settings.Set(context.Background(), "test", s, once.Call{}))
 }
 
 func mustKey() crypto.Signer {

@@ -19,6 +19,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // TestIssuerUnderOutsideRoot makes a request, has an offline root answer it, and imports the answer.
@@ -48,21 +49,21 @@ func TestIssuerUnderOutsideRoot(t *testing.T) {
 		for what, bundle := range map[string][]*x509.Certificate{
 			"another subject": {other, above.Certificate}, "another key": {notOurs, above.Certificate}, "no root": {answer}, "nothing": nil,
 		} {
-			if _, err := a.ImportAnswer(ctx, admin(), "sub", bundle); !fault.Is(err, fault.Invalid) {
+			if _, err := a.ImportAnswer(ctx, admin(), "sub", bundle, once.Call{}); !fault.Is(err, fault.Invalid) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		got := must[*Issuer](t)(a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer}))
+		got := must[*Issuer](t)(a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer}, once.Call{}))
 		if got.State != IssuerActive || len(got.Chain) != 1 || got.Parent != "" {
 			t.Errorf("answered: %+v", got)
 		}
-		if again := must[*Issuer](t)(a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer})); again.State != IssuerActive {
+		if again := must[*Issuer](t)(a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, answer}, once.Call{})); again.State != IssuerActive {
 			t.Errorf("repeated: %+v", again)
 		}
 		later := must[*x509.Certificate](t)(above.SignIssuer(root.Options{Subject: request.Subject, PathLen: 0}, request.SPKI, cert.Issuer{}, now))
-		_, err = a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, later})
+		_, err = a.ImportAnswer(ctx, admin(), "sub", []*x509.Certificate{above.Certificate, later}, once.Call{})
 		refusedAs(t, err, fault.Conflict)
-		must[*Issuer](t)(a.SetDefault(ctx, admin(), "sub"))
+		must[*Issuer](t)(a.SetDefault(ctx, admin(), "sub", once.Call{}))
 		c := a.server("dns:a.example.com")
 		leaf, chain, roots := a.path(c)
 		run(t, "openssl", "verify", "-x509_strict", "-CAfile", roots, "-untrusted", chain, leaf)
@@ -102,9 +103,9 @@ func TestIssuers(t *testing.T) {
 		if want := second.URLs(publicURL).Partition(crl.Partition(c.Serial, 4)); c.Issuer.Name != "second" || parsed.CRLDistributionPoints[0] != want {
 			t.Errorf("issued by %s with %v, want %s", c.Issuer.Name, parsed.CRLDistributionPoints, want)
 		}
-		_, err = a.SetCRLMode(ctx, admin(), "second", CRLMode{Partitions: 8})
+		_, err = a.SetCRLMode(ctx, admin(), "second", CRLMode{Partitions: 8}, once.Call{})
 		refusedAs(t, err, fault.Conflict)
-		must[*Issuer](t)(a.SetCRLMode(ctx, admin(), "second", CRLMode{Partitions: 4, Validity: 48 * time.Hour}))
+		must[*Issuer](t)(a.SetCRLMode(ctx, admin(), "second", CRLMode{Partitions: 4, Validity: 48 * time.Hour}, once.Call{}))
 
 		third, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "third", Subject: "CN=Third", Parent: "root", Default: true})
 		check(t, err)
@@ -112,7 +113,7 @@ func TestIssuers(t *testing.T) {
 		if old.Default || !third.Default {
 			t.Error("there are two defaults, or none")
 		}
-		must[*Issuer](t)(a.Retire(ctx, admin(), "second"))
+		must[*Issuer](t)(a.Retire(ctx, admin(), "second", once.Call{}))
 		_, err = a.Issue(ctx, admin(), Order{Issuer: "second", Profile: "server", CSR: csr(t, newKey(t), "dns:db.example.com")})
 		refusedAs(t, err, fault.Conflict)
 		_, err = a.Issue(ctx, admin(), Order{Pool: "db", Profile: "server", CSR: csr(t, newKey(t), "dns:db.example.com")})

@@ -15,12 +15,13 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // ImportAnswer gives a pending issuer the certificate that an outside or offline root made of its request, and the
 // certificates above it as far as they are given. If the root is an issuer here, the certificate enters its inventory. The
 // issuer becomes the default of its pool if there is none yet.
-func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID string, certificates []*x509.Certificate) (*Issuer, error) {
+func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID string, certificates []*x509.Certificate, call once.Call) (*Issuer, error) {
 	now := time.Now()
 	if err := by.May(access.ManageIssuers); err != nil {
 		return nil, err
@@ -37,7 +38,7 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 	if err != nil {
 		return nil, fmt.Errorf("import the answer for issuer %s: %w", pending.Name, err)
 	}
-	return c.changeIssuer(ctx, by, "issuer.answer", pending.ID, func(ctx context.Context, tx *db.Tx, i *Issuer, now time.Time) error {
+	return c.changeIssuer(ctx, by, "issuer.answer", pending.ID, call, func(ctx context.Context, tx *db.Tx, i *Issuer, now time.Time) error {
 		if i.Certificate != nil && bytes.Equal(i.Certificate.Raw, answered.Certificate.Raw) {
 			return errUnchanged
 		}
@@ -166,8 +167,8 @@ func checkIssuerCertificate(c *x509.Certificate, now time.Time) error {
 
 // Retire ends an issuer's issuing. It goes on revoking, answering and signing CRLs for what it issued. Other nodes see it
 // within a second.
-func (c *CA) Retire(ctx context.Context, by access.Principal, nameOrID string) (*Issuer, error) {
-	return c.changeIssuer(ctx, by, "issuer.retire", nameOrID, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
+func (c *CA) Retire(ctx context.Context, by access.Principal, nameOrID string, call once.Call) (*Issuer, error) {
+	return c.changeIssuer(ctx, by, "issuer.retire", nameOrID, call, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
 		if i.State == IssuerRetired {
 			return errUnchanged
 		}
@@ -178,8 +179,8 @@ func (c *CA) Retire(ctx context.Context, by access.Principal, nameOrID string) (
 }
 
 // SetDefault makes an issuer the one that requests for its pool get when they name none.
-func (c *CA) SetDefault(ctx context.Context, by access.Principal, nameOrID string) (*Issuer, error) {
-	return c.changeIssuer(ctx, by, "issuer.default", nameOrID, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
+func (c *CA) SetDefault(ctx context.Context, by access.Principal, nameOrID string, call once.Call) (*Issuer, error) {
+	return c.changeIssuer(ctx, by, "issuer.default", nameOrID, call, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
 		if i.State != IssuerActive {
 			return fault.New(fault.Conflict, "issuer %q is %s; only an active one can be the default", i.Name, i.State)
 		}
@@ -194,11 +195,11 @@ func (c *CA) SetDefault(ctx context.Context, by access.Principal, nameOrID strin
 
 // SetCRLMode changes which CRLs an issuer signs. The number of partitions can be given to an issuer that has none, and
 // then never changes: certificates name the partition that covers them.
-func (c *CA) SetCRLMode(ctx context.Context, by access.Principal, nameOrID string, mode CRLMode) (*Issuer, error) {
+func (c *CA) SetCRLMode(ctx context.Context, by access.Principal, nameOrID string, mode CRLMode, call once.Call) (*Issuer, error) {
 	if err := mode.check(); err != nil {
 		return nil, err
 	}
-	return c.changeIssuer(ctx, by, "issuer.crl-mode", nameOrID, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
+	return c.changeIssuer(ctx, by, "issuer.crl-mode", nameOrID, call, func(ctx context.Context, tx *db.Tx, i *Issuer, _ time.Time) error {
 		if i.CRL.Partitions != mode.Partitions {
 			var issued int64
 			err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM (SELECT id FROM certificate WHERE issuer = $1 AND profile <> $2 LIMIT 1) c`,
@@ -224,8 +225,9 @@ func (c *CA) SetCRLMode(ctx context.Context, by access.Principal, nameOrID strin
 // errUnchanged is returned by an act upon an issuer that was done already: a repeated call gets the same answer.
 var errUnchanged = errors.New("nothing to change")
 
-// changeIssuer runs one act upon one issuer, in one transaction with its audit event.
-func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, nameOrID string,
+// changeIssuer runs one act upon one issuer, in one transaction with its audit event and the issuer's ID, which is the answer
+// that is kept for a repeated call.
+func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, nameOrID string, call once.Call,
 	act func(context.Context, *db.Tx, *Issuer, time.Time) error) (*Issuer, error) {
 	now := time.Now()
 	if err := by.May(access.ManageIssuers); err != nil {
@@ -241,14 +243,17 @@ func (c *CA) changeIssuer(ctx context.Context, by access.Principal, action, name
 			return err
 		}
 		changed = i
-		if err := act(ctx, tx, i, now); errors.Is(err, errUnchanged) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: action, Object: i.ID, Detail: map[string]any{
-			"name": i.Name, "pool": i.Pool, "state": i.State, "default": i.Default, "crl": i.CRL,
-		}})
+		_, err = once.Act(ctx, tx, call, now, func() (string, error) {
+			if err := act(ctx, tx, i, now); errors.Is(err, errUnchanged) {
+				return i.ID, nil
+			} else if err != nil {
+				return "", err
+			}
+			return i.ID, c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: action, Object: i.ID, Detail: map[string]any{
+				"name": i.Name, "pool": i.Pool, "state": i.State, "default": i.Default, "crl": i.CRL,
+			}})
+		})
+		return err
 	})
 	c.forget() // after a failure too: the outcome of the commit may be unknown
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // requestBody is what a request keeps of the call that made it: the order, and who asked, so that an approval judges the
@@ -118,8 +119,8 @@ func (c *CA) PendingRequests(ctx context.Context) (pending int64, err error) {
 }
 
 // Assign gives a pending request to an officer: only that officer may then decide it. An empty officer takes it back.
-func (c *CA) Assign(ctx context.Context, by access.Principal, id, officer string) (*Request, error) {
-	return c.decide(ctx, by, id, "request.assign", RequestPending, func(ctx context.Context, tx *db.Tx, r *Request, _ time.Time) error {
+func (c *CA) Assign(ctx context.Context, by access.Principal, id, officer string, call once.Call) (*Request, error) {
+	return c.decide(ctx, by, id, "request.assign", RequestPending, call, func(ctx context.Context, tx *db.Tx, r *Request, _ time.Time) error {
 		if err := mayDecide(ctx, tx, officer); err != nil {
 			return err
 		}
@@ -147,8 +148,8 @@ func mayDecide(ctx context.Context, tx *db.Tx, officer string) error {
 }
 
 // Reject ends a pending request without a certificate.
-func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string) (*Request, error) {
-	return c.decide(ctx, by, id, "request.reject", RequestRejected, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
+func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string, call once.Call) (*Request, error) {
+	return c.decide(ctx, by, id, "request.reject", RequestRejected, call, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
 		if err := r.decidable(ctx, tx, by); err != nil {
 			return err
 		}
@@ -157,8 +158,8 @@ func (c *CA) Reject(ctx context.Context, by access.Principal, id, reason string)
 }
 
 // Cancel ends a caller's own pending request.
-func (c *CA) Cancel(ctx context.Context, by access.Principal, id string) (*Request, error) {
-	return c.act(ctx, by, id, "request.cancel", RequestCancelled, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
+func (c *CA) Cancel(ctx context.Context, by access.Principal, id string, call once.Call) (*Request, error) {
+	return c.act(ctx, by, id, "request.cancel", RequestCancelled, call, func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error {
 		if r.Requester != by.ID {
 			return fault.New(fault.Denied, "request %s is of another requester; an officer rejects it instead", id).
 				WithHint("chancery request reject %s", id)
@@ -168,43 +169,44 @@ func (c *CA) Cancel(ctx context.Context, by access.Principal, id string) (*Reque
 }
 
 // decide is act for officers.
-func (c *CA) decide(ctx context.Context, by access.Principal, id, action string, to RequestState, act requestAct) (*Request, error) {
+func (c *CA) decide(ctx context.Context, by access.Principal, id, action string, to RequestState, call once.Call, act requestAct) (*Request, error) {
 	if err := by.May(access.DecideRequest); err != nil {
 		return nil, err
 	}
-	return c.act(ctx, by, id, action, to, act)
+	return c.act(ctx, by, id, action, to, call, act)
 }
 
 type requestAct func(ctx context.Context, tx *db.Tx, r *Request, now time.Time) error
 
-// act runs one act upon one pending request, in one transaction with its audit event. An end that is repeated by the same
-// caller changes nothing.
-func (c *CA) act(ctx context.Context, by access.Principal, id, action string, to RequestState, act requestAct) (*Request, error) {
+// act runs one act upon one pending request, in one transaction with its audit event and the answer to a repeated call. An
+// end that is repeated by the same caller changes nothing.
+func (c *CA) act(ctx context.Context, by access.Principal, id, action string, to RequestState, call once.Call, act requestAct) (*Request, error) {
 	now := time.Now()
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, err
 	}
 	var done *Request
-	err := c.db.Tx(ctx, func(tx *db.Tx) error {
-		r, _, err := loadRequest(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		if !readsAll(by) && r.Requester != by.ID {
-			return noRequest(id)
-		}
-		if r.State == to && r.State != RequestPending && r.DecidedBy == by.ID {
-			done = r
-			return nil
-		}
-		if err := r.pending(); err != nil {
-			return err
-		}
-		if err := act(ctx, tx, r, now); err != nil {
-			return err
-		}
-		done = r
-		return c.auditRequest(ctx, tx, by, action, r, now)
+	err := c.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		done, err = once.Act(ctx, tx, call, now, func() (*Request, error) {
+			r, _, err := loadRequest(ctx, tx, id)
+			if err != nil {
+				return nil, err
+			}
+			if !readsAll(by) && r.Requester != by.ID {
+				return nil, noRequest(id)
+			}
+			if r.State == to && r.State != RequestPending && r.DecidedBy == by.ID {
+				return r, nil
+			}
+			if err := r.pending(); err != nil {
+				return nil, err
+			}
+			if err := act(ctx, tx, r, now); err != nil {
+				return nil, err
+			}
+			return r, c.auditRequest(ctx, tx, by, action, r, now)
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", action, id, err)

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -30,7 +31,7 @@ approval: {two_person: true}
 
 func saveProfile(t testing.TB, a *authority, document string) {
 	t.Helper()
-	_, _, err := a.profiles.Save(context.Background(), admin(), []byte(document), 0)
+	_, _, err := a.profiles.Save(context.Background(), admin(), []byte(document), 0, once.Call{})
 	check(t, err)
 }
 
@@ -56,14 +57,14 @@ func TestTwoPersonRule(t *testing.T) {
 		refusedAs(t, err, fault.Denied)
 		other := operator("otto", access.Officer)
 		a.known(admin(), other, officer())
-		if r, err = a.Assign(ctx, admin(), r.ID, admin().ID); err != nil || r.AssignedTo != admin().ID {
+		if r, err = a.Assign(ctx, admin(), r.ID, admin().ID, once.Call{}); err != nil || r.AssignedTo != admin().ID {
 			t.Fatalf("assign: %+v, %v", r, err)
 		}
 		_, _, err = a.Approve(ctx, other, r.ID)
 		refusedAs(t, err, fault.Conflict)
-		_, err = a.Reject(ctx, other, r.ID, "no")
+		_, err = a.Reject(ctx, other, r.ID, "no", once.Call{})
 		refusedAs(t, err, fault.Conflict)
-		if _, err = a.Assign(ctx, other, r.ID, ""); err != nil {
+		if _, err = a.Assign(ctx, other, r.ID, "", once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		done, issued, err := a.Approve(ctx, other, r.ID)
@@ -76,7 +77,7 @@ func TestTwoPersonRule(t *testing.T) {
 		}
 		_, _, err = a.Approve(ctx, operator("third", access.Officer), r.ID)
 		refusedAs(t, err, fault.Conflict)
-		_, err = a.Reject(ctx, other, r.ID, "too late")
+		_, err = a.Reject(ctx, other, r.ID, "too late", once.Call{})
 		refusedAs(t, err, fault.Conflict)
 		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile = 'guarded'`); n != 1 {
 			t.Errorf("%d certificates", n)
@@ -97,10 +98,10 @@ func TestRequestAssignedToOneWhoMayNotDecideIsRefused(t *testing.T) {
 		r, _, err := a.Submit(ctx, officer(), Order{Profile: "guarded", CSR: csr(t, newKey(t), "dns:a.example.com")})
 		check(t, err)
 		for who, want := range map[string]fault.Kind{"id-otto": fault.Invalid, "id-gone": fault.Invalid, "id-nobody": fault.NotFound} {
-			_, err := a.Assign(ctx, admin(), r.ID, who)
+			_, err := a.Assign(ctx, admin(), r.ID, who, once.Call{})
 			refusedAs(t, err, want)
 		}
-		r, err = a.Assign(ctx, admin(), r.ID, "id-bob")
+		r, err = a.Assign(ctx, admin(), r.ID, "id-bob", once.Call{})
 		check(t, err)
 		_, _, err = a.Approve(ctx, admin(), r.ID)
 		refusedAs(t, err, fault.Conflict)
@@ -125,9 +126,9 @@ func TestRequestEnds(t *testing.T) {
 		first, second := submit(), submit()
 		_, _, err := a.Retrieve(ctx, stranger, first.ID)
 		refusedAs(t, err, fault.NotFound)
-		_, err = a.Cancel(ctx, stranger, first.ID)
+		_, err = a.Cancel(ctx, stranger, first.ID, once.Call{})
 		refusedAs(t, err, fault.NotFound)
-		_, err = a.Cancel(ctx, officer(), first.ID)
+		_, err = a.Cancel(ctx, officer(), first.ID, once.Call{})
 		refusedAs(t, err, fault.Denied)
 		_, _, err = a.Requests(ctx, stranger, RequestFilter{Requester: h.ID}, "", 10)
 		refusedAs(t, err, fault.Denied)
@@ -140,16 +141,16 @@ func TestRequestEnds(t *testing.T) {
 			t.Errorf("the second page: %v, %v", list, err)
 		}
 		for range 2 { // a repeated call changes nothing
-			if r := must[*Request](t)(a.Cancel(ctx, h, first.ID)); r.State != RequestCancelled {
+			if r := must[*Request](t)(a.Cancel(ctx, h, first.ID, once.Call{})); r.State != RequestCancelled {
 				t.Errorf("cancelled: %+v", r)
 			}
-			if r := must[*Request](t)(a.Reject(ctx, officer(), second.ID, "not this one")); r.State != RequestRejected || r.Reason != "not this one" {
+			if r := must[*Request](t)(a.Reject(ctx, officer(), second.ID, "not this one", once.Call{})); r.State != RequestRejected || r.Reason != "not this one" {
 				t.Errorf("rejected: %+v", r)
 			}
 		}
 		_, _, err = a.Approve(ctx, officer(), first.ID)
 		refusedAs(t, err, fault.Conflict)
-		_, err = a.Cancel(ctx, h, second.ID)
+		_, err = a.Cancel(ctx, h, second.ID, once.Call{})
 		refusedAs(t, err, fault.Conflict)
 		_, _, err = a.Submit(ctx, h, Order{Profile: "guarded", CSR: csr(t, newKey(t), "dns:h2.example.com")})
 		refusedAs(t, err, fault.Denied)

@@ -9,6 +9,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // byOfficerYAML is a profile with more for administrators than for operators.
@@ -48,13 +49,13 @@ func TestApprovalUsesNoRightsThatTheRequesterLost(t *testing.T) {
 		for name, c := range cases {
 			p := must[access.Principal](t)(people.CreatePrincipal(ctx, admin(), access.Principal{
 				Name: name, Kind: access.KindOperator, Roles: []access.Role{access.Admin},
-			}))
+			}, once.Call{}))
 			r, _, err := a.Submit(ctx, p, Order{Profile: "by-officer", CSR: csr(t, newKey(t), "dns:a.internal.test")})
 			check(t, err)
 			if c.deleted {
-				check(t, people.DeletePrincipal(ctx, admin(), p.ID))
+				check(t, people.DeletePrincipal(ctx, admin(), p.ID, once.Call{}))
 			} else {
-				must[access.Principal](t)(people.UpdatePrincipal(ctx, admin(), p.ID, c.change))
+				must[access.Principal](t)(people.UpdatePrincipal(ctx, admin(), p.ID, c.change, once.Call{}))
 			}
 			_, issued, err := a.Approve(ctx, officer(), r.ID)
 			if c.want == "" {

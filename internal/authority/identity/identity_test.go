@@ -19,6 +19,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/setup"
 )
@@ -66,7 +67,7 @@ func csr(t *testing.T, name string) []byte {
 
 func operator(t *testing.T, s *setup.Services, name string, role access.Role) access.Principal {
 	t.Helper()
-	p, err := s.Access.CreatePrincipal(t.Context(), access.System("n1"), access.Principal{Name: name, Kind: access.KindOperator, Roles: []access.Role{role}})
+	p, err := s.Access.CreatePrincipal(t.Context(), access.System("n1"), access.Principal{Name: name, Kind: access.KindOperator, Roles: []access.Role{role}}, once.Call{})
 	must(t, err)
 	return p
 }
@@ -109,7 +110,7 @@ func TestEnrol(t *testing.T) {
 		}
 		must(t, s.Identity.Good(ctx, issued.Issuer.ID, issued.Serial))
 		off := true
-		ben, err = s.Access.UpdatePrincipal(ctx, ada, ben.ID, access.Change{Disabled: &off})
+		ben, err = s.Access.UpdatePrincipal(ctx, ada, ben.ID, access.Change{Disabled: &off}, once.Call{})
 		must(t, err)
 		if _, err := s.Identity.Enrol(ctx, ada, ben, csr(t, ""), ""); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("a disabled operator was enrolled: %v", err)

@@ -15,6 +15,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/upkeep/setup"
 )
 
@@ -139,7 +140,7 @@ func TestOfficerCannotEndANode(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		s, ctx := assemble(t, d), t.Context()
 		olga, ada := operator(t, s, "olga", access.Officer), operator(t, s, "ada", access.Admin)
-		n1, err := s.Access.CreatePrincipal(ctx, access.System("n1"), access.Principal{Name: "n1", Kind: access.KindNode, Roles: []access.Role{access.Auditor}})
+		n1, err := s.Access.CreatePrincipal(ctx, access.System("n1"), access.Principal{Name: "n1", Kind: access.KindNode, Roles: []access.Role{access.Auditor}}, once.Call{})
 		must(t, err)
 		served, err := s.Identity.Serve(ctx, "n1", newKey(t).Public(), []string{"dns:n1.test"})
 		must(t, err)

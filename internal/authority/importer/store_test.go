@@ -25,6 +25,7 @@ import (
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -115,7 +116,7 @@ func TestImportedCAGoesOn(t *testing.T) {
 				t.Errorf("the loop that signs CRLs ended: %v", err)
 			}
 		})
-		current, err := service.IssueCRL(ctx, by, issuer.ID, revocation.Wish{})
+		current, err := service.IssueCRL(ctx, by, issuer.ID, revocation.Wish{}, once.Call{})
 		must(t, err)
 		var der strings.Builder
 		must(t, service.WriteTo(t.Context(), &der, current))

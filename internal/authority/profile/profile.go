@@ -29,6 +29,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Version is a profile as it was saved.
@@ -242,8 +243,9 @@ func (s *Store) Show(ctx context.Context, name string, version int) (*Version, [
 
 // Save stores a new version of the profile that the document names. base is the version it was made from, so that two
 // people cannot overwrite each other unseen; 0 for a new one, or for what is built in. It refuses what its sample
-// certificates fail of zlint; what they are warned of is in the samples. The same document again changes nothing.
-func (s *Store) Save(ctx context.Context, by access.Principal, document []byte, base int) (*Version, []Sample, error) {
+// certificates fail of zlint; what they are warned of is in the samples. The same document again changes nothing, and a
+// repeated call gets the answer that was kept with the version.
+func (s *Store) Save(ctx context.Context, by access.Principal, document []byte, base int, call once.Call) (*Version, []Sample, error) {
 	now := time.Now()
 	if err := by.May(access.ManageProfiles); err != nil {
 		return nil, nil, err
@@ -260,15 +262,22 @@ func (s *Store) Save(ctx context.Context, by access.Principal, document []byte, 
 		return nil, nil, err
 	}
 	v := &Version{Profile: p, Number: base + 1, Document: string(document), SavedBy: by.Actor(), SavedAt: now.UTC().Truncate(time.Microsecond)}
-	stored, err := s.insert(ctx, v, active, "profile.save", now)
+	saved, err := s.insert(ctx, v, active, "profile.save", samples, call, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("save profile %s: %w", p.Name, err)
 	}
-	return stored, samples, nil
+	stored, err := s.Load(ctx, p.Name, saved.Number)
+	return stored, saved.Samples, err
+}
+
+// Saved names the version that a call of Save or Retire made, as its answer is kept.
+type Saved struct {
+	Number  int
+	Samples []Sample // of Save
 }
 
 // Retire ends a profile: it issues nothing more until a new version is saved. One that is retired already stays as it is.
-func (s *Store) Retire(ctx context.Context, by access.Principal, name string) (*Version, error) {
+func (s *Store) Retire(ctx context.Context, by access.Principal, name string, call once.Call) (*Version, error) {
 	now := time.Now()
 	if err := by.May(access.ManageProfiles); err != nil {
 		return nil, err
@@ -282,57 +291,52 @@ func (s *Store) Retire(ctx context.Context, by access.Principal, name string) (*
 	if old == nil {
 		return nil, noProfile(name, all)
 	}
-	if old.Retired {
-		return old, nil
-	}
 	v := &Version{Profile: old.Profile, Number: old.Number + 1, Document: old.Document, Retired: true, SavedBy: by.Actor(),
 		SavedAt: now.UTC().Truncate(time.Microsecond)}
-	stored, err := s.insert(ctx, v, retired, "profile.retire", now)
+	saved, err := s.insert(ctx, v, retired, "profile.retire", nil, call, now)
 	if err != nil {
 		return nil, fmt.Errorf("retire profile %s: %w", name, err)
 	}
-	return stored, nil
+	return s.Load(ctx, name, saved.Number)
 }
 
-// insert stores v as the next version after its base, which must be the newest.
-func (s *Store) insert(ctx context.Context, v *Version, state, action string, now time.Time) (*Version, error) {
-	stored := v
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		stored = v
-		var newest int
-		var document, newestState string
-		err := tx.QueryRow(ctx, `SELECT version, document, state FROM profile WHERE name = $1 ORDER BY version DESC LIMIT 1`, v.Name).
-			Scan(&newest, &document, &newestState)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return err
-		}
-		if newest > 0 && document == v.Document && newestState == state {
-			found, err := query(ctx, tx, ` WHERE name = $1 AND version = $2`, v.Name, int64(newest))
-			if err != nil {
-				return err
-			}
-			stored = found[0]
-			return nil
-		}
-		if newest != v.Number-1 {
-			return fault.New(fault.Conflict, "profile %q is at version %d and this change was made from version %d", v.Name, newest, v.Number-1).
-				WithHint("read it again and repeat the change")
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO profile (name, version, state, document, saved_by, saved_at) VALUES ($1, $2, $3, $4, $5, $6)`,
-			v.Name, int64(v.Number), state, v.Document, v.SavedBy, db.Micros(v.SavedAt))
-		if err != nil {
-			return err
-		}
-		sum := sha256.Sum256([]byte(v.Document))
-		return s.log.Append(ctx, tx, audit.Event{
-			Time: now, Actor: v.SavedBy, Action: action, Object: v.Name, Detail: map[string]any{
-				"version": v.Number, "sha256": hex.EncodeToString(sum[:]),
-			},
+// insert stores v as the next version after its base, which must be the newest, and says which version is in force.
+func (s *Store) insert(ctx context.Context, v *Version, state, action string, samples []Sample, call once.Call, now time.Time) (saved Saved, err error) {
+	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		saved, err = once.Act(ctx, tx, call, now, func() (Saved, error) {
+			number, err := s.insertNext(ctx, tx, v, state, action, now)
+			return Saved{number, samples}, err
 		})
+		return err
 	})
 	s.forget() // after a failure too: the outcome of the commit may be unknown
-	if err != nil {
-		return nil, err
+	return saved, err
+}
+
+func (s *Store) insertNext(ctx context.Context, tx *db.Tx, v *Version, state, action string, now time.Time) (int, error) {
+	var newest int
+	var document, newestState string
+	err := tx.QueryRow(ctx, `SELECT version, document, state FROM profile WHERE name = $1 ORDER BY version DESC LIMIT 1`, v.Name).
+		Scan(&newest, &document, &newestState)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, err
 	}
-	return stored, nil
+	if newest > 0 && document == v.Document && newestState == state {
+		return newest, nil
+	}
+	if newest != v.Number-1 {
+		return 0, fault.New(fault.Conflict, "profile %q is at version %d and this change was made from version %d", v.Name, newest, v.Number-1).
+			WithHint("read it again and repeat the change")
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO profile (name, version, state, document, saved_by, saved_at) VALUES ($1, $2, $3, $4, $5, $6)`,
+		v.Name, int64(v.Number), state, v.Document, v.SavedBy, db.Micros(v.SavedAt))
+	if err != nil {
+		return 0, err
+	}
+	sum := sha256.Sum256([]byte(v.Document))
+	return v.Number, s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: v.SavedBy, Action: action, Object: v.Name, Detail: map[string]any{
+			"version": v.Number, "sha256": hex.EncodeToString(sum[:]),
+		},
+	})
 }

@@ -15,6 +15,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // TestBuiltinsPassZlint runs zlint over a sample of every built-in profile, for each kind of key.
@@ -95,18 +96,18 @@ func TestVersions(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := context.Background()
 		s := newStore(t, d)
-		v, samples, err := s.Save(ctx, admin(), []byte(webYAML), 0)
+		v, samples, err := s.Save(ctx, admin(), []byte(webYAML), 0, once.Call{})
 		if err != nil || v.Number != 1 || len(samples) != 3 {
 			t.Fatalf("save: %+v, %d samples, %v", v, len(samples), err)
 		}
-		if again, _, err := s.Save(ctx, admin(), []byte(webYAML), 0); err != nil || again.Number != 1 {
+		if again, _, err := s.Save(ctx, admin(), []byte(webYAML), 0, once.Call{}); err != nil || again.Number != 1 {
 			t.Errorf("the same document again: %+v, %v", again, err)
 		}
 		longer := strings.Replace(webYAML, "30d", "60d", 1)
-		if _, _, err := s.Save(ctx, admin(), []byte(longer), 0); !fault.Is(err, fault.Conflict) {
+		if _, _, err := s.Save(ctx, admin(), []byte(longer), 0, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a change from an old version: %v", err)
 		}
-		if v, _, err = s.Save(ctx, admin(), []byte(longer), 1); err != nil || v.Number != 2 {
+		if v, _, err = s.Save(ctx, admin(), []byte(longer), 1, once.Call{}); err != nil || v.Number != 2 {
 			t.Fatalf("save again: %+v, %v", v, err)
 		}
 		if v, err = s.Current(ctx, "web"); err != nil || v.Number != 2 || v.Validity.Default.String() != "60d" {
@@ -115,16 +116,16 @@ func TestVersions(t *testing.T) {
 		if v, err = s.Load(ctx, "web", 1); err != nil || v.Document != webYAML || v.SavedBy != "operator:alice" {
 			t.Errorf("version 1: %+v, %v", v, err)
 		}
-		if v, err = s.Retire(ctx, admin(), "web"); err != nil || v.Number != 3 {
+		if v, err = s.Retire(ctx, admin(), "web", once.Call{}); err != nil || v.Number != 3 {
 			t.Fatalf("retire: %+v, %v", v, err)
 		}
-		if v, err = s.Retire(ctx, admin(), "web"); err != nil || v.Number != 3 || !v.Retired {
+		if v, err = s.Retire(ctx, admin(), "web", once.Call{}); err != nil || v.Number != 3 || !v.Retired {
 			t.Errorf("retired again: %+v, %v", v, err)
 		}
 		if _, err := s.Current(ctx, "web"); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a retired profile: %v", err)
 		}
-		if _, _, err := s.Save(ctx, admin(), []byte(longer), 3); err != nil {
+		if _, _, err := s.Save(ctx, admin(), []byte(longer), 3, once.Call{}); err != nil {
 			t.Errorf("bring it back: %v", err)
 		}
 		history, err := s.History(ctx, "web")
@@ -146,7 +147,7 @@ func TestBuiltinCanBeReplaced(t *testing.T) {
 		if v, err := s.Current(ctx, "server"); err != nil || v.Number != 0 {
 			t.Fatalf("built in: %+v, %v", v, err)
 		}
-		if _, _, err := s.Save(ctx, admin(), []byte(strings.Replace(webYAML, "name: web", "name: server", 1)), 0); err != nil {
+		if _, _, err := s.Save(ctx, admin(), []byte(strings.Replace(webYAML, "name: web", "name: server", 1)), 0, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		if v, err := s.Current(ctx, "server"); err != nil || v.Number != 1 || v.Validity.Default.String() != "30d" {
@@ -183,7 +184,7 @@ lints: {off: [subject-key-id]}
 		"unknown field": {document: strings.Replace(webYAML, "required", "requird", 1), kind: fault.Invalid, says: "requird"},
 		"bad usage":     {document: strings.Replace(webYAML, "serverAuth", "servAuth", 1), kind: fault.Invalid, says: "servAuth"},
 	} {
-		_, _, err := s.Save(ctx, admin(), []byte(c.document), 0)
+		_, _, err := s.Save(ctx, admin(), []byte(c.document), 0, once.Call{})
 		if !fault.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -192,7 +193,7 @@ lints: {off: [subject-key-id]}
 		t.Errorf("the refused profile is stored: %v", err)
 	}
 	host := access.Principal{ID: "h1", Name: "h1", Kind: access.KindHost, Roles: []access.Role{access.Host}}
-	if _, _, err := s.Save(ctx, host, []byte(webYAML), 0); !fault.Is(err, fault.Denied) {
+	if _, _, err := s.Save(ctx, host, []byte(webYAML), 0, once.Call{}); !fault.Is(err, fault.Denied) {
 		t.Errorf("a host saves a profile: %v", err)
 	}
 	if history, err := s.History(ctx, "web"); !fault.Is(err, fault.NotFound) {
@@ -210,7 +211,7 @@ func TestSaveAtOnce(t *testing.T) {
 			wg.Go(func() {
 				document := strings.Replace(webYAML, "30d", fmt.Sprintf("%dd", 10+i), 1)
 				document = strings.Replace(document, "usage:", "key: {algorithms: [ecdsa-p256]}\nusage:", 1)
-				_, _, err := s.Save(context.Background(), admin(), []byte(document), 0)
+				_, _, err := s.Save(context.Background(), admin(), []byte(document), 0, once.Call{})
 				if saved[i] = err == nil; err != nil && !fault.Is(err, fault.Conflict) {
 					t.Errorf("save %d: %v", i, err)
 				}

@@ -21,6 +21,7 @@ import (
 	"chancery/internal/pki/ocsp"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -238,7 +239,7 @@ func TestRetiredIssuerIsAnsweredFor(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d, ca.CRLMode{}, nil)
 		c := o.issue("a.example")
-		_, err := o.ca.Retire(t.Context(), o.by, "one")
+		_, err := o.ca.Retire(t.Context(), o.by, "one", once.Call{})
 		must(t, err)
 		o.run()
 		o.respond(c, xocsp.Good)

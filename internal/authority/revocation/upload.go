@@ -11,6 +11,7 @@ import (
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // maxUpload bounds an uploaded list. It is read whole, and the list of an offline root is short.
@@ -81,8 +82,8 @@ func (s *Service) Draft(ctx context.Context, by access.Principal, nameOrID strin
 }
 
 // Upload publishes a complete list that was signed elsewhere, in PEM or DER. It must be the issuer's, in force, newer than
-// all before it, and must not leave out what is revoked here.
-func (s *Service) Upload(ctx context.Context, by access.Principal, nameOrID string, input []byte) (*List, error) {
+// all before it, and must not leave out what is revoked here. Its CRLNumber is the answer that is kept for a repeated call.
+func (s *Service) Upload(ctx context.Context, by access.Principal, nameOrID string, input []byte, call once.Call) (*List, error) {
 	now := time.Now()
 	if err := by.May(access.IssueCRL); err != nil {
 		return nil, err
@@ -122,8 +123,18 @@ func (s *Service) Upload(ctx context.Context, by access.Principal, nameOrID stri
 	l.head, l.tail = frameOf(parsed)
 	w := &chunkWriter{ctx: ctx, s: s, list: l, buffer: parsed.RawTBS}
 	w.fence = func(ctx context.Context, tx *db.Tx) error { return l.coverRecords(ctx, tx, issuer, parsed) }
-	if err := s.publish(ctx, by.Actor(), now, w); err != nil {
+	var number string
+	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		number, err = once.Act(ctx, tx, call, now, func() (string, error) {
+			return l.Number.String(), s.publishOne(ctx, tx, by.Actor(), now, w)
+		})
+		return err
+	})
+	if err != nil {
 		return nil, err
+	}
+	if number != l.Number.String() {
+		return nil, fmt.Errorf("the answer that was kept names CRL %s, and %v was uploaded", number, l.Number)
 	}
 	return l, nil
 }

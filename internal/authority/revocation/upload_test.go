@@ -15,6 +15,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // offlineRoot makes a root whose key only the test has, with an issuer below it.
@@ -43,7 +44,7 @@ func TestListOfAnOfflineRoot(t *testing.T) {
 		o := newOffice(t, d, ca.CRLMode{}, nil)
 		root, key := o.offlineRoot()
 		ctx := t.Context()
-		if _, err := o.service.IssueCRL(ctx, o.by, "root", Wish{}); !fault.Is(err, fault.Conflict) {
+		if _, err := o.service.IssueCRL(ctx, o.by, "root", Wish{}, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("sign here: %v", err)
 		}
 		draft, err := o.service.Draft(ctx, o.by, "root")
@@ -52,19 +53,19 @@ func TestListOfAnOfflineRoot(t *testing.T) {
 			t.Fatalf("draft %+v", draft)
 		}
 		empty := signDraft(t, draft, key, nil)
-		first, err := o.service.Upload(ctx, o.by, "root", pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: empty}))
+		first, err := o.service.Upload(ctx, o.by, "root", pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: empty}), once.Call{})
 		must(t, err)
 		if !bytes.Equal(o.octets(first), empty) {
 			t.Fatal("the list is not served as it was uploaded")
 		}
-		if _, err := o.service.Upload(ctx, o.by, "root", empty); !fault.Is(err, fault.Conflict) {
+		if _, err := o.service.Upload(ctx, o.by, "root", empty, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("the same again: %v", err)
 		}
 		// The issuer below is revoked: from now on no list may leave it out.
 		_, err = o.ca.Revoke(ctx, o.by, ca.Ref{Issuer: "root", Serial: o.issuer.Certificate.SerialNumber}, ca.RevokeOrder{Reason: crl.CACompromise})
 		must(t, err)
 		draft.Number.Add(draft.Number, big.NewInt(1_000_000))
-		if _, err := o.service.Upload(ctx, o.by, "root", signDraft(t, draft, key, nil)); !fault.Is(err, fault.Conflict) {
+		if _, err := o.service.Upload(ctx, o.by, "root", signDraft(t, draft, key, nil), once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("a list that leaves out what is revoked: %v", err)
 		}
 		full, err := o.service.Draft(ctx, o.by, "root")
@@ -77,19 +78,19 @@ func TestListOfAnOfflineRoot(t *testing.T) {
 			},
 			"ahead": func(s *crl.Spec) { s.ThisUpdate = s.ThisUpdate.AddDate(0, 0, 1) },
 		} {
-			if _, err := o.service.Upload(ctx, o.by, "root", signDraft(t, full, key, change)); !fault.Is(err, fault.Invalid) {
+			if _, err := o.service.Upload(ctx, o.by, "root", signDraft(t, full, key, change), once.Call{}); !fault.Is(err, fault.Invalid) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		for what, input := range map[string][]byte{"garbage": []byte("x"), "another issuer's": o.octets(o.anotherList()), "too large": make([]byte, maxUpload+1)} {
-			if _, err := o.service.Upload(ctx, o.by, "root", input); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.TooLarge) {
+			if _, err := o.service.Upload(ctx, o.by, "root", input, once.Call{}); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.TooLarge) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if _, err := o.service.Upload(ctx, access.Principal{}, "root", empty); !fault.Is(err, fault.Unauthenticated) {
+		if _, err := o.service.Upload(ctx, access.Principal{}, "root", empty, once.Call{}); !fault.Is(err, fault.Unauthenticated) {
 			t.Errorf("anybody: %v", err)
 		}
-		second, err := o.service.Upload(ctx, o.by, "root", signDraft(t, full, key, nil))
+		second, err := o.service.Upload(ctx, o.by, "root", signDraft(t, full, key, nil), once.Call{})
 		must(t, err)
 		o.issuer = root
 		if parsed := o.parse(second); parsed.Count != 1 {
@@ -116,12 +117,12 @@ func TestOperatorsWish(t *testing.T) {
 		defer cancel()
 		number := new(big.Int).Add(first.Number, big.NewInt(1_000_000_000_000))
 		next := time.Now().Add(5 * 24 * time.Hour).UTC().Truncate(time.Second)
-		l, err := o.service.IssueCRL(ctx, o.by, "one", Wish{Number: number, NextUpdate: next})
+		l, err := o.service.IssueCRL(ctx, o.by, "one", Wish{Number: number, NextUpdate: next}, once.Call{})
 		must(t, err)
 		if l.Number.Cmp(number) != 0 || !l.NextUpdate.Equal(next) {
 			t.Fatalf("list %+v", l)
 		}
-		l, err = o.service.IssueCRL(ctx, o.by, "one", Wish{})
+		l, err = o.service.IssueCRL(ctx, o.by, "one", Wish{}, once.Call{})
 		must(t, err)
 		if l.Number.Cmp(number) <= 0 {
 			t.Fatalf("CRLNumber %v after %v", l.Number, number)
@@ -132,15 +133,15 @@ func TestOperatorsWish(t *testing.T) {
 			"ended":        {NextUpdate: time.Now().Add(-time.Hour)},
 			"huge number":  {Number: new(big.Int).Lsh(big.NewInt(1), 160)},
 		} {
-			if _, err := o.service.IssueCRL(ctx, o.by, "one", wish); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Conflict) {
+			if _, err := o.service.IssueCRL(ctx, o.by, "one", wish, once.Call{}); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Conflict) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		auditor := access.Principal{ID: "a", Name: "a", Kind: access.KindOperator, Roles: []access.Role{access.Auditor}}
-		if _, err := o.service.IssueCRL(ctx, auditor, "one", Wish{}); !fault.Is(err, fault.Denied) {
+		if _, err := o.service.IssueCRL(ctx, auditor, "one", Wish{}, once.Call{}); !fault.Is(err, fault.Denied) {
 			t.Errorf("an auditor: %v", err)
 		}
-		if _, err := o.service.IssueCRL(ctx, o.by, "none", Wish{}); !fault.Is(err, fault.NotFound) {
+		if _, err := o.service.IssueCRL(ctx, o.by, "none", Wish{}, once.Call{}); !fault.Is(err, fault.NotFound) {
 			t.Errorf("no such issuer: %v", err)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Wish is what an operator may ask of a complete CRL. The zero value leaves all to the schedule.
@@ -53,8 +54,9 @@ func (w Wish) times(now time.Time, validity time.Duration) (this, next time.Time
 }
 
 // IssueCRL has the holder of the lease sign an issuer's complete CRL now, and its delta where it has one, and returns the
-// complete one when it is published.
-func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish) (*List, error) {
+// complete one when it is published. The wish is kept for a repeated call, which waits for what the first one asked for and
+// has nothing more signed: the list itself is made in the holder's transactions and not in this one's.
+func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID string, wish Wish, call once.Call) (*List, error) {
 	now := time.Now()
 	if err := by.May(access.IssueCRL); err != nil {
 		return nil, err
@@ -74,11 +76,16 @@ func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID st
 		return nil, err
 	}
 	wish.since = db.Micros(now)
-	if err := s.db.Tx(ctx, func(tx *db.Tx) error { return wish.insert(ctx, tx, issuer) }); err != nil {
+	var since int64
+	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		since, err = once.Act(ctx, tx, call, now, func() (int64, error) { return wish.since, wish.insert(ctx, tx, issuer) })
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("ask for a CRL of issuer %s: %w", issuer.Name, err)
 	}
 	for {
-		l, err := s.granted(ctx, issuer, wish.since)
+		l, err := s.granted(ctx, issuer, since)
 		if err != nil {
 			return nil, fmt.Errorf("wait for a CRL of issuer %s: %w", issuer.Name, err)
 		}

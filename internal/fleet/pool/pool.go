@@ -26,6 +26,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -176,13 +177,14 @@ func (s *Service) signFirstCRL(ctx context.Context, by access.Principal, above *
 	if err != nil {
 		return err
 	}
-	_, err = s.revocation.Upload(ctx, by, above.ID, der)
+	_, err = s.revocation.Upload(ctx, by, above.ID, der, once.Call{})
 	return err
 }
 
 // Complete brings in what the root of a pending pool signed: its own certificate, its issuer's and its first CRL. A
-// repeated call with the same certificates finishes one that was cut short.
-func (s *Service) Complete(ctx context.Context, by access.Principal, name string, above, issuer *x509.Certificate, list []byte) (*Pool, error) {
+// repeated call with the same certificates finishes one that was cut short; the answer to a repeated call is kept in the last
+// of the three transactions, the one that makes the issuer active.
+func (s *Service) Complete(ctx context.Context, by access.Principal, name string, above, issuer *x509.Certificate, list []byte, call once.Call) (*Pool, error) {
 	if err := by.May(access.ManagePools); err != nil {
 		return nil, err
 	}
@@ -198,11 +200,11 @@ func (s *Service) Complete(ctx context.Context, by access.Principal, name string
 			return nil, fmt.Errorf("complete pool %s: %w", name, err)
 		}
 	}
-	if _, err := s.revocation.Upload(ctx, by, RootName(name), list); err != nil && !fault.Is(err, fault.Conflict) {
+	if _, err := s.revocation.Upload(ctx, by, RootName(name), list, once.Call{}); err != nil && !fault.Is(err, fault.Conflict) {
 		return nil, fmt.Errorf("complete pool %s: %w", name, err)
 	}
 	// The issuer comes last: until it is active, nothing is issued under a root that publishes no CRL yet.
-	if _, err := s.ca.ImportAnswer(ctx, by, p.Issuer.ID, []*x509.Certificate{issuer, above}); err != nil {
+	if _, err := s.ca.ImportAnswer(ctx, by, p.Issuer.ID, []*x509.Certificate{issuer, above}, call); err != nil {
 		return nil, fmt.Errorf("complete pool %s: %w", name, err)
 	}
 	return s.Pool(ctx, name)

@@ -19,6 +19,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/setup"
 )
@@ -157,7 +158,7 @@ func TestPoolsAreApart(t *testing.T) {
 			t.Fatalf("online pending %t, elsewhere pending %t with root %v", online.Pending(), elsewhere.Pending(), elsewhere.Root)
 		}
 		made := sign(t, elsewhere, "CN=Their root", newKey(t))
-		elsewhere, err := s.Pools.Complete(t.Context(), admin, "elsewhere", made.root.Certificate, made.issuer, made.list)
+		elsewhere, err := s.Pools.Complete(t.Context(), admin, "elsewhere", made.root.Certificate, made.issuer, made.list, once.Call{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +203,7 @@ func TestSharedRootIsRefused(t *testing.T) {
 		s := authority(t, d)
 		key := newKey(t)
 		first := sign(t, add(t, s, pool.Spec{Name: "first"}), "CN=Shared root", key)
-		if _, err := s.Pools.Complete(t.Context(), admin, "first", first.root.Certificate, first.issuer, first.list); err != nil {
+		if _, err := s.Pools.Complete(t.Context(), admin, "first", first.root.Certificate, first.issuer, first.list, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		second := add(t, s, pool.Spec{Name: "second"})
@@ -210,7 +211,7 @@ func TestSharedRootIsRefused(t *testing.T) {
 			"the same key":  sign(t, second, "CN=Another name", key),
 			"the same name": sign(t, second, "CN=Shared root", newKey(t)),
 		} {
-			if _, err := s.Pools.Complete(t.Context(), admin, "second", made.root.Certificate, made.issuer, made.list); !fault.Is(err, fault.Conflict) {
+			if _, err := s.Pools.Complete(t.Context(), admin, "second", made.root.Certificate, made.issuer, made.list, once.Call{}); !fault.Is(err, fault.Conflict) {
 				t.Errorf("%s: error %v", name, err)
 			}
 		}
@@ -229,23 +230,23 @@ func TestCompleteRefuses(t *testing.T) {
 		good, foreign := sign(t, p, "CN=Root A", newKey(t)), sign(t, other, "CN=Root B", newKey(t))
 		for name, try := range map[string]func() error{
 			"another root's issuer": func() error {
-				_, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, foreign.issuer, good.list)
+				_, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, foreign.issuer, good.list, once.Call{})
 				return err
 			},
 			"another root": func() error {
-				_, err := s.Pools.Complete(t.Context(), admin, "a", foreign.root.Certificate, good.issuer, good.list)
+				_, err := s.Pools.Complete(t.Context(), admin, "a", foreign.root.Certificate, good.issuer, good.list, once.Call{})
 				return err
 			},
 			"an issuer as root": func() error {
-				_, err := s.Pools.Complete(t.Context(), admin, "a", good.issuer, good.issuer, good.list)
+				_, err := s.Pools.Complete(t.Context(), admin, "a", good.issuer, good.issuer, good.list, once.Call{})
 				return err
 			},
 			"no such pool": func() error {
-				_, err := s.Pools.Complete(t.Context(), admin, "z", good.root.Certificate, good.issuer, good.list)
+				_, err := s.Pools.Complete(t.Context(), admin, "z", good.root.Certificate, good.issuer, good.list, once.Call{})
 				return err
 			},
 			"an auditor": func() error {
-				_, err := s.Pools.Complete(t.Context(), auditor, "a", good.root.Certificate, good.issuer, good.list)
+				_, err := s.Pools.Complete(t.Context(), auditor, "a", good.root.Certificate, good.issuer, good.list, once.Call{})
 				return err
 			},
 		} {
@@ -254,16 +255,16 @@ func TestCompleteRefuses(t *testing.T) {
 			}
 		}
 		// A list that another root signed stops before the issuer is active; the right one then finishes.
-		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, foreign.list); err == nil {
+		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, foreign.list, once.Call{}); err == nil {
 			t.Error("another root's CRL was taken")
 		}
 		if p, err := s.Pools.Pool(t.Context(), "a"); err != nil || !p.Pending() {
 			t.Errorf("the issuer is active without its root's CRL: %v", err)
 		}
-		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, good.list); err != nil {
+		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, good.list, once.Call{}); err != nil {
 			t.Errorf("the right CRL: %v", err)
 		}
-		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, good.list); !fault.Is(err, fault.Conflict) {
+		if _, err := s.Pools.Complete(t.Context(), admin, "a", good.root.Certificate, good.issuer, good.list, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a pool that is complete: %v", err)
 		}
 	})

@@ -125,7 +125,7 @@ var acts = []act{
 			return count == 1, count
 		}
 	}},
-	{name: "operator create", says: "conflict", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "operator create", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		name := fmt.Sprintf("operator%d", n)
 		call := func(ctx context.Context) (string, error) {
 			out, err := f.admin.CreateOperator(ctx, client.CreateOperatorRequest{Name: name, Roles: []string{client.RoleAuditor}})
@@ -154,7 +154,7 @@ var acts = []act{
 			return done, map[bool]int{true: 1}[done]
 		}
 	}},
-	{name: "CRL", again: true, prepare: func(f *faulty, _ int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "CRL", moves: true, prepare: func(f *faulty, _ int) (func(context.Context) (string, error), func() (bool, int)) {
 		before := f.number()
 		call := func(ctx context.Context) (string, error) {
 			out, err := f.admin.IssueCRL(ctx, "default", client.IssueCRLRequest{})
@@ -165,7 +165,7 @@ var acts = []act{
 		}
 		return call, func() (bool, int) { return f.number().Cmp(before) > 0, 1 }
 	}},
-	{name: "checkpoint", again: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "checkpoint", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		before := int64(0)
 		if c, err := f.admin.Checkpoint(f.t.Context(), 0); err == nil {
 			before = c.Number
@@ -190,7 +190,7 @@ var acts = []act{
 
 // moreActs are those of administrators, which come rarely and must be as safe.
 var moreActs = []act{
-	{name: "operator remove", says: "not-found", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "operator remove", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		name := fmt.Sprintf("gone%d", n)
 		_, err := f.admin.CreateOperator(f.t.Context(), client.CreateOperatorRequest{Name: name, Roles: []string{client.RoleAuditor}})
 		must(f.t, err)
@@ -213,7 +213,7 @@ var moreActs = []act{
 			return out.Disabled, 1
 		}
 	}},
-	{name: "token revoke", says: "not-found", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "token revoke", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		token, err := f.admin.CreateToken(f.t.Context(), "olga", client.CreateTokenRequest{Label: "short"})
 		must(f.t, err)
 		return func(ctx context.Context) (string, error) { return "", f.admin.RevokeToken(ctx, token.ID) }, func() (bool, int) {
@@ -311,7 +311,7 @@ var moreActs = []act{
 			return err == nil, f.events("issuer.create", "", name)
 		}
 	}},
-	{name: "pool complete", says: "conflict", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "pool complete", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		name := fmt.Sprintf("off%d", n)
 		p, err := f.admin.AddPool(f.t.Context(), client.AddPoolRequest{Name: name})
 		must(f.t, err)

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -10,8 +9,8 @@ import (
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
-	"chancery/internal/store/keys"
-	"chancery/internal/store/settings"
+	"chancery/internal/store/once"
+	"chancery/internal/upkeep/setup"
 )
 
 const (
@@ -21,24 +20,21 @@ const (
 
 // checkpoints signs the audit's checkpoints, and prunes what the settings let go, under the audit's lease.
 type checkpoints struct {
-	db       *db.DB
-	log      *audit.Log
-	keys     *keys.Store
-	settings *settings.Store
-	logger   *slog.Logger
+	*setup.Services
+	logger *slog.Logger
 }
 
-// Sign signs a checkpoint now. Only one node may at a time; another is told who that is.
-func (c *checkpoints) Sign(ctx context.Context) (*checkpoint.Signed, error) {
+// Sign signs a checkpoint now, for a call that may be repeated. Only one node may at a time; another is told who that is.
+func (c *checkpoints) Sign(ctx context.Context, call once.Call) (*checkpoint.Signed, error) {
 	lease, err := c.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return c.sign(ctx, lease, time.Now())
+	return c.sign(ctx, lease, time.Now(), call)
 }
 
 func (c *checkpoints) acquire(ctx context.Context) (db.Lease, error) {
-	lease, ok, err := c.db.Acquire(ctx, audit.Lease, c.log.Node(), auditLeaseTime)
+	lease, ok, err := c.DB.Acquire(ctx, audit.Lease, c.Audit.Node(), auditLeaseTime)
 	if err == nil && !ok {
 		err = fault.New(fault.Conflict, "node %s signs the audit's checkpoints, until %v", lease.Holder, lease.Expires.UTC()).
 			WithHint("ask that node")
@@ -46,26 +42,19 @@ func (c *checkpoints) acquire(ctx context.Context) (db.Lease, error) {
 	return lease, err
 }
 
-func (c *checkpoints) sign(ctx context.Context, lease db.Lease, now time.Time) (*checkpoint.Signed, error) {
-	set, err := c.settings.Get(ctx)
+func (c *checkpoints) sign(ctx context.Context, lease db.Lease, now time.Time, call once.Call) (*checkpoint.Signed, error) {
+	set, err := c.Settings.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.db.CheckClock(now); err != nil {
+	if err := c.DB.CheckClock(now); err != nil {
 		return nil, err
 	}
-	found, err := c.keys.Find(ctx, keys.Audit, "")
+	signer, err := c.AuditSigner(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if len(found) == 0 {
-		return nil, fault.New(fault.NotFound, "the authority has no key for audit checkpoints")
-	}
-	signer, err := c.keys.Signer(ctx, found[0].ID)
-	if err != nil {
-		return nil, fmt.Errorf("open the audit key: %w", err)
-	}
-	return c.log.Checkpoint(ctx, lease, set.Authority, now, signer)
+	return c.Audit.Checkpoint(ctx, lease, set.Authority, now, call, signer)
 }
 
 // Run signs every few minutes, while this node holds the lease.
@@ -76,7 +65,7 @@ func (c *checkpoints) Run(ctx context.Context) error {
 			return // another node does it
 		}
 		if err == nil {
-			_, err = c.sign(ctx, lease, now)
+			_, err = c.sign(ctx, lease, now, once.Call{})
 		}
 		if err == nil {
 			err = c.prune(ctx, lease, now)
@@ -88,11 +77,11 @@ func (c *checkpoints) Run(ctx context.Context) error {
 }
 
 func (c *checkpoints) prune(ctx context.Context, lease db.Lease, now time.Time) error {
-	set, err := c.settings.Get(ctx)
+	set, err := c.Settings.Get(ctx)
 	if err != nil || set.Retention.Audit == 0 {
 		return err
 	}
-	n, err := c.log.Prune(ctx, lease, now.Add(-set.Retention.Audit.Std()), "system:"+c.log.Node(), now)
+	n, err := c.Audit.Prune(ctx, lease, now.Add(-set.Retention.Audit.Std()), "system:"+c.Audit.Node(), now)
 	if n > 0 {
 		c.logger.Info("audit events pruned", "events", n)
 	}

@@ -88,7 +88,7 @@ func (n *node) prepare(ctx context.Context) error {
 	n.registry = prometheus.NewRegistry()
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		newGauges(s, n.logger))
-	n.checkpoints = &checkpoints{db: s.DB, log: s.Audit, keys: s.Keys, settings: s.Settings, logger: n.logger}
+	n.checkpoints = &checkpoints{Services: s, logger: n.logger}
 	n.certificate = &certificate{
 		file: n.Dir.TLS(), names: serverNames(n.config), enrol: n.enrol, logger: n.logger,
 	}

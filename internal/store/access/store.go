@@ -13,6 +13,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Store keeps principals, their tokens and their certificates.
@@ -33,18 +34,27 @@ func New(d *db.DB, log *audit.Log) *Store {
 	return &Store{db: d, log: log, first: make(chan struct{}, 1), known: map[proof]known{}, used: map[string]time.Time{}}
 }
 
-// CreatePrincipal adds a principal and gives it an id.
-func (s *Store) CreatePrincipal(ctx context.Context, by Principal, p Principal) (Principal, error) {
+// CreatePrincipal adds a principal and gives it an id. This and the other changes keep their answer for a repeated call.
+func (s *Store) CreatePrincipal(ctx context.Context, by Principal, p Principal, call once.Call) (Principal, error) {
 	if err := by.May(ManagePrincipals); err != nil {
 		return Principal{}, err
 	}
 	now := time.Now()
 	p.ID, p.Created, p.Disabled = db.NewID(), now, false
-	err := s.db.Tx(ctx, func(tx *db.Tx) error { return s.InsertPrincipal(ctx, tx, p, by.Actor()) })
+	var made Principal
+	err := s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		made, err = once.Act(ctx, tx, call, now, func() (Principal, error) {
+			if err := s.InsertPrincipal(ctx, tx, p, by.Actor()); err != nil {
+				return Principal{}, err
+			}
+			return principal(ctx, tx, p.ID)
+		})
+		return err
+	})
 	if err != nil {
 		return Principal{}, fmt.Errorf("create principal: %w", err)
 	}
-	return s.Principal(ctx, p.ID)
+	return made, nil
 }
 
 // InsertPrincipal adds a principal, with the id and the time that it has, in the caller's transaction.
@@ -92,40 +102,15 @@ type Change struct {
 
 // UpdatePrincipal changes a principal's roles, or disables or enables it. When it returns, this node accepts none of a
 // disabled principal's tokens and certificates any more. The last enabled administrator stays one.
-func (s *Store) UpdatePrincipal(ctx context.Context, by Principal, id string, change Change) (Principal, error) {
+func (s *Store) UpdatePrincipal(ctx context.Context, by Principal, id string, change Change, call once.Call) (Principal, error) {
 	if err := by.May(ManagePrincipals); err != nil {
 		return Principal{}, err
 	}
 	now := time.Now()
 	var p Principal
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		old, err := principal(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		p = old
-		if change.Roles != nil {
-			p.Roles = change.Roles
-		}
-		if change.Disabled != nil {
-			p.Disabled = *change.Disabled
-		}
-		if p, err = p.normal(); err != nil {
-			return err
-		}
-		if err := keepAdmin(ctx, tx, old, p); err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `UPDATE principal SET roles = $1, disabled = $2 WHERE id = $3`, joinRoles(p.Roles), flag(p.Disabled), id)
-		if err != nil {
-			return err
-		}
-		return s.log.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: "principal.update", Object: id, Detail: map[string]any{
-				"name": p.Name, "from": map[string]any{"roles": old.Roles, "disabled": old.Disabled},
-				"to": map[string]any{"roles": p.Roles, "disabled": p.Disabled},
-			},
-		})
+	err := s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		p, err = once.Act(ctx, tx, call, now, func() (Principal, error) { return s.update(ctx, tx, by, id, change, now) })
+		return err
 	})
 	s.invalidate() // also after an error: the outcome may be unknown
 	if err != nil {
@@ -134,39 +119,74 @@ func (s *Store) UpdatePrincipal(ctx context.Context, by Principal, id string, ch
 	return p, nil
 }
 
+func (s *Store) update(ctx context.Context, tx *db.Tx, by Principal, id string, change Change, now time.Time) (Principal, error) {
+	old, err := principal(ctx, tx, id)
+	if err != nil {
+		return old, err
+	}
+	p := old
+	if change.Roles != nil {
+		p.Roles = change.Roles
+	}
+	if change.Disabled != nil {
+		p.Disabled = *change.Disabled
+	}
+	if p, err = p.normal(); err != nil {
+		return p, err
+	}
+	if err := keepAdmin(ctx, tx, old, p); err != nil {
+		return p, err
+	}
+	_, err = tx.Exec(ctx, `UPDATE principal SET roles = $1, disabled = $2 WHERE id = $3`, joinRoles(p.Roles), flag(p.Disabled), id)
+	if err != nil {
+		return p, err
+	}
+	return p, s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "principal.update", Object: id, Detail: map[string]any{
+			"name": p.Name, "from": map[string]any{"roles": old.Roles, "disabled": old.Disabled},
+			"to": map[string]any{"roles": p.Roles, "disabled": p.Disabled},
+		},
+	})
+}
+
 // DeletePrincipal removes a principal with its tokens and certificates. Its name stays in the audit record.
-func (s *Store) DeletePrincipal(ctx context.Context, by Principal, id string) error {
+func (s *Store) DeletePrincipal(ctx context.Context, by Principal, id string, call once.Call) error {
 	if err := by.May(ManagePrincipals); err != nil {
 		return err
 	}
 	now := time.Now()
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		old, err := principal(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		if err := keepAdmin(ctx, tx, old, Principal{}); err != nil {
-			return err
-		}
-		for _, statement := range []string{
-			`DELETE FROM access_token WHERE principal_id = $1`,
-			`DELETE FROM access_identity WHERE principal_id = $1`,
-			`DELETE FROM principal WHERE id = $1`,
-		} {
-			if _, err := tx.Exec(ctx, statement, id); err != nil {
-				return err
-			}
-		}
-		return s.log.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: "principal.delete", Object: id,
-			Detail: map[string]any{"name": old.Name, "kind": old.Kind, "roles": old.Roles},
-		})
+		_, err := once.Act(ctx, tx, call, now, func() (once.Done, error) { return once.Done{}, s.remove(ctx, tx, by, id, now) })
+		return err
 	})
 	s.invalidate()
 	if err != nil {
 		return fmt.Errorf("delete principal: %w", err)
 	}
 	return nil
+}
+
+func (s *Store) remove(ctx context.Context, tx *db.Tx, by Principal, id string, now time.Time) error {
+	old, err := principal(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	if err := keepAdmin(ctx, tx, old, Principal{}); err != nil {
+		return err
+	}
+	for _, statement := range []string{
+		`DELETE FROM access_token WHERE principal_id = $1`,
+		`DELETE FROM access_identity WHERE principal_id = $1`,
+		`DELETE FROM principal WHERE id = $1`,
+	} {
+		if _, err := tx.Exec(ctx, statement, id); err != nil {
+			return err
+		}
+	}
+	return s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "principal.delete", Object: id,
+		Detail: map[string]any{"name": old.Name, "kind": old.Kind, "roles": old.Roles},
+	})
 }
 
 // keepAdmin refuses a change that would leave nobody who can undo it.

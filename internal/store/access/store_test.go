@@ -16,6 +16,7 @@ import (
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 func newStore(t testing.TB, d *db.DB, node string) *access.Store {
@@ -43,7 +44,7 @@ func bootstrap(t testing.TB, d *db.DB, s *access.Store) access.Principal {
 
 func create(t testing.TB, s *access.Store, by access.Principal, name string, kind access.Kind, roles ...access.Role) access.Principal {
 	t.Helper()
-	p, err := s.CreatePrincipal(t.Context(), by, access.Principal{Name: name, Kind: kind, Roles: roles})
+	p, err := s.CreatePrincipal(t.Context(), by, access.Principal{Name: name, Kind: kind, Roles: roles}, once.Call{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +110,7 @@ func TestPrincipals(t *testing.T) {
 			"not administrator": {alice, access.Principal{Name: "a", Kind: access.KindOperator}, fault.Denied},
 			"anonymous":         {access.Principal{}, access.Principal{Name: "a", Kind: access.KindOperator}, fault.Unauthenticated},
 		} {
-			if _, err := s.CreatePrincipal(ctx, c.by, c.p); !fault.Is(err, c.kind) {
+			if _, err := s.CreatePrincipal(ctx, c.by, c.p, once.Call{}); !fault.Is(err, c.kind) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -149,22 +150,22 @@ func TestTheLastAdministratorStays(t *testing.T) {
 		admin := bootstrap(t, d, s)
 		yes, no := true, false
 		for name, err := range map[string]error{
-			"disabled": second(s.UpdatePrincipal(ctx, admin, admin.ID, access.Change{Disabled: &yes})),
-			"demoted":  second(s.UpdatePrincipal(ctx, admin, admin.ID, access.Change{Roles: []access.Role{access.Auditor}})),
-			"deleted":  s.DeletePrincipal(ctx, admin, admin.ID),
+			"disabled": second(s.UpdatePrincipal(ctx, admin, admin.ID, access.Change{Disabled: &yes}, once.Call{})),
+			"demoted":  second(s.UpdatePrincipal(ctx, admin, admin.ID, access.Change{Roles: []access.Role{access.Auditor}}, once.Call{})),
+			"deleted":  s.DeletePrincipal(ctx, admin, admin.ID, once.Call{}),
 		} {
 			if !fault.Is(err, fault.Conflict) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		other := create(t, s, admin, "other", access.KindOperator, access.Admin)
-		if _, err := s.UpdatePrincipal(ctx, admin, other.ID, access.Change{Disabled: &yes}); err != nil {
+		if _, err := s.UpdatePrincipal(ctx, admin, other.ID, access.Change{Disabled: &yes}, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.DeletePrincipal(ctx, admin, admin.ID); !fault.Is(err, fault.Conflict) {
+		if err := s.DeletePrincipal(ctx, admin, admin.ID, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("a disabled administrator counted: %v", err)
 		}
-		if _, err := s.UpdatePrincipal(ctx, admin, other.ID, access.Change{Disabled: &no}); err != nil {
+		if _, err := s.UpdatePrincipal(ctx, admin, other.ID, access.Change{Disabled: &no}, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		// Two administrators remove each other at the same time: one stays.
@@ -172,7 +173,7 @@ func TestTheLastAdministratorStays(t *testing.T) {
 		var removed atomic.Int32
 		for _, pair := range [][2]access.Principal{{admin, other}, {other, admin}} {
 			group.Go(func() {
-				if s.DeletePrincipal(context.Background(), pair[0], pair[1].ID) == nil {
+				if s.DeletePrincipal(context.Background(), pair[0], pair[1].ID, once.Call{}) == nil {
 					removed.Add(1)
 				}
 			})
@@ -224,7 +225,7 @@ func TestDisablingTakesEffectAtOnce(t *testing.T) {
 			}
 		}
 		yes := true
-		if _, err := here.UpdatePrincipal(ctx, admin, alice.ID, access.Change{Disabled: &yes}); err != nil {
+		if _, err := here.UpdatePrincipal(ctx, admin, alice.ID, access.Change{Disabled: &yes}, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		if a, b := works(here); a || b {
@@ -301,7 +302,7 @@ func TestCertificateIdentities(t *testing.T) {
 		}
 		identify(t, d, s, mail, key)
 		_, text := token(t, s, admin, mail)
-		if err := s.DeletePrincipal(ctx, admin, mail.ID); err != nil {
+		if err := s.DeletePrincipal(ctx, admin, mail.ID, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.AuthenticateCertificate(ctx, "identities", key); !fault.Is(err, fault.Unauthenticated) {
@@ -379,16 +380,16 @@ func TestEveryChangeIsRecorded(t *testing.T) {
 		tok, text := token(t, s, admin, alice)
 		yes := true
 		identify(t, d, s, alice, []byte("key"))
-		if _, err := s.UpdatePrincipal(ctx, admin, alice.ID, access.Change{Disabled: &yes}); err != nil {
+		if _, err := s.UpdatePrincipal(ctx, admin, alice.ID, access.Change{Disabled: &yes}, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.RemoveIdentity(ctx, admin, "identities", []byte("key")); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.DeleteToken(ctx, admin, tok.ID); err != nil {
+		if err := s.DeleteToken(ctx, admin, tok.ID, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.DeletePrincipal(ctx, admin, alice.ID); err != nil {
+		if err := s.DeletePrincipal(ctx, admin, alice.ID, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		page, err := log.Search(ctx, audit.Filter{}, "", 100)

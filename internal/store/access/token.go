@@ -255,28 +255,33 @@ func (s *Store) Tokens(ctx context.Context, by Principal, principalID, after str
 }
 
 // DeleteToken ends a token; when it returns, this node accepts it no more.
-func (s *Store) DeleteToken(ctx context.Context, by Principal, id string) error {
+func (s *Store) DeleteToken(ctx context.Context, by Principal, id string, call once.Call) error {
 	if strings.HasPrefix(id, tokenPrefix) {
 		return fault.New(fault.Invalid, "that is a token's secret, and its ID is wanted").
 			WithHint("chancery token list shows the IDs; somebody who watched may have the secret now")
 	}
 	now := time.Now()
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		var owner, label string
-		err := tx.QueryRow(ctx, `SELECT principal_id, label FROM access_token WHERE id = $1`, id).Scan(&owner, &label)
-		if err != nil {
-			return notFound(err, "token", id)
-		}
-		if denied := mayManageTokens(by, owner); denied != nil {
-			return notFound(nil, "token", id) // whether it exists is not the caller's to know
-		}
-		return s.removeToken(ctx, tx, by, id, owner, label, now)
+		_, err := once.Act(ctx, tx, call, now, func() (once.Done, error) { return once.Done{}, s.endToken(ctx, tx, by, id, now) })
+		return err
 	})
 	s.invalidate()
 	if err != nil {
 		return fmt.Errorf("delete token: %w", err)
 	}
 	return nil
+}
+
+func (s *Store) endToken(ctx context.Context, tx *db.Tx, by Principal, id string, now time.Time) error {
+	var owner, label string
+	err := tx.QueryRow(ctx, `SELECT principal_id, label FROM access_token WHERE id = $1`, id).Scan(&owner, &label)
+	if err != nil {
+		return notFound(err, "token", id)
+	}
+	if denied := mayManageTokens(by, owner); denied != nil {
+		return notFound(nil, "token", id) // whether it exists is not the caller's to know
+	}
+	return s.removeToken(ctx, tx, by, id, owner, label, now)
 }
 
 // PruneTokens removes up to limit tokens that ended before the time given, and says how many it removed.

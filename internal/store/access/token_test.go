@@ -15,6 +15,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 func TestTokens(t *testing.T) {
@@ -63,10 +64,10 @@ func TestTokens(t *testing.T) {
 		if _, _, err := s.Tokens(ctx, bob, alice.ID, "", 1); !fault.Is(err, fault.Denied) {
 			t.Fatalf("listed by another: %v", err)
 		}
-		if err := s.DeleteToken(ctx, bob, first.ID); !fault.Is(err, fault.NotFound) {
+		if err := s.DeleteToken(ctx, bob, first.ID, once.Call{}); !fault.Is(err, fault.NotFound) {
 			t.Fatalf("deleted by another: %v", err)
 		}
-		if err := s.DeleteToken(ctx, alice, first.ID); err != nil {
+		if err := s.DeleteToken(ctx, alice, first.ID, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Authenticate(ctx, text); !fault.Is(err, fault.Unauthenticated) {
@@ -129,7 +130,7 @@ func TestTokensAreStoredAsHashesAndRefusedAlike(t *testing.T) {
 		yes := true
 		disabled := create(t, s, admin, "carol", access.KindOperator, access.Operator)
 		_, hers := token(t, s, admin, disabled)
-		if _, err := s.UpdatePrincipal(ctx, admin, disabled.ID, access.Change{Disabled: &yes}); err != nil {
+		if _, err := s.UpdatePrincipal(ctx, admin, disabled.ID, access.Change{Disabled: &yes}, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		var answers []string
@@ -222,7 +223,7 @@ func TestTokensAreHiddenWhereTheyDoNotBelong(t *testing.T) {
 		}
 	}
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
-		err := newStore(t, d, "n1").DeleteToken(t.Context(), access.System("test"), text)
+		err := newStore(t, d, "n1").DeleteToken(t.Context(), access.System("test"), text, once.Call{})
 		if !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), text) {
 			t.Errorf("a secret for an ID: %v", err)
 		}

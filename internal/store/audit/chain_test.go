@@ -22,6 +22,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 const authority = "0197c6a8-authority"
@@ -96,7 +97,7 @@ func lease(t testing.TB, d *db.DB) db.Lease {
 
 func sign(t testing.TB, d *db.DB, l *audit.Log, signer crypto.Signer) *checkpoint.Signed {
 	t.Helper()
-	s, err := l.Checkpoint(t.Context(), lease(t, d), authority, at, signer)
+	s, err := l.Checkpoint(t.Context(), lease(t, d), authority, at, once.Call{}, signer)
 	if err != nil {
 		t.Fatal(err)
 	}

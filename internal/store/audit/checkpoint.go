@@ -12,6 +12,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Lease is the name of the lease under which checkpoints are signed and events pruned.
@@ -19,8 +20,9 @@ const Lease = "audit"
 
 // Checkpoint signs where all chains end, names the checkpoint before, and stores the result. Only the holder of the lease
 // may: two checkpoints with one number would be a fork. If no event was added since the newest checkpoint, that one is
-// returned. If a chain ends before where the newest checkpoint saw it, nothing is signed, and the refusal says which.
-func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, now time.Time, signers ...crypto.Signer) (*checkpoint.Signed, error) {
+// returned. If a chain ends before where the newest checkpoint saw it, nothing is signed, and the refusal says which. The
+// number is the answer that is kept for a repeated call.
+func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, now time.Time, call once.Call, signers ...crypto.Signer) (*checkpoint.Signed, error) {
 	var last *checkpoint.Signed
 	var ends map[string]head
 	err := l.db.Tx(ctx, func(tx *db.Tx) error { // not Read, which may be a standby's
@@ -42,7 +44,7 @@ func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, 
 		return nil, err
 	}
 	if next == nil {
-		return last, nil
+		return last, l.keepCheckpoint(ctx, lease, last, call, now, nil)
 	}
 	raw, err := next.Sign(signers...)
 	if err != nil {
@@ -53,10 +55,7 @@ func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, 
 		return nil, fmt.Errorf("read back audit checkpoint %d: %w", next.Number, err)
 	}
 	hash := checkpoint.Hash(raw)
-	err = l.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := lease.Check(ctx, tx); err != nil {
-			return err
-		}
+	err = l.keepCheckpoint(ctx, lease, signed, call, now, func(tx *db.Tx) error {
 		n, err := tx.Exec(ctx, `INSERT INTO audit_checkpoint (number, time, body, hash) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
 			next.Number, db.Micros(next.Time), raw, hash[:])
 		if err == nil && n == 0 {
@@ -68,6 +67,28 @@ func (l *Log) Checkpoint(ctx context.Context, lease db.Lease, authority string, 
 		return nil, fmt.Errorf("store audit checkpoint %d: %w", next.Number, err)
 	}
 	return signed, nil
+}
+
+// keepCheckpoint stores a checkpoint, unless it is stored already, with the answer to a repeated call.
+func (l *Log) keepCheckpoint(ctx context.Context, lease db.Lease, signed *checkpoint.Signed, call once.Call, now time.Time, store func(*db.Tx) error) error {
+	if store == nil && call.Key == "" {
+		return nil
+	}
+	return l.db.Tx(ctx, func(tx *db.Tx) error {
+		if err := lease.Check(ctx, tx); err != nil {
+			return err
+		}
+		kept, err := once.Act(ctx, tx, call, now, func() (int64, error) {
+			if store == nil {
+				return signed.Number, nil
+			}
+			return signed.Number, store(tx)
+		})
+		if err == nil && kept != signed.Number {
+			err = fault.New(fault.Conflict, "this call was answered with audit checkpoint %d meanwhile", kept)
+		}
+		return err
+	})
 }
 
 // successor returns the checkpoint that follows last, or nil if nothing happened since.

@@ -12,6 +12,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // record is what each tampering starts from: two chains, two stored checkpoints, and events after them.
@@ -242,7 +243,7 @@ func TestCheckpoint(t *testing.T) {
 		l := newLog(t, d, "n1")
 		key, other := signers(t)
 		held := lease(t, d)
-		if _, err := l.Checkpoint(ctx, held, authority, at, key); !fault.Is(err, fault.Conflict) {
+		if _, err := l.Checkpoint(ctx, held, authority, at, once.Call{}, key); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("an empty record: %v", err)
 		}
 		if _, err := l.Newest(ctx); !fault.Is(err, fault.NotFound) {
@@ -254,7 +255,7 @@ func TestCheckpoint(t *testing.T) {
 			t.Fatalf("a second checkpoint of the same record: %+v", again)
 		}
 		appendEvents(t, d, l, 4, 4)
-		second, err := l.Checkpoint(ctx, held, authority, at, key, other) // a key changes hands: both sign
+		second, err := l.Checkpoint(ctx, held, authority, at, once.Call{}, key, other) // a key changes hands: both sign
 		if err != nil || second.Number != 2 || second.Previous != checkpoint.Hash(first.Raw) || second.Heads[0].Seq != 4 {
 			t.Fatalf("got %+v, %v", second, err)
 		}
@@ -274,12 +275,12 @@ func TestCheckpoint(t *testing.T) {
 		stolen := held
 		stolen.Epoch++
 		appendEvents(t, d, l, 5, 5)
-		if _, err := l.Checkpoint(ctx, stolen, authority, at, key); !fault.Is(err, fault.Conflict) {
+		if _, err := l.Checkpoint(ctx, stolen, authority, at, once.Call{}, key); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("without the lease: %v", err)
 		}
 		// A chain that was cut back is not signed for.
 		exec(t, d, `UPDATE audit_head SET seq = 3, hash = (SELECT hash FROM audit_event WHERE node = 'n1' AND seq = 3)`)
-		if _, err := l.Checkpoint(ctx, held, authority, at, key); !fault.Is(err, fault.Conflict) {
+		if _, err := l.Checkpoint(ctx, held, authority, at, once.Call{}, key); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("a rolled-back chain was signed: %v", err)
 		}
 	})

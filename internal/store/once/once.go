@@ -8,7 +8,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"chancery/internal/fault"
@@ -86,6 +88,50 @@ func Do(ctx context.Context, tx *db.Tx, caller, key string, request []byte, now 
 		return nil, err
 	}
 	return response, Remember(ctx, tx, caller, key, request, response, now)
+}
+
+// Call is a call that may be repeated: whose it is, its idempotency key, and the hash of what it asks for. The zero Call has no
+// key, so nothing is kept of it.
+type Call struct {
+	Caller, Key string
+	Request     []byte
+}
+
+// Done is the answer of an act that has none.
+type Done struct{}
+
+// Act is Do for a call whose answer is an A, kept as JSON: the answer that an earlier call with the key got, or else what fn
+// does now in the same transaction.
+func Act[A any](ctx context.Context, tx *db.Tx, call Call, now time.Time, fn func() (A, error)) (A, error) {
+	if call.Key == "" {
+		return fn()
+	}
+	answer, found, err := Earlier[A](ctx, tx, call)
+	if err != nil || found {
+		return answer, err
+	}
+	if answer, err = fn(); err != nil {
+		return answer, err
+	}
+	text, err := json.Marshal(answer)
+	if err != nil {
+		return answer, fmt.Errorf("encode the answer: %w", err)
+	}
+	return answer, Remember(ctx, tx, call.Caller, call.Key, call.Request, text, now)
+}
+
+// Earlier is the answer that Act kept of an earlier call with the key. Finding it writes its row again: the commit of the
+// first call may be one whose outcome is unknown, and only a commit after it shows that the answer will stay.
+func Earlier[A any](ctx context.Context, tx *db.Tx, call Call) (answer A, found bool, err error) {
+	text, found, err := Lookup(ctx, tx, call.Caller, call.Key, call.Request)
+	if err != nil || !found {
+		return answer, false, err
+	}
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return answer, false, fmt.Errorf("decode the answer that was kept: %w", err)
+	}
+	_, err = tx.Exec(ctx, "UPDATE once SET response = response WHERE caller = $1 AND request_key = $2", call.Caller, call.Key)
+	return answer, true, err
 }
 
 // Prune forgets up to limit responses older than before, and says how many it forgot; call it again while that is limit.

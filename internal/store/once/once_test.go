@@ -60,6 +60,39 @@ func TestRepeatedCallGetsTheFirstAnswer(t *testing.T) {
 	})
 }
 
+func TestActKeepsItsAnswerWithWhatItDoes(t *testing.T) {
+	type answer struct{ Name string }
+	for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
+		pkitest.EachURL(t, func(t *testing.T, url string) {
+			var faults pkitest.Faults
+			d := pkitest.Open(t, db.Options{URL: url, Wrap: faults.Wrap})
+			call := once.Call{Caller: "c", Key: "k", Request: once.Hash([]byte("request"))}
+			act := func(call once.Call, name string) (got answer, err error) {
+				err = d.Tx(t.Context(), func(tx *db.Tx) error {
+					got, err = once.Act(t.Context(), tx, call, time.Now(), func() (answer, error) { return answer{name}, nil })
+					return err
+				})
+				return got, err
+			}
+			faults.FailCommit(1, outcome)
+			if _, err := act(call, "first"); !errors.Is(err, db.ErrUnknownOutcome) {
+				t.Fatalf("%s: %v", outcome, err)
+			}
+			want := map[pkitest.Outcome]string{pkitest.NotPersisted: "second", pkitest.PersistedAnyway: "first"}[outcome]
+			if got, err := act(call, "second"); err != nil || got.Name != want {
+				t.Errorf("%s: %q, %v", outcome, got, err)
+			}
+			if got, err := act(once.Call{}, "third"); err != nil || got.Name != "third" {
+				t.Errorf("without a key: %q, %v", got, err)
+			}
+			faults.FailCommit(1, pkitest.NotPersisted) // an answer that was found is told only once something was written after it
+			if _, err := act(call, "fourth"); !errors.Is(err, db.ErrUnknownOutcome) {
+				t.Errorf("found, and nothing written: %v", err)
+			}
+		})
+	}
+}
+
 func TestRefusalIsNotRemembered(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		refused := errors.New("refused")

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // Store reads and changes the settings. Its methods may be called from any goroutine.
@@ -152,8 +153,8 @@ func (s *Store) Create(ctx context.Context, tx *db.Tx, first Settings, actor str
 }
 
 // Set replaces the settings whose version next carries. It refuses if they changed since, and records what changed. Whether
-// the actor may is the caller's to decide.
-func (s *Store) Set(ctx context.Context, actor string, next Settings) (*Settings, error) {
+// the actor may is the caller's to decide. A repeated call gets the answer that was kept with the change.
+func (s *Store) Set(ctx context.Context, actor string, next Settings, call once.Call) (*Settings, error) {
 	now := time.Now()
 	if err := next.Validate(); err != nil {
 		return nil, err
@@ -163,44 +164,57 @@ func (s *Store) Set(ctx context.Context, actor string, next Settings) (*Settings
 	if err != nil {
 		return nil, fmt.Errorf("encode settings: %w", err)
 	}
-	var stored *Settings
-	err = s.db.Tx(ctx, func(tx *db.Tx) error {
-		stored = nil
-		old, err := read(ctx, tx)
-		if err != nil {
-			return err
-		}
-		switch {
-		case old.Version != next.Version:
-			return fault.New(fault.Conflict, "the settings are at version %d and this change was made from version %d", old.Version,
-				next.Version).WithHint("read them again and repeat the change")
-		case old.Authority != next.Authority:
-			return fault.New(fault.Invalid, "authority is %q and never changes", old.Authority).At("authority")
-		}
-		changes, err := difference(*old, next)
-		if err != nil || len(changes) == 0 {
-			stored = old
-			return err
-		}
-		_, err = tx.Exec(ctx, `UPDATE settings SET version = $1, changed = $2, changed_by = $3, document = $4 WHERE id = 'authority'`,
-			old.Version+1, db.Micros(now), actor, string(document))
-		if err != nil {
-			return err
-		}
-		next := next
-		next.Version = old.Version + 1
-		stored = &next
-		return s.log.Append(ctx, tx, audit.Event{
-			Time: now, Actor: actor, Action: "settings.change", Object: next.Authority,
-			Detail: map[string]any{"version": next.Version, "changes": changes},
-		})
+	var stored Versioned
+	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		stored, err = once.Act(ctx, tx, call, now, func() (Versioned, error) { return s.replace(ctx, tx, actor, next, document, now) })
+		return err
 	})
 	if err != nil {
 		s.doubt() // the change may be there all the same
 		return nil, fmt.Errorf("change settings: %w", err)
 	}
-	s.keep(stored, now)
-	return stored, nil
+	s.keep(stored.Whole(), now)
+	return stored.Whole(), nil
+}
+
+// Versioned is settings with their version, as the answer to a change of them is kept.
+type Versioned struct {
+	Version  int64
+	Settings Settings
+}
+
+// Whole is the settings, with the version that belongs to them.
+func (v Versioned) Whole() *Settings {
+	v.Settings.Version = v.Version
+	return &v.Settings
+}
+
+func (s *Store) replace(ctx context.Context, tx *db.Tx, actor string, next Settings, document []byte, now time.Time) (Versioned, error) {
+	old, err := read(ctx, tx)
+	if err != nil {
+		return Versioned{}, err
+	}
+	switch {
+	case old.Version != next.Version:
+		return Versioned{}, fault.New(fault.Conflict, "the settings are at version %d and this change was made from version %d", old.Version,
+			next.Version).WithHint("read them again and repeat the change")
+	case old.Authority != next.Authority:
+		return Versioned{}, fault.New(fault.Invalid, "authority is %q and never changes", old.Authority).At("authority")
+	}
+	changes, err := difference(*old, next)
+	if err != nil || len(changes) == 0 {
+		return Versioned{old.Version, *old}, err
+	}
+	_, err = tx.Exec(ctx, `UPDATE settings SET version = $1, changed = $2, changed_by = $3, document = $4 WHERE id = 'authority'`,
+		old.Version+1, db.Micros(now), actor, string(document))
+	if err != nil {
+		return Versioned{}, err
+	}
+	next.Version = old.Version + 1
+	return Versioned{next.Version, next}, s.log.Append(ctx, tx, audit.Event{
+		Time: now, Actor: actor, Action: "settings.change", Object: next.Authority,
+		Detail: map[string]any{"version": next.Version, "changes": changes},
+	})
 }
 
 // change is one field's old and new value, as the audit event has them.

@@ -11,6 +11,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -47,22 +48,22 @@ func TestChangesAreVersionedAndRecorded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		second, err := s.Set(ctx, "operator:alice", *next)
+		second, err := s.Set(ctx, "operator:alice", *next, once.Call{})
 		if err != nil || second.Version != 2 {
 			t.Fatalf("got %+v, %v", second, err)
 		}
 		if got, err := s.Get(ctx); err != nil || got.Version != 2 || got.CRL.Validity.String() != "14d" {
 			t.Fatalf("after the change: %+v, %v", got, err)
 		}
-		if _, err := s.Set(ctx, "operator:bob", *next); !fault.Is(err, fault.Conflict) {
+		if _, err := s.Set(ctx, "operator:bob", *next, once.Call{}); !fault.Is(err, fault.Conflict) {
 			t.Fatalf("a change of version 1 passed: %v", err)
 		}
 		other := *second
 		other.Authority = "another"
-		if _, err := s.Set(ctx, "operator:bob", other); !fault.Is(err, fault.Invalid) {
+		if _, err := s.Set(ctx, "operator:bob", other, once.Call{}); !fault.Is(err, fault.Invalid) {
 			t.Fatalf("another authority passed: %v", err)
 		}
-		if same, err := s.Set(ctx, "operator:bob", *second); err != nil || same.Version != 2 {
+		if same, err := s.Set(ctx, "operator:bob", *second, once.Call{}); err != nil || same.Version != 2 {
 			t.Fatalf("a change of nothing: %+v, %v", same, err)
 		}
 		err = d.Tx(ctx, func(tx *db.Tx) error { return s.Create(ctx, tx, valid(), "operator:init", time.Now()) })
@@ -93,7 +94,7 @@ func TestAnotherNodeSeesTheChange(t *testing.T) {
 		}
 		next := *old
 		next.Organization = "Other Ltd"
-		if _, err := here.Set(ctx, "operator:alice", next); err != nil {
+		if _, err := here.Set(ctx, "operator:alice", next, once.Call{}); err != nil {
 			t.Fatal(err)
 		}
 		tick := time.NewTicker(50 * time.Millisecond)
@@ -129,7 +130,7 @@ func TestConcurrentChangesDoNotOverwriteEachOther(t *testing.T) {
 			group.Go(func() {
 				next := *base
 				next.Limits.Names = int64(100 + i)
-				_, err := s.Set(context.Background(), "operator:x", next)
+				_, err := s.Set(context.Background(), "operator:x", next, once.Call{})
 				mu.Lock()
 				defer mu.Unlock()
 				switch {

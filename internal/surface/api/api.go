@@ -22,6 +22,7 @@ import (
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/pki/checkpoint"
+	"chancery/internal/store/once"
 	"chancery/internal/surface/problem"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
@@ -61,7 +62,7 @@ type Options struct {
 
 // Checkpoints signs the audit's checkpoints.
 type Checkpoints interface {
-	Sign(ctx context.Context) (*checkpoint.Signed, error)
+	Sign(ctx context.Context, call once.Call) (*checkpoint.Signed, error)
 }
 
 // callers is how many callers of each sort the rate limits remember.

@@ -22,6 +22,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // TestRolesAndOperations asks every operation as every role, and as nobody. Whoever may not is refused before anything is
@@ -140,7 +141,7 @@ func TestCertificatesThatProveNothing(t *testing.T) {
 
 		q := a.addPerson("fired", access.Operator)
 		disabled := true
-		_, err = a.Access.UpdatePrincipal(ctx, system, q.ID, access.Change{Disabled: &disabled})
+		_, err = a.Access.UpdatePrincipal(ctx, system, q.ID, access.Change{Disabled: &disabled}, once.Call{})
 		must(t, err)
 		if status, says := a.show(t, q.identity); status != 401 {
 			t.Errorf("a disabled operator: %d %s", status, says)

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestOperatorsAndTokens(t *testing.T) {
@@ -94,7 +95,7 @@ func TestSettingsAreChangedFromTheVersionThatWasRead(t *testing.T) {
 	})
 }
 
-// TestRepeatedCallsGetTheFirstAnswer repeats calls whose services know nothing of idempotency keys.
+// TestRepeatedCallsGetTheFirstAnswer repeats calls with their key, also where things changed since the first.
 func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
@@ -126,6 +127,52 @@ func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
 		must(t, admin.RemoveOperator(ctx, "twice"))
 		if err := admin.RemoveOperator(t.Context(), "twice"); !client.IsKind(err, "not-found") {
 			t.Fatalf("removed twice without a key: %v", err)
+		}
+	})
+}
+
+// TestRepeatedCallDoesNotUndoALaterOne repeats acts that somebody undid since: the repetition gets the first answer, and
+// what was done later stays.
+func TestRepeatedCallDoesNotUndoALaterOne(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		admin, ctx, keyed := a.as(access.Admin), t.Context(), client.WithIdempotencyKey(t.Context(), "k")
+		_, err := admin.CreateOperator(ctx, client.CreateOperatorRequest{Name: "ida", Roles: []string{client.RoleAuditor}})
+		must(t, err)
+		disable := client.ChangeOperatorRequest{Disabled: new(true)}
+		first, err := admin.ChangeOperator(keyed, "ida", disable)
+		must(t, err)
+		_, err = admin.ChangeOperator(ctx, "ida", client.ChangeOperatorRequest{Disabled: new(false)})
+		must(t, err)
+		again, err := admin.ChangeOperator(keyed, "ida", disable)
+		must(t, err)
+		if now, err := admin.Operator(ctx, "ida"); err != nil || now.Disabled || !again.Disabled || !again.CreatedAt.Equal(first.CreatedAt) {
+			t.Errorf("first %+v, again %+v, now %+v, %v", first, again, now, err)
+		}
+
+		keyed = client.WithIdempotencyKey(ctx, "profile")
+		text := "name: short\nnames: {rules: [{roles: [admin], dns: [\"**.test\"]}]}\nusage: {key_usage: [digitalSignature], extended: [serverAuth]}\n" +
+			"key: {algorithms: [ecdsa-p256]}\nvalidity: {default: 30d}\n"
+		saved, err := admin.SaveProfile(keyed, "short", client.ProfileText{YAML: text})
+		must(t, err)
+		retired, err := admin.RetireProfile(client.WithIdempotencyKey(ctx, "retire"), "short")
+		must(t, err)
+		savedAgain, err := admin.SaveProfile(keyed, "short", client.ProfileText{YAML: text})
+		must(t, err)
+		if diff := cmp.Diff(saved, savedAgain); diff != "" {
+			t.Error(diff)
+		}
+		if now, err := admin.Profile(ctx, "short", 0); err != nil || !now.Retired || now.Version != retired.Version {
+			t.Errorf("a repeated save brought the profile back: %+v, %v", now, err)
+		}
+
+		token, err := admin.CreateToken(ctx, "ida", client.CreateTokenRequest{})
+		must(t, err)
+		keyed = client.WithIdempotencyKey(ctx, "revoke")
+		must(t, admin.RevokeToken(keyed, token.ID))
+		must(t, admin.RevokeToken(keyed, token.ID))
+		if err := admin.RevokeToken(ctx, token.ID); !client.IsKind(err, "not-found") {
+			t.Errorf("ended twice without a key: %v", err)
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/pki/certtool"
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 )
 
 func wireCRL(i *ca.Issuer, l *revocation.List) client.CRL {
@@ -124,7 +125,11 @@ func (s *Server) issueCRL(ctx context.Context, in *issuerIn[client.IssueCRLReque
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.Revocation.IssueCRL(ctx, access.From(ctx), i.ID, wish)
+	call, err := repeatable(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.Revocation.IssueCRL(ctx, access.From(ctx), i.ID, wish, call)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +174,17 @@ func (s *Server) uploadCRL(ctx context.Context, in *issuerIn[client.UploadCRLReq
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.Revocation.Upload(ctx, access.From(ctx), i.ID, []byte(in.Body.CRL))
+	text, err := act(ctx, s, in, func(call once.Call) (string, error) {
+		l, err := s.Revocation.Upload(ctx, access.From(ctx), i.ID, []byte(in.Body.CRL), call)
+		if err != nil {
+			return "", err
+		}
+		return l.Number.String(), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.findList(ctx, i, text, "")
 	if err != nil {
 		return nil, err
 	}

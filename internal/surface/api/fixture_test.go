@@ -33,6 +33,7 @@ import (
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 	"chancery/internal/surface/api"
 	"chancery/internal/upkeep/setup"
@@ -139,7 +140,7 @@ func (a *authority) serve(logger *slog.Logger) {
 // signer signs checkpoints as the node's loop does.
 type signer struct{ *setup.Services }
 
-func (s signer) Sign(ctx context.Context) (*checkpoint.Signed, error) {
+func (s signer) Sign(ctx context.Context, call once.Call) (*checkpoint.Signed, error) {
 	lease, _, err := s.DB.Acquire(ctx, audit.Lease, s.Audit.Node(), time.Minute)
 	if err != nil {
 		return nil, err
@@ -156,7 +157,7 @@ func (s signer) Sign(ctx context.Context) (*checkpoint.Signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Audit.Checkpoint(ctx, lease, set.Authority, time.Now(), key)
+	return s.Audit.Checkpoint(ctx, lease, set.Authority, time.Now(), call, key)
 }
 
 // addPerson makes a caller with a token, where it may have one, and an identity; the first of each role is the role's.
@@ -169,7 +170,7 @@ func (a *authority) addPerson(name string, role access.Role) *person {
 	}
 	p := &person{}
 	var err error
-	p.Principal, err = a.Access.CreatePrincipal(ctx, system, access.Principal{Name: name, Kind: kind, Roles: []access.Role{role}})
+	p.Principal, err = a.Access.CreatePrincipal(ctx, system, access.Principal{Name: name, Kind: kind, Roles: []access.Role{role}}, once.Call{})
 	must(a.t, err)
 	_, p.token, err = a.Access.CreateToken(ctx, system, access.TokenOrder{Principal: p.ID, Label: "test", Life: time.Hour})
 	must(a.t, err)

@@ -9,6 +9,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 )
 
@@ -120,27 +121,39 @@ func (s *Server) importIssuerCertificate(ctx context.Context, in *issuerIn[clien
 		}
 		path = append(path, above...)
 	}
-	i, err := s.CA.ImportAnswer(ctx, access.From(ctx), in.Issuer, path)
+	return s.changeIssuer(ctx, in, func(call once.Call) (*ca.Issuer, error) {
+		return s.CA.ImportAnswer(ctx, access.From(ctx), in.Issuer, path, call)
+	})
+}
+
+// changeIssuer answers an act upon an issuer with the issuer. Its ID is what is kept: a repeated call sees it as it is now.
+func (s *Server) changeIssuer(ctx context.Context, in interface{ given() string }, do func(once.Call) (*ca.Issuer, error)) (*out[client.Issuer], error) {
+	var changed *ca.Issuer
+	id, err := act(ctx, s, in, func(call once.Call) (id string, err error) {
+		if changed, err = do(call); err != nil {
+			return "", err
+		}
+		return changed.ID, nil
+	})
+	if err == nil && changed == nil {
+		changed, err = s.CA.Issuer(ctx, id)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return s.issuer(ctx, i)
+	return s.issuer(ctx, changed)
 }
 
 func (s *Server) retireIssuer(ctx context.Context, in *issuerAct) (*out[client.Issuer], error) {
-	i, err := s.CA.Retire(ctx, access.From(ctx), in.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	return s.issuer(ctx, i)
+	return s.changeIssuer(ctx, in, func(call once.Call) (*ca.Issuer, error) {
+		return s.CA.Retire(ctx, access.From(ctx), in.Issuer, call)
+	})
 }
 
 func (s *Server) setDefaultIssuer(ctx context.Context, in *issuerAct) (*out[client.Issuer], error) {
-	i, err := s.CA.SetDefault(ctx, access.From(ctx), in.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	return s.issuer(ctx, i)
+	return s.changeIssuer(ctx, in, func(call once.Call) (*ca.Issuer, error) {
+		return s.CA.SetDefault(ctx, access.From(ctx), in.Issuer, call)
+	})
 }
 
 func (s *Server) setCRLMode(ctx context.Context, in *issuerIn[client.CRLMode]) (*out[client.Issuer], error) {
@@ -148,11 +161,9 @@ func (s *Server) setCRLMode(ctx context.Context, in *issuerIn[client.CRLMode]) (
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.CA.SetCRLMode(ctx, access.From(ctx), in.Issuer, mode)
-	if err != nil {
-		return nil, err
-	}
-	return s.issuer(ctx, i)
+	return s.changeIssuer(ctx, in, func(call once.Call) (*ca.Issuer, error) {
+		return s.CA.SetCRLMode(ctx, access.From(ctx), in.Issuer, mode, call)
+	})
 }
 
 func (s *Server) showChain(ctx context.Context, in *issuerName) (*outStream, error) {

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 )
 
 func (s *Server) showCaller(ctx context.Context, _ *none) (*out[client.Operator], error) {
@@ -38,8 +39,10 @@ func (s *Server) showOperator(ctx context.Context, in *named) (*out[client.Opera
 }
 
 func (s *Server) createOperator(ctx context.Context, in *in[client.CreateOperatorRequest]) (*out[client.Operator], error) {
-	p, err := s.Access.CreatePrincipal(ctx, access.From(ctx), access.Principal{
-		Name: in.Body.Name, Kind: access.KindOperator, Roles: storedRoles(in.Body.Roles),
+	p, err := act(ctx, s, in, func(call once.Call) (access.Principal, error) {
+		return s.Access.CreatePrincipal(ctx, access.From(ctx), access.Principal{
+			Name: in.Body.Name, Kind: access.KindOperator, Roles: storedRoles(in.Body.Roles),
+		}, call)
 	})
 	if err != nil {
 		return nil, err
@@ -48,26 +51,32 @@ func (s *Server) createOperator(ctx context.Context, in *in[client.CreateOperato
 }
 
 func (s *Server) changeOperator(ctx context.Context, in *namedIn[client.ChangeOperatorRequest]) (*out[client.Operator], error) {
-	p, err := s.Access.PrincipalNamed(ctx, in.Name)
-	if err != nil {
-		return nil, err
-	}
 	change := access.Change{Disabled: in.Body.Disabled}
 	if len(in.Body.Roles) > 0 {
 		change.Roles = storedRoles(in.Body.Roles)
 	}
-	if p, err = s.Access.UpdatePrincipal(ctx, access.From(ctx), p.ID, change); err != nil {
+	p, err := act(ctx, s, in, func(call once.Call) (access.Principal, error) {
+		p, err := s.Access.PrincipalNamed(ctx, in.Name)
+		if err != nil {
+			return p, err
+		}
+		return s.Access.UpdatePrincipal(ctx, access.From(ctx), p.ID, change, call)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return answer(wireOperator(p)), nil
 }
 
 func (s *Server) removeOperator(ctx context.Context, in *namedAct) (*outNone, error) {
-	p, err := s.Access.PrincipalNamed(ctx, in.Name)
-	if err != nil {
-		return nil, err
-	}
-	return nil, s.Access.DeletePrincipal(ctx, access.From(ctx), p.ID)
+	_, err := act(ctx, s, in, func(call once.Call) (done once.Done, err error) {
+		p, err := s.Access.PrincipalNamed(ctx, in.Name)
+		if err != nil {
+			return done, err
+		}
+		return done, s.Access.DeletePrincipal(ctx, access.From(ctx), p.ID, call)
+	})
+	return nil, err
 }
 
 // tokenOwner is the principal whose tokens are meant. Whoever may not read principals learns of no name but his own.
@@ -127,7 +136,10 @@ func (s *Server) revokeToken(ctx context.Context, in *struct {
 	Keyed
 	ID string `path:"id" maxLength:"64"`
 }) (*outNone, error) {
-	return nil, s.Access.DeleteToken(ctx, access.From(ctx), in.ID)
+	_, err := act(ctx, s, in, func(call once.Call) (done once.Done, err error) {
+		return done, s.Access.DeleteToken(ctx, access.From(ctx), in.ID, call)
+	})
+	return nil, err
 }
 
 // enrol gives the operator so named an identity for the key of a CSR.

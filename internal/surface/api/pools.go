@@ -8,6 +8,7 @@ import (
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 )
 
 func (s *Server) listPools(ctx context.Context, in *struct{ Paged }) (*out[client.Page[client.Pool]], error) {
@@ -58,7 +59,17 @@ func (s *Server) completePool(ctx context.Context, in *namedIn[client.CompletePo
 	if len(above) != 1 || len(issuer) != 1 {
 		return nil, fault.New(fault.Invalid, "there are %d roots and %d issuers; one of each is wanted", len(above), len(issuer)).At("/root")
 	}
-	p, err := s.Pools.Complete(ctx, access.From(ctx), in.Name, above[0], issuer[0], []byte(in.Body.CRL))
+	_, err = act(ctx, s, in, func(call once.Call) (id string, err error) {
+		p, err := s.Pools.Complete(ctx, access.From(ctx), in.Name, above[0], issuer[0], []byte(in.Body.CRL), call)
+		if err != nil {
+			return "", err
+		}
+		return p.Issuer.ID, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.Pools.Pool(ctx, in.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 )
 
 func (s *Server) listProfiles(ctx context.Context, _ *none) (*out[client.Page[client.Profile]], error) {
@@ -64,15 +65,25 @@ func (s *Server) saveProfile(ctx context.Context, in *namedIn[client.ProfileText
 	if p.Name != in.Name {
 		return nil, fault.New(fault.Invalid, "the text names the profile %q, and the call %q", p.Name, in.Name).At("/yaml")
 	}
-	base, err := s.base(ctx, in.Name, in.Body.Base)
+	saved, err := act(ctx, s, in, func(call once.Call) (profile.Saved, error) {
+		base, err := s.base(ctx, in.Name, in.Body.Base)
+		if err != nil {
+			return profile.Saved{}, err
+		}
+		v, samples, err := s.Profiles.Save(ctx, access.From(ctx), []byte(in.Body.YAML), base, call)
+		if err != nil {
+			return profile.Saved{}, err
+		}
+		return profile.Saved{Number: v.Number, Samples: samples}, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	v, samples, err := s.Profiles.Save(ctx, access.From(ctx), []byte(in.Body.YAML), base)
+	v, err := s.Profiles.Load(ctx, in.Name, saved.Number)
 	if err != nil {
 		return nil, err
 	}
-	return answer(client.SavedProfile{Profile: wireProfile(v, true), Samples: wireSamples(samples)}), nil
+	return answer(client.SavedProfile{Profile: wireProfile(v, true), Samples: wireSamples(saved.Samples)}), nil
 }
 
 // base is the version that a change was made from.
@@ -91,7 +102,17 @@ func (s *Server) base(ctx context.Context, name string, given *int64) (int, erro
 }
 
 func (s *Server) retireProfile(ctx context.Context, in *namedAct) (*out[client.Profile], error) {
-	v, err := s.Profiles.Retire(ctx, access.From(ctx), in.Name)
+	saved, err := act(ctx, s, in, func(call once.Call) (profile.Saved, error) {
+		v, err := s.Profiles.Retire(ctx, access.From(ctx), in.Name, call)
+		if err != nil {
+			return profile.Saved{}, err
+		}
+		return profile.Saved{Number: v.Number}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.Profiles.Load(ctx, in.Name, saved.Number)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,6 @@ type route struct {
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
 	media        []string
-	replays      bool // a repeated call gets the answer that the API kept; see replay
 	takesBody    bool
 	json         reflect.Type // what the answer is where media has JSON
 }
@@ -63,17 +62,7 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 		if err := c.control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return nil, c.refuse(err)
 		}
-		do := func() (*O, error) { return handle(ctx, in) }
-		key := ""
-		if k, ok := any(in).(interface{ given() string }); ok && r.replays {
-			key = k.given()
-		}
-		out, err := (*O)(nil), error(nil)
-		if key != "" {
-			out, err = replay(ctx, s, r, key, in, do)
-		} else {
-			out, err = do()
-		}
+		out, err := handle(ctx, in)
 		if err != nil {
 			return nil, c.refuse(err)
 		}
@@ -109,6 +98,8 @@ type call struct {
 	r       *http.Request
 	control *http.ResponseController
 	event   *problem.Event
+
+	operation string // its ID
 }
 
 type callKey struct{}
@@ -120,7 +111,7 @@ func (s *Server) admit(r route) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		req, w := humago.Unwrap(hc)
 		ctx := req.Context()
-		c := &call{w: w, r: req, control: http.NewResponseController(w), event: problem.EventOf(ctx)}
+		c := &call{w: w, r: req, control: http.NewResponseController(w), event: problem.EventOf(ctx), operation: r.id}
 		c.event.Route(r.id)
 		ctx, err := s.authorize(ctx, c, r)
 		if err == nil && !r.takesBody && req.ContentLength != 0 {

@@ -3,55 +3,62 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
 )
 
-// replay gives a call that is repeated with its idempotency key the first call's answer, for operations whose service knows
-// nothing of keys. The answer is kept in a transaction after the act's own: a node that dies between the two leaves a
-// repetition to what the service says of it, which for all these operations is harmless (the same again, or a conflict).
-// What must not be done twice keeps its key in the act's transaction, and does not come here.
-func replay[O any](ctx context.Context, s *Server, r route, key string, in any, do func() (*O, error)) (*O, error) {
-	caller := "api:" + access.From(ctx).ID // apart from the keys that services keep
+// act runs a call whose service keeps the answer in the transaction of what is done, and gives a call that is repeated with its
+// idempotency key the first one's answer. It is looked for here as well as in the service, since what stands before the act,
+// such as the operator who is to be removed, may be gone by then.
+func act[A any](ctx context.Context, s *Server, in interface{ given() string }, do func(once.Call) (A, error)) (A, error) {
+	if in.given() == "" {
+		return do(once.Call{})
+	}
+	call, err := repeatable(ctx, in)
+	if err != nil {
+		return *new(A), err
+	}
+	answer, found, err := earlier[A](ctx, s, call)
+	if err != nil || found {
+		return answer, err
+	}
+	answer, refused := do(call)
+	if refused == nil || errors.Is(refused, db.ErrUnknownOutcome) || fault.Is(refused, fault.Unavailable) {
+		return answer, refused
+	}
+	// The same call may have been on its way twice, and this one came second.
+	if first, found, err := earlier[A](ctx, s, call); err == nil && found {
+		return first, nil
+	}
+	return answer, refused
+}
+
+// repeatable is a call as services know it again.
+func repeatable(ctx context.Context, in interface{ given() string }) (once.Call, error) {
 	text, err := json.Marshal(in)
 	if err != nil {
-		return nil, fmt.Errorf("encode the call: %w", err)
+		return once.Call{}, fmt.Errorf("encode the call: %w", err)
 	}
-	request := once.Hash([]byte(r.id), text)
-	var answer []byte
-	var found bool
-	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		answer, found, err = once.Lookup(ctx, tx, caller, key, request)
+	return once.Call{
+		Caller: "api:" + access.From(ctx).ID, // apart from the keys of those services that know callers by their ID
+		Key:    in.given(), Request: once.Hash([]byte(callOf(ctx).operation), text),
+	}, nil
+}
+
+// earlier is the answer to an earlier call with the key.
+func earlier[A any](ctx context.Context, s *Server, call once.Call) (answer A, found bool, err error) {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		answer, found, err = once.Earlier[A](ctx, tx, call)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	if found {
-		var out *O // null is the answer of operations that have none
-		if err := json.Unmarshal(answer, &out); err != nil {
-			return nil, fmt.Errorf("decode the answer that was kept: %w", err)
-		}
+	if found && err == nil {
 		callOf(ctx).event.Add(slog.Bool("replayed", true))
-		return out, nil
 	}
-	out, err := do()
-	if err != nil {
-		return nil, err
-	}
-	if answer, err = json.Marshal(out); err != nil {
-		return nil, fmt.Errorf("encode the answer: %w", err)
-	}
-	err = s.DB.Tx(context.WithoutCancel(ctx), func(tx *db.Tx) error {
-		return once.Remember(ctx, tx, caller, key, request, answer, time.Now())
-	})
-	if err != nil { // the act is done, and that is what the caller must hear
-		callOf(ctx).event.Add(slog.String("not_kept", err.Error()))
-	}
-	return out, nil
+	return answer, found, err
 }

@@ -9,6 +9,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 )
 
 type (
@@ -83,11 +84,13 @@ func (s *Server) retrieve(ctx context.Context, in *requestID) (*out[client.Certi
 }
 
 func (s *Server) assignRequest(ctx context.Context, in *requestIn[client.AssignRequest]) (*out[client.Request], error) {
-	officer, err := s.names.id(ctx, in.Body.Assignee)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.CA.Assign(ctx, access.From(ctx), in.ID, officer)
+	r, err := act(ctx, s, in, func(call once.Call) (*ca.Request, error) {
+		officer, err := s.names.id(ctx, in.Body.Assignee)
+		if err != nil {
+			return nil, err
+		}
+		return s.CA.Assign(ctx, access.From(ctx), in.ID, officer, call)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +109,9 @@ func (s *Server) approveRequest(ctx context.Context, in *requestAct) (*outStatus
 }
 
 func (s *Server) rejectRequest(ctx context.Context, in *requestIn[client.RejectRequest]) (*out[client.Request], error) {
-	r, err := s.CA.Reject(ctx, access.From(ctx), in.ID, in.Body.Reason)
+	r, err := act(ctx, s, in, func(call once.Call) (*ca.Request, error) {
+		return s.CA.Reject(ctx, access.From(ctx), in.ID, in.Body.Reason, call)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +119,9 @@ func (s *Server) rejectRequest(ctx context.Context, in *requestIn[client.RejectR
 }
 
 func (s *Server) cancelRequest(ctx context.Context, in *requestAct) (*out[client.Request], error) {
-	r, err := s.CA.Cancel(ctx, access.From(ctx), in.ID)
+	r, err := act(ctx, s, in, func(call once.Call) (*ca.Request, error) {
+		return s.CA.Cancel(ctx, access.From(ctx), in.ID, call)
+	})
 	if err != nil {
 		return nil, err
 	}

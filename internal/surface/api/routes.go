@@ -26,9 +26,6 @@ func (r route) creates() route { r.status = http.StatusCreated; return r }
 // upTo sets the largest body.
 func (r route) upTo(octets int64) route { r.body = octets; return r }
 
-// kept says that the API keeps the answer for a repetition, because the service does not know of idempotency keys.
-func (r route) kept() route { r.replays = true; return r }
-
 // costly says that only so many such calls may run at once.
 func (r route) costly() route { r.expensive = true; return r }
 
@@ -84,13 +81,13 @@ func (s *Server) certificateRoutes() {
 	register(s, op(get, "/requests/{id}/certificate", "request-retrieve", access.ReadRequests,
 		"Retrieve the certificate of a request"), s.retrieve)
 	register(s, op(post, "/requests/{id}/assign", "request-assign", access.DecideRequest,
-		"Assign a request to an officer").kept(), s.assignRequest)
+		"Assign a request to an officer"), s.assignRequest)
 	register(s, op(post, "/requests/{id}/approve", "request-approve", access.DecideRequest,
 		"Approve a request, and issue its certificate"), s.approveRequest)
 	register(s, op(post, "/requests/{id}/reject", "request-reject", access.DecideRequest,
-		"Reject a request").kept(), s.rejectRequest)
+		"Reject a request"), s.rejectRequest)
 	register(s, op(post, "/requests/{id}/cancel", "request-cancel", access.SubmitRequest,
-		"Take one's own request back").kept(), s.cancelRequest)
+		"Take one's own request back"), s.cancelRequest)
 }
 
 func (s *Server) issuerRoutes() {
@@ -105,21 +102,21 @@ func (s *Server) issuerRoutes() {
 	register(s, op(get, "/issuers/{issuer}/csr", "issuer-csr", access.ReadIssuers,
 		"The request of a pending issuer").answers(mediaPEM), s.showCSR)
 	register(s, op(post, "/issuers/{issuer}/certificate", "issuer-import", access.ManageIssuers,
-		"Bring in what an outside root signed").kept().upTo(csrBody), s.importIssuerCertificate)
+		"Bring in what an outside root signed").upTo(csrBody), s.importIssuerCertificate)
 	register(s, op(post, "/issuers/{issuer}/default", "issuer-default", access.ManageIssuers,
-		"Make it the default of its pool").kept(), s.setDefaultIssuer)
+		"Make it the default of its pool"), s.setDefaultIssuer)
 	register(s, op(put, "/issuers/{issuer}/crl-mode", "issuer-crl-mode", access.ManageIssuers,
-		"Choose which CRLs it signs").kept(), s.setCRLMode)
+		"Choose which CRLs it signs"), s.setCRLMode)
 	register(s, op(post, "/issuers/{issuer}/retire", "issuer-retire", access.ManageIssuers,
-		"End its issuing").kept(), s.retireIssuer)
+		"End its issuing"), s.retireIssuer)
 	register(s, op(get, "/issuers/{issuer}/crls", "crl-list", access.ReadIssuers,
 		"List its CRLs, newest first"), s.listCRLs)
 	register(s, op(post, "/issuers/{issuer}/crls", "crl-issue", access.IssueCRL,
-		"Sign its CRL now").kept().upTo(csrBody), s.issueCRL)
+		"Sign its CRL now").upTo(csrBody), s.issueCRL)
 	register(s, op(get, "/issuers/{issuer}/crls/draft", "crl-draft", access.IssueCRL,
 		"What the next CRL of an offline key has to say"), s.draftCRL)
 	register(s, op(post, "/issuers/{issuer}/crls/upload", "crl-upload", access.IssueCRL,
-		"Bring in a CRL that was signed elsewhere").kept().upTo(uploadBody), s.uploadCRL)
+		"Bring in a CRL that was signed elsewhere").upTo(uploadBody), s.uploadCRL)
 	register(s, negotiates[client.CRL](op(get, "/issuers/{issuer}/crls/{number}", "crl-show", access.ReadIssuers,
 		"Show or download a CRL"), mediaCRL, mediaPEM).long(), s.showCRL)
 	register(s, op(get, "/pools", "pool-list", access.ReadPools,
@@ -129,7 +126,7 @@ func (s *Server) issuerRoutes() {
 	register(s, op(get, "/pools/{name}", "pool-show", access.ReadPools,
 		"Show a pool"), s.showPool)
 	register(s, op(post, "/pools/{name}/root", "pool-complete", access.ManagePools,
-		"Bring in what the pool's root signed").kept().upTo(csrBody), s.completePool)
+		"Bring in what the pool's root signed").upTo(csrBody), s.completePool)
 }
 
 func (s *Server) profileRoutes() {
@@ -140,7 +137,7 @@ func (s *Server) profileRoutes() {
 	register(s, op(get, "/profiles/{name}", "profile-show", access.ReadProfiles,
 		"Show a profile"), s.showProfile)
 	register(s, op(put, "/profiles/{name}", "profile-save", access.ManageProfiles,
-		"Save a new version").kept().upTo(csrBody).costly(), s.saveProfile)
+		"Save a new version").upTo(csrBody).costly(), s.saveProfile)
 	register(s, op(get, "/profiles/{name}/versions", "profile-versions", access.ReadProfiles,
 		"List a profile's versions, newest first"), s.listVersions)
 	register(s, op(get, "/profiles/{name}/versions/{version}", "profile-version", access.ReadProfiles,
@@ -148,7 +145,7 @@ func (s *Server) profileRoutes() {
 	register(s, op(get, "/profiles/{name}/sample", "profile-sample", access.ReadProfiles,
 		"What a profile issues").costly(), s.sampleProfile)
 	register(s, op(post, "/profiles/{name}/retire", "profile-retire", access.ManageProfiles,
-		"End a profile").kept(), s.retireProfile)
+		"End a profile"), s.retireProfile)
 }
 
 func (s *Server) operatorRoutes() {
@@ -159,13 +156,13 @@ func (s *Server) operatorRoutes() {
 	register(s, op(get, "/operators", "operator-list", access.ReadPrincipals,
 		"List operators"), s.listOperators)
 	register(s, op(post, "/operators", "operator-create", access.ManagePrincipals,
-		"Make an operator").kept().creates(), s.createOperator)
+		"Make an operator").creates(), s.createOperator)
 	register(s, op(get, "/operators/{name}", "operator-show", access.ReadPrincipals,
 		"Show an operator"), s.showOperator)
 	register(s, op(patch, "/operators/{name}", "operator-change", access.ManagePrincipals,
-		"Change, disable or enable an operator").kept(), s.changeOperator)
+		"Change, disable or enable an operator"), s.changeOperator)
 	register(s, op(del, "/operators/{name}", "operator-remove", access.ManagePrincipals,
-		"Remove an operator").kept(), s.removeOperator)
+		"Remove an operator"), s.removeOperator)
 	register(s, op(post, "/operators/{name}/identity", "operator-enrol", access.ManagePrincipals,
 		"Give an operator an identity").creates(), s.enrol)
 	register(s, op(get, "/operators/{name}/tokens", "token-list", access.ManageOwnTokens,
@@ -173,7 +170,7 @@ func (s *Server) operatorRoutes() {
 	register(s, op(post, "/operators/{name}/tokens", "token-create", access.ManageOwnTokens,
 		"Make a token; its secret is shown once").creates(), s.createToken)
 	register(s, op(del, "/tokens/{id}", "token-revoke", access.ManageOwnTokens,
-		"End a token").kept(), s.revokeToken)
+		"End a token"), s.revokeToken)
 }
 
 func (s *Server) authorityRoutes() {
@@ -182,13 +179,13 @@ func (s *Server) authorityRoutes() {
 	register(s, op(get, "/settings", "settings-show", access.ReadSettings,
 		"Read the settings"), s.showSettings)
 	register(s, op(patch, "/settings", "settings-change", access.ChangeSettings,
-		"Change settings").kept(), s.changeSettings)
+		"Change settings"), s.changeSettings)
 	register(s, op(get, "/audit", "audit-search", access.ReadAudit,
 		"Search the audit"), s.searchAudit)
 	register(s, op(get, "/audit/export", "audit-export", access.ReadAudit,
 		"Export the audit, one event a line").streaming(mediaLines).costly(), s.exportAudit)
 	register(s, op(post, "/audit/checkpoints", "checkpoint-sign", access.SignCheckpoint,
-		"Sign a checkpoint of the audit now").kept().creates(), s.signCheckpoint)
+		"Sign a checkpoint of the audit now").creates(), s.signCheckpoint)
 	register(s, op(get, "/audit/checkpoints/{number}", "checkpoint-show", access.ReadAudit,
 		"Fetch a checkpoint, to keep it elsewhere"), s.showCheckpoint)
 	register(s, op(get, "/doctor", "doctor", access.CheckStore,

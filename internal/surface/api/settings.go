@@ -9,6 +9,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 	"chancery/internal/surface/problem"
 )
@@ -33,6 +34,20 @@ func (s *Server) showSettings(ctx context.Context, _ *none) (*outSettings, error
 }
 
 func (s *Server) changeSettings(ctx context.Context, in *settingsChange) (*outSettings, error) {
+	stored, err := act(ctx, s, in, func(call once.Call) (settings.Versioned, error) {
+		set, err := s.change(ctx, in, call)
+		if err != nil {
+			return settings.Versioned{}, err
+		}
+		return settings.Versioned{Version: set.Version, Settings: *set}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return wireSettings(stored.Whole())
+}
+
+func (s *Server) change(ctx context.Context, in *settingsChange, call once.Call) (*settings.Settings, error) {
 	current, err := s.Settings.Get(ctx)
 	if err != nil {
 		return nil, err
@@ -45,18 +60,12 @@ func (s *Server) changeSettings(ctx context.Context, in *settingsChange) (*outSe
 	if err != nil {
 		return nil, err
 	}
-	if reflect.DeepEqual(next, current) {
-		// What is asked for is so already, which a repeated call must hear whatever version it was made from (RFC 9110 §13.1.1).
-		return wireSettings(current)
-	}
-	if err := problem.Match(in.IfMatch, settingsTag(current)); err != nil {
-		return nil, err
-	}
-	stored, err := s.Settings.Set(ctx, access.From(ctx).Actor(), *next)
-	if err != nil {
-		return nil, err
-	}
-	return wireSettings(stored)
+	if !reflect.DeepEqual(next, current) {
+		if err := problem.Match(in.IfMatch, settingsTag(current)); err != nil {
+			return nil, err
+		}
+	} // Else what is asked for is so already, which a call must hear whatever version it was made from (RFC 9110 §13.1.1).
+	return s.Settings.Set(ctx, access.From(ctx).Actor(), *next, call)
 }
 
 func settingsTag(s *settings.Settings) string { return problem.ETag(strconv.FormatInt(s.Version, 10)) }

@@ -13,6 +13,7 @@ import (
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/doctor"
 	"chancery/internal/upkeep/finding"
@@ -52,8 +53,18 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 	return answer(w), nil
 }
 
-func (s *Server) signCheckpoint(ctx context.Context, _ *in0) (*out[client.Checkpoint], error) {
-	signed, err := s.options.Checkpoints.Sign(ctx)
+func (s *Server) signCheckpoint(ctx context.Context, in *in0) (*out[client.Checkpoint], error) {
+	number, err := act(ctx, s, in, func(call once.Call) (int64, error) {
+		signed, err := s.options.Checkpoints.Sign(ctx, call)
+		if err != nil {
+			return 0, err
+		}
+		return signed.Number, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	signed, err := s.Audit.Numbered(ctx, number)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 	"chancery/internal/pki/ocsp"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
 	"chancery/internal/surface/publish"
 )
@@ -361,6 +362,6 @@ func (o *office) limit(change func(*settings.Limits)) {
 	must(o.t, err)
 	next := *set
 	change(&next.Limits)
-	_, err = o.config.Set(o.t.Context(), "test", next)
+	_, err = o.config.Set(o.t.Context(), "test", next, once.Call{})
 	must(o.t, err)
 }

@@ -10,6 +10,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 	"chancery/internal/store/schema"
 	"chancery/internal/upkeep/datadir"
 )
@@ -44,7 +45,7 @@ func (s *Services) ready(ctx context.Context) error {
 // Answer gives the default pool's waiting issuer what an outside root made of its request.
 func Answer(ctx context.Context, dir datadir.Dir, certificates []*x509.Certificate) (issuer *ca.Issuer, err error) {
 	err = local(ctx, dir, func(s *Services, by access.Principal) error {
-		issuer, err = s.CA.ImportAnswer(ctx, by, pool.Default, certificates)
+		issuer, err = s.CA.ImportAnswer(ctx, by, pool.Default, certificates, once.Call{})
 		return err
 	})
 	return issuer, err

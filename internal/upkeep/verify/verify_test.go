@@ -20,6 +20,7 @@ import (
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/finding"
 	"chancery/internal/upkeep/setup"
@@ -138,7 +139,7 @@ func TestAuditKeyKeptElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Audit.Checkpoint(t.Context(), lease, set.Authority, time.Now(), signer); err != nil {
+	if _, err := s.Audit.Checkpoint(t.Context(), lease, set.Authority, time.Now(), once.Call{}, signer); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(dir.AuditKey())
