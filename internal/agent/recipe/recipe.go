@@ -164,10 +164,10 @@ type Step struct {
 	Command []string `yaml:"command,omitempty"` // an argument vector; each variable stays within its argument
 	User    string   `yaml:"user,omitempty"`    // who runs the command; root where it is empty
 	Signal  *Signal  `yaml:"signal,omitempty"`
-	Action  string   `yaml:"action,omitempty"`  // drop-revoked-clients: see the agent's loop
+	Action  string   `yaml:"action,omitempty"` // drop-revoked-clients: see the agent's loop
 	// With is what the action needs. drop-revoked-clients: program (virt-admin), uri, server.
-	With map[string]string `yaml:"with,omitempty"`
-	Timeout Duration `yaml:"timeout,omitempty"` // 30 s where it is 0
+	With    map[string]string `yaml:"with,omitempty"`
+	Timeout Duration          `yaml:"timeout,omitempty"` // 30 s where it is 0
 	// Interrupts says that connections are lost; such a step is taken only for new key material, and explain says so.
 	Interrupts bool   `yaml:"interrupts,omitempty"`
 	Because    string `yaml:"because,omitempty"`
@@ -184,20 +184,20 @@ type Signal struct {
 type Probe struct {
 	When    string `yaml:"when,omitempty"`    // else: placed, not probed
 	Address string `yaml:"address,omitempty"` // HOST:PORT
-	// StartTLS is empty, postgres, smtp, imap, pop3, ldap, or xmpp.
+	// StartTLS is postgres, smtp, imap, pop3, ldap or xmpp; empty or none is TLS from the beginning, and a Plan has it empty.
 	StartTLS string `yaml:"starttls,omitempty"`
 	// Names are checked one by one against what is served; the certificate's own where it is empty. CommonName accepts a
 	// certificate without alternative names by its common name, as GnuTLS does.
 	Names      []string `yaml:"names,omitempty"`
 	CommonName bool     `yaml:"common_name,omitempty"`
 	// ClientCertificate is the ID of the certificate that the probe shows; "" shows none.
-	ClientCertificate string   `yaml:"client_certificate,omitempty"`
+	ClientCertificate string `yaml:"client_certificate,omitempty"`
 	// AcceptRefusal: the consumer may refuse the probe after it has shown its certificate, since what the probe shows is
 	// not a client's; what counts is what was seen until then.
-	AcceptRefusal bool `yaml:"accept_refusal,omitempty"`
-	Command           []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
-	User              string   `yaml:"user,omitempty"`
-	Timeout           Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
+	AcceptRefusal bool     `yaml:"accept_refusal,omitempty"`
+	Command       []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
+	User          string   `yaml:"user,omitempty"`
+	Timeout       Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
 }
 
 // Duration is a time.Duration written as 30s, 5m, 12h, 90d.
