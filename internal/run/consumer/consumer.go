@@ -155,6 +155,19 @@ func (p *Process) Stop() error {
 	return nil
 }
 
+// systemProgram is where Debian keeps a daemon: in /usr/sbin, which an ordinary user's PATH leaves out.
+func systemProgram(name string) string {
+	if path := "/usr/sbin/" + name; exists(path) {
+		return path
+	}
+	return name
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // FreeAddress returns a loopback address, host:port, on which nothing listens at the moment.
 func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
