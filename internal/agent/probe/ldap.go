@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 
@@ -31,35 +32,51 @@ func startLDAP(in *bufio.Reader, out io.Writer, _ string) error {
 	if _, err := out.Write(b.BytesOrPanic()); err != nil {
 		return err
 	}
-	body, err := readElement(in)
+	code, err := ldapResult(in)
 	if err != nil {
 		return err
 	}
-	var id, code []byte
-	s, op := cryptobyte.String(body), cryptobyte.String(nil)
-	if !s.ReadASN1Bytes(&id, asn1.INTEGER) || string(id) != "\x01" || !s.ReadASN1(&op, extendedResponse) ||
-		!op.ReadASN1Bytes(&code, asn1.ENUM) || len(code) != 1 {
-		return fmt.Errorf("%w: the answer is no LDAP extended response", ErrNotTLS)
-	}
-	if code[0] != 0 {
-		return fmt.Errorf("%w: the server answers StartTLS with result code %d", ErrNotTLS, code[0])
+	if code != 0 {
+		return fmt.Errorf("%w: the server answers StartTLS with result code %d", ErrNotTLS, code)
 	}
 	return nil
 }
 
-// readElement reads one BER SEQUENCE of definite length, which is what RFC 4511 section 5.1 allows, and returns its body.
-func readElement(in *bufio.Reader) ([]byte, error) {
-	tag, err := in.ReadByte()
+// ldapResult reads the response to message 1 and returns its result code. Lengths may have more octets than they need:
+// RFC 4511 section 5.1 does not ask for DER, and Active Directory pads them.
+func ldapResult(in *bufio.Reader) (byte, error) {
+	message, err := readElement(in, asn1.SEQUENCE)
 	if err != nil {
+		return 0, err
+	}
+	rest := bufio.NewReader(bytes.NewReader(message))
+	id, err := readElement(rest, asn1.INTEGER)
+	if err != nil {
+		return 0, err
+	}
+	response, err := readElement(rest, extendedResponse)
+	if err != nil {
+		return 0, err
+	}
+	code, err := readElement(bufio.NewReader(bytes.NewReader(response)), asn1.ENUM)
+	if err != nil {
+		return 0, err
+	}
+	if string(id) != "\x01" || len(code) != 1 {
+		return 0, fmt.Errorf("%w: the answer is no LDAP response to our request", ErrNotTLS)
+	}
+	return code[0], nil
+}
+
+// readElement reads one BER element of the tag and of definite length, and returns its content.
+func readElement(in *bufio.Reader, tag asn1.Tag) ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
 		return nil, err
 	}
-	first, err := in.ReadByte()
-	if err != nil {
-		return nil, err
-	}
-	size := int(first)
-	if first >= 0x80 {
-		octets := int(first & 0x7f)
+	size := int(head[1])
+	if size >= 0x80 {
+		octets := size & 0x7f
 		if octets == 0 || octets > 4 {
 			return nil, fmt.Errorf("%w: a length of %d octets", ErrNotTLS, octets)
 		}
@@ -72,10 +89,10 @@ func readElement(in *bufio.Reader) ([]byte, error) {
 			size = size<<8 | int(b)
 		}
 	}
-	if tag != byte(asn1.SEQUENCE) || size > startTLSLimit {
-		return nil, fmt.Errorf("%w: the answer begins with octet %#x and has %d octets", ErrNotTLS, tag, size)
+	if head[0] != byte(tag) || size > startTLSLimit {
+		return nil, fmt.Errorf("%w: an element with tag %#x and %d octets, where tag %#x was expected", ErrNotTLS, head[0], size, byte(tag))
 	}
-	body := make([]byte, size)
-	_, err = io.ReadFull(in, body)
-	return body, err
+	content := make([]byte, size)
+	_, err := io.ReadFull(in, content)
+	return content, err
 }

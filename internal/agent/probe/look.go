@@ -150,13 +150,16 @@ func (s *Seen) proven(err error) bool {
 	return alert || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// verdict waits a moment for what the server says of the client's certificate.
+// verdict waits a moment for what the server says of the client's certificate. Hanging up is what libvirtd says.
 func verdict(t *tls.Conn) string {
 	_ = t.SetReadDeadline(time.Now().Add(verdictWait))
 	var one [1]byte
 	_, err := t.Read(one[:])
-	if err == nil || timedOut(err) {
+	switch {
+	case err == nil || timedOut(err):
 		return ""
+	case errors.Is(err, io.EOF):
+		return "it hung up after the handshake"
 	}
 	return err.Error()
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"time"
 
@@ -21,7 +23,8 @@ const mostConnections = 32
 
 // Served waits until a server serves leaf on fresh connections, one for each name that can be asked for, in a path that a
 // peer accepts which holds nothing but the roots, for each of the probe's names. It looks until the probe's timeout is
-// over, and then says what was wrong last. The instant at which the certificates must be valid is now.
+// over, and then says what was wrong last. A server that wants a certificate where the probe has none to show has served;
+// one that refuses what is shown has served only where the recipe accepts that. The instant at which the certificates must be valid is now.
 func Served(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roots []*x509.Certificate, client *tls.Certificate, now time.Time) (*Seen, error) {
 	names := p.Names
 	if len(names) == 0 {
@@ -39,7 +42,7 @@ func Served(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roots [
 		switch {
 		case err == nil:
 			return seen, nil
-		case fault.Is(err, fault.Invalid): // the probe itself is wrong; waiting does not mend it
+		case fault.Is(err, fault.Invalid) && !errors.Is(err, ErrNotServed): // the probe itself is wrong; waiting does not mend it
 			return nil, err
 		case ctx.Err() != nil || time.Since(started) >= limit:
 			return seen, fmt.Errorf("probe for %s: %w", time.Since(started).Round(100*time.Millisecond), err)
@@ -67,6 +70,9 @@ func servedOnce(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roo
 		if !seen.Leaf().Equal(leaf) {
 			return seen, fmt.Errorf("%w: %s%s serves certificate %s (%s), and certificate %s was placed", ErrNotServed, p.Address, asking(asked),
 				cert.FormatSerial(seen.Leaf().SerialNumber), seen.Leaf().Subject, cert.FormatSerial(leaf.SerialNumber))
+		}
+		if seen.Refused != "" && client != nil && !p.AcceptRefusal {
+			return seen, fmt.Errorf("%w: %s%s serves it, and refuses the certificate that the probe shows: %s", ErrNotServed, p.Address, asking(asked), seen.Refused)
 		}
 		if err := seen.Judge(roots, now); err != nil {
 			return seen, fmt.Errorf("%w: %s%s: %w", ErrNotServed, p.Address, asking(asked), err)
@@ -96,4 +102,23 @@ func asking(name string) string {
 		return ""
 	}
 	return " for " + name
+}
+
+// InUse waits until the probe's own command succeeds, which stands in the place of a connection. It is run as the probe's
+// user, again and again until the timeout is over.
+func InUse(ctx context.Context, sys System, p recipe.Probe) error {
+	ctx, cancel := context.WithTimeout(ctx, timeoutOf(p))
+	defer cancel()
+	for {
+		_, err := sys.Run(ctx, Command{Args: p.Command, User: p.User, Timeout: timeoutOf(p)})
+		var exit *exec.ExitError
+		if err == nil || !errors.As(err, &exit) || ctx.Err() != nil { // what cannot be run will not be run by waiting
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrTimeout, err)
+		case <-time.After(4 * pollEvery):
+		}
+	}
 }
