@@ -116,8 +116,8 @@ func (v *validation) action(field, at string, s *Step) {
 // shells run their -c argument as a program.
 var shells = []string{"sh", "bash", "dash", "ash", "ksh", "zsh", "fish", "csh", "tcsh", "busybox"}
 
-// vector judges an argument vector: what is run is the recipe's word and no variable, but for a parameter that is a path,
-// and no variable becomes part of a program.
+// vector judges an argument vector: what is run is the recipe's word and no variable, but for a parameter that is a path
+// or one of the recipe's choices, and no variable becomes part of a program.
 func (v *validation) vector(at string, command []string) {
 	if len(command) == 0 {
 		return
@@ -128,8 +128,8 @@ func (v *validation) vector(at string, command []string) {
 	program := command[0]
 	if pieces, _ := parseText(program); len(pieces) == 1 && pieces[0].variable != "" {
 		p := v.recipe.parameter(strings.TrimPrefix(pieces[0].variable, "param."))
-		if !strings.HasPrefix(pieces[0].variable, "param.") || p == nil || p.Type != "path" {
-			v.add(at+"[0]", "%q: what is run is a word, or a parameter of type path", program)
+		if !strings.HasPrefix(pieces[0].variable, "param.") || p == nil || (p.Type != "path" && p.Type != "choice") {
+			v.add(at+"[0]", "%q: what is run is a word, or a parameter of type path or choice", program)
 		}
 	} else if strings.HasPrefix(program, "/") {
 		v.problem(at+"[0]", checkPath("program", program))
