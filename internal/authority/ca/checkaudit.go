@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"chancery/internal/pki/cert"
@@ -22,11 +23,12 @@ const (
 	actionHold    = "certificate.hold"
 	actionRelease = "certificate.release"
 	actionPrune   = "certificate.prune"
+	actionImport  = "certificate.import"
 )
 
 // AuditChecked says how much CheckAudit looked at.
 type AuditChecked struct {
-	Issued   int64 // certificates that the audit names
+	Issued   int64 // certificates that the audit says were issued here, or brought
 	Statuses int64 // certificates that were revoked, held or released
 }
 
@@ -37,6 +39,8 @@ type told struct {
 	NotAfter    time.Time `json:"notAfter"`
 	Reason      string    `json:"reason"`
 	EndedBefore time.Time `json:"endedBefore"`
+
+	Brought []brought `json:"brought"` // by an import
 }
 
 // course is what the audit says of one certificate's state.
@@ -45,7 +49,7 @@ type course struct {
 	reason  int8     // of the revocation
 	last    byte     // the last event: 'r', 'h' or 'l' for a release
 	revoked bool
-	issued  bool  // its issuance is in the audit too, so it began as valid
+	issued  bool  // how it began is in the audit too
 	held    int32 // holds less releases
 }
 
@@ -54,28 +58,33 @@ type auditChecker struct {
 	checker
 	courses map[int64]*course
 	pruned  time.Time // what ended before may be gone
+	named   []int64   // the IDs of certificates that events name
 	seen    AuditChecked
 }
 
-// CheckAudit holds the records against the audit, which nobody can change unseen: each certificate whose issuance it tells is
-// here, with the octets that it names, unless it was pruned; what was revoked, held or released last is in that state, for
-// that reason, and a compromised key is blocked. So a revocation that was deleted shows, although the records that are left
-// agree with each other.
+// CheckAudit holds the records against the audit, which nobody can change unseen: each certificate that it says was issued or
+// brought is here, with the octets that it names, unless it was pruned; none is here that it does not name; what was revoked,
+// held or released last is in that state, for that reason, and a compromised key is blocked. So a revocation that was deleted
+// shows, although the records that are left agree with each other.
 //
-// What an import brought, and what the audit has pruned, no event names: those it cannot miss. It reads one state of the
-// database as a stream; in memory is a note of some 60 octets for each certificate that was ever revoked or held.
+// Of what was there before the events that the audit has pruned it says nothing, either way. It reads one state of the
+// database as a stream; in memory are 8 octets for each certificate, and a note of some 60 for each that was ever revoked or
+// held.
 func (c *CA) CheckAudit(ctx context.Context) ([]Finding, AuditChecked, error) {
 	k := &auditChecker{checker: checker{c: c}, courses: map[int64]*course{}}
 	err := c.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		if err := k.readCourses(ctx, tx); err != nil {
 			return err
 		}
-		for _, action := range []string{actionIssue, "issuer."} {
+		for _, action := range []string{actionIssue, actionImport, "issuer."} {
 			if err := k.issuances(ctx, tx, action); err != nil {
 				return err
 			}
 		}
-		return k.states(ctx, tx)
+		if err := k.states(ctx, tx); err != nil {
+			return err
+		}
+		return k.unnamed(ctx, tx)
 	})
 	if err != nil {
 		return nil, k.seen, fmt.Errorf("hold certificates against the audit: %w", err)
@@ -98,7 +107,7 @@ func (k *auditChecker) readCourses(ctx context.Context, tx *db.Tx) error {
 			kind = 'h'
 		case actionRelease:
 			kind = 'l'
-		case actionPrune:
+		case actionPrune, actionImport:
 		default:
 			continue
 		}
@@ -106,13 +115,14 @@ func (k *auditChecker) readCourses(ctx context.Context, tx *db.Tx) error {
 		if !ok {
 			continue
 		}
-		if kind == 0 {
-			if d.EndedBefore.After(k.pruned) {
-				k.pruned = d.EndedBefore
-			}
-			continue
+		switch {
+		case kind != 0:
+			k.note(e.Object, d, kind)
+		case e.Action == actionImport:
+			k.begin(d.Brought)
+		case d.EndedBefore.After(k.pruned):
+			k.pruned = d.EndedBefore
 		}
-		k.note(e, d, kind)
 	}
 	k.seen.Statuses = int64(len(k.courses))
 	return nil
@@ -127,11 +137,24 @@ func (k *auditChecker) detail(e audit.Event) (d told, ok bool) {
 	return d, true
 }
 
-func (k *auditChecker) note(e audit.Event, d told, kind byte) {
+// begin notes those that were revoked or on hold when they came.
+func (k *auditChecker) begin(certificates []brought) {
+	for _, b := range certificates {
+		switch b.Reason {
+		case "":
+		case crl.CertificateHold.String():
+			k.note(b.Serial, told{Certificate: b.Certificate}, 'h')
+		default:
+			k.note(b.Serial, told{Certificate: b.Certificate, Reason: b.Reason}, 'r')
+		}
+	}
+}
+
+func (k *auditChecker) note(serial string, d told, kind byte) {
 	c := k.courses[d.Certificate]
 	if c == nil {
 		c = &course{}
-		if serial, err := cert.ParseSerial(e.Object); err == nil && serial.BitLen() <= 8*len(c.serial) {
+		if serial, err := cert.ParseSerial(serial); err == nil && serial.BitLen() <= 8*len(c.serial) {
 			serial.FillBytes(c.serial[:])
 		}
 		k.courses[d.Certificate] = c
@@ -190,14 +213,21 @@ func (k *auditChecker) issuances(ctx context.Context, tx *db.Tx, action string) 
 			return err
 		}
 		d, ok := k.detail(e)
-		if !ok || d.Certificate == 0 {
-			continue // of an issuer whose certificate is not in an inventory here
+		if !ok {
+			continue
 		}
-		named := issuance{d, e.Object}
-		if action != actionIssue {
-			named.serial = ""
+		switch {
+		case action == actionImport:
+			for _, b := range d.Brought {
+				part = append(part, issuance{told{Certificate: b.Certificate, SHA256: b.SHA256, NotAfter: b.NotAfter}, b.Serial})
+			}
+		case d.Certificate == 0: // of an issuer whose certificate is not in an inventory here
+		case action == actionIssue:
+			part = append(part, issuance{d, e.Object})
+		default:
+			part = append(part, issuance{d, ""})
 		}
-		if part = append(part, named); len(part) == lookedUp {
+		if len(part) >= lookedUp {
 			if err := k.look(ctx, tx, part); err != nil {
 				return err
 			}
@@ -211,6 +241,7 @@ func (k *auditChecker) look(ctx context.Context, tx *db.Tx, part []issuance) err
 	ids := make([]any, len(part))
 	for i, named := range part {
 		ids[i] = named.Certificate
+		k.named = append(k.named, named.Certificate)
 	}
 	rows, err := recordsByIDs(ctx, tx, ids)
 	if err != nil {
@@ -231,8 +262,7 @@ func (k *auditChecker) look(ctx context.Context, tx *db.Tx, part []issuance) err
 			delete(k.courses, named.Certificate) // which says all
 			continue
 		}
-		sum := sha256.Sum256(r.DER)
-		if got := hex.EncodeToString(sum[:]); got != named.SHA256 {
+		if got := r.digest(); got != named.SHA256 {
 			k.tell(cert.FormatSerial(r.Serial), "replaced: the certificate has SHA-256 %.16s…, and the audit says that %.16s… was issued", got, named.SHA256)
 		}
 		if c == nil && r.State != Valid {
@@ -240,6 +270,50 @@ func (k *auditChecker) look(ctx context.Context, tx *db.Tx, part []issuance) err
 		}
 	}
 	return nil
+}
+
+// unnamed finds the certificates that no event names: somebody put them there who can write to the database.
+func (k *auditChecker) unnamed(ctx context.Context, tx *db.Tx) error {
+	since, err := audit.PrunedBefore(ctx, tx)
+	if err != nil {
+		return err
+	}
+	slices.Sort(k.named)
+	after := int64(0)
+	if !since.IsZero() {
+		after = firstID(since)
+	}
+	for after >= 0 && len(k.findings) < maxFindings {
+		if after, err = k.unnamedPage(ctx, tx, after); err != nil {
+			return fmt.Errorf("look for certificates that the audit does not name: %w", err)
+		}
+	}
+	return nil
+}
+
+// unnamedPage looks at the certificates after an ID, and returns the last it saw, -1 at the end.
+func (k *auditChecker) unnamedPage(ctx context.Context, tx *db.Tx, after int64) (int64, error) {
+	rows, err := tx.Query(ctx, `SELECT id, serial, subject FROM certificate WHERE id > $1 ORDER BY id LIMIT $2`, after, int64(maxPage))
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var serial []byte
+		var subject string
+		if err := rows.Scan(&after, &serial, &subject); err != nil {
+			return 0, err
+		}
+		if _, found := slices.BinarySearch(k.named, after); !found {
+			k.tell(cert.FormatSerial(new(big.Int).SetBytes(serial)), "unnamed: a certificate for %q is here, and the audit says neither that it was "+
+				"issued nor that it was brought", subject)
+		}
+	}
+	if n < maxPage {
+		after = -1
+	}
+	return after, rows.Err()
 }
 
 // recordsByIDs reads some certificates.
@@ -315,8 +389,17 @@ func (c *course) name() string { return cert.FormatSerial(new(big.Int).SetBytes(
 // entered adds to the detail of an issuer's event which certificate of it entered the inventory, as an issuance says it.
 func (c *Certificate) entered(detail map[string]any) map[string]any {
 	if c != nil {
-		sum := sha256.Sum256(c.DER)
-		detail["certificate"], detail["sha256"], detail["notAfter"] = c.ID, hex.EncodeToString(sum[:]), utc(c.NotAfter)
+		detail["certificate"], detail["sha256"], detail["notAfter"] = c.ID, c.digest(), utc(c.NotAfter)
 	}
 	return detail
+}
+
+// digest is the SHA-256 by which the audit names a certificate; of its subject, where only the record of it is left.
+func (c *Certificate) digest() string {
+	octets := c.DER
+	if len(octets) == 0 {
+		octets = []byte(c.Subject)
+	}
+	sum := sha256.Sum256(octets)
+	return hex.EncodeToString(sum[:])
 }

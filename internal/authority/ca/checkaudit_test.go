@@ -8,10 +8,13 @@ import (
 	"time"
 
 	"chancery/internal/pki/cert"
+	"chancery/internal/pki/checkpoint"
 	"chancery/internal/pki/crl"
 	"chancery/internal/pki/root"
 	"chancery/internal/pkitest"
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/once"
 )
 
 // lived is an authority whose certificates have gone through all that can become of them.
@@ -131,6 +134,68 @@ func TestVerifyDidNotSeeErasedRevocationsAndCertificates(t *testing.T) {
 		a.exec(`DELETE FROM certificate WHERE serial = $1`, serialKey(big.NewInt(77)))
 		a.wantAudit("one that was merged is gone", serial(a.revoked)+" state: ", serial(a.held)+" reason: ",
 			serial(a.plain)+" missing: ", serial(a.short)+" replaced: ", "4d missing: ")
+	})
+}
+
+// TestVerifyDidNotSeeWhatAnImportBrought: certificates of an imported CA could be erased, and others put beside them.
+func TestVerifyDidNotSeeWhatAnImportBrought(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := live(t, d)
+		a.exec(`DELETE FROM revocation WHERE certificate = (SELECT id FROM certificate WHERE serial = $1)`, serialKey(big.NewInt(904)))
+		a.exec(`UPDATE certificate SET state = 'valid' WHERE serial = $1`, serialKey(big.NewInt(904)))
+		a.wantAudit("an imported hold was taken away", "0388 state: ")
+		a.exec(`DELETE FROM certificate WHERE serial = $1`, serialKey(big.NewInt(901)))
+		a.wantAudit("an imported certificate is gone", "0385 missing: ", "0388 state: ")
+		a.exec(`UPDATE certificate SET subject = 'CN=other' WHERE serial = $1`, serialKey(big.NewInt(902)))
+		a.wantAudit("an imported record is another", "0385 missing: ", "0386 replaced: ", "0388 state: ")
+		foreign := *a.plain
+		foreign.ID, foreign.Serial = a.nextID(time.Now()), big.NewInt(0xbad)
+		check(t, d.Tx(t.Context(), func(tx *db.Tx) error { return a.insertCertificate(t.Context(), tx, &foreign) }))
+		a.wantAudit("one was put there", "0385 missing: ", "0386 replaced: ", "0388 state: ", "0bad unnamed: ")
+	})
+}
+
+// TestVerifyAsksNoPrunedEventForACertificate: of what the audit has forgotten it cannot say that it was not issued.
+func TestVerifyAsksNoPrunedEventForACertificate(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx, now := live(t, d), t.Context(), time.Now()
+		lease, ok, err := d.Acquire(ctx, audit.Lease, "n1", time.Minute)
+		check(t, err)
+		must[*checkpoint.Signed](t)(a.audit.Checkpoint(ctx, lease, db.NewID(), now, once.Call{}, newKey(t)))
+		if n := must[int64](t)(a.audit.Prune(ctx, lease, now.Add(time.Second), "test", now)); !ok || n < 10 {
+			t.Fatalf("%v, %d events pruned", ok, n)
+		}
+		findings, _, err := a.CheckAudit(ctx)
+		if check(t, err); len(findings) > 0 {
+			t.Errorf("%+v", findings)
+		}
+		foreign := *a.plain
+		foreign.ID, foreign.Serial = firstID(now.Add(2*time.Minute)), big.NewInt(0xbad)
+		check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.insertCertificate(ctx, tx, &foreign) }))
+		findings, _, err = a.CheckAudit(ctx)
+		if check(t, err); len(findings) != 1 || !strings.HasPrefix(findings[0].Message, "unnamed") {
+			t.Errorf("put there after the pruning: %+v", findings)
+		}
+	})
+}
+
+// TestEveryEventOfAnImportFits: a CA that issued much is named whole, over many events.
+func TestEveryEventOfAnImportFits(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, now := newAuthority(t, d), time.Now()
+		above := must[*root.Root](t)(root.New(root.Options{Subject: cert.CommonName("Old"), PathLen: -1}, newKey(t), now))
+		spec := ImportSpec{Name: "old", Certificate: above.Certificate}
+		first := new(big.Int).Lsh(big.NewInt(1), 158) // the longest serials there are
+		for i := range 1001 {
+			spec.Records = append(spec.Records, Record{Serial: new(big.Int).Add(first, big.NewInt(int64(i))), Subject: "CN=old.example.com",
+				Revocation: &Revocation{Reason: crl.CessationOfOperation, RevokedAt: now.Add(-time.Minute)}})
+		}
+		must[*Issuer](t)(a.ImportIssuer(t.Context(), admin(), spec))
+		findings, seen, err := a.CheckAudit(t.Context())
+		check(t, err)
+		if len(findings) > 0 || seen.Statuses != 1001 || seen.Issued < 1001 {
+			t.Errorf("%+v, %+v", findings, seen)
+		}
 	})
 }
 

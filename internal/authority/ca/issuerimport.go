@@ -17,6 +17,7 @@ import (
 	"chancery/internal/pki/crl"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 )
@@ -198,7 +199,7 @@ func (r *Record) imported(issuer *Issuer, by access.Principal) (imported, error)
 }
 
 // storeHistory writes the records of an imported issuer, after its own row.
-func (c *CA) storeHistory(ctx context.Context, tx *db.Tx, rows []imported, now time.Time) error {
+func (c *CA) storeHistory(ctx context.Context, tx *db.Tx, by access.Principal, rows []imported, now time.Time) error {
 	const chunk = 200
 	for part := range slices.Chunk(rows, chunk) {
 		var items []any
@@ -228,6 +229,42 @@ func (c *CA) storeHistory(ctx context.Context, tx *db.Tx, rows []imported, now t
 			}
 		}
 		if err := c.writeRevocation(ctx, tx, v, row.certificate.Issuer); err != nil {
+			return err
+		}
+	}
+	return c.auditHistory(ctx, tx, by, rows, now)
+}
+
+// brought is how an event names a certificate that was not issued here: what came in with an imported issuer, or what a CRL
+// knows and the store had forgotten.
+type brought struct {
+	Certificate int64     `json:"certificate"`
+	Serial      string    `json:"serial"`
+	SHA256      string    `json:"sha256"`
+	NotAfter    time.Time `json:"notAfter"`
+	Reason      string    `json:"reason,omitempty"` // of its revocation or hold
+}
+
+// broughtChunk is how many certificates one event names; with more, its detail could be too long for the audit.
+const broughtChunk = 100
+
+// auditHistory names every certificate that came in, so that none of them can be taken out again, or put among them, unseen.
+func (c *CA) auditHistory(ctx context.Context, tx *db.Tx, by access.Principal, rows []imported, now time.Time) error {
+	for part := range slices.Chunk(rows, broughtChunk) {
+		named := make([]brought, len(part))
+		for i, row := range part {
+			r := row.certificate
+			named[i] = brought{Certificate: r.ID, Serial: cert.FormatSerial(r.Serial), SHA256: r.digest(), NotAfter: r.NotAfter.UTC()}
+			if row.revocation != nil {
+				named[i].Reason = row.revocation.Reason.String()
+			}
+		}
+		issuer := part[0].certificate.Issuer
+		err := c.audit.Append(ctx, tx, audit.Event{
+			Time: now, Actor: by.Actor(), Action: actionImport, Object: issuer.ID,
+			Detail: map[string]any{"name": issuer.Name, "brought": named},
+		})
+		if err != nil {
 			return err
 		}
 	}

@@ -283,7 +283,7 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 				return err
 			}
 		}
-		if err := c.storeHistory(ctx, tx, n.history, now); err != nil {
+		if err := c.storeHistory(ctx, tx, by, n.history, now); err != nil {
 			return err
 		}
 		if n.also != nil {

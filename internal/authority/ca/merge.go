@@ -121,10 +121,7 @@ func (c *CA) mergeEntry(ctx context.Context, tx *db.Tx, by access.Principal, iss
 			},
 			&Revocation{Reason: e.Reason, RevokedAt: e.RevokedAt, InvalidityDate: e.Invalidity},
 		}
-		if err := c.storeHistory(ctx, tx, []imported{lost}, now); err != nil {
-			return err
-		}
-		return c.recordMerged(ctx, tx, by, &record{Certificate: Certificate{ID: lost.certificate.ID, Serial: e.Serial, Revocation: lost.revocation}}, now)
+		return c.storeHistory(ctx, tx, by, []imported{lost}, now)
 	case err != nil:
 		return err
 	case r.State == Revoked, r.State == Held && e.Reason == crl.CertificateHold:

@@ -223,6 +223,23 @@ func (l *Log) rebase(ctx context.Context, tx *db.Tx, from *checkpoint.Signed, ac
 	return err
 }
 
+// prunedMargin is by how much the time of an event may be after that of a checkpoint which covers it: the checkpoint's is read
+// from the clock before the heads are.
+const prunedMargin = time.Minute
+
+// PrunedBefore is the time before which events may have been pruned; zero where all are here.
+func PrunedBefore(ctx context.Context, tx *db.Tx) (time.Time, error) {
+	bases, err := places(ctx, tx, "audit_base")
+	if err != nil || len(bases) == 0 {
+		return time.Time{}, err
+	}
+	oldest, err := oneCheckpoint(tx.QueryRow(ctx, `SELECT body FROM audit_checkpoint ORDER BY number LIMIT 1`))
+	if err != nil || oldest == nil {
+		return time.Time{}, err
+	}
+	return oldest.Time.Add(prunedMargin), nil
+}
+
 // removeUpTo deletes from the old end, so that what remains in between is still one piece.
 func (l *Log) removeUpTo(ctx context.Context, lease db.Lease, h checkpoint.Head) (removed int64, err error) {
 	for {
