@@ -40,13 +40,18 @@ func StartLibvirtd(ctx context.Context, dir string, more ...string) (*Libvirtd, 
 	}
 	d := &Libvirtd{Address: address, Config: filepath.Join(home, "libvirtd.conf"), Log: filepath.Join(home, "log")}
 	d.admin = filepath.Join(sockets, "libvirt-admin-sock")
+	place := fmt.Sprintf("unix_sock_dir = %q", sockets)
+	if os.Geteuid() != 0 { // an ordinary user's daemon with that setting has no administration socket
+		place = "# sockets are under XDG_RUNTIME_DIR"
+		d.admin = filepath.Join(sockets, "libvirt", "libvirt-admin-sock")
+	}
 	if len(d.admin) > 107 {
 		return nil, fmt.Errorf("start libvirtd: the path of its socket, %s, has more than 107 octets; take a shorter directory", d.admin)
 	}
 	lines := append([]string{
 		"listen_tls = 1", "listen_tcp = 0", fmt.Sprintf("listen_addr = %q", host), fmt.Sprintf("tls_port = %q", port),
 		`auth_unix_ro = "none"`, `auth_unix_rw = "none"`, `auth_tls = "none"`,
-		fmt.Sprintf("unix_sock_dir = %q", sockets), fmt.Sprintf("log_outputs = \"3:file:%s\"", d.Log),
+		place, fmt.Sprintf("log_outputs = \"3:file:%s\"", d.Log),
 	}, more...)
 	if err := os.WriteFile(d.Config, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return nil, err
@@ -75,4 +80,10 @@ func (d *Libvirtd) URI(host, pki string) string {
 }
 
 // AdminURI is where virt-admin reaches the daemon.
-func (d *Libvirtd) AdminURI() string { return "libvirtd:///system?socket=" + d.admin }
+func (d *Libvirtd) AdminURI() string {
+	mode := "system"
+	if os.Geteuid() != 0 {
+		mode = "session"
+	}
+	return "libvirtd:///" + mode + "?socket=" + d.admin
+}
