@@ -18,13 +18,21 @@
 package place
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"chancery/internal/agent/probe"
+	"chancery/internal/fault"
 )
 
 // Set is what one placement wants on the host's disk. Paths are absolute and as the host's programs see them: the root
@@ -119,38 +127,130 @@ type Options struct {
 
 // Placer places. Make one for a state directory with New.
 type Placer struct {
-	options Options
+	layer    *Layer
+	system   probe.System
+	limit    time.Duration
+	log      *slog.Logger
+	state    *directory
+	journals *directory
+
+	mu     sync.Mutex        // held while the record is written, too
+	busy   map[string]bool   // placements that are worked on now; guarded by mu
+	claims map[string]string // path → the placement that works on it now; guarded by mu
+	lock   *file             // on the state directory, while anyone works; guarded by mu
+	users  int               // how many hold lock; guarded by mu
 }
 
-// New returns a Placer for a state directory.
+// New returns a Placer for a state directory, which it makes if it is not there.
 func New(o Options) (*Placer, error) {
-	return &Placer{options: o}, nil
+	l, err := newLayer(o.System.Root, o.Accept, o.Cut)
+	if err != nil {
+		return nil, err
+	}
+	at, err := filepath.Abs(o.State)
+	if err != nil || o.State == "" {
+		return nil, fault.New(fault.Invalid, "a placer needs a state directory")
+	}
+	if l.root == "" || within(at, l.root) {
+		l.reserved = l.strip(at)
+	}
+	p := &Placer{
+		layer: l, system: o.System, limit: cmp.Or(o.Limit, 5*time.Minute), log: o.Log,
+		busy: map[string]bool{}, claims: map[string]string{},
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	if p.state, err = l.private(at); err != nil {
+		return nil, err
+	}
+	if p.journals, err = l.private(filepath.Join(at, journals)); err != nil {
+		p.state.close()
+		return nil, err
+	}
+	return p, nil
 }
 
-// errEarly is returned while the layer below is being put in.
-var errEarly = errors.ErrUnsupported
+// Close lets go of the state directory. No call may be under way.
+func (p *Placer) Close() {
+	p.state.close()
+	p.journals.close()
+}
+
+// private opens a directory of the agent's own, made if it is not there; one that others can look into is refused.
+func (l *Layer) private(at string) (*directory, error) {
+	err := l.do("mkdir", at, func() error { return unix.Mkdir(at, 0o700) })
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	d, err := l.openDirectory(at, at)
+	if err != nil {
+		return nil, fmt.Errorf("open the state directory: %w", err)
+	}
+	st, err := d.self().stat()
+	if err == nil && (int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0) {
+		err = fault.New(fault.Denied, "the state directory %s is of user %d with mode %04o; user %d and 0700 would pass",
+			at, st.Uid, st.Mode&0o7777, os.Geteuid()).WithHint("it holds keys: see who could read them, then chmod 0700 %s", at)
+	}
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
 
 // Difference says in words in what the host's files differ from the set; nothing where they are as wanted. It reads, and
 // never writes.
-func (p *Placer) Difference(set Set) ([]string, error) { return nil, errEarly }
-
-// Place brings the host's files to the set and the consumer to take them.
-func (p *Placer) Place(ctx context.Context, set Set, old *Set, c Consumer) (Outcome, error) {
-	return Outcome{}, errEarly
+func (p *Placer) Difference(set Set) ([]string, error) {
+	v := p.layer.view()
+	defer v.close()
+	pl, err := p.newPlan(v, set, nil, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	j, err := p.readJournal(set.Name)
+	if err != nil {
+		return nil, err
+	}
+	if j != nil {
+		pl.words = append(pl.words, "an earlier placement was interrupted and is to be repaired")
+	}
+	return pl.words, nil
 }
 
-// Repair ends what an interruption left, from the journals alone: it needs no network, and does not touch the consumer.
-// It says what it did.
-func (p *Placer) Repair(ctx context.Context) ([]string, error) { return nil, errEarly }
-
-// Placed lists what the record says is ours, by placement and path.
-func (p *Placer) Placed() ([]Placement, error) { return nil, errEarly }
-
-// Placement is what the record says of one placement.
-type Placement struct {
-	Name  string
-	Paths []string
-	// Unconfirmed says that the files are in place and that the consumer has not been seen to take them, because of a failure
-	// or an interruption. The next Place checks, reloads and probes although no file changes.
-	Unconfirmed bool
+// Place brings the host's files to the set and the consumer to take them. Old is the last set known good; where it is given,
+// a consumer that does not take the new one gets it back. Nil says that there is none, or that it is not valid any more.
+// Then the new set stays, and the next Place tries again. C may be nil: the files alone.
+//
+// When Place returns, whatever the error, the files of the placement are all of the new set or all of the old, or there is
+// a journal by which Repair and the next Place bring that about.
+func (p *Placer) Place(ctx context.Context, set Set, old *Set, c Consumer) (out Outcome, err error) {
+	done, err := p.work(set.Name)
+	if err != nil {
+		return out, err
+	}
+	defer done()
+	if out.Repaired, err = p.repair(set.Name); err != nil {
+		return out, err
+	}
+	v := p.layer.view()
+	defer v.close()
+	pl, err := p.newPlan(v, set, old, time.Now())
+	if err != nil {
+		return out, err
+	}
+	out.Unset, out.Left = pl.unset, pl.left
+	if err := cmp.Or(errors.Join(pl.strangers...), p.claim(set.Name, pl.files), ctx.Err()); err != nil {
+		return out, err
+	}
+	if pl.idle() {
+		if !pl.own.equal(pl.journal.After) {
+			err = p.note(set.Name, pl.journal.After)
+		}
+		return out, err
+	}
+	t := &turn{p: p, v: v, pl: pl, j: pl.journal, c: c, out: &out}
+	err = t.take(ctx)
+	p.log.InfoContext(ctx, "placed", "placement", set.Name, "changed", out.Changed, "rolled_back", out.RolledBack, "error", err)
+	return out, err
 }

@@ -1,0 +1,398 @@
+package place
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"chancery/internal/fault"
+)
+
+// stage puts beside the targets all that forward and backward will need, so that neither runs out of room. No target is
+// touched.
+func (v *view) stage(j *journal, there map[string]entry) error {
+	for i := range j.Made {
+		if err := v.make(&j.Made[i]); err != nil {
+			return err
+		}
+	}
+	for i := range j.Items {
+		it := &j.Items[i]
+		d, err := v.parent(it.Path)
+		if err != nil {
+			return err
+		}
+		e := there[it.Path]
+		if it.Keep != "" {
+			if err := d.keep(it.Keep, e, it.Back); err != nil {
+				return err
+			}
+		}
+		if it.New != nil && !it.New.matches(e) {
+			if err := d.put(it.Stage, it.New); err != nil {
+				return err
+			}
+		}
+		if it.Back != nil {
+			if err := d.put(it.Stow, it.Back); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// parent opens the directory of a path whose links are resolved.
+func (v *view) parent(real string) (*directory, error) {
+	d, missing, err := v.walk(path.Dir(real))
+	if err == nil && len(missing) > 0 {
+		err = &fs.PathError{Op: "open", Path: path.Dir(real), Err: fs.ErrNotExist}
+	}
+	return d, err
+}
+
+func (v *view) make(m *made) error {
+	d, err := v.parent(m.Path)
+	if err != nil {
+		return err
+	}
+	if err := d.mkdir(path.Base(m.Path), 0o700); err != nil {
+		return err
+	}
+	c, err := v.child(d, path.Base(m.Path))
+	if err != nil {
+		return err
+	}
+	return c.self().dress(&m.attributes)
+}
+
+// put makes a file or link, whole and durable, with all of its attributes. While it is empty it gets them; only then does it get
+// its content.
+func (d *directory) put(name string, s *state) error {
+	if s.Link != "" {
+		return d.symlink(s.Link, name)
+	}
+	f, err := d.create(name)
+	if err != nil {
+		return err
+	}
+	if err := f.dress(&s.attributes); err != nil {
+		f.close()
+		return err
+	}
+	return f.fill(s.Data)
+}
+
+// keep makes a copy of what is there, with its attributes and its time.
+func (d *directory) keep(name string, e entry, s *state) error {
+	c := *s
+	if err := d.put(name, &c); err != nil {
+		return err
+	}
+	return d.setTime(name, e.changed)
+}
+
+// undo takes away what stage made.
+func (v *view) undo(j *journal) error {
+	touched := map[string]*directory{}
+	for _, it := range j.Items {
+		d, err := v.parent(it.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			touched[d.path] = d
+			err = d.discardAll(it.Stage, it.Stow, it.Keep)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := v.unmake(j, touched); err != nil {
+		return err
+	}
+	return syncAll(touched)
+}
+
+func (d *directory) discardAll(names ...string) error {
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		if err := d.discard(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmake removes the directories that were made, if nothing has come to lie in them.
+func (v *view) unmake(j *journal, touched map[string]*directory) error {
+	for _, m := range slices.Backward(j.Made) {
+		d, err := v.parent(m.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = d.rmdir(path.Base(m.Path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+		if gone := v.open[m.Path]; gone != nil && err == nil {
+			gone.close()
+			delete(v.open, m.Path)
+			delete(touched, m.Path)
+		}
+		touched[d.path] = d
+	}
+	return nil
+}
+
+func syncAll(touched map[string]*directory) error {
+	for _, at := range slices.Sorted(maps.Keys(touched)) {
+		if err := touched[at].sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forward puts the new set in place. It may have been begun before, by a process that is gone.
+func (v *view) forward(j *journal) error {
+	touched := map[string]*directory{}
+	for i := range j.Made {
+		d, missing, err := v.walk(path.Dir(j.Made[i].Path))
+		if err == nil && len(missing) == 0 {
+			touched[d.path] = d
+			if _, missing, err = v.walk(j.Made[i].Path); err == nil && len(missing) > 0 {
+				err = v.make(&j.Made[i])
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for i := range j.Directories {
+		if err := v.hold(j.Directories[i].Path, &j.Directories[i].New, touched); err != nil {
+			return err
+		}
+	}
+	for i := range j.Items {
+		it := &j.Items[i]
+		if err := v.settle(it.Path, it.New, it.Stage, touched); err != nil {
+			return err
+		}
+	}
+	return syncAll(touched)
+}
+
+// backward puts the old set in place.
+func (v *view) backward(j *journal) error {
+	touched := map[string]*directory{}
+	for i := range j.Items {
+		it := &j.Items[i]
+		err := v.settle(it.Path, it.Back, it.Stow, touched)
+		if err != nil {
+			return err
+		}
+		if d := touched[path.Dir(it.Path)]; d != nil {
+			if err := d.discardAll(it.Stage, it.Keep); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range j.Directories {
+		if err := v.hold(j.Directories[i].Path, &j.Directories[i].Back, touched); err != nil {
+			return err
+		}
+	}
+	if err := v.unmake(j, touched); err != nil {
+		return err
+	}
+	return syncAll(touched)
+}
+
+// settle makes a path be as wanted, by a rename of what lies beside it where that is it.
+func (v *view) settle(real string, want *state, beside string, touched map[string]*directory) error {
+	d, err := v.parent(real)
+	if want == nil && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	touched[d.path] = d
+	name := path.Base(real)
+	e, err := d.look(name)
+	if err != nil || want.matches(e) {
+		return err
+	}
+	if e.kind == unix.S_IFDIR {
+		return fault.New(fault.Conflict, "%s has become a directory; a regular file or none would pass", real)
+	}
+	if want == nil {
+		return d.unlink(name)
+	}
+	t, err := d.look(beside)
+	if err != nil {
+		return err
+	}
+	if !want.matches(t) {
+		if err := d.discard(beside); err != nil {
+			return err
+		}
+		if err := d.put(beside, want); err != nil {
+			return err
+		}
+	}
+	return d.rename(beside, name)
+}
+
+// hold gives a directory other attributes. Rights that only one of the two modes gives are given to nobody in between.
+func (v *view) hold(real string, a *attributes, touched map[string]*directory) error {
+	d, missing, err := v.walk(real)
+	if err != nil || len(missing) > 0 {
+		return err
+	}
+	touched[d.path] = d
+	st, err := d.self().stat()
+	if err != nil {
+		return err
+	}
+	e := entryOf(st)
+	if err := d.self().lookAttributes(&e); err != nil {
+		return err
+	}
+	if e.listed = false; len(a.differences(e)) == 0 {
+		return nil
+	}
+	if both := a.Mode & e.mode; both != e.mode {
+		if err := d.self().chmod(both); err != nil {
+			return err
+		}
+	}
+	return d.self().dress(a)
+}
+
+// sweep removes what lies beside the targets, when it is needed no more.
+func (v *view) sweep(j *journal) error {
+	touched := map[string]*directory{}
+	for _, it := range j.Items {
+		d, err := v.parent(it.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		touched[d.path] = d
+		if err := d.discardAll(it.Stage, it.Stow); err != nil {
+			return err
+		}
+	}
+	return syncAll(touched)
+}
+
+// Repair ends what an interruption left, from the journals alone: it needs no network, and does not touch the consumer.
+// It says what it did.
+func (p *Placer) Repair(ctx context.Context) ([]string, error) {
+	names, err := p.interrupted()
+	if err != nil {
+		return nil, err
+	}
+	var words []string
+	var all []error
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return words, errors.Join(append(all, err)...)
+		}
+		done, err := p.work(name)
+		if err == nil {
+			var one []string
+			one, err = p.repair(name)
+			words = append(words, one...)
+			done()
+		}
+		all = append(all, err)
+	}
+	return words, errors.Join(all...)
+}
+
+// repair applies what the phase of a placement's journal says, if it has one.
+func (p *Placer) repair(name string) ([]string, error) {
+	if err := p.journals.discard(journalName(name) + fresh); err != nil {
+		return nil, err
+	}
+	j, err := p.readJournal(name)
+	if err != nil || j == nil {
+		return nil, err
+	}
+	v := p.layer.view()
+	defer v.close()
+	var words string
+	switch j.phase {
+	case staging:
+		words, err = "a placement that had changed nothing yet was undone", v.undo(j)
+		if err == nil {
+			err = p.dropJournal(name)
+		}
+	case forward:
+		words, err = "the new files were put in place; their consumer is to be told", v.forward(j)
+		if err == nil {
+			err = p.finish(v, j, j.After, true)
+		}
+	case backward:
+		words, err = "the old files were put back; their consumer is to be told", v.backward(j)
+		if err == nil {
+			err = p.finish(v, j, j.Before, true)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("repair the placement %s: %w", name, err)
+	}
+	p.log.Info("repaired", "placement", name, "phase", j.phase)
+	return []string{name + ": " + words}, nil
+}
+
+// finish removes what a placement needs no more, records what is ours now, and then drops the journal.
+func (p *Placer) finish(v *view, j *journal, is *placed, unconfirmed bool) error {
+	if err := v.sweep(j); err != nil {
+		return err
+	}
+	is = is.clone()
+	is.Unconfirmed = unconfirmed
+	for _, it := range j.Items {
+		if mark, ok := is.Files[it.Path]; ok && it.New != nil && it.New.noLabel {
+			mark.Unlabelled = it.New.Label
+			is.Files[it.Path] = mark
+		}
+	}
+	for _, m := range j.Made {
+		is.unlabel(m.Path, m.attributes)
+	}
+	for _, d := range j.Directories {
+		is.unlabel(d.Path, d.New)
+	}
+	if err := p.note(j.Placement, is); err != nil {
+		return err
+	}
+	return p.dropJournal(j.Placement)
+}
+
+func (is *placed) unlabel(real string, a attributes) {
+	if !a.noLabel {
+		return
+	}
+	if is.Unlabelled == nil {
+		is.Unlabelled = map[string]string{}
+	}
+	is.Unlabelled[real] = a.Label
+}

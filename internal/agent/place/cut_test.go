@@ -1,0 +1,323 @@
+package place
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"chancery/internal/agent/probe"
+)
+
+// errCut is what a cut operation returns.
+var errCut = errors.New("cut")
+
+// scene is a host below a directory, with a state directory beside it.
+type scene struct {
+	root, state string
+}
+
+func newScene(t testing.TB) scene {
+	t.Helper()
+	dir := quickDir(t)
+	s := scene{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state")}
+	if err := os.MkdirAll(filepath.Join(s.root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// quickDir is a directory in memory where there is such a thing: thousands of placements would wait for a disk.
+func quickDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "place")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func (s scene) options() Options {
+	return Options{
+		State: s.state, System: probe.System{Root: s.root, AsRoot: os.Geteuid() == 0},
+		Accept: Accept{Prefixes: []string{"/etc/pki", "/srv"}},
+	}
+}
+
+func (s scene) placer(t testing.TB, change ...func(*Options)) *Placer {
+	t.Helper()
+	o := s.options()
+	for _, c := range change {
+		c(&o)
+	}
+	p, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (s scene) path(p string) string { return filepath.Join(s.root, p) }
+
+// generation is a set of four files in two directories whose contents name the generation and bind the files to one
+// another: each says the digest of the key, as a certificate does.
+func generation(n int) Set {
+	key := fmt.Appendf(nil, "key of generation %d %s", n, strings.Repeat("k", 100*n))
+	sum := sha256.Sum256(key)
+	bound := func(what string) []byte { return fmt.Appendf(nil, "%s for the key %s", what, hex.EncodeToString(sum[:])) }
+	return Set{
+		Name: "web",
+		Directories: []Directory{
+			{Path: "/etc/pki/web", Mode: 0o755}, {Path: "/etc/pki/web/private", Mode: 0o700},
+		},
+		Files: []File{
+			{Path: "/etc/pki/web/private/key.pem", Data: key, Mode: 0o400},
+			{Path: "/etc/pki/web/cert.pem", Data: bound("certificate"), Mode: 0o444},
+			{Path: "/etc/pki/web/chain.pem", Data: bound("path"), Mode: 0o644},
+			{Path: "/etc/pki/web/ca.pem", Data: bound("anchors"), Mode: 0o644},
+		},
+	}
+}
+
+// holds reports which of the sets is on disk, whole, with nothing else beside it.
+func (s scene) holds(sets ...*Set) (int, error) {
+	var all []error
+	for i, set := range sets {
+		if err := s.is(set); err != nil {
+			all = append(all, fmt.Errorf("set %d: %w", i, err))
+			continue
+		}
+		return i, nil
+	}
+	return -1, errors.Join(all...)
+}
+
+// is reports whether exactly the files of a set are below the root; a nil set has none.
+func (s scene) is(set *Set) error {
+	want := map[string]File{}
+	if set != nil {
+		for _, f := range set.Files {
+			want[s.path(f.Path)] = f
+		}
+	}
+	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		f, ok := want[path]
+		if !ok {
+			return fmt.Errorf("%s is there", path)
+		}
+		delete(want, path)
+		st, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if f.Link != "" {
+			if target, err := os.Readlink(path); err != nil || target != f.Link {
+				return fmt.Errorf("%s leads to %q: %w", path, target, err)
+			}
+			return nil
+		}
+		if st.Mode() != f.Mode {
+			return fmt.Errorf("%s has mode %v", path, st.Mode())
+		}
+		data, err := os.ReadFile(path)
+		if err == nil && !bytes.Equal(data, f.Data) {
+			err = fmt.Errorf("%s has another content", path)
+		}
+		return err
+	})
+	if err == nil && len(want) > 0 {
+		err = fmt.Errorf("%d files are missing", len(want))
+	}
+	return err
+}
+
+// consumer is a program that takes what is said of it. It reads the files when it is told to, as a real one does.
+type consumer struct {
+	down                 bool
+	check, reload, probe func() error
+	calls                []string
+}
+
+func (c *consumer) say(what string, f func() error) error {
+	c.calls = append(c.calls, what)
+	if f == nil {
+		return nil
+	}
+	return f()
+}
+
+func (c *consumer) Down(context.Context) bool    { return c.down }
+func (c *consumer) Check(context.Context) error  { return c.say("check", c.check) }
+func (c *consumer) Reload(context.Context) error { return c.say("reload", c.reload) }
+func (c *consumer) Probe(context.Context) error  { return c.say("probe", c.probe) }
+
+// story is what a cut test cuts: a placement onto a host that has before, by a consumer that refuses or not.
+type story struct {
+	name    string
+	before  *Set // what was placed; nil: nothing
+	old     *Set // what is given as the last good set
+	refuses bool
+	adopts  bool
+}
+
+func stories() []story {
+	first := generation(1)
+	return []story{
+		{name: "first placement"},
+		{name: "renewal", before: &first, old: &first},
+		{name: "renewal without an old set", before: &first},
+		{name: "renewal that is refused", before: &first, old: &first, refuses: true},
+		{name: "adoption that is refused", before: &first, refuses: true, adopts: true},
+	}
+}
+
+// prepare brings a scene to where the story begins.
+func (st story) prepare(t testing.TB) scene {
+	t.Helper()
+	s := newScene(t)
+	if st.before != nil {
+		p := s.placer(t)
+		if _, err := p.Place(t.Context(), *st.before, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if st.adopts {
+			if err := os.RemoveAll(s.state); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return s
+}
+
+func (st story) next() Set {
+	set := generation(2)
+	set.Adopt = st.adopts
+	return set
+}
+
+func (st story) place(ctx context.Context, p *Placer) error {
+	c := &consumer{}
+	if st.refuses {
+		c.probe = func() error { return errors.New("the old certificate is served") }
+	}
+	_, err := p.Place(ctx, st.next(), st.old, c)
+	return err
+}
+
+// operations counts the cut points of a story.
+func (st story) operations(t testing.TB) int {
+	t.Helper()
+	s := st.prepare(t)
+	n := 0
+	p := s.placer(t, func(o *Options) {
+		o.Cut = func(Operation) error { n++; return nil }
+	})
+	n = 0
+	if err := st.place(t.Context(), p); (err != nil) != st.refuses {
+		t.Fatalf("uncut: %v", err)
+	}
+	return n
+}
+
+// matching is what must hold after a cut and a repair: one whole set, nothing beside it, and a further run reaches the new set.
+func (st story) matching(t *testing.T, s scene, at string) {
+	t.Helper()
+	p := s.placer(t)
+	if _, err := p.Repair(t.Context()); err != nil {
+		t.Fatalf("%s: repair: %v", at, err)
+	}
+	next := st.next()
+	if st.adopts { // the copies are looked at elsewhere; they are there exactly when the new set is
+		if err := s.dropCopies(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.holds(st.before, &next); err != nil {
+		t.Fatalf("%s: after the repair there is no matching set: %v", at, err)
+	}
+	left, err := os.ReadDir(filepath.Join(s.state, journals))
+	if err != nil || len(left) != 0 {
+		t.Fatalf("%s: %d files are left in the journal's directory: %v", at, len(left), err)
+	}
+	if _, err := p.Place(t.Context(), next, st.old, &consumer{}); err != nil {
+		t.Fatalf("%s: the next run: %v", at, err)
+	}
+	if st.adopts {
+		if err := s.dropCopies(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.is(&next); err != nil {
+		t.Fatalf("%s: after the next run: %v", at, err)
+	}
+	if words, err := p.Difference(next); err != nil || len(words) > 0 {
+		t.Fatalf("%s: after the next run: %v, %v", at, words, err)
+	}
+}
+
+func (s scene) dropCopies() error {
+	return filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.Contains(path, ".chancery-before-") {
+			err = os.Remove(path)
+		}
+		return err
+	})
+}
+
+// TestCutEverywhere cuts a placement of four files before and after each operation, in two ways: from there on everything
+// fails, as when the machine dies; and this one operation fails, as when a disk is full for a moment.
+func TestCutEverywhere(t *testing.T) {
+	total := 0
+	for _, st := range stories() {
+		n := st.operations(t)
+		for _, dead := range []bool{true, false} {
+			for cut := 1; cut <= n; cut++ {
+				at := fmt.Sprintf("%s, dead %v, cut %d of %d", st.name, dead, cut, n)
+				s := st.prepare(t)
+				seen := 0
+				armed := false
+				p := s.placer(t, func(o *Options) {
+					o.Cut = func(op Operation) error {
+						if !armed {
+							return nil
+						}
+						if seen++; seen == cut || dead && seen > cut {
+							if seen == cut {
+								at = fmt.Sprintf("%s: %s %s after=%v", at, op.Name, op.Path, op.After)
+							}
+							return errCut
+						}
+						return nil
+					}
+				})
+				armed = true
+				err := st.place(t.Context(), p)
+				if seen < cut {
+					t.Fatalf("%s: only %d operations came", at, seen)
+				}
+				if dead && err == nil {
+					t.Fatalf("%s: no error came of it", at)
+				}
+				p.Close()
+				st.matching(t, s, at)
+				total++
+			}
+		}
+	}
+	t.Logf("%d cut points", total)
+	if total < 1000 {
+		t.Fatalf("only %d cut points: the test proves too little", total)
+	}
+}
