@@ -73,7 +73,9 @@ func (s scene) path(p string) string { return filepath.Join(s.root, p) }
 func generation(n int) Set {
 	key := fmt.Appendf(nil, "key of generation %d %s", n, strings.Repeat("k", 100*n))
 	sum := sha256.Sum256(key)
-	bound := func(what string) []byte { return fmt.Appendf(nil, "%s for the key %s", what, hex.EncodeToString(sum[:])) }
+	bound := func(what string) []byte {
+		return fmt.Appendf(nil, "%s for the key %s", what, hex.EncodeToString(sum[:]))
+	}
 	return Set{
 		Name: "web",
 		Directories: []Directory{

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"chancery/internal/pki/keyfile"
 )
 
 // The extended attributes that are looked at. A file of ours never has an access control list: its entries would let in
@@ -21,6 +19,9 @@ const (
 	labelAttribute = "security.selinux"
 	listAttribute  = "system.posix_acl_access"
 )
+
+// maxFile bounds a file that is placed or replaced. A CRL of half a million entries fits.
+const maxFile = 32 << 20
 
 // Layer does every operation on files: of the host's below its root, and of the state directory. Operations name one
 // component in an open directory and never follow a link.
@@ -367,7 +368,7 @@ func (d *directory) lookInside(name string, e *entry) error {
 	if err := f.lookAttributes(e); err != nil {
 		return err
 	}
-	e.data, err = f.read(keyfile.MaxFile)
+	e.data, err = f.read(maxFile)
 	return err
 }
 

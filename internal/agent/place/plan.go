@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"chancery/internal/fault"
-	"chancery/internal/pki/keyfile"
 )
 
 // plan is what is to be done to bring the host to a set, found out by reading alone.
@@ -304,9 +303,9 @@ func (pl *plan) resolve(f File, tell bool) (spot, *state, error) {
 	case mode&^0o666 != 0:
 		return spot{}, nil, fault.New(fault.Invalid, "the file %s is to have mode %v: reading and writing bits alone would pass",
 			f.Path, mode)
-	case len(f.Data) > keyfile.MaxFile:
+	case len(f.Data) > maxFile:
 		return spot{}, nil, fault.New(fault.TooLarge, "the file %s would have %d octets; %d would pass", f.Path, len(f.Data),
-			keyfile.MaxFile)
+			maxFile)
 	case f.Link != "" && (f.Link != path.Base(f.Link) || f.Link == "." || f.Link == ".." || f.Link == "/"):
 		return spot{}, nil, fault.New(fault.Invalid, "the link %s is to lead to %q: a name in its own directory would pass",
 			f.Path, f.Link)
