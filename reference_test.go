@@ -330,7 +330,7 @@ func (p *page) roles() {
 }
 
 var (
-	routePattern  = regexp.MustCompile(`op\((get|post|put|patch|del), "([^"]+)", "([^"]+)", (access\.\w+|anyone),\s*"([^"]+)"\)`)
+	routePattern  = regexp.MustCompile(`op\((get|post|put|patch|del), "([^"]+)", "([^"]+)", (access\.\w+|anyone|stranger),\s*"([^"]+)"\)`)
 	actionPattern = regexp.MustCompile(`(\w+)\s+Action = "([^"]+)"`)
 )
 
@@ -342,7 +342,7 @@ func (p *page) operations() {
 	if err != nil {
 		p.Fatal(err)
 	}
-	actions := map[string]string{"anyone": "any known caller"}
+	actions := map[string]string{"anyone": "any known caller", "stranger": "nobody need be known"}
 	permissions, err := os.ReadFile("internal/store/access/permissions.go")
 	if err != nil {
 		p.Fatal(err)

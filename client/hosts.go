@@ -1,6 +1,11 @@
 package client
 
-import "time"
+import (
+	"context"
+	"iter"
+	"net/http"
+	"time"
+)
 
 // The states of a host.
 const (
@@ -166,4 +171,61 @@ type Report struct {
 	ETag         string        `json:"etag,omitempty" doc:"of the desired state that was converged to"`
 	Observations []Observation `json:"observations,omitempty" maxItems:"64"`
 	Message      string        `json:"message,omitempty" maxLength:"2000" doc:"what concerns the whole host: a clock that is off, a checkpoint that went back"`
+}
+
+// HostTokenRequest asks for another join token.
+type HostTokenRequest struct {
+	TokenLife string `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
+}
+
+// ReplaceHostRequest gives a host's name and placements to another machine.
+type ReplaceHostRequest struct {
+	Reason    string `json:"reason,omitempty" maxLength:"32" doc:"why what the old machine holds is revoked when the new one joins; superseded where absent, and keyCompromise revokes it at once"`
+	TokenLife string `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
+}
+
+// HostFilter selects hosts; what is empty selects all that are not removed.
+type HostFilter struct {
+	Pool  string
+	State string // one of the states; removed lists those that are no longer there
+}
+
+// AddHost adds a host, and returns it with its join token.
+func (c *Client) AddHost(ctx context.Context, in AddHostRequest) (*HostToken, error) {
+	var out HostToken
+	return &out, c.do(ctx, post("hosts").with(in), &out)
+}
+
+// Hosts lists hosts: those with a problem first, then by name.
+func (c *Client) Hosts(ctx context.Context, f HostFilter) iter.Seq2[Host, error] {
+	return pages[Host](ctx, c, get("hosts").where(values("pool", f.Pool, "state", f.State)))
+}
+
+// Host shows one.
+func (c *Client) Host(ctx context.Context, name string) (*Host, error) {
+	var out Host
+	return &out, c.do(ctx, get("hosts", name), &out)
+}
+
+// ChangeHost changes a host's names, addresses or placements.
+func (c *Client) ChangeHost(ctx context.Context, name string, in ChangeHostRequest) (*Host, error) {
+	var out Host
+	return &out, c.do(ctx, call{method: http.MethodPatch, path: path("hosts", name)}.with(in), &out)
+}
+
+// RemoveHost ends a host and revokes what it holds, for a reason; an empty one is cessationOfOperation.
+func (c *Client) RemoveHost(ctx context.Context, name, reason string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: path("hosts", name)}.where(values("reason", reason)), nil)
+}
+
+// ReplaceHost makes a token by which another machine takes the host's place.
+func (c *Client) ReplaceHost(ctx context.Context, name string, in ReplaceHostRequest) (*HostToken, error) {
+	var out HostToken
+	return &out, c.do(ctx, post("hosts", name, "replace").with(in), &out)
+}
+
+// NewHostToken makes another join token for a host that has not joined; the one before is no longer good.
+func (c *Client) NewHostToken(ctx context.Context, name string, in HostTokenRequest) (*HostToken, error) {
+	var out HostToken
+	return &out, c.do(ctx, post("hosts", name, "token").with(in), &out)
 }

@@ -30,7 +30,7 @@ import (
 	"chancery/internal/store/settings"
 )
 
-// Options is what a CA works with. All but Entitlements are required.
+// Options is what a CA works with. All but Entitlements and AdmitHost are required.
 type Options struct {
 	DB       *db.DB
 	Keys     *keys.Store
@@ -41,6 +41,10 @@ type Options struct {
 	// Entitlements returns the values of the variables that profiles' patterns may use, such as the names that the
 	// authority knows the caller's host by. Without it, a host is entitled to its own name.
 	Entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
+
+	// AdmitHost refuses, in the transaction that records what a host gets, a host that was removed or may get nothing since
+	// its order was judged. Without it, every host passes.
+	AdmitHost func(ctx context.Context, tx *db.Tx, by access.Principal) error
 }
 
 // CA is the issuing part of the authority, as one node runs it.
@@ -51,6 +55,7 @@ type CA struct {
 	settings     *settings.Store
 	audit        *audit.Log
 	entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
+	admitHost    func(ctx context.Context, tx *db.Tx, by access.Principal) error
 
 	issuers issuerCache
 	rates   rates
@@ -66,7 +71,8 @@ type CA struct {
 
 // New returns a CA. It starts nothing and asks nothing of the database yet.
 func New(o Options) *CA {
-	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements}
+	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements,
+		admitHost: o.AdmitHost}
 	if c.entitlements == nil {
 		c.entitlements = ownName
 	}

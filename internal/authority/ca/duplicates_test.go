@@ -44,7 +44,7 @@ func TestIdentitiesCountForTheirCaller(t *testing.T) {
 		check(t, err)
 		a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = 3 })
 		enrol := func(by access.Principal, subject string) error {
-			_, err := a.IssueIdentity(ctx, by, callersIdentities, Order{PublicKey: spkiOf(t, newKey(t)), Subject: "CN=" + subject})
+			_, err := a.IssueIdentity(ctx, by, callersIdentities, Order{PublicKey: spkiOf(t, newKey(t)), Subject: "CN=" + subject}, nil)
 			return err
 		}
 		for range 3 {

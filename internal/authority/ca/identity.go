@@ -6,12 +6,17 @@ import (
 	"time"
 
 	"chancery/internal/store/access"
+	"chancery/internal/store/db"
 )
+
+// Within writes, in the transaction that records an identity, what must be there exactly if the identity is. It may run
+// twice, and is not run for a repeated call, whose first run it was committed with.
+type Within func(ctx context.Context, tx *db.Tx, issued *Certificate) error
 
 // IssueIdentity issues a certificate of the pool of identities, in the authority's own name for the service or node named.
 // It is the only way to one: whoever could have other keys certified there could pass for others. Who may call is the
-// caller's to decide; here it counts against his rate.
-func (c *CA) IssueIdentity(ctx context.Context, by access.Principal, name string, order Order) (*Certificate, error) {
+// caller's to decide; here it counts against his rate. within may be nil.
+func (c *CA) IssueIdentity(ctx context.Context, by access.Principal, name string, order Order, within Within) (*Certificate, error) {
 	now := time.Now()
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, err
@@ -19,7 +24,7 @@ func (c *CA) IssueIdentity(ctx context.Context, by access.Principal, name string
 	if err := c.withinRate(ctx, by, now); err != nil {
 		return nil, err
 	}
-	order.Pool, order.Profile, order.identity = IdentityPool, IdentityProfile, true
+	order.Pool, order.Profile, order.identity, order.within = IdentityPool, IdentityProfile, true, within
 	return c.planAndIssue(ctx, access.System(name), &order, now)
 }
 

@@ -123,6 +123,7 @@ type signed struct {
 	call        call
 	limits      settings.Limits
 	runs        []int64 // the IDs that the runs of its transaction gave it
+	within      Within  // nil for most
 }
 
 func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
@@ -136,6 +137,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	if s.call, err = issueCall(by, order); err != nil {
 		return nil, err
 	}
+	s.within = order.within
 	defer c.settle(s)
 	var issued *Certificate
 	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
@@ -240,6 +242,11 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	if err := checkKey(ctx, tx, crt.PublicKey()); err != nil {
 		return nil, err
 	}
+	if isHost(by) && c.admitHost != nil {
+		if err := c.admitHost(ctx, tx, by); err != nil {
+			return nil, err
+		}
+	}
 	same, err := c.guard(ctx, tx, by, s, now)
 	if err != nil {
 		return nil, err
@@ -255,6 +262,11 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	}
 	if err := s.call.remember(ctx, tx, answer(crt.ID), now); err != nil {
 		return nil, err
+	}
+	if s.within != nil {
+		if err := s.within(ctx, tx, &crt); err != nil {
+			return nil, err
+		}
 	}
 	sum := sha256.Sum256(crt.DER)
 	err = c.audit.Append(ctx, tx, audit.Event{

@@ -39,15 +39,12 @@ type wish struct {
 	spki    []byte
 	subject cert.Name          // nil: the CSR's
 	names   []cert.GeneralName // nil: the CSR's
+	pool    string             // of a host whose order names none
 }
 
 // plan judges an order as the caller's. It signs nothing and changes nothing.
 func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now time.Time) (*plan, error) {
 	set, err := c.issuersNow(ctx, now)
-	if err != nil {
-		return nil, err
-	}
-	issuer, err := set.forIssuance(order)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +54,20 @@ func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now ti
 	}
 	w, err := c.read(ctx, by, order, s)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.hostOrder(by, order); err != nil {
+		return nil, err
+	}
+	from := *order
+	if w.pool != "" {
+		from.Pool = w.pool
+	}
+	issuer, err := set.forIssuance(&from)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.withinPool(by, issuer); err != nil {
 		return nil, err
 	}
 	p := &plan{issuer: issuer, replaces: order.replaces}

@@ -144,6 +144,7 @@ type Order struct {
 	replaces  *Certificate // what this renews or re-keys
 	responder bool         // of OCSP, which a retired issuer needs too
 	identity  bool         // of IssueIdentity
+	within    Within       // of IssueIdentity
 }
 
 // idBits are the low bits of an ID that tell apart what was issued in the same microsecond.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -37,7 +38,12 @@ func New(d *db.DB, c *ca.CA, a *access.Store) *Service { return &Service{db: d, 
 const (
 	OperatorLife = 30 * 24 * time.Hour
 	NodeLife     = 30 * 24 * time.Hour
+	AgentLife    = 30 * 24 * time.Hour
 )
+
+// Grace is how long after its end an agent's identity still renews itself, if it is not revoked: a host that was off for
+// weeks comes back without a hand.
+const Grace = 30 * 24 * time.Hour
 
 // IssuerOf is the ID of the issuer of identities whose certificate this is.
 func (s *Service) IssuerOf(ctx context.Context, certificate *x509.Certificate) (string, error) {
@@ -60,22 +66,39 @@ func (s *Service) Roots(ctx context.Context) (*x509.CertPool, error) {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	for _, i := range all {
-		if i.Pool != ca.IdentityPool || i.Certificate == nil {
-			continue
-		}
-		for _, c := range append([]*x509.Certificate{i.Certificate}, i.Chain...) {
-			if bytes.Equal(c.RawIssuer, c.RawSubject) {
-				roots.AddCert(c)
-			}
-		}
+	for _, c := range rootsOf(all) {
+		roots.AddCert(c)
 	}
 	return roots, nil
 }
 
-// enroller is the name in which the authority issues identities to callers. What another requested is no identity,
+// RootCertificates are the roots of identities, for those who pin them.
+func (s *Service) RootCertificates(ctx context.Context) ([]*x509.Certificate, error) {
+	all, err := s.ca.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return rootsOf(all), nil
+}
+
+func rootsOf(issuers []*ca.Issuer) []*x509.Certificate {
+	var roots []*x509.Certificate
+	for _, i := range issuers {
+		if i.Pool != ca.IdentityPool || i.Certificate == nil {
+			continue
+		}
+		for _, c := range append([]*x509.Certificate{i.Certificate}, i.Chain...) {
+			if bytes.Equal(c.RawIssuer, c.RawSubject) && !slices.ContainsFunc(roots, c.Equal) {
+				roots = append(roots, c)
+			}
+		}
+	}
+	return roots
+}
+
+// Enroller is the name in which the authority issues identities to callers. What another requested is no identity,
 // whichever issuer signed it.
-const enroller = "identity"
+const Enroller = "identity"
 
 // Good refuses a certificate of the issuer that proves nobody: one that is revoked or on hold, or not in the record; one
 // that this package did not issue to a caller; one that a later one for its key has replaced. Whatever ended one of the
@@ -88,7 +111,7 @@ func (s *Service) Good(ctx context.Context, issuerID string, serial *big.Int) er
 	if err := live(found); err != nil {
 		return err
 	}
-	if found.Requester != access.System(enroller).ID {
+	if found.Requester != access.System(Enroller).ID {
 		return fault.New(fault.Denied, "certificate %s was not issued as a caller's identity", cert.FormatSerial(serial))
 	}
 	bound, err := s.access.Identity(ctx, issuerID, found.PublicKey())
@@ -122,7 +145,7 @@ func (s *Service) unspoilt(ctx context.Context, issuerID string, bound access.Bo
 }
 
 func (s *Service) find(ctx context.Context, issuerID string, serial *big.Int) (*ca.Certificate, error) {
-	return s.ca.Find(ctx, access.System(enroller), ca.Ref{Issuer: issuerID, Serial: serial})
+	return s.ca.Find(ctx, access.System(Enroller), ca.Ref{Issuer: issuerID, Serial: serial})
 }
 
 func live(c *ca.Certificate) error {
@@ -154,10 +177,10 @@ func (s *Service) Enrol(ctx context.Context, by, principal access.Principal, csr
 	if err := errors.Join(bound.FreeFor(principal.ID), s.unspoilt(ctx, issuer.ID, bound, request.SPKI)); err != nil {
 		return nil, fmt.Errorf("enrol %s: %w", principal.Name, err)
 	}
-	issued, err := s.ca.IssueIdentity(ctx, by, enroller, ca.Order{
+	issued, err := s.ca.IssueIdentity(ctx, by, Enroller, ca.Order{
 		IdempotencyKey: scoped(idempotencyKey, principal.ID), Issuer: issuer.ID,
 		PublicKey: request.SPKI, Subject: cert.CommonName(principal.Name).String(), Validity: OperatorLife,
-	})
+	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("enrol %s: %w", principal.Name, err)
 	}
@@ -189,6 +212,25 @@ func mayEnrol(by, principal access.Principal) error {
 	return nil
 }
 
+// IssueAgent gives the machine that is a host its identity, whose only name is the host's. next is the principal that it is
+// for, which within maps it to; by is whose rate it counts against. within is run in the transaction that records it.
+func (s *Service) IssueAgent(ctx context.Context, by access.Principal, next string, spki []byte, idempotencyKey string, within ca.Within) (*ca.Certificate, error) {
+	issuer, err := s.issuer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bound, err := s.access.Identity(ctx, issuer.ID, spki)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	if err := errors.Join(bound.FreeFor(next), s.unspoilt(ctx, issuer.ID, bound, spki)); err != nil {
+		return nil, err
+	}
+	return s.ca.IssueIdentity(ctx, by, Enroller, ca.Order{
+		IdempotencyKey: idempotencyKey, Issuer: issuer.ID, PublicKey: spki, Subject: cert.CommonName(by.Name).String(), Validity: AgentLife,
+	}, within)
+}
+
 // scoped keeps callers' keys apart, who all enrol in the authority's own name.
 func scoped(key, principal string) string {
 	if key == "" {
@@ -210,7 +252,7 @@ func (s *Service) Serve(ctx context.Context, node string, key crypto.PublicKey, 
 	issued, err := s.ca.IssueIdentity(ctx, access.System(node), node, ca.Order{
 		Issuer: issuer.ID, PublicKey: spki,
 		Subject: cert.CommonName(node).String(), Names: names, Validity: NodeLife,
-	})
+	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("issue the TLS certificate of node %s: %w", node, err)
 	}

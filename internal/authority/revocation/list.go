@@ -121,6 +121,31 @@ func (s *Service) Current(ctx context.Context, nameOrID string, scope Scope) (*L
 	return l, err
 }
 
+// Numbered is what tells one complete CRL of an issuer from the next.
+type Numbered struct {
+	Number     string
+	NextUpdate time.Time
+}
+
+// CurrentNumbers returns the complete CRL in force of each issuer, by the issuer's ID; one without a CRL is not in it.
+func CurrentNumbers(ctx context.Context, tx *db.Tx) (map[string]Numbered, error) {
+	rows, err := tx.Query(ctx, `SELECT issuer, number, next_update FROM crl WHERE scope = 'complete' AND state = 'current'`)
+	if err != nil {
+		return nil, fmt.Errorf("read the numbers of the current CRLs: %w", err)
+	}
+	defer rows.Close()
+	numbers := make(map[string]Numbered)
+	for rows.Next() {
+		var issuer, number string
+		var next int64
+		if err := rows.Scan(&issuer, &number, &next); err != nil {
+			return nil, fmt.Errorf("read the numbers of the current CRLs: %w", err)
+		}
+		numbers[issuer] = Numbered{number, db.FromMicros(next)}
+	}
+	return numbers, rows.Err()
+}
+
 // currentList returns nil where there is none.
 func currentList(ctx context.Context, tx *db.Tx, issuer string, scope Scope) (*List, error) {
 	l, err := scanList(tx.QueryRow(ctx, `SELECT `+listColumns+` FROM crl

@@ -195,6 +195,7 @@ func (n *node) run(ctx context.Context) error {
 		case <-failed.Done():
 		}
 		notify(n.logger, daemon.SdNotifyStopping)
+		n.services.Hosts.EndWaits()
 		defer stopLoops()
 		return n.shutdown()
 	})
@@ -212,11 +213,12 @@ func (n *node) run(ctx context.Context) error {
 // loops are what a node does besides answering.
 func (n *node) loops() []func(context.Context) error {
 	s := n.services
-	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, logger: n.logger}
+	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, logger: n.logger}
 	return []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
-		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow, collectSeldom,
+		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow,
+		collectSeldom,
 	}
 }
 

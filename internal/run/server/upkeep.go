@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fleet/host"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -56,6 +58,7 @@ type pruner struct {
 	settings *settings.Store
 	access   *access.Store
 	ca       *ca.CA
+	hosts    *host.Service
 	logger   *slog.Logger
 }
 
@@ -88,7 +91,10 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 	if err := whole(func() (int64, error) { return p.access.PruneTokens(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
-	if err := whole(func() (int64, error) { return p.access.PruneIdentities(ctx, now, pruneRows) }); err != nil {
+	if err := whole(func() (int64, error) { return p.access.PruneIdentities(ctx, now.Add(-identity.Grace), pruneRows) }); err != nil {
+		return err
+	}
+	if err := whole(func() (int64, error) { return p.hosts.Prune(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
 	_, err = p.ca.Prune(ctx)

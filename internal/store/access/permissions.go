@@ -22,6 +22,8 @@ const (
 	ReadPools         Action = "pool.read"
 	ManagePools       Action = "pool.manage"
 	ManageHosts       Action = "host.manage"
+	ReadHosts         Action = "host.read"
+	ActAsHost         Action = "host.act"
 	ReadAudit         Action = "audit.read"
 	SignCheckpoint    Action = "audit.checkpoint"
 	ReadSettings      Action = "settings.read"
@@ -62,6 +64,8 @@ func Permissions() []Permission {
 		{ReadPools, everyone, "list and read pools"},
 		{ManagePools, []Role{Admin}, "add and change pools"},
 		{ManageHosts, []Role{Admin, Operator}, "add, change and remove hosts and what they hold"},
+		{ReadHosts, staff, "list hosts, what each shall hold and what was seen there"},
+		{ActAsHost, []Role{Host}, "fetch what one shall hold, report what one holds, renew one's identity as an agent"},
 		{ReadAudit, []Role{Admin, Auditor}, "search and export the audit record, fetch checkpoints"},
 		{SignCheckpoint, []Role{Admin, Auditor}, "have a checkpoint of the audit record signed now"},
 		{ReadSettings, staff, "read the settings"},

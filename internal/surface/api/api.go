@@ -46,6 +46,7 @@ type Server struct {
 	operators *problem.RateLimiter
 	hosts     *problem.RateLimiter
 	strangers *problem.RateLimiter // by address, for those who did not prove who they are
+	joins     *problem.RateLimiter // by address, for machines that join: many of them may stand behind one
 }
 
 // Options are what the API needs beside the services.
@@ -79,7 +80,7 @@ func New(services *setup.Services, o Options) (*Server, error) {
 		names:     &names{access: services.Access},
 		expensive: problem.NewGate(max(o.Expensive, 1), 5*time.Second),
 		operators: problem.NewRateLimiter(0, 1, callers), hosts: problem.NewRateLimiter(0, 1, callers),
-		strangers: problem.NewRateLimiter(20, 200, callers),
+		strangers: problem.NewRateLimiter(20, 200, callers), joins: problem.NewRateLimiter(200, 4000, callers),
 	}
 	s.huma = humago.New(s.mux, configuration(o.Version))
 	s.routes()
@@ -114,7 +115,8 @@ func configuration(version string) huma.Config {
 			OpenAPI: "3.1.0",
 			Info: &huma.Info{
 				Title: "Chancery", Version: version,
-				Description: "The API of a Chancery node. Callers prove who they are by a client certificate under the identity root, or by a token.",
+				Description: "The API of a Chancery node. Callers prove who they are by a client certificate under the identity root, or by a token; " +
+					"operations without security are for machines that join.",
 			},
 			Components: &huma.Components{
 				Schemas: schemas,

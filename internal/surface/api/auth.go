@@ -44,8 +44,8 @@ const (
 	maxIdentity = 1 << 14
 )
 
-// principal is the caller of r, and how he proved it.
-func (a *authenticator) principal(r *http.Request, now time.Time) (access.Principal, string, error) {
+// principal is the caller of r, and how he proved it. A certificate that ended within the grace still proves him.
+func (a *authenticator) principal(r *http.Request, now time.Time, grace time.Duration) (access.Principal, string, error) {
 	certificates, proxied, err := a.certificates(r)
 	if err != nil {
 		return access.Principal{}, "", err
@@ -61,6 +61,10 @@ func (a *authenticator) principal(r *http.Request, now time.Time) (access.Princi
 		p, err := a.access.Authenticate(r.Context(), strings.TrimSpace(token))
 		return p, "token", err
 	case len(certificates) > 0:
+		if ended := now.Sub(certificates[0].NotAfter); ended > 0 && ended <= grace {
+			p, err := a.ended(r.Context(), certificates)
+			return p, "ended-certificate", err
+		}
 		id, err := a.identity(r.Context(), certificates, now)
 		if err != nil {
 			return access.Principal{}, "", err
@@ -148,10 +152,7 @@ func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, 
 	if err != nil {
 		return proven{}, err
 	}
-	if err := a.identities.Good(ctx, issuer, leaf.SerialNumber); err != nil {
-		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
-			return proven{}, unproven("it is revoked, on hold or not in the record")
-		}
+	if err := a.good(ctx, issuer, leaf); err != nil {
 		return proven{}, err
 	}
 	id = proven{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now}
@@ -162,6 +163,29 @@ func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, 
 	}
 	a.checked[key] = id
 	return id, nil
+}
+
+// ended is the caller whose certificate has ended, and was good until then. The key is proven as ever: TLS takes it from the
+// handshake and not from the certificate's dates. Nothing of it is remembered.
+func (a *authenticator) ended(ctx context.Context, path []*x509.Certificate) (access.Principal, error) {
+	leaf := path[0]
+	issuer, err := a.verify(ctx, path, leaf.NotAfter)
+	if err != nil {
+		return access.Principal{}, err
+	}
+	if err := a.good(ctx, issuer, leaf); err != nil {
+		return access.Principal{}, err
+	}
+	return a.access.AuthenticateCertificate(ctx, issuer, leaf.RawSubjectPublicKeyInfo)
+}
+
+// good refuses a certificate that is revoked, on hold or not the caller's any more.
+func (a *authenticator) good(ctx context.Context, issuer string, leaf *x509.Certificate) error {
+	err := a.identities.Good(ctx, issuer, leaf.SerialNumber)
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
+		return unproven("it is revoked, on hold or not in the record")
+	}
+	return err
 }
 
 // verify checks the path up to the identity root, and returns the ID of the issuer.
@@ -200,13 +224,21 @@ func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, no
 
 func unproven(format string, args ...any) error {
 	return fault.New(fault.Unauthenticated, "the client certificate does not prove who calls: "+format, args...).
-		WithHint("renew the identity: chancery operator enrol")
+		WithHint("renew the identity: chancery operator enrol; an agent renews its own, up to 30 days after its end, and after that, or where it " +
+			"was revoked, chancery host replace NAME lets its machine join anew")
 }
 
 // authorize lets a request through whose caller may do what the route does, and has not asked too often.
 func (s *Server) authorize(ctx context.Context, c *call, r route) (context.Context, error) {
 	now := time.Now()
-	p, how, err := s.auth.principal(c.r, now)
+	if r.action == stranger {
+		return ctx, s.admitStranger(c, now)
+	}
+	grace := time.Duration(0)
+	if r.lateRenewal {
+		grace = identity.Grace
+	}
+	p, how, err := s.auth.principal(c.r, now, grace)
 	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
 			from, _ := problem.Address(c.r.RemoteAddr)

@@ -26,13 +26,18 @@ type route struct {
 	body         int64         // the largest body; the default where it is 0
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
+	lateRenewal  bool          // a certificate that has ended proves its owner here for a while; see identity.Grace
 	media        []string
 	takesBody    bool
 	json         reflect.Type // what the answer is where media has JSON
 }
 
-// anyone is the action of what every known caller may do.
-const anyone access.Action = "anyone"
+const (
+	// anyone is the action of what every known caller may do.
+	anyone access.Action = "anyone"
+	// stranger is the action of what callers do who are not known yet. Such calls are counted by address.
+	stranger access.Action = "stranger"
+)
 
 // register puts an operation into the table, the mux and the OpenAPI document. The order for each request: who calls,
 // may he, does he ask too often, and only then is the body read and decoded.
@@ -51,6 +56,9 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 		op.MaxBodyBytes = smallBody
 	}
 	op.BodyReadTimeout += time.Duration(op.MaxBodyBytes/minRate) * time.Second
+	if r.action == stranger {
+		op.Security = nil // the document asks for nothing as a whole, so none is needed here
+	}
 	if len(r.media) > 0 {
 		s.describeMedia(&op, r)
 	}
@@ -86,6 +94,7 @@ func rolesFor(action access.Action) []access.Role {
 const (
 	smallBody   = 64 << 10
 	csrBody     = 512 << 10 // a CSR of the settings' limit in PEM, with names and a template beside it
+	reportBody  = 1 << 20 // of 64 placements, each with its files and facts
 	uploadBody  = 16<<20 + 4096
 	bodyTimeout = 10 * time.Second
 	minRate     = 64 << 10 // octets a second that a large body must come at, or be cut off

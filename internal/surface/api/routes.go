@@ -44,11 +44,15 @@ func (r route) long() route { r.streams = true; return r }
 // streaming says that the answer is written as it comes.
 func (r route) streaming(media ...string) route { r.media, r.streams = media, true; return r }
 
+// late says that a certificate that has ended proves its owner for a while.
+func (r route) late() route { r.lateRenewal = true; return r }
+
 // routes is the whole surface.
 func (s *Server) routes() {
 	s.certificateRoutes()
 	s.issuerRoutes()
 	s.profileRoutes()
+	s.hostRoutes()
 	s.operatorRoutes()
 	s.authorityRoutes()
 }
@@ -127,6 +131,33 @@ func (s *Server) issuerRoutes() {
 		"Show a pool"), s.showPool)
 	register(s, op(post, "/pools/{name}/root", "pool-complete", access.ManagePools,
 		"Bring in what the pool's root signed").upTo(csrBody), s.completePool)
+}
+
+func (s *Server) hostRoutes() {
+	register(s, op(get, "/hosts", "host-list", access.ReadHosts,
+		"List hosts, those with a problem first"), s.listHosts)
+	register(s, op(post, "/hosts", "host-add", access.ManageHosts,
+		"Add a host; its join token is shown once").creates().upTo(csrBody), s.addHost)
+	register(s, op(get, "/hosts/{name}", "host-show", access.ReadHosts,
+		"Show a host"), s.showHost)
+	register(s, op(patch, "/hosts/{name}", "host-set", access.ManageHosts,
+		"Change a host's names, addresses or placements").upTo(csrBody), s.setHost)
+	register(s, op(del, "/hosts/{name}", "host-remove", access.ManageHosts,
+		"Remove a host, and revoke what it holds"), s.removeHost)
+	register(s, op(post, "/hosts/{name}/replace", "host-replace", access.ManageHosts,
+		"Give a host's name and placements to another machine; its join token is shown once").creates(), s.replaceHost)
+	register(s, op(post, "/hosts/{name}/token", "host-token", access.ManageHosts,
+		"Make another join token for a host that has not joined").creates(), s.newHostToken)
+	register(s, op(get, "/join/roots", "join-roots", stranger,
+		"The roots of identities; who joins takes the one whose SHA-256 its token names").answers(mediaPEM), s.joinRoots)
+	register(s, op(post, "/join", "join", stranger,
+		"Redeem a join token for an identity").creates(), s.join)
+	register(s, op(post, "/agent/identity", "agent-identity", access.ActAsHost,
+		"Renew an agent's identity, up to 30 days after its end").creates().late(), s.renewAgentIdentity)
+	register(s, op(get, "/agent/desired", "agent-desired", access.ActAsHost,
+		"What the calling host shall hold; waits for a change from what If-None-Match names").long(), s.showDesired)
+	register(s, op(post, "/agent/report", "agent-report", access.ActAsHost,
+		"Report what the calling host holds and serves").upTo(reportBody), s.report)
 }
 
 func (s *Server) profileRoutes() {

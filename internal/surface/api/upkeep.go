@@ -39,7 +39,7 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 			Name: i.Name, State: string(i.State), NotAfter: i.NotAfter, CRLNumber: i.Number, ThisUpdate: i.ThisUpdate, NextUpdate: i.NextUpdate,
 		}
 		if !i.ThisUpdate.IsZero() {
-			is.CRLAge = st.Time.Sub(i.ThisUpdate).Round(time.Second).String()
+			is.CRLAge = cert.Duration(st.Time.Sub(i.ThisUpdate).Round(time.Second)).String()
 		}
 		w.Issuers = append(w.Issuers, is)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"golang.org/x/time/rate"
 )
 
@@ -59,6 +60,12 @@ func (l *RateLimiter) Take(caller string, now time.Time) error {
 	}
 	r.CancelAt(now)
 	return RateError(wait, "%q made more than %d calls at once and more than %v a second", caller, b.Burst(), float64(b.Limit()))
+}
+
+// Spent reports whether a caller's bucket is empty, and takes nothing from it.
+func (l *RateLimiter) Spent(caller string, now time.Time) bool {
+	b := l.bucket(caller)
+	return b != nil && b.TokensAt(now) < 1
 }
 
 // bucket is the caller's; nil where there is no limit.
@@ -122,7 +129,7 @@ func (e waitError) RetryAfter() time.Duration { return e.wait }
 
 // RateError refuses with a time to come back.
 func RateError(wait time.Duration, format string, args ...any) error {
-	e := fault.New(fault.RateLimited, format, args...).WithHint("wait %v before the next call", wait.Round(time.Millisecond))
+	e := fault.New(fault.RateLimited, format, args...).WithHint("wait %v before the next call", cert.Duration(wait.Round(time.Millisecond)))
 	return waitError{refusal: e, wait: max(wait, time.Millisecond)}
 }
 
@@ -154,7 +161,7 @@ func (g *Gate) Enter(ctx context.Context) (leave func(), err error) {
 	case <-ctx.Done():
 		return nil, fault.New(fault.Unavailable, "the caller left while it waited its turn")
 	case <-t.C:
-		return nil, fault.New(fault.Unavailable, "%d such calls run already, and none ended within %v", cap(g.slots), g.wait)
+		return nil, fault.New(fault.Unavailable, "%d such calls run already, and none ended within %v", cap(g.slots), cert.Duration(g.wait))
 	}
 }
 

@@ -9,10 +9,12 @@ import (
 	"context"
 	"log/slog"
 
+	"chancery/internal/agent/recipe"
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/identity"
 	"chancery/internal/authority/profile"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -34,6 +36,7 @@ type Services struct {
 	Identity   *identity.Service
 	Revocation *revocation.Service
 	Pools      *pool.Service
+	Hosts      *host.Service
 }
 
 // Assemble puts the services of the named node together. It starts nothing.
@@ -44,10 +47,19 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	}
 	s := &Services{DB: d, Audit: log, Settings: settings.New(d, log), Keys: keys.New(d, log, node, key), Access: access.New(d, log)}
 	s.Profiles = profile.New(d, log)
-	s.CA = ca.New(ca.Options{DB: d, Keys: s.Keys, Profiles: s.Profiles, Settings: s.Settings, Audit: log})
+	s.CA = ca.New(ca.Options{
+		DB: d, Keys: s.Keys, Profiles: s.Profiles, Settings: s.Settings, Audit: log,
+		// Hosts are made further down, since they need the CA; nothing is issued before.
+		Entitlements: func(ctx context.Context, by access.Principal) (map[string][]string, error) { return s.Hosts.Entitlements(ctx, by) },
+		AdmitHost:    func(ctx context.Context, tx *db.Tx, by access.Principal) error { return s.Hosts.AdmitHost(ctx, tx, by) },
+	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
+	s.Hosts = host.New(host.Options{
+		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
+		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin,
+	})
 	return s, nil
 }
 

@@ -1,0 +1,147 @@
+package host
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// MaxWait is how long a call for the desired state may wait for a change.
+const MaxWait = 5 * time.Minute
+
+// maxRevoked bounds the serials of a host's revoked certificates that it is told of.
+const maxRevoked = 100
+
+// Desired returns what a host shall hold. Where that is still what has the etag, it waits for a change, and returns nil when
+// there was none for so long, or when the node ends.
+func (s *Service) Desired(ctx context.Context, by access.Principal, etag string, wait time.Duration) (*client.Desired, error) {
+	if err := by.May(access.ActAsHost); err != nil {
+		return nil, err
+	}
+	if wait < 0 || wait > MaxWait {
+		return nil, fault.New(fault.Invalid, "a wait of %v was asked for; up to %v can be had", wait, MaxWait).At("query wait")
+	}
+	var timer *time.Timer
+	var w *waiter
+	for {
+		now := time.Now()
+		desired, host, err := s.desired(ctx, by, now)
+		if err != nil {
+			return nil, err
+		}
+		if w == nil {
+			s.noteSeen(host, now)
+		}
+		if desired.ETag != etag {
+			return desired, s.addCheckpoint(ctx, desired, now)
+		}
+		if wait == 0 {
+			return nil, nil
+		}
+		if w == nil {
+			w = &waiter{host: host, principal: by.ID, pool: desired.Pool, woken: make(chan struct{}, 1)}
+			if !s.waiting.enter(w) {
+				return nil, nil // the node ends
+			}
+			defer s.waiting.leave(w)
+			timer = time.NewTimer(wait)
+			defer timer.Stop()
+			continue // what changed before it waited woke nobody
+		}
+		desired = nil // thousands wait here, and should hold nothing meanwhile
+		select {
+		case <-w.woken:
+		case <-timer.C:
+			return nil, nil
+		case <-s.waiting.ended:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "the caller left while it waited")
+		}
+	}
+}
+
+// desired is what a host shall hold now, without the checkpoint.
+func (s *Service) desired(ctx context.Context, by access.Principal, now time.Time) (*client.Desired, string, error) {
+	d := &client.Desired{}
+	var host string
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		*d = client.Desired{}
+		r, err := ofPrincipal(ctx, tx, by.ID)
+		if err != nil {
+			return err
+		}
+		if r == nil || !r.removed.IsZero() {
+			return noHost(by)
+		}
+		host, d.Host, d.Pool = r.id, r.name, r.pool
+		if d.DNS, d.IP, err = namesOf(ctx, tx, r.id); err != nil {
+			return err
+		}
+		serials, err := ca.RevokedOf(ctx, tx, by.ID, now, maxRevoked)
+		if err != nil {
+			return err
+		}
+		var revoked []string
+		for _, serial := range serials {
+			revoked = append(revoked, cert.FormatSerial(serial))
+		}
+		all, err := readPlacements(ctx, tx, `host = $1`, r.id)
+		for _, p := range all {
+			d.Placements = append(d.Placements, client.DesiredPlacement{PlacementOrder: p.PlacementOrder, Revoked: revoked})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	text, err := json.Marshal(d)
+	if err != nil {
+		return nil, "", err
+	}
+	trust, err := s.trustOf(ctx, d.Pool, now)
+	if err != nil {
+		return nil, "", err
+	}
+	// The trust set is large and the same for a whole pool, so its hash stands for it.
+	sum := sha256.Sum256(append(text, trust.hash[:]...))
+	d.ETag, d.Trust = hex.EncodeToString(sum[:16]), trust.set
+	return d, host, nil
+}
+
+// checkpointAge is how old the checkpoint that is handed out may be, beside its own age.
+const checkpointAge = 10 * time.Second
+
+// addCheckpoint adds the newest checkpoint of the audit. It is no part of the ETag: it changes every few minutes, and nothing
+// is to be done about it.
+func (s *Service) addCheckpoint(ctx context.Context, d *client.Desired, now time.Time) error {
+	s.mu.Lock()
+	text, age := s.checkpoint, now.Sub(s.checked)
+	s.mu.Unlock()
+	if age < 0 || age >= checkpointAge {
+		signed, err := s.Audit.Newest(ctx)
+		switch {
+		case fault.Is(err, fault.NotFound):
+			text = "" // none was signed yet
+		case err != nil:
+			return fmt.Errorf("read the newest checkpoint: %w", err)
+		default:
+			text = string(signed.Raw)
+		}
+		s.mu.Lock()
+		s.checkpoint, s.checked = text, now
+		s.mu.Unlock()
+	}
+	d.Checkpoint = text
+	return nil
+}

@@ -1,0 +1,126 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// maxObservation bounds what is kept of one placement, in octets of JSON.
+const maxObservation = 64 << 10
+
+// Report takes what an agent saw. Only what is another than before is written: an agent that finds all in place costs the
+// store nothing. What concerns a placement that the host no longer has is left out.
+func (s *Service) Report(ctx context.Context, by access.Principal, in client.Report) error {
+	if err := by.May(access.ActAsHost); err != nil {
+		return err
+	}
+	now := time.Now()
+	seen, err := encodeObservations(in.Observations)
+	if err != nil {
+		return err
+	}
+	var r *row
+	var news []observation
+	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		r, news, err = compare(ctx, tx, by, seen)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.noteSeen(r.id, now)
+	if len(news) == 0 && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
+		return nil
+	}
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		r, news, err := compare(ctx, tx, by, seen)
+		if err != nil {
+			return err
+		}
+		for _, o := range news {
+			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4 WHERE host = $5 AND name = $6`,
+				o.State, moment(o.NotAfter), o.text, db.Micros(now), r.id, o.Placement)
+			if err != nil {
+				return fmt.Errorf("write what was observed of placement %s: %w", o.Placement, err)
+			}
+		}
+		if r.state != client.HostSuspect { // why it is suspect is not the agent's to change
+			r.message = in.Message
+		}
+		if err := r.judge(ctx, tx); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE host SET agent = $1, message = $2, problem = $3 WHERE id = $4`, in.Agent, r.message, bit(r.problem), r.id)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("take the report of host %s: %w", by.Name, err)
+	}
+	return nil
+}
+
+// observation is one of a report with its stored form.
+type observation struct {
+	client.Observation
+	text string // JSON, without the time
+}
+
+func encodeObservations(reported []client.Observation) ([]observation, error) {
+	if len(reported) > maxPlacements {
+		return nil, fault.New(fault.TooLarge, "%d observations were reported; at most %d pass", len(reported), maxPlacements)
+	}
+	var seen []observation
+	for _, o := range reported {
+		switch o.State {
+		case client.PlacementPending, client.PlacementServed, client.PlacementPlaced, client.PlacementDown, client.PlacementFailed:
+		default:
+			return nil, fault.New(fault.Invalid, "state %.40q of a placement is not one of pending, served, placed, down, failed", o.State).At("/observations")
+		}
+		kept := o
+		kept.At = time.Time{} // it differs each time, and the store has the time of the change
+		text, err := json.Marshal(kept)
+		if err != nil {
+			return nil, err
+		}
+		if len(text) > maxObservation {
+			return nil, fault.New(fault.TooLarge, "what was observed of placement %.64q has %d octets; at most %d pass", o.Placement, len(text),
+				maxObservation).At("/observations")
+		}
+		if slices.ContainsFunc(seen, func(other observation) bool { return other.Placement == o.Placement }) {
+			return nil, fault.New(fault.Invalid, "placement %.64q is reported twice", o.Placement).At("/observations")
+		}
+		seen = append(seen, observation{o, string(text)})
+	}
+	return seen, nil
+}
+
+// compare finds the caller's host, and what of a report is new.
+func compare(ctx context.Context, tx *db.Tx, by access.Principal, seen []observation) (*row, []observation, error) {
+	r, err := ofPrincipal(ctx, tx, by.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r == nil || !r.removed.IsZero() {
+		return nil, nil, noHost(by)
+	}
+	there, err := readPlacements(ctx, tx, `host = $1`, r.id)
+	if err != nil {
+		return nil, nil, err
+	}
+	var news []observation
+	for _, o := range seen {
+		i := slices.IndexFunc(there, func(p placed) bool { return p.Name == o.Placement })
+		if i >= 0 && (there[i].observed != o.text || there[i].Observed.State != o.State) {
+			news = append(news, o)
+		}
+	}
+	return r, news, nil
+}

@@ -1,0 +1,226 @@
+package host
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+)
+
+// row is a row of host.
+type row struct {
+	id, name, pool, principal, state, message string
+	problem                                   bool
+	generation                                int64
+	identityIssuer, identitySerial            string // the serial in hexadecimal
+	identitySPKI                              []byte // its SHA-256
+	identityEnds                              time.Time
+	agent                                     string
+	created, joined, removed                  time.Time
+}
+
+const hostColumns = `host.id, host.name, host.pool, host.principal, host.state, host.message, host.problem, host.generation,
+	host.identity_issuer, host.identity_serial, host.identity_spki, host.identity_ends, host.agent, host.created_at, host.joined_at, host.removed_at`
+
+func scanRow(scan func(...any) error) (*row, error) {
+	var r row
+	var problem, ends, created, joined, removed int64
+	err := scan(&r.id, &r.name, &r.pool, &r.principal, &r.state, &r.message, &problem, &r.generation, &r.identityIssuer,
+		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed)
+	if err != nil {
+		return nil, err
+	}
+	r.problem, r.created = problem != 0, db.FromMicros(created)
+	for _, t := range []struct {
+		to *time.Time
+		us int64
+	}{{&r.identityEnds, ends}, {&r.joined, joined}, {&r.removed, removed}} {
+		if t.us != 0 {
+			*t.to = db.FromMicros(t.us)
+		}
+	}
+	return &r, nil
+}
+
+// find returns nil where there is none.
+func find(ctx context.Context, tx *db.Tx, where string, args ...any) (*row, error) {
+	r, err := scanRow(tx.QueryRow(ctx, `SELECT `+hostColumns+` FROM host WHERE `+where, args...).Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a host: %w", err)
+	}
+	return r, nil
+}
+
+// named finds the host that has a name now.
+func named(ctx context.Context, tx *db.Tx, name string) (*row, error) {
+	r, err := find(ctx, tx, `host.name = $1 AND host.removed_at = 0`, strings.ToLower(name))
+	if err == nil && r == nil {
+		err = fault.New(fault.NotFound, "there is no host %q", name).WithHint("chancery host list")
+	}
+	return r, err
+}
+
+func ofPrincipal(ctx context.Context, tx *db.Tx, principal string) (*row, error) {
+	return find(ctx, tx, `host.principal = $1`, principal)
+}
+
+// insert writes a new row.
+func (r *row) insert(ctx context.Context, tx *db.Tx) error {
+	change, err := nextChange(ctx, tx)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO host (id, name, pool, principal, state, message, problem, generation, identity_issuer, identity_serial,
+		identity_spki, identity_ends, agent, change, created_at, joined_at, removed_at)
+		VALUES ($1, $2, $3, $4, $5, '', 0, 0, '', '', $6, 0, '', $7, $8, 0, 0)`,
+		r.id, r.name, r.pool, r.principal, r.state, []byte{}, change, db.Micros(r.created))
+	return err
+}
+
+// update writes what changes in a host's life, and numbers the change so that all nodes see it.
+func (r *row) update(ctx context.Context, tx *db.Tx) error {
+	change, err := nextChange(ctx, tx)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `UPDATE host SET principal = $1, state = $2, message = $3, problem = $4, generation = $5, identity_issuer = $6,
+		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13 WHERE id = $14`,
+		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
+		r.agent, change, moment(r.joined), moment(r.removed), r.id)
+	if err != nil {
+		return fmt.Errorf("write host %s: %w", r.name, err)
+	}
+	return nil
+}
+
+// nextChange numbers a change of what a host shall hold. The row makes changes follow each other, so that who saw change n
+// has seen all before it.
+func nextChange(ctx context.Context, tx *db.Tx) (int64, error) {
+	var change int64
+	err := tx.QueryRow(ctx, `INSERT INTO host_change (id, change) VALUES (1, 1)
+		ON CONFLICT (id) DO UPDATE SET change = host_change.change + 1 RETURNING change`).Scan(&change)
+	if err != nil {
+		return 0, fmt.Errorf("number the change: %w", err)
+	}
+	return change, nil
+}
+
+func bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func moment(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return db.Micros(t)
+}
+
+// namesOf returns the DNS names and the addresses of a host.
+func namesOf(ctx context.Context, tx *db.Tx, id string) (dns, addresses []string, err error) {
+	rows, err := tx.Query(ctx, `SELECT kind, name FROM host_name WHERE host = $1 ORDER BY position`, id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the names of a host: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var kind, name string
+		if err := rows.Scan(&kind, &name); err != nil {
+			return nil, nil, fmt.Errorf("read the names of a host: %w", err)
+		}
+		if kind == "ip" {
+			addresses = append(addresses, name)
+		} else {
+			dns = append(dns, name)
+		}
+	}
+	return dns, addresses, rows.Err()
+}
+
+// placed is a placement as its row has it.
+type placed struct {
+	host string
+	client.Placement
+	observed string // JSON, without the time
+}
+
+const placementColumns = `host, name, recipe, parameters, state, observed, observed_at`
+
+func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) ([]placed, error) {
+	rows, err := tx.Query(ctx, `SELECT `+placementColumns+` FROM host_placement WHERE `+where+` ORDER BY host, position`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read placements: %w", err)
+	}
+	defer rows.Close()
+	var all []placed
+	for rows.Next() {
+		var p placed
+		var parameters, state string
+		var at int64
+		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at); err != nil {
+			return nil, fmt.Errorf("read placements: %w", err)
+		}
+		if err := json.Unmarshal([]byte(parameters), &p.Parameters); err != nil {
+			return nil, fmt.Errorf("read the parameters of placement %s: %w", p.Name, err)
+		}
+		if p.observed != "" {
+			if err := json.Unmarshal([]byte(p.observed), &p.Observed); err != nil {
+				return nil, fmt.Errorf("read what was observed of placement %s: %w", p.Name, err)
+			}
+		}
+		p.Observed.Placement, p.Observed.State = p.Name, state
+		if at != 0 {
+			p.Observed.At = db.FromMicros(at)
+		}
+		all = append(all, p)
+	}
+	return all, rows.Err()
+}
+
+// putPlacements makes a host's placements those given. What was observed of one stays; one whose order changed is pending
+// until its agent has reported anew.
+func putPlacements(ctx context.Context, tx *db.Tx, id string, orders []client.PlacementOrder) error {
+	there, err := readPlacements(ctx, tx, `host = $1`, id)
+	if err != nil {
+		return err
+	}
+	before := map[string]placed{}
+	for _, p := range there {
+		before[p.Name] = p
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM host_placement WHERE host = $1`, id); err != nil {
+		return err
+	}
+	for i, order := range orders {
+		parameters, err := json.Marshal(order.Parameters)
+		if err != nil {
+			return err
+		}
+		state, observed, at, notAfter := client.PlacementPending, "", int64(0), int64(0)
+		if old, ok := before[order.Name]; ok && old.Recipe == order.Recipe {
+			observed, at, notAfter = old.observed, moment(old.Observed.At), moment(old.Observed.NotAfter)
+			if same, err := json.Marshal(old.Parameters); err == nil && string(same) == string(parameters) {
+				state = old.Observed.State
+			}
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, id, order.Name, order.Recipe, string(parameters), int64(i), state, notAfter, observed, at)
+		if err != nil {
+			return fmt.Errorf("write placement %s: %w", order.Name, err)
+		}
+	}
+	return nil
+}

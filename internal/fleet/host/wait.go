@@ -1,0 +1,89 @@
+package host
+
+import "sync"
+
+// waiters are the calls that wait for a change on this node. Ten thousand may: each has a channel and three words here.
+type waiters struct {
+	mu     sync.Mutex           // guards byHost
+	byHost map[string][]*waiter // an agent that lost its connection may wait twice
+
+	ended chan struct{} // closed when the node ends
+	once  sync.Once
+}
+
+// waiter is one call that waits.
+type waiter struct {
+	host, principal, pool string
+	woken                 chan struct{} // holds one wake, so that waking never waits
+}
+
+func (w *waiter) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default: // it was woken, and has not looked yet
+	}
+}
+
+// enter is false when the node ends.
+func (w *waiters) enter(one *waiter) bool {
+	select {
+	case <-w.ended:
+		return false
+	default:
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.byHost[one.host] = append(w.byHost[one.host], one)
+	return true
+}
+
+func (w *waiters) leave(one *waiter) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	kept := w.byHost[one.host][:0]
+	for _, other := range w.byHost[one.host] {
+		if other != one {
+			kept = append(kept, other)
+		}
+	}
+	if len(kept) == 0 {
+		delete(w.byHost, one.host)
+		return
+	}
+	clear(w.byHost[one.host][len(kept):])
+	w.byHost[one.host] = kept
+}
+
+func (w *waiters) wakeHost(host string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, one := range w.byHost[host] {
+		one.wake()
+	}
+}
+
+// wakeThose wakes all that match.
+func (w *waiters) wakeThose(match func(*waiter) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, those := range w.byHost {
+		for _, one := range those {
+			if match(one) {
+				one.wake()
+			}
+		}
+	}
+}
+
+func (w *waiters) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, those := range w.byHost {
+		n += len(those)
+	}
+	return n
+}
+
+// EndWaits answers all who wait, now and from now on, at once: a node that ends has no time for them.
+func (s *Service) EndWaits() { s.waiting.once.Do(func() { close(s.waiting.ended) }) }
