@@ -83,7 +83,7 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 		}
 		covered[string(issuer.RawSubjectPublicKeyInfo)] = true
 		for _, c := range full {
-			if !bytes.Equal(c.RawIssuer, issuer.RawSubject) {
+			if issuedBy(c, issuer) != nil {
 				continue
 			}
 			if e, ok := list.Lookup(c.SerialNumber); ok {

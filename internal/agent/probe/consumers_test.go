@@ -121,13 +121,13 @@ func critical(c *x509.Certificate) {
 }
 
 // startLibvirtd starts libvirtd on the files of h in dir.
-func startLibvirtd(t *testing.T, o *office, h *holder, dir string) (*consumer.Libvirtd, error) {
+func startLibvirtd(t *testing.T, h *holder, dir string, trust ...*x509.Certificate) (*consumer.Libvirtd, error) {
 	t.Helper()
 	certificate, key := h.files(t, dir, "server")
-	trust := filepath.Join(dir, "cacert.pem")
-	write(t, trust, keyfile.EncodeCertificates(o.root.cert, o.issuer.cert))
+	authorities := filepath.Join(dir, "cacert.pem")
+	write(t, authorities, keyfile.EncodeCertificates(trust...))
 	return consumer.StartLibvirtd(t.Context(), dir, fmt.Sprintf("cert_file = %q", certificate), fmt.Sprintf("key_file = %q", key),
-		fmt.Sprintf("ca_file = %q", trust))
+		fmt.Sprintf("ca_file = %q", authorities))
 }
 
 // TestServedByLibvirtd: the daemon refuses a server's certificate as a client's, and has shown its own by then; and virsh
@@ -136,7 +136,7 @@ func TestServedByLibvirtd(t *testing.T) {
 	o := newOffice(t)
 	dir := shortDir(t)
 	h := virtual(t, o, "localhost", server("localhost", "127.0.0.1"), critical)
-	d, err := startLibvirtd(t, o, h, dir)
+	d, err := startLibvirtd(t, h, dir, o.root.cert, o.issuer.cert)
 	if err != nil {
 		t.Fatal(err)
 	}

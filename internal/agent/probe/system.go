@@ -43,7 +43,7 @@ func (s System) Path(path string) string {
 	if s.Root == "" || s.Root == "/" {
 		return path
 	}
-	root := filepath.Clean(s.Root)
+	root, path := filepath.Clean(s.Root), filepath.Clean("/"+path) // so that .. does not lead out of the root
 	if path == root || strings.HasPrefix(path, root+"/") {
 		return path
 	}
