@@ -1,0 +1,240 @@
+package loop
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/goccy/go-yaml"
+
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+)
+
+// ConfigFile is where agent.yaml lies, under the root.
+const ConfigFile = "/etc/chancery/agent.yaml"
+
+// RecipeDirectory is where a host's own recipes lie, under the root. The authority knows NAME.yaml as local/NAME.
+const RecipeDirectory = "/etc/chancery/recipes"
+
+// local is before the name of a recipe of the host's own.
+const local = "local/"
+
+// maxConfig bounds agent.yaml, and a recipe of the host's own.
+const maxConfig = 1 << 20
+
+// Config is agent.yaml: the host's own word on what the authority may have done to it. What comes from the network never
+// leaves it. Only root can write it; under --root the agent's own user stands for root.
+type Config struct {
+	// Recipes are accepted by name; local/NAME for the host's own, and local/* for all of them. The built-in ones where absent.
+	Recipes []string `yaml:"recipes,omitempty"`
+	// Paths are prefixes, whole components, under which files may be placed. DefaultPaths where absent.
+	Paths []string `yaml:"paths,omitempty"`
+	// Steps replace a recipe's steps: recipe, name of the step, argument vector. For another init system, say.
+	Steps map[string]map[string][]string `yaml:"steps,omitempty"`
+	// Adopt takes over files that are there and are not the agent's; a copy is kept beside each.
+	Adopt bool `yaml:"adopt,omitempty"`
+}
+
+// DefaultPaths are where the built-in recipes usually place files.
+func DefaultPaths() []string {
+	return []string{
+		"/etc/chancery/placed", "/etc/libvirt", "/etc/nginx", "/etc/pki", "/etc/postgresql", "/etc/ssl", "/opt/libvirt",
+		"/var/lib/pgsql", "/var/lib/postgresql",
+	}
+}
+
+// DefaultConfig is what holds where there is no agent.yaml.
+func DefaultConfig() *Config {
+	c := &Config{}
+	c.fill()
+	return c
+}
+
+// LoadConfig reads agent.yaml under root, and refuses one that another than root could have written.
+func LoadConfig(root string) (*Config, error) {
+	text, err := readTrusted(filepath.Join(root, ConfigFile), root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return DefaultConfig(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, err := ParseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(root, ConfigFile), err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads the text of agent.yaml strictly.
+func ParseConfig(text []byte) (*Config, error) {
+	c := &Config{}
+	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict(), yaml.DisallowUnknownField())
+	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fault.New(fault.Invalid, "%s", yaml.FormatError(err, false, true))
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	c.fill()
+	return c, nil
+}
+
+func (c *Config) fill() {
+	if c.Recipes == nil {
+		for _, r := range recipe.Builtins() {
+			c.Recipes = append(c.Recipes, r.Name)
+		}
+	}
+	if c.Paths == nil {
+		c.Paths = DefaultPaths()
+	}
+}
+
+// validate names every fault, not the first.
+func (c *Config) validate() error {
+	var wrong []error
+	refuse := func(format string, args ...any) { wrong = append(wrong, fault.New(fault.Invalid, format, args...)) }
+	for _, name := range c.Recipes {
+		if name == local+"*" {
+			continue
+		}
+		if own, is := strings.CutPrefix(name, local); is {
+			if !plainName(own) {
+				refuse("recipes: %q is no name of a recipe; letters, digits and - pass", name)
+			}
+		} else if _, known := recipe.Builtin(name); !known {
+			refuse("recipes: %q is no built-in recipe; one of the host's own is %s%s", name, local, name)
+		}
+	}
+	for _, p := range c.Paths {
+		if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || strings.ContainsAny(p, "\x00\n") {
+			refuse("paths: %q is no clean absolute path below /; /etc/pki would pass", p)
+		}
+	}
+	for name, steps := range c.Steps {
+		if _, known := recipe.Builtin(name); !known && !strings.HasPrefix(name, local) {
+			refuse("steps: %q is no recipe", name)
+		}
+		for step, vector := range steps {
+			if len(vector) == 0 || !path.IsAbs(vector[0]) {
+				refuse("steps: %s: %s: an argument vector whose first is an absolute path is wanted", name, step)
+			}
+			if slices.ContainsFunc(vector, func(a string) bool { return strings.ContainsRune(a, 0) }) {
+				refuse("steps: %s: %s: an argument holds an octet of zero", name, step)
+			}
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// accepts refuses a recipe that this host does not take.
+func (c *Config) accepts(name string) error {
+	if slices.Contains(c.Recipes, name) || strings.HasPrefix(name, local) && slices.Contains(c.Recipes, local+"*") {
+		return nil
+	}
+	return fault.New(fault.Denied, "this host does not accept the recipe %q; it accepts %s", name, strings.Join(c.Recipes, ", ")).
+		WithHint("add it to recipes in %s", ConfigFile)
+}
+
+// recipe finds a recipe by its name: a built-in one, or one of the host's own.
+func (c *Config) recipe(name, root string) (*recipe.Recipe, error) {
+	if err := c.accepts(name); err != nil {
+		return nil, err
+	}
+	own, is := strings.CutPrefix(name, local)
+	if !is {
+		r, ok := recipe.Builtin(name)
+		if !ok {
+			return nil, fault.New(fault.NotFound, "there is no built-in recipe %q in this agent; a newer one may have it", name)
+		}
+		return r, nil
+	}
+	if !plainName(own) {
+		return nil, fault.New(fault.Invalid, "%q is no name of a recipe; letters, digits and - pass", name)
+	}
+	file := filepath.Join(root, RecipeDirectory, own+".yaml")
+	text, err := readTrusted(file, root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "the recipe %s is not on this host: %s does not exist", name, file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return recipe.Parse(text, file)
+}
+
+// plainName reports whether a name is safe as a part of a path.
+func plainName(name string) bool {
+	if name == "" || len(name) > 64 || name[0] == '-' || name[0] == '.' {
+		return false
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	})
+}
+
+// readTrusted reads a file that says what may be run or placed, after checking that none but root could have written it,
+// or put another in its place: the file and each directory above it, as they are named and as symbolic links lead.
+func readTrusted(file, root string) ([]byte, error) {
+	real, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return nil, err // fs.ErrNotExist is looked for
+	}
+	for _, name := range []string{file, real} {
+		if err := trustedUpwards(name, root); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.Open(real)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fault.New(fault.Invalid, "%s is no regular file", file)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(text) > maxConfig {
+		err = fault.New(fault.TooLarge, "%s is over %d octets", file, maxConfig)
+	}
+	return text, err
+}
+
+// trustedUpwards checks owner and mode of a file and of each directory above it.
+func trustedUpwards(name, root string) error {
+	for p := name; ; p = filepath.Dir(p) {
+		st, err := os.Lstat(p)
+		if err != nil {
+			return err
+		}
+		owner := st.Sys().(*syscall.Stat_t).Uid
+		if owner != 0 && (root == "" || int(owner) != os.Geteuid()) {
+			return fault.New(fault.Denied, "%s belongs to user %d, who could say what is done on this host; %s is used only where root owns it and all above it",
+				p, owner, name).WithHint("chown root %s", p)
+		}
+		// Others may write to a sticky directory and cannot put another file in place of ours; under --root, which is
+		// for trying things out, such a directory may be above.
+		sticky := root != "" && st.IsDir() && st.Mode()&fs.ModeSticky != 0
+		if st.Mode().Perm()&0o022 != 0 && st.Mode()&fs.ModeSymlink == 0 && !sticky {
+			return fault.New(fault.Denied, "%s has mode %04o, so others than its owner can write there; %s is used only where none can",
+				p, st.Mode().Perm(), name).WithHint("chmod go-w %s", p)
+		}
+		if p == "/" {
+			return nil
+		}
+	}
+}

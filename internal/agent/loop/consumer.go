@@ -1,0 +1,240 @@
+package loop
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+)
+
+// consumer is the program that reads a placement's files, as internal/agent/place asks it.
+type consumer struct {
+	system probe.System
+	plan   *recipe.Plan
+	want   map[string]*probe.Material
+	now    time.Time
+	// gentle leaves out a reload that would interrupt connections.
+	gentle  bool
+	skipped bool
+	served  *probe.Seen // the last that was seen on the live port
+}
+
+func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gentle bool) *consumer {
+	return &consumer{system: w.agent.system, plan: plan, want: want, now: w.now, gentle: gentle}
+}
+
+// Down reports whether the consumer does not run. It is known of one that has a port, or a file with its process's number.
+func (c *consumer) Down(ctx context.Context) bool {
+	if p := c.plan.Probe; p != nil && p.Address != "" {
+		_, err := probe.Look(ctx, *p, nil)
+		return probe.IsDown(err)
+	}
+	if c.plan.Reload != nil && c.plan.Reload.Signal != nil {
+		process, err := c.process(*c.plan.Reload.Signal)
+		if err == nil {
+			process.Release()
+		}
+		return errors.Is(err, errNotRunning)
+	}
+	return false
+}
+
+// Check asks whether the consumer would take the files that are there: its user must be able to read them, and its own
+// checks must succeed.
+func (c *consumer) Check(ctx context.Context) error {
+	for _, f := range c.plan.Files {
+		if f.Format == "hashdir" {
+			continue
+		}
+		if err := probe.Readable(ctx, c.system, f.Path, c.plan.User, c.plan.Group); err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	for _, step := range c.plan.Checks {
+		if err := c.do(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reload tells the consumer of what was placed.
+func (c *consumer) Reload(ctx context.Context) error {
+	if c.plan.Reload == nil {
+		return nil
+	}
+	if c.gentle && c.plan.Reload.Interrupts {
+		c.skipped = true
+		return nil
+	}
+	return c.do(ctx, *c.plan.Reload)
+}
+
+// Probe looks whether the consumer serves what was placed.
+func (c *consumer) Probe(ctx context.Context) error {
+	p := c.plan.Probe
+	switch {
+	case p == nil:
+		return nil
+	case len(p.Command) > 0:
+		if _, err := c.system.Run(ctx, probe.Command{Args: p.Command, User: p.User, Timeout: time.Duration(p.Timeout)}); err != nil {
+			return fmt.Errorf("probe: %w", err)
+		}
+		return nil
+	case p.Address == "":
+		return nil
+	}
+	m := c.want[c.plan.Certificates[0].ID]
+	var client *tls.Certificate
+	if of := c.want[p.ClientCertificate]; of != nil {
+		client = &tls.Certificate{PrivateKey: of.Key, Leaf: of.Path[0]}
+		for _, certificate := range of.Path {
+			client.Certificate = append(client.Certificate, certificate.Raw)
+		}
+	}
+	seen, err := probe.Served(ctx, *p, m.Path[0], m.Anchors, client, c.now)
+	if seen != nil {
+		c.served = seen
+	}
+	return err
+}
+
+// do takes one step: its time is bounded, and no shell is between.
+func (c *consumer) do(ctx context.Context, step recipe.Step) error {
+	var err error
+	switch {
+	case len(step.Command) > 0:
+		_, err = c.system.Run(ctx, probe.Command{Args: step.Command, User: step.User, Timeout: time.Duration(step.Timeout)})
+	case step.Signal != nil:
+		err = c.signal(*step.Signal)
+	default:
+		err = fault.New(fault.Invalid, "the step says nothing that this agent can do here")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", step.Name, err)
+	}
+	return nil
+}
+
+// errNotRunning says that the process to be told of new files is not there.
+var errNotRunning = errors.New("it is not running")
+
+// signals are what a consumer may be told.
+func signals(name string) (syscall.Signal, error) {
+	known := map[string]syscall.Signal{
+		"HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "WINCH": syscall.SIGWINCH,
+		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "QUIT": syscall.SIGQUIT,
+	}
+	s, ok := known[strings.TrimPrefix(name, "SIG")]
+	if !ok {
+		return 0, fault.New(fault.Invalid, "%q is no signal that a consumer is told; HUP, USR1, USR2, WINCH, INT, TERM and QUIT pass", name)
+	}
+	return s, nil
+}
+
+func (c *consumer) signal(s recipe.Signal) error {
+	number, err := signals(s.Signal)
+	if err != nil {
+		return err
+	}
+	process, err := c.process(s)
+	if err != nil {
+		return err
+	}
+	defer process.Release()
+	return process.Signal(number)
+}
+
+// process finds the process of a signal. It is taken hold of before its name is read (a pidfd, where the kernel has it), so
+// that the signal goes to the process that was looked at, and not to a later one with its number.
+func (c *consumer) process(s recipe.Signal) (*os.Process, error) {
+	file := c.system.Path(s.PIDFile)
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s does not exist", errNotRunning, file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	if err != nil {
+		return nil, err
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || pid <= 1 {
+		return nil, fault.New(fault.Invalid, "the first line of %s is no process number", file)
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotRunning, err)
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		process.Release()
+		return nil, fmt.Errorf("%w: there is no process %d, which %s names", errNotRunning, pid, file)
+	}
+	if got := strings.TrimSpace(string(name)); got != s.Process {
+		process.Release()
+		return nil, fmt.Errorf("%w: process %d, which %s names, is %q and not %s", errNotRunning, pid, file, got, s.Process)
+	}
+	return process, nil
+}
+
+// after takes the steps that follow a placement that succeeded. What goes wrong with one is told; the placement stands.
+func (w *work) after(ctx context.Context, began time.Time) {
+	if w.down {
+		return
+	}
+	for _, step := range w.plan.After {
+		var err error
+		if step.Action == actionDrop {
+			err = w.dropRevoked(ctx, step)
+		} else {
+			err = w.consumer(w.plan, nil, false).do(ctx, step)
+		}
+		if err != nil {
+			w.fail(fmt.Errorf("after placing: %s: %w", step.Name, err))
+		}
+	}
+}
+
+// leafOf is the first certificate of a plan's main material.
+func leafOf(plan *recipe.Plan, m map[string]*probe.Material) *x509.Certificate {
+	if plan == nil || len(plan.Certificates) == 0 || m[plan.Certificates[0].ID] == nil {
+		return nil
+	}
+	return m[plan.Certificates[0].ID].Path[0]
+}
+
+func cloneWith(with map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range with {
+		out[k] = v
+	}
+	return out
+}
+
+// withProgram puts a host's own vector in the place of an action's program; its further words come before the action's own.
+func withProgram(with map[string]string, vector []string) map[string]string {
+	out := cloneWith(with)
+	out["program"] = vector[0]
+	if len(vector) > 1 {
+		out["words"] = strings.Join(slices.Clone(vector[1:]), "\x00")
+	}
+	return out
+}

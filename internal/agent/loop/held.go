@@ -1,0 +1,241 @@
+package loop
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sort"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+)
+
+// The files of a placement, in placements/NAME of the state directory. ID is a certificate's of the plan.
+const (
+	fileRecord   = "record.json" // what was placed, and what was seen
+	fileTrust    = "trust.json"  // the trust that was placed
+	suffixHeld   = ".json"       // ID.json: the key and path that are placed
+	suffixNext   = ".next.json"  // ID.next.json: a key and path that were issued and are to be placed
+	suffixWanted = ".wanted.json"
+	suffixPass   = ".password" // of a key store, where the agent made it
+)
+
+// held is a key with its certification path, in one file, so that they cannot fall apart.
+type held struct {
+	Planned recipe.PlannedCertificate `json:"planned"` // what it was asked for as
+	Pool    string                    `json:"pool,omitempty"`
+	Key     string                    `json:"key"`  // PKCS#8, PEM
+	Path    string                    `json:"path"` // PEM, leaf first, the root left out
+
+	key  crypto.Signer
+	path []*x509.Certificate
+}
+
+func (h *held) parse() (err error) {
+	if h.key, err = keyfile.ParsePrivateKey([]byte(h.Key), nil); err != nil {
+		return err
+	}
+	h.path, err = keyfile.ParseCertificates([]byte(h.Path))
+	return err
+}
+
+func (h *held) leaf() *x509.Certificate { return h.path[0] }
+
+func (h *held) serial() string { return cert.FormatSerial(h.leaf().SerialNumber) }
+
+// wanted is a certificate that was asked for, or is about to be: the key, and the call word for word with its idempotency
+// key, so that after a crash the same call gets the same certificate.
+type wanted struct {
+	Planned        recipe.PlannedCertificate `json:"planned"`
+	Why            string                    `json:"why"`
+	At             time.Time                 `json:"at"`
+	Key            string                    `json:"key"`
+	IdempotencyKey string                    `json:"idempotency_key"`
+	Request        client.IssueRequest       `json:"request"`
+}
+
+// newWanted makes a key, or takes the pinned one, and the request for it.
+func newWanted(planned recipe.PlannedCertificate, pool string, pinned crypto.Signer, why string, now time.Time) (*wanted, error) {
+	key := pinned
+	if key == nil {
+		algorithm, err := keyfile.ParseAlgorithm(planned.Algorithm)
+		if err != nil {
+			return nil, err
+		}
+		if key, err = keyfile.Generate(algorithm, 0); err != nil {
+			return nil, err
+		}
+	}
+	text, err := keyfile.EncodePKCS8(key)
+	if err != nil {
+		return nil, err
+	}
+	template := &cert.CSRTemplate{}
+	if planned.Subject != "" {
+		if template.Subject, err = cert.ParseName(planned.Subject); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range planned.Names {
+		general, err := cert.ParseGeneralName(name)
+		if err != nil {
+			return nil, err
+		}
+		template.SAN = append(template.SAN, general)
+	}
+	csr, err := requestPEM(template, key)
+	if err != nil {
+		return nil, err
+	}
+	return &wanted{
+		Planned: planned, Why: why, At: now, Key: string(text), IdempotencyKey: rand.Text(),
+		Request: client.IssueRequest{Pool: pool, Profile: planned.Profile, CSR: csr},
+	}, nil
+}
+
+// sameWish reports whether two planned certificates would be asked for alike. How the key is written, and whether it is
+// pinned, does not matter to a certificate that is there.
+func sameWish(a, b recipe.PlannedCertificate) bool {
+	sorted := func(list []string) []string { c := slices.Clone(list); sort.Strings(c); return slices.Compact(c) }
+	return a.Profile == b.Profile && a.Subject == b.Subject && slices.Equal(sorted(a.Names), sorted(b.Names)) &&
+		slices.Equal(sorted(a.Usages), sorted(b.Usages)) && slices.Equal(sorted(a.KeyUsages), sorted(b.KeyUsages)) && sameAlgorithm(a.Algorithm, b.Algorithm)
+}
+
+func sameAlgorithm(a, b string) bool {
+	x, err1 := keyfile.ParseAlgorithm(a)
+	y, err2 := keyfile.ParseAlgorithm(b)
+	return err1 == nil && err2 == nil && plainAlgorithm(x) == plainAlgorithm(y)
+}
+
+// plainAlgorithm names the size that an algorithm without one stands for.
+func plainAlgorithm(a keyfile.Algorithm) keyfile.Algorithm {
+	switch a {
+	case "", keyfile.RSA:
+		return keyfile.RSA3072
+	case keyfile.ECDSA:
+		return keyfile.ECDSAP256
+	}
+	return a
+}
+
+// Record is what an agent knows of a placement between two passes.
+type Record struct {
+	Order client.PlacementOrder `json:"order"`
+	Plan  *recipe.Plan          `json:"plan,omitempty"` // as it was placed; nil before
+	// Placed are digests of what was placed.
+	Placed digests `json:"placed,omitzero"`
+	// Owed is the reload that a placement which was begun still owes: owedReload, or owedGentle.
+	Owed string `json:"owed,omitempty"`
+	// Dropped are the subjects whose clients were disconnected, and how often each was revoked then.
+	Dropped  map[string]int     `json:"dropped,omitempty"`
+	Repaired []string           `json:"repaired,omitempty"` // the last drift, for a day
+	MendedAt time.Time          `json:"mended_at,omitzero"`
+	Observed client.Observation `json:"observed"`
+	// Gone says that the authority does not list the placement any more. Its files are left as they are.
+	Gone bool `json:"gone,omitempty"`
+	// Offline is who the host is, where the placement was begun by hand and the authority does not know of it.
+	Offline *recipe.Host `json:"offline,omitempty"`
+}
+
+// What Record.Owed says.
+const (
+	owedReload = "reload"
+	owedGentle = "reload that may not interrupt"
+)
+
+// folder is the part of the state directory that is a placement's.
+type folder struct {
+	state *State
+	name  string
+}
+
+func (s *State) folder(name string) (*folder, error) {
+	if !plainName(name) {
+		return nil, fault.New(fault.Invalid, "%q is no name of a placement; letters, digits, - _ and . pass", name)
+	}
+	return &folder{state: s, name: name}, nil
+}
+
+// folders are the names of all placements that are held.
+func (s *State) folders() ([]string, error) {
+	entries, err := os.ReadDir(s.path(dirPlacements))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && plainName(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func (f *folder) record() (*Record, error) {
+	var r Record
+	_, err := f.state.readJSON(&r, dirPlacements, f.name, fileRecord)
+	return &r, err
+}
+
+func (f *folder) keepRecord(r *Record) error {
+	return f.state.writeJSON(r, dirPlacements, f.name, fileRecord)
+}
+
+// held reads what is placed for a certificate, or with suffixNext what is to be; nil where there is none.
+func (f *folder) held(id, suffix string) (*held, error) {
+	var h held
+	found, err := f.state.readJSON(&h, dirPlacements, f.name, id+suffix)
+	if err != nil || !found {
+		return nil, err
+	}
+	if err := h.parse(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", f.state.path(dirPlacements, f.name, id+suffix), err)
+	}
+	return &h, nil
+}
+
+func (f *folder) keepHeld(h *held, suffix string) error {
+	return f.state.writeJSON(h, dirPlacements, f.name, h.Planned.ID+suffix)
+}
+
+func (f *folder) wanted(id string) (*wanted, error) {
+	var w wanted
+	found, err := f.state.readJSON(&w, dirPlacements, f.name, id+suffixWanted)
+	if err != nil || !found {
+		return nil, err
+	}
+	return &w, nil
+}
+
+func (f *folder) keepWanted(w *wanted) error {
+	return f.state.writeJSON(w, dirPlacements, f.name, w.Planned.ID+suffixWanted)
+}
+
+func (f *folder) drop(id, suffix string) error {
+	return f.state.remove(dirPlacements, f.name, id+suffix)
+}
+
+// password is the password that the agent made for a file of this placement; nil where it made none.
+func (f *folder) password(path string) ([]byte, error) {
+	return f.state.read(dirPlacements, f.name, passwordName(path))
+}
+
+func (f *folder) keepPassword(path string, password []byte) error {
+	return f.state.write(password, dirPlacements, f.name, passwordName(path))
+}
+
+func passwordName(path string) string {
+	return fmt.Sprintf("%x", client.Fingerprint([]byte(path))[:12]) + suffixPass
+}

@@ -1,0 +1,166 @@
+package loop
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+
+	"chancery/client"
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
+)
+
+// The reasons for a new certificate. Those that do not wait for two thirds of its life are urgent.
+const (
+	whyNone  = "there is none"
+	whyDue   = "two thirds of its life are over"
+	whyEnded = "it ended"
+)
+
+// candidate is the certificate to place for one of the plan: what was issued and is not placed yet, what is placed, or,
+// where neither will do and the authority can be asked, a new one. The error says why there is no better one; the
+// candidate may be there all the same.
+func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate) (*held, error) {
+	current, err := w.folder.held(planned.ID, suffixHeld)
+	if err != nil {
+		return nil, err
+	}
+	next, err := w.folder.held(planned.ID, suffixNext)
+	if err != nil {
+		return nil, err
+	}
+	if next != nil {
+		if why := w.replace(next, planned); why == "" {
+			return next, nil
+		}
+		if err := w.folder.drop(planned.ID, suffixNext); err != nil {
+			return nil, err
+		}
+	}
+	why := w.replace(current, planned)
+	if why == "" {
+		return current, nil
+	}
+	fresh, err := w.obtain(ctx, planned, current, why)
+	if err != nil {
+		return current, fmt.Errorf("a certificate is wanted, because %s: %w", why, err)
+	}
+	return fresh, nil
+}
+
+// replace says why a certificate does not do, and nothing where it does.
+func (w *work) replace(h *held, planned recipe.PlannedCertificate) string {
+	if h == nil {
+		return whyNone
+	}
+	leaf := h.leaf()
+	switch {
+	case slices.Contains(w.order.Revoked, h.serial()):
+		return fmt.Sprintf("certificate %s is revoked", h.serial())
+	case w.now.After(leaf.NotAfter):
+		return whyEnded
+	case !sameAlgorithm(h.Planned.Algorithm, planned.Algorithm):
+		return fmt.Sprintf("the key is to be %s, and is %s", planned.Algorithm, h.Planned.Algorithm)
+	case !sameWish(h.Planned, planned):
+		return "its names, usages or profile are to be others"
+	case h.Pool != w.pool:
+		return fmt.Sprintf("the host is of pool %s now", w.pool)
+	case !slices.ContainsFunc(w.trust.issuers, func(i trustIssuer) bool { return leaf.CheckSignatureFrom(i.certificate) == nil }):
+		return fmt.Sprintf("its issuer, %s, is not one of the pool's any more", leaf.Issuer)
+	case !w.now.Before(dueAt(leaf, w.holder(planned.ID))):
+		return whyDue
+	}
+	return ""
+}
+
+func (w *work) holder(id string) string { return w.agent.Host() + "/" + w.folder.name + "/" + id }
+
+// obtain asks for a certificate and keeps it as the next one. The key and the call are on disk before the call is made: a
+// crash asks again with the same words, and gets the same certificate.
+func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, current *held, why string) (*held, error) {
+	a, what := w.agent, "issue "+w.folder.name+"/"+planned.ID
+	ask, err := w.folder.wanted(planned.ID)
+	if err != nil {
+		return nil, err
+	}
+	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool) {
+		ask = nil // what was wanted then is not wanted any more
+	}
+	if a.away() {
+		return nil, errors.New("the authority cannot be asked")
+	}
+	if !a.tries.may(what, w.now) {
+		return nil, fmt.Errorf("it was refused, and is asked for again after %s", a.tries[what].next.UTC().Format("15:04:05"))
+	}
+	if ask == nil {
+		var pinned crypto.Signer
+		if planned.Pinned && current != nil && !slices.Contains(w.order.Revoked, current.serial()) && sameAlgorithm(current.Planned.Algorithm, planned.Algorithm) {
+			pinned = current.key
+		}
+		if ask, err = newWanted(planned, w.pool, pinned, why, w.now); err != nil {
+			return nil, err
+		}
+		if err := w.folder.keepWanted(ask); err != nil {
+			return nil, err
+		}
+	}
+	a.log.Info("certificate wanted", "placement", w.folder.name, "certificate", planned.ID, "profile", planned.Profile, "because", why)
+	fresh, err := w.ask(ctx, ask)
+	if err != nil {
+		a.tries.failed(what, w.now, a.pace)
+		return nil, err
+	}
+	a.tries.succeeded(what)
+	a.log.Info("certificate issued", "placement", w.folder.name, "certificate", planned.ID, "serial", fresh.serial(), "not_after", fresh.leaf().NotAfter)
+	return fresh, nil
+}
+
+// ask makes the call and checks what comes back before it is kept. What is of no use is not kept, and the call that brought
+// it is forgotten, so that the next one may bring another.
+func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
+	id := ask.Planned.ID
+	result, err := w.agent.api.Issue(client.WithIdempotencyKey(ctx, ask.IdempotencyKey), ask.Request)
+	if err != nil {
+		if p, ok := errors.AsType[*client.Problem](err); ok && final(p) {
+			err = errors.Join(err, w.folder.drop(id, suffixWanted))
+		}
+		return nil, err
+	}
+	if result.Certificate == nil {
+		return nil, fault.New(fault.Conflict, "an officer must decide on profile %s, and an agent does not wait for one", ask.Planned.Profile)
+	}
+	fresh := &held{Planned: ask.Planned, Pool: w.pool, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
+	err = fresh.parse()
+	if err == nil {
+		err = probe.Check(w.trust.material(fresh, w.plan), w.plan, ask.Planned, w.now)
+	}
+	if err == nil {
+		if why := w.replace(fresh, ask.Planned); why == whyEnded || why != "" && why != whyDue {
+			err = errors.New(why)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ALARM: what the authority issued is not placed: %w", err), w.folder.drop(id, suffixWanted))
+	}
+	if err := keyfile.CheckPair(fresh.key.Public(), fresh.leaf()); err != nil {
+		return nil, err
+	}
+	if err := w.folder.keepHeld(fresh, suffixNext); err != nil {
+		return nil, err
+	}
+	return fresh, w.folder.drop(id, suffixWanted)
+}
+
+// final reports whether the same call will never succeed, so that another is to be made: its words are refused, or its
+// idempotency key was used. A refusal of the caller, or for a while, says nothing of the call.
+func final(p *client.Problem) bool {
+	switch fault.Kind(p.Kind()) {
+	case fault.Invalid, fault.Conflict, fault.TooLarge, fault.NotFound:
+		return true
+	}
+	return false
+}

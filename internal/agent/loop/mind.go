@@ -1,0 +1,150 @@
+package loop
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"chancery/internal/agent/place"
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+)
+
+// mind looks after what is placed already: drift is repaired, and a consumer that serves something else is told once more.
+// Where all is as it should be nothing is written.
+func (w *work) mind(ctx context.Context, want map[string]*probe.Material) error {
+	set, err := w.render(w.plan, want)
+	if err != nil {
+		return err
+	}
+	drift, err := w.agent.placer.Difference(set)
+	if err != nil {
+		return err
+	}
+	c := w.consumer(w.plan, want, true)
+	if len(drift) > 0 || w.unconfirmed() {
+		outcome, err := w.agent.placer.Place(ctx, set, nil, c)
+		w.hear(c, outcome)
+		if err != nil {
+			return fmt.Errorf("repair what was changed (%s): %w", strings.Join(drift, "; "), err)
+		}
+		if len(drift) > 0 {
+			w.mended(drift)
+		}
+		if c.served != nil || outcome.Down {
+			return nil
+		}
+	}
+	return w.look(ctx, c)
+}
+
+// unconfirmed reports whether the consumer has not been seen to take what lies on disk.
+func (w *work) unconfirmed() bool {
+	placements, err := w.agent.placer.Placed()
+	if err != nil {
+		return false // whoever places next will say so
+	}
+	for _, p := range placements {
+		if p.Name == w.folder.name {
+			return p.Unconfirmed
+		}
+	}
+	return false
+}
+
+// look probes. Where something else is served than what lies on disk, the consumer is told again, now and then.
+func (w *work) look(ctx context.Context, c *consumer) error {
+	if c.Down(ctx) {
+		w.down = true
+		return nil
+	}
+	err := c.Probe(ctx)
+	w.seen = c.served
+	if err == nil {
+		return nil
+	}
+	what := "reload " + w.folder.name
+	if !w.agent.tries.may(what, w.now) {
+		return err
+	}
+	w.agent.tries.failed(what, w.now, w.agent.pace)
+	w.agent.log.Warn("the consumer does not serve what is placed, and is told again", "placement", w.folder.name, "because", err)
+	c.gentle = false
+	if again := c.Check(ctx); again != nil {
+		return errors.Join(err, again)
+	}
+	if again := c.Reload(ctx); again != nil {
+		return errors.Join(err, again)
+	}
+	if err := c.Probe(ctx); err != nil {
+		w.seen = c.served
+		return err
+	}
+	w.seen = c.served
+	w.agent.tries.succeeded(what)
+	w.mended([]string{"it served something else than what is placed, and was told again: " + err.Error()})
+	return nil
+}
+
+// mended notes drift that was repaired. It is told for a day.
+func (w *work) mended(what []string) {
+	w.record.Repaired, w.record.MendedAt = what, w.now
+	for _, one := range what {
+		w.agent.log.Warn("drift repaired", "placement", w.folder.name, "what", one)
+	}
+}
+
+// toldFor is how long a repair is told.
+const toldFor = 24 * time.Hour
+
+// render makes the files, with the password files that the agent made itself.
+func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Set, error) {
+	set, err := place.Render(plan, m, w.password)
+	if err != nil {
+		return place.Set{}, err
+	}
+	set.Name, set.Adopt = w.folder.name, w.agent.config.Adopt
+	var ours []place.File
+	for _, f := range plan.Files {
+		if f.PasswordFile == "" {
+			continue
+		}
+		password, err := w.folder.password(f.PasswordFile)
+		if err != nil {
+			return place.Set{}, err
+		}
+		if password != nil {
+			ours = append(ours, place.File{Path: f.PasswordFile, Data: append(password, '\n'), Mode: f.Mode, Owner: f.Owner, Group: f.Group, Label: f.Label})
+		}
+	}
+	set.Files = append(ours, set.Files...)
+	return set, nil
+}
+
+// password reads the password of a key store: that of the agent, where it made one, else the operator's file; where there
+// is none, the agent makes one, keeps it, and places the file.
+func (w *work) password(path string) ([]byte, error) {
+	own, err := w.folder.password(path)
+	if err != nil || own != nil {
+		return own, err
+	}
+	text, err := os.ReadFile(w.agent.system.Path(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		made := []byte(rand.Text())
+		return made, w.folder.keepPassword(path, made)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the password of a key store: %w", err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	if line = strings.TrimRight(line, "\r"); line == "" {
+		return nil, fault.New(fault.Invalid, "the password file %s is empty; its first line is the password", path)
+	}
+	return []byte(line), nil
+}
