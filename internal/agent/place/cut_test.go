@@ -233,49 +233,55 @@ func (st story) operations(t testing.TB) int {
 	return n
 }
 
-// matching is what must hold after a cut and a repair: one whole set, nothing beside it, and a further run reaches the new set.
-func (st story) matching(t *testing.T, s scene, at string) {
-	t.Helper()
-	p := s.placer(t)
-	if _, err := p.Repair(t.Context()); err != nil {
-		t.Fatalf("%s: repair: %v", at, err)
+// sound reports whether a cut and a repair left one whole set with nothing beside it, and a further run reaches the new one.
+func (st story) sound(ctx context.Context, s scene) error {
+	p, err := New(s.options())
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if _, err := p.Repair(ctx); err != nil {
+		return fmt.Errorf("repair: %w", err)
 	}
 	next := st.next()
-	if st.adopts { // the copies are looked at elsewhere; they are there exactly when the new set is
-		if err := s.dropCopies(); err != nil {
-			t.Fatal(err)
-		}
+	if err := st.copies(s); err != nil {
+		return err
 	}
 	if _, err := s.holds(st.before, &next); err != nil {
-		t.Fatalf("%s: after the repair there is no matching set: %v", at, err)
+		return fmt.Errorf("after the repair there is no matching set: %w", err)
 	}
 	left, err := os.ReadDir(filepath.Join(s.state, journals))
 	if err != nil || len(left) != 0 {
-		t.Fatalf("%s: %d files are left in the journal's directory: %v", at, len(left), err)
+		return fmt.Errorf("%d files are left in the journal's directory: %w", len(left), err)
 	}
-	if _, err := p.Place(t.Context(), next, st.old, &consumer{}); err != nil {
-		t.Fatalf("%s: the next run: %v", at, err)
+	if _, err := p.Place(ctx, next, st.old, &consumer{}); err != nil {
+		return fmt.Errorf("the next run: %w", err)
 	}
-	if st.adopts {
-		if err := s.dropCopies(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.is(&next); err != nil {
-		t.Fatalf("%s: after the next run: %v", at, err)
+	if err := errors.Join(st.copies(s), s.is(&next)); err != nil {
+		return fmt.Errorf("after the next run: %w", err)
 	}
 	if words, err := p.Difference(next); err != nil || len(words) > 0 {
-		t.Fatalf("%s: after the next run: %v, %v", at, words, err)
+		return fmt.Errorf("after the next run: %v, %w", words, err)
 	}
+	return nil
 }
 
-func (s scene) dropCopies() error {
-	return filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+// copies removes the copies of what was adopted, of which there are four or none.
+func (st story) copies(s scene) error {
+	if !st.adopts {
+		return nil
+	}
+	n := 0
+	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && strings.Contains(path, ".chancery-before-") {
-			err = os.Remove(path)
+			n, err = n+1, os.Remove(path)
 		}
 		return err
 	})
+	if err == nil && n != 0 && n != len(st.before.Files) {
+		err = fmt.Errorf("%d copies were kept", n)
+	}
+	return err
 }
 
 // TestCutEverywhere cuts a placement of four files before and after each operation, in two ways: from there on everything
@@ -313,7 +319,9 @@ func TestCutEverywhere(t *testing.T) {
 					t.Fatalf("%s: no error came of it", at)
 				}
 				p.Close()
-				st.matching(t, s, at)
+				if err := st.sound(t.Context(), s); err != nil {
+					t.Fatalf("%s: %v", at, err)
+				}
 				total++
 			}
 		}

@@ -134,7 +134,7 @@ func (p *Placer) work(name string) (done func(), err error) {
 		delete(p.busy, name)
 		maps.DeleteFunc(p.claims, func(_, by string) bool { return by == name })
 		if p.users--; p.users == 0 {
-			p.lock.close()
+			p.lock.release()
 		}
 	}, nil
 }
@@ -155,6 +155,13 @@ func (d *directory) take() (*file, error) {
 			WithHint("only one agent works with a state directory; stop the other one")
 	}
 	return f, err
+}
+
+// release gives the lock up by name, not by closing alone: a child that another goroutine is starting just now has the file
+// open until it becomes its program.
+func (f *file) release() {
+	unix.Flock(f.fd, unix.LOCK_UN)
+	f.close()
 }
 
 // claim takes files for a placement. Those of another one are refused, whether it works now or placed them before.
