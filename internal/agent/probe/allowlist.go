@@ -2,10 +2,13 @@ package probe
 
 import (
 	"crypto/x509"
+	encoding "encoding/asn1"
 	"encoding/hex"
+	"slices"
 	"strings"
 
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"chancery/internal/pki/cert"
 )
@@ -18,42 +21,41 @@ func AllowListLine(leaf *x509.Certificate) string {
 	if err != nil {
 		return ""
 	}
+	raw, body := cryptobyte.String(leaf.RawSubject), cryptobyte.String(nil)
+	if !raw.ReadASN1(&body, asn1.SEQUENCE) {
+		return ""
+	}
 	var rdns []string
 	for _, rdn := range name {
+		var set cryptobyte.String
+		if !body.ReadASN1(&set, asn1.SET) {
+			return ""
+		}
 		var attributes []string
 		for _, a := range rdn {
-			attributes = append(attributes, allowListAttribute(a))
+			var one, value cryptobyte.String
+			if !set.ReadASN1(&one, asn1.SEQUENCE) || !one.ReadASN1ObjectIdentifier(new(encoding.ObjectIdentifier)) || !one.ReadAnyASN1Element(&value, new(asn1.Tag)) {
+				return ""
+			}
+			attributes = append(attributes, allowListAttribute(a, value))
 		}
 		rdns = append(rdns, strings.Join(attributes, "+"))
 	}
 	return strings.Join(rdns, ",")
 }
 
-// allowListAttribute prints one attribute; one that GnuTLS has no name for as its number and the DER of its value.
-func allowListAttribute(a cert.Attribute) string {
+// allowListAttribute prints one attribute: as text where its value has the syntax that GnuTLS expects of the type, and
+// otherwise as the DER of its value.
+func allowListAttribute(a cert.Attribute, value []byte) string {
 	id := a.Type.String()
-	if name := gnuTLSName(id); name != "" {
-		return name + "=" + escapeDN(a.Value)
+	kind, known := gnuTLSAttributes()[id]
+	if !known {
+		return id + "=#" + hex.EncodeToString(value)
 	}
-	tag := a.Tag
-	if tag == 0 {
-		tag = cbasn1.UTF8String
+	if !slices.Contains(kind.syntax, a.Tag) {
+		return kind.name + "=#" + hex.EncodeToString(value)
 	}
-	return id + "=#" + hex.EncodeToString(derOf(byte(tag), a.Value))
-}
-
-// derOf is a primitive value with its tag and length.
-func derOf(tag byte, content string) []byte {
-	der := []byte{tag}
-	switch n := len(content); {
-	case n < 0x80:
-		der = append(der, byte(n))
-	case n < 0x100:
-		der = append(der, 0x81, byte(n))
-	default:
-		der = append(der, 0x82, byte(n>>8), byte(n))
-	}
-	return append(der, content...)
+	return kind.name + "=" + escapeDN(a.Value)
 }
 
 // escapeDN escapes as RFC 4514 section 2.4 demands, by a backslash.
@@ -71,37 +73,43 @@ func escapeDN(text string) string {
 	return b.String()
 }
 
-// gnuTLSName is the name that GnuTLS prints for an attribute type; empty where it has none.
-func gnuTLSName(id string) string { return gnuTLSNames()[id] }
+// gnuTLSAttribute is how GnuTLS prints an attribute type, and of which string types its value may be for that.
+type gnuTLSAttribute struct {
+	name   string
+	syntax []asn1.Tag
+}
 
-func gnuTLSNames() map[string]string {
-	return map[string]string{
-		"2.5.4.3":  "CN",
-		"2.5.4.4":  "surName",
-		"2.5.4.5":  "serialNumber",
-		"2.5.4.6":  "C",
-		"2.5.4.7":  "L",
-		"2.5.4.8":  "ST",
-		"2.5.4.9":  "street",
-		"2.5.4.10": "O",
-		"2.5.4.11": "OU",
-		"2.5.4.12": "title",
-		"2.5.4.13": "description",
-		"2.5.4.15": "businessCategory",
-		"2.5.4.17": "postalCode",
-		"2.5.4.41": "name",
-		"2.5.4.42": "givenName",
-		"2.5.4.43": "initials",
-		"2.5.4.44": "generationQualifier",
-		"2.5.4.46": "dnQualifier",
-		"2.5.4.65": "pseudonym",
+func gnuTLSAttributes() map[string]gnuTLSAttribute {
+	directory := []asn1.Tag{asn1.UTF8String, asn1.PrintableString, asn1.T61String, 30} // 30 is BMPString
+	printable, ia5 := []asn1.Tag{asn1.PrintableString}, []asn1.Tag{asn1.IA5String}
+	return map[string]gnuTLSAttribute{
+		"2.5.4.3":  {"CN", directory},
+		"2.5.4.4":  {"surName", directory},
+		"2.5.4.5":  {"serialNumber", printable},
+		"2.5.4.6":  {"C", printable},
+		"2.5.4.7":  {"L", directory},
+		"2.5.4.8":  {"ST", directory},
+		"2.5.4.9":  {"street", directory},
+		"2.5.4.10": {"O", directory},
+		"2.5.4.11": {"OU", directory},
+		"2.5.4.12": {"title", directory},
+		"2.5.4.13": {"description", directory},
+		"2.5.4.15": {"businessCategory", directory},
+		"2.5.4.17": {"postalCode", directory},
+		"2.5.4.20": {"telephoneNumber", printable},
+		"2.5.4.41": {"name", directory},
+		"2.5.4.42": {"givenName", directory},
+		"2.5.4.43": {"initials", directory},
+		"2.5.4.44": {"generationQualifier", directory},
+		"2.5.4.46": {"dnQualifier", printable},
+		"2.5.4.65": {"pseudonym", directory},
 
-		"0.9.2342.19200300.100.1.1":  "UID",
-		"0.9.2342.19200300.100.1.25": "DC",
-		"1.2.840.113549.1.9.1":       "EMAIL",
-		"1.2.840.113549.1.9.20":      "friendlyName",
-		"1.3.6.1.4.1.311.60.2.1.1":   "jurisdictionOfIncorporationLocalityName",
-		"1.3.6.1.4.1.311.60.2.1.2":   "jurisdictionOfIncorporationStateOrProvinceName",
-		"1.3.6.1.4.1.311.60.2.1.3":   "jurisdictionOfIncorporationCountryName",
+		"0.9.2342.19200300.100.1.1":  {"UID", directory},
+		"0.9.2342.19200300.100.1.25": {"DC", ia5},
+		"1.2.840.113549.1.9.1":       {"EMAIL", ia5},
+		"1.2.840.113549.1.9.20":      {"1.2.840.113549.1.9.20", []asn1.Tag{30}},
+		"1.3.6.1.4.1.311.60.2.1.1":   {"jurisdictionOfIncorporationLocalityName", directory},
+		"1.3.6.1.4.1.311.60.2.1.2":   {"jurisdictionOfIncorporationStateOrProvinceName", directory},
+		"1.3.6.1.4.1.311.60.2.1.3":   {"jurisdictionOfIncorporationCountryName", printable},
 	}
 }
