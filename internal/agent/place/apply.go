@@ -30,7 +30,8 @@ func (v *view) stage(j *journal, there map[string]entry) error {
 		}
 		e := there[it.Path]
 		if it.Keep != "" {
-			if err := d.keep(it.Keep, e, it.Back); err != nil {
+			copied := *it.Back
+			if err := d.put(it.Keep, &copied); err != nil {
 				return err
 			}
 		}
@@ -86,16 +87,10 @@ func (d *directory) put(name string, s *state) error {
 		f.close()
 		return err
 	}
-	return f.fill(s.Data)
-}
-
-// keep makes a copy of what is there, with its attributes and its time.
-func (d *directory) keep(name string, e entry, s *state) error {
-	c := *s
-	if err := d.put(name, &c); err != nil {
+	if err := f.fill(s.Data); err != nil || s.Changed.IsZero() {
 		return err
 	}
-	return d.setTime(name, e.changed)
+	return d.setTime(name, s.Changed)
 }
 
 // undo takes away what stage made.

@@ -240,7 +240,7 @@ func (p *Placer) Place(ctx context.Context, set Set, old *Set, c Consumer) (out 
 		return out, err
 	}
 	out.Unset, out.Left = pl.unset, pl.left
-	if err := cmp.Or(errors.Join(pl.strangers...), p.claim(set.Name, pl.files), ctx.Err()); err != nil {
+	if err := cmp.Or(p.claim(set.Name, pl.files), errors.Join(pl.strangers...), ctx.Err()); err != nil {
 		return out, err
 	}
 	if pl.idle() {

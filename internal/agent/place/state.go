@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ type state struct {
 	Data []byte `json:"data,omitempty"`
 	Link string `json:"link,omitempty"`
 	attributes
+	Changed time.Time `json:"changed,omitzero"` // when it was, of a file that is put back or copied
 
 	same func([]byte) bool
 }
@@ -39,7 +41,7 @@ func (e entry) found() *state {
 	if !e.exists() {
 		return nil
 	}
-	return &state{Data: e.data, Link: e.link, attributes: e.attributes()}
+	return &state{Data: e.data, Link: e.link, attributes: e.attributes(), Changed: e.changed}
 }
 
 func (e entry) attributes() attributes {
