@@ -36,6 +36,7 @@ type Certificate struct {
 	KeyID       string      `json:"subject_key_id,omitempty" doc:"the subject key identifier"`
 	PEM         string      `json:"pem,omitempty" doc:"the certificate; absent in lists. On a dry run it has an empty signature"`
 	Chain       string      `json:"chain,omitempty" doc:"the issuers above it, nearest first, the root left out"`
+	Warnings    []string    `json:"warnings,omitempty" doc:"when it was just revoked for keyCompromise: which other certificates of the key are still good, and how to revoke them"`
 }
 
 // Revocation is what a CRL says of a certificate.

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,7 +31,11 @@ func TestReasonBecomesKeyCompromiseWhenThatIsLearntLater(t *testing.T) {
 			refusedAs(t, err, fault.Conflict)
 
 			changes := a.count(`SELECT change FROM revocation WHERE certificate = $1`, old.ID)
-			now := must[*Certificate](t)(revoke(old, crl.KeyCompromise))
+			keyed := RevokeOrder{IdempotencyKey: old.Serial.String(), Reason: crl.KeyCompromise}
+			now := must[*Certificate](t)(a.Revoke(ctx, officer(), Ref{Serial: old.Serial}, keyed))
+			if again := must[*Certificate](t)(a.Revoke(ctx, officer(), Ref{Serial: old.Serial}, keyed)); !slices.Equal(again.Warnings, now.Warnings) {
+				t.Errorf("after %s the warnings were %q, and of the repeated call %q", first, now.Warnings, again.Warnings)
+			}
 			if now.Revocation.Reason != crl.KeyCompromise || !now.Revocation.RevokedAt.Equal(was.Revocation.RevokedAt) {
 				t.Errorf("after %s: %+v, before %+v", first, now.Revocation, was.Revocation)
 			}

@@ -130,7 +130,9 @@ func (c *CA) change(ctx context.Context, by access.Principal, ref Ref, key strin
 		}
 		switch {
 		case earlier != "":
-			err = touch(ctx, tx, r.ID)
+			if err = touch(ctx, tx, r.ID); err == nil && r.State == Revoked && r.Revocation.Reason == crl.KeyCompromise {
+				r.Warnings, err = c.sameKey(ctx, tx, r, now)
+			}
 		default:
 			if err = act(ctx, tx, r); err != nil {
 				return err

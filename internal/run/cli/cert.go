@@ -479,6 +479,9 @@ func (g *globals) change(act func(*client.Client) (*client.Certificate, error)) 
 	if err != nil {
 		return err
 	}
+	for _, w := range c.Warnings {
+		g.say("warning: %s", printable(w))
+	}
 	if g.Output == "json" {
 		return g.json(c)
 	}

@@ -255,6 +255,8 @@ func (s *Server) changed(ctx context.Context) func(*ca.Certificate, error) (*out
 			return nil, err
 		}
 		s.note(ctx, c)
-		return answer(s.wholeCertificate(ctx, c)), nil
+		w := s.wholeCertificate(ctx, c)
+		w.Warnings = c.Warnings
+		return answer(w), nil
 	}
 }
