@@ -126,7 +126,7 @@ func (s *IssuerSpec) check() error {
 	case s.Outside && (len(s.Constraints) > 0 || s.Validity != 0):
 		return fault.New(fault.Invalid, "the outside root decides the validity and the name constraints of issuer %q", s.Name)
 	case s.Validity < 0:
-		return fault.New(fault.Invalid, "validity %s is negative", s.Validity)
+		return fault.New(fault.Invalid, "validity %s is negative", cert.Duration(s.Validity))
 	}
 	return nil
 }
@@ -141,7 +141,7 @@ func (m CRLMode) check() error {
 		return fault.New(fault.Invalid, "CRLs are partitioned or have deltas, not both")
 	case m.Validity < 0 || m.Refresh < 0 || m.Validity > 0 && m.Refresh > m.Validity/2:
 		return fault.New(fault.Invalid, "CRL refresh %s leaves no time to repair a failure before validity %s ends; at most half of it would pass",
-			m.Refresh, m.Validity)
+			cert.Duration(m.Refresh), cert.Duration(m.Validity))
 	}
 	return nil
 }

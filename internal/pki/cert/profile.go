@@ -7,9 +7,7 @@ import (
 	"io"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"chancery/internal/fault"
 
@@ -147,71 +145,15 @@ type PolicyText struct {
 // LintPolicy turns lints off by name; see LintNames.
 type LintPolicy struct {
 	Off []string `yaml:"off,omitempty"`
+	// ZLintOff names lints of zlint whose errors are shown and do not refuse the profile when it is saved: a consumer may
+	// insist on what they complain of.
+	ZLintOff []string `yaml:"zlint_off,omitempty"`
 }
 
 // ApprovalPolicy says who need not wait for an officer. The profile only carries it: requests are the authority's.
 type ApprovalPolicy struct {
 	Automatic []string `yaml:"automatic,omitempty"`  // roles whose entitled requests are issued at once
 	TwoPerson bool     `yaml:"two_person,omitempty"` // who asked may not approve
-}
-
-// Duration is a time.Duration that reads and writes days, weeks and years of 365 days.
-type Duration time.Duration
-
-// String writes d in the largest units that leave nothing over: 90d, 36h, 5m.
-func (d Duration) String() string {
-	t := time.Duration(d)
-	const day = 24 * time.Hour
-	switch {
-	case t == 0:
-		return "0s"
-	case t%day == 0:
-		return strconv.FormatInt(int64(t/day), 10) + "d"
-	case t%time.Hour == 0:
-		return strconv.FormatInt(int64(t/time.Hour), 10) + "h"
-	case t%time.Minute == 0:
-		return strconv.FormatInt(int64(t/time.Minute), 10) + "m"
-	}
-	return strconv.FormatFloat(t.Seconds(), 'f', -1, 64) + "s"
-}
-
-// MarshalText writes d as String does.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
-
-// UnmarshalText reads what ParseDuration reads.
-func (d *Duration) UnmarshalText(text []byte) (err error) {
-	*d, err = ParseDuration(string(text))
-	return err
-}
-
-// ParseDuration reads 90d, 12h, 5m, 30s, 2w, 1y and sums of them such as 1d12h. Negative durations are refused, and so
-// is what exceeds 290 years.
-func ParseDuration(text string) (Duration, error) {
-	units := map[byte]time.Duration{'s': time.Second, 'm': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour,
-		'w': 7 * 24 * time.Hour, 'y': 365 * 24 * time.Hour}
-	refused := fault.New(fault.Invalid, "duration %q: write 90d, 12h, 5m, 30s, 2w or 1y, or a sum such as 1d12h", text)
-	var total time.Duration
-	rest := text
-	for rest != "" {
-		digits := 0
-		for digits < len(rest) && '0' <= rest[digits] && rest[digits] <= '9' {
-			digits++
-		}
-		if digits == 0 || digits == len(rest) || units[rest[digits]] == 0 {
-			return 0, refused
-		}
-		n, err := strconv.ParseInt(rest[:digits], 10, 64)
-		unit := units[rest[digits]]
-		if const290y := 290 * 365 * 24 * time.Hour; err != nil || n > int64(const290y/unit) || total > const290y-time.Duration(n)*unit {
-			return 0, refused
-		}
-		total += time.Duration(n) * unit
-		rest = rest[digits+1:]
-	}
-	if text == "" {
-		return 0, refused
-	}
-	return Duration(total), nil
 }
 
 // maxProfile bounds the text of a profile.

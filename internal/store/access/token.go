@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -187,7 +188,7 @@ func (s *Store) removeToken(ctx context.Context, tx *db.Tx, by Principal, id, ow
 func (s *Store) InsertToken(ctx context.Context, tx *db.Tx, principalID, label, text string, life time.Duration, actor string, now time.Time) (Token, error) {
 	switch {
 	case life < time.Minute || life > MaxTokenLife:
-		return Token{}, fault.New(fault.Invalid, "a token that is valid for %s was asked for; from 1m to %s can be had", life, MaxTokenLife).
+		return Token{}, fault.New(fault.Invalid, "a token that is valid for %s was asked for; from 1m to %s can be had", cert.Duration(life), cert.Duration(MaxTokenLife)).
 			At("expires")
 	case !utf8.ValidString(label) || len(label) > 200 || strings.ContainsFunc(label, unicode.IsControl):
 		return Token{}, fault.New(fault.Invalid, "label %.60q is not text of at most 200 octets", label).At("label")

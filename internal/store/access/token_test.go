@@ -294,3 +294,16 @@ func TestFirstUseOfATokenShowsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestTokenLimitIsSaidInDays: the refusal said "from 1m to 8784h0m0s can be had".
+func TestTokenLimitIsSaidInDays(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		s := newStore(t, d, "n1")
+		admin := bootstrap(t, d, s)
+		p := create(t, s, admin, "alice", access.KindOperator, access.Operator)
+		_, _, err := s.CreateToken(t.Context(), admin, access.TokenOrder{Principal: p.ID, Life: 367 * 24 * time.Hour})
+		if want := "a token that is valid for 367d was asked for; from 1m to 366d can be had"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	})
+}

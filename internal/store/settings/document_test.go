@@ -71,7 +71,7 @@ func TestDecodeIsStrict(t *testing.T) {
 		"object value":    {`{"authority":{"a":1}}`, "authority", "a value is wanted"},
 		"number for text": {`{"authority":"x","crl":{"validity":7}}`, "crl.validity", "a string such as 7d"},
 		"text for number": {`{"authority":"x","limits":{"names":"many"}}`, "limits.names", "a whole number is wanted"},
-		"bad duration":    {`{"authority":"x","crl":{"validity":"a week"}}`, "", "write one such as 7d"},
+		"bad duration":    {`{"authority":"x","crl":{"validity":"a week"}}`, "", "write 90d, 12h"},
 		"cut":             {`{"authority":"x"`, "", "not JSON"},
 		"empty":           {``, "", "not JSON"},
 		"fraction":        {`{"authority":"x","limits":{"names":1.5}}`, "limits.names", "whole number"},
@@ -230,7 +230,7 @@ func TestWith(t *testing.T) {
 
 func TestDurationText(t *testing.T) {
 	for text, want := range map[string]string{
-		"7d": "7d", "1d12h": "1d12h", "36h": "1d12h", "90m": "1h30m", "0s": "0s", "0d": "0s", "200ms": "200ms", "1d0s": "1d", "10m": "10m", "20h": "20h",
+		"7d": "7d", "1d12h": "1d12h", "36h": "1d12h", "1y": "365d", "2w": "14d", "90m": "1h30m", "0s": "0s", "0d": "0s", "200ms": "200ms", "1d0s": "1d", "10m": "10m", "20h": "20h",
 	} {
 		d, err := settings.ParseDuration(text)
 		if err != nil || d.String() != want {

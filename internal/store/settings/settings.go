@@ -7,9 +7,9 @@
 package settings
 
 import (
-	"fmt"
-	"strings"
 	"time"
+
+	"chancery/internal/pki/cert"
 )
 
 // Settings is the authority's configuration. The JSON names are its wire form, its stored form, and the paths that
@@ -152,72 +152,8 @@ func Defaults() Settings {
 	}
 }
 
-// Duration is a time.Duration that is written with days: 7d, 1d12h, 5m, 200ms.
-type Duration time.Duration
+// Duration is a time.Duration that is read and written with days, as in profiles and on the command line.
+type Duration = cert.Duration
 
-// ParseDuration reads the text form: what time.ParseDuration reads, with a number of days before it.
-func ParseDuration(text string) (Duration, error) {
-	refuse := func() (Duration, error) {
-		return 0, fmt.Errorf("%q is not a length of time; write one such as 7d, 12h, 1d12h or 5m", text)
-	}
-	var days int64
-	rest := text
-	if digits, after, ok := strings.Cut(text, "d"); ok {
-		if digits == "" || len(digits) > 6 {
-			return refuse()
-		}
-		for _, c := range digits {
-			if c < '0' || c > '9' {
-				return refuse()
-			}
-			days = days*10 + int64(c-'0')
-		}
-		if rest = after; rest == "" {
-			rest = "0s"
-		}
-	}
-	// time.ParseDuration takes a sign, which a length of time does not have.
-	d, err := time.ParseDuration(rest)
-	if err != nil || strings.ContainsAny(rest, "+-") || days > 100*366 || d > 100*366*24*time.Hour {
-		return refuse()
-	}
-	return Duration(days)*day + Duration(d), nil
-}
-
-// Std returns the duration as the standard library's type.
-func (d Duration) Std() time.Duration { return time.Duration(d) }
-
-func (d Duration) String() string {
-	days, rest := d/day, time.Duration(d%day)
-	switch {
-	case rest == 0 && days != 0:
-		return fmt.Sprintf("%dd", days)
-	case days > 0:
-		return fmt.Sprintf("%dd%s", days, short(rest))
-	}
-	return short(time.Duration(d))
-}
-
-// short drops the zero units that time.Duration prints: 12h0m0s is 12h.
-func short(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
-
-// MarshalText writes the text form.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
-
-// UnmarshalText reads the text form.
-func (d *Duration) UnmarshalText(text []byte) error {
-	parsed, err := ParseDuration(string(text))
-	if err == nil {
-		*d = parsed
-	}
-	return err
-}
+// ParseDuration reads the text form.
+func ParseDuration(text string) (Duration, error) { return cert.ParseDuration(text) }

@@ -49,6 +49,7 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 	for _, l := range st.Leases {
 		w.Leases = append(w.Leases, client.Lease{Name: l.Name, Holder: l.Holder, Epoch: l.Epoch, Expires: l.Expires})
 	}
+	w.Hosts = client.HostCounts(st.Hosts)
 	w.Warnings = append(w.Warnings, st.Warnings...)
 	return answer(w), nil
 }

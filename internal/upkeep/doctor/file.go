@@ -90,7 +90,7 @@ func lookAtCertificate(path string, c *x509.Certificate, now time.Time, tell fun
 	case now.Before(c.NotBefore):
 		f.Level, f.Message = finding.Error, fmt.Sprintf("%s: not valid before %s; libvirt stops over it", c.Subject, c.NotBefore.UTC().Format(time.RFC3339))
 	case c.NotAfter.Sub(now) < soon:
-		f.Level, f.Message = finding.Warning, fmt.Sprintf("%s: ends in %s", c.Subject, c.NotAfter.Sub(now).Round(time.Hour))
+		f.Level, f.Message = finding.Warning, fmt.Sprintf("%s: ends in %s", c.Subject, cert.Duration(c.NotAfter.Sub(now).Round(time.Hour)))
 	}
 	tell(f)
 	if err := cert.CheckPublicKey(c.PublicKey); err != nil {
