@@ -268,6 +268,7 @@ type Status struct {
 	Expiring []Expiring     `json:"expiring" nullable:"false" doc:"certificates that are good and end within so many days; those of a smaller threshold are counted in the larger as well"`
 	Pending  int64          `json:"pending_requests"`
 	Leases   []Lease        `json:"leases" nullable:"false"`
+	Hosts    HostCounts     `json:"hosts"`
 	Warnings []string       `json:"warnings" nullable:"false" doc:"what an operator should see to"`
 }
 

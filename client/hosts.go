@@ -173,6 +173,20 @@ type Report struct {
 	Message      string        `json:"message,omitempty" maxLength:"2000" doc:"what concerns the whole host: a clock that is off, a checkpoint that went back"`
 }
 
+// HostCounts is how the hosts do, in one look.
+type HostCounts struct {
+	Hosts   int64 `json:"hosts"`
+	Pending int64 `json:"pending"`
+	Joined  int64 `json:"joined"`
+	Suspect int64 `json:"suspect"`
+	Silent  int64 `json:"silent" doc:"joined, and not seen for an hour"`
+	Failed  int64 `json:"failed_placements"`
+	// The placement whose certificate ends first.
+	SoonestHost      string    `json:"soonest_host,omitempty"`
+	SoonestPlacement string    `json:"soonest_placement,omitempty"`
+	SoonestEnd       time.Time `json:"soonest_end,omitzero"`
+}
+
 // HostTokenRequest asks for another join token.
 type HostTokenRequest struct {
 	TokenLife string `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`

@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -96,6 +98,9 @@ const (
 	localRecipe   = "local/" // the beginning of the names of recipes that lie on the host
 )
 
+// plainName is what recipes and placements may be named: their names become those of directories on the host.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,57}$`)
+
 // checkPlacements judges orders of recipes, and gives each its name. A recipe that lies on the host is known there alone: its
 // parameters are only held to characters that pass for no other word or line.
 func (s *Service) checkPlacements(given []client.PlacementOrder) ([]client.PlacementOrder, error) {
@@ -104,10 +109,15 @@ func (s *Service) checkPlacements(given []client.PlacementOrder) ([]client.Place
 	}
 	orders := []client.PlacementOrder{}
 	for _, order := range given {
+		unnamed := order.Name == ""
 		if err := s.checkOrder(&order); err != nil {
 			return nil, at(err, "/placements")
 		}
-		if slices.ContainsFunc(orders, func(o client.PlacementOrder) bool { return o.Name == order.Name }) {
+		taken := func(o client.PlacementOrder) bool { return o.Name == order.Name }
+		for n, base := 2, order.Name; unnamed && slices.ContainsFunc(orders, taken); n++ {
+			order.Name = fmt.Sprintf("%s-%d", base, n)
+		}
+		if slices.ContainsFunc(orders, taken) {
 			return nil, fault.New(fault.Conflict, "two placements are named %q; give one another name", order.Name).At("/placements")
 		}
 		orders = append(orders, order)
@@ -117,14 +127,14 @@ func (s *Service) checkPlacements(given []client.PlacementOrder) ([]client.Place
 
 func (s *Service) checkOrder(order *client.PlacementOrder) error {
 	name, local := strings.CutPrefix(order.Recipe, localRecipe)
-	if !plainName(name) {
-		return fault.New(fault.Invalid, "recipe name %q is not 1 to 58 of a-z, 0-9 and -, beginning with a letter", order.Recipe)
+	if !plainName.MatchString(name) {
+		return fault.New(fault.Invalid, "recipe name %q is not 1 to 58 letters, digits and ._-, the first a letter or digit", order.Recipe)
 	}
 	if order.Name == "" {
 		order.Name = name
 	}
-	if !plainName(order.Name) {
-		return fault.New(fault.Invalid, "placement name %q is not 1 to 58 of a-z, 0-9 and -, beginning with a letter", order.Name)
+	if !plainName.MatchString(order.Name) {
+		return fault.New(fault.Invalid, "placement name %q is not 1 to 58 letters, digits and ._-, the first a letter or digit", order.Name)
 	}
 	if err := recipe.CheckCharacters(order.Parameters); err != nil {
 		return err
@@ -138,11 +148,6 @@ func (s *Service) checkOrder(order *client.PlacementOrder) error {
 			WithHint("chancery recipe list; a recipe of the host's own is named local/NAME")
 	}
 	return r.CheckParameters(order.Parameters)
-}
-
-func plainName(name string) bool {
-	return name != "" && len(name) <= 58 && name[0] >= 'a' && name[0] <= 'z' &&
-		strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
 // takeNames gives a host names and addresses that no other host has, in place of those it had.

@@ -38,6 +38,7 @@ func scanRow(scan func(...any) error) (*row, error) {
 		return nil, err
 	}
 	r.problem, r.created = problem != 0, db.FromMicros(created)
+	r.identitySPKI = append([]byte{}, r.identitySPKI...) // SQLite reads an empty one as NULL, which it does not take back
 	for _, t := range []struct {
 		to *time.Time
 		us int64

@@ -51,6 +51,13 @@ func (c *statusCommand) Run(ctx context.Context, g *globals) error {
 	for _, l := range s.Leases {
 		fmt.Fprintf(g.Out, "lease %s: %s until %s (epoch %d)\n", l.Name, l.Holder, stamp(l.Expires), l.Epoch)
 	}
+	if h := s.Hosts; h.Hosts > 0 {
+		fmt.Fprintf(g.Out, "hosts: %d, %d joined, %d pending, %d suspect, %d silent for an hour; %d placements failed\n", h.Hosts, h.Joined, h.Pending,
+			h.Suspect, h.Silent, h.Failed)
+		if h.SoonestHost != "" {
+			fmt.Fprintf(g.Out, "next to end: placement %s of host %s on %s\n", printable(h.SoonestPlacement), printable(h.SoonestHost), day(h.SoonestEnd))
+		}
+	}
 	for _, w := range s.Warnings {
 		fmt.Fprintln(g.Out, "warning:", printable(w))
 	}

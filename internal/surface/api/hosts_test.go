@@ -171,4 +171,3 @@ func wantKind(t testing.TB, err error, kind fault.Kind) {
 		t.Fatalf("want %s, got: %v", kind, err)
 	}
 }
-

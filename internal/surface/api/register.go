@@ -94,7 +94,7 @@ func rolesFor(action access.Action) []access.Role {
 const (
 	smallBody   = 64 << 10
 	csrBody     = 512 << 10 // a CSR of the settings' limit in PEM, with names and a template beside it
-	reportBody  = 1 << 20 // of 64 placements, each with its files and facts
+	reportBody  = 1 << 20   // of 64 placements, each with its files and facts
 	uploadBody  = 16<<20 + 4096
 	bodyTimeout = 10 * time.Second
 	minRate     = 64 << 10 // octets a second that a large body must come at, or be cut off

@@ -50,8 +50,10 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	s.CA = ca.New(ca.Options{
 		DB: d, Keys: s.Keys, Profiles: s.Profiles, Settings: s.Settings, Audit: log,
 		// Hosts are made further down, since they need the CA; nothing is issued before.
-		Entitlements: func(ctx context.Context, by access.Principal) (map[string][]string, error) { return s.Hosts.Entitlements(ctx, by) },
-		AdmitHost:    func(ctx context.Context, tx *db.Tx, by access.Principal) error { return s.Hosts.AdmitHost(ctx, tx, by) },
+		Entitlements: func(ctx context.Context, by access.Principal) (map[string][]string, error) {
+			return s.Hosts.Entitlements(ctx, by)
+		},
+		AdmitHost: func(ctx context.Context, tx *db.Tx, by access.Principal) error { return s.Hosts.AdmitHost(ctx, tx, by) },
 	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})

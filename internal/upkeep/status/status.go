@@ -10,6 +10,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/host"
 	"chancery/internal/store/db"
 	"chancery/internal/store/schema"
 	"chancery/internal/upkeep/setup"
@@ -27,6 +28,7 @@ type Status struct {
 	Expiring   []ca.ExpiryCount
 	Pending    int64
 	Leases     []db.Lease
+	Hosts      host.Counts
 	Warnings   []string // what an operator should see to
 }
 
@@ -64,6 +66,10 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	if st.Leases, err = s.DB.Leases(ctx); err != nil {
 		return nil, err
 	}
+	if st.Hosts, err = s.Hosts.Count(ctx, now); err != nil {
+		return nil, err
+	}
+	st.hosts(now)
 	offline := set.CRL.OfflineWarning.Std()
 	if err := st.issuers(ctx, s, offline, now); err != nil {
 		return nil, err
@@ -81,6 +87,23 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 
 func (st *Status) warn(format string, args ...any) {
 	st.Warnings = append(st.Warnings, fmt.Sprintf(format, args...))
+}
+
+// hosts warns of what an operator must decide, and of what agents could not do themselves.
+func (st *Status) hosts(now time.Time) {
+	c := st.Hosts
+	if c.Suspect > 0 {
+		st.warn("%d hosts are suspect, and get nothing until they are replaced; chancery host list --state suspect", c.Suspect)
+	}
+	if c.Failed > 0 {
+		st.warn("%d placements failed; chancery host list shows them first", c.Failed)
+	}
+	if c.Silent > 0 {
+		st.warn("%d hosts have joined and were not seen for an hour", c.Silent)
+	}
+	if c.SoonestHost != "" && c.SoonestEnd.Before(now) {
+		st.warn("the certificate of placement %s of host %s ended on %s", c.SoonestPlacement, c.SoonestHost, c.SoonestEnd.Format(time.DateOnly))
+	}
 }
 
 func (st *Status) issuers(ctx context.Context, s *setup.Services, offline time.Duration, now time.Time) error {
