@@ -87,6 +87,11 @@ func sample(p *cert.Profile, request cert.Request, issuer *cert.Issuer, public c
 		return nil, fmt.Errorf("sign the sample: %w", err)
 	}
 	s.Findings, err = Lint(s.DER)
+	for i, f := range s.Findings {
+		if !f.Warning && slices.Contains(p.Lints.ZLintOff, f.Lint) {
+			s.Findings[i].Warning, s.Findings[i].Text = true, f.Text+" (the profile turned it off)"
+		}
+	}
 	return s, err
 }
 

@@ -27,6 +27,40 @@ func host1() Caller {
 		"host.names": {"host1.example.com", "host1"}, "host.addresses": {"192.0.2.1"}}}
 }
 
+// libvirtHost is entitled to the common name of its pool's root as its organization.
+func libvirtHost() Caller {
+	c := host1()
+	c.Entitlements["host.authorities"] = []string{"default Root"}
+	return c
+}
+
+// TestLibvirtProfiles: a host gets its authority's name and no other organization, and the usages that libvirt looks for, the
+// extended one critical so that no server is let in as a client.
+func TestLibvirtProfiles(t *testing.T) {
+	issuer := newRoot(t, p256(t))
+	for name, usage := range map[string]string{"libvirt-server": "serverAuth", "libvirt-client": "clientAuth"} {
+		p := profile(t, name)
+		request := Request{Caller: libvirtHost(), SPKI: spkiOf(t, p256(t)), Subject: mustName(t, "O=default Root,CN=host1.example.com"),
+			Names: namesOf(t, "dns:host1.example.com", "ip:192.0.2.1")}
+		template, _, err := p.Template(request, issuer, testNow)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := template.Subject.String(); got != "CN=host1.example.com,O=default Root" {
+			t.Errorf("%s: subject %s: libvirt's list of names has the organization first in encoded order", name, got)
+		}
+		if !p.Usage.ExtendedCritical || len(p.Usage.Extended) != 1 || p.Usage.Extended[0] != usage {
+			t.Errorf("%s: %+v", name, p.Usage)
+		}
+		for _, subject := range []string{"O=other Root,CN=host1.example.com", "O=default Root,CN=host2.example.com", "OU=x,CN=host1"} {
+			request.Subject = mustName(t, subject)
+			_, _, err := p.Template(request, issuer, testNow)
+			refused(t, err, fault.Denied, "host1")
+		}
+	}
+}
+
 func operator() Caller { return Caller{Name: "ops", Roles: []string{"operator"}} }
 
 func csrOf(t testing.TB, template *CSRTemplate) *CSR {
@@ -113,6 +147,10 @@ func TestBuiltinProfiles(t *testing.T) {
 		"ocsp-responder": {Request{Caller: Caller{Name: "authority", Roles: []string{"authority"}}, Subject: CommonName("OCSP 1")},
 			"digitalSignature", "ocsphelper", 30},
 		"identity": {Request{Caller: host1()}, "digitalSignature", "sslclient", 30},
+		"libvirt-server": {Request{Caller: libvirtHost(), Subject: mustName(t, "O=default Root,CN=host1.example.com")},
+			"digitalSignature keyEncipherment", "sslserver", 90},
+		"libvirt-client": {Request{Caller: libvirtHost(), Subject: mustName(t, "O=default Root,CN=host1.example.com")},
+			"digitalSignature keyEncipherment", "sslclient", 90},
 	} {
 		p := profile(t, name)
 		c.request.SPKI = spkiOf(t, rsaKey())
@@ -148,7 +186,7 @@ func TestBuiltinProfiles(t *testing.T) {
 			t.Errorf("%s: %v, key usage %v", name, err, KeyUsageNames(template.KeyUsage))
 		}
 	}
-	if len(BuiltinProfiles()) != 6 {
+	if len(BuiltinProfiles()) != 8 {
 		t.Errorf("the built-in profiles are %v", BuiltinProfiles())
 	}
 	if _, err := BuiltinProfile("../server"); !fault.Is(err, fault.NotFound) {

@@ -113,6 +113,11 @@ func (p *Profile) Validate() error {
 		p.CA.validate(&found)
 	}
 	found.err("lints.off", CheckLintsOff(p.Lints.Off))
+	for i, name := range p.Lints.ZLintOff {
+		if !strings.HasPrefix(name, "e_") || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+			found.add(fmt.Sprintf("lints.zlint_off[%d]", i), "%q is no name of an error of zlint, which begins with e_", name)
+		}
+	}
 	if len(found) > 0 {
 		return fault.New(fault.Invalid, "profile %q: %s", p.Name, strings.Join(found, "; "))
 	}
