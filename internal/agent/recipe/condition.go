@@ -349,7 +349,12 @@ func (c *condition) words(name func(string) string) string {
 	}
 	switch c.operator {
 	case "not":
-		return "not (" + c.terms[0].words(name) + ")"
+		term := *c.terms[0]
+		if opposite := map[string]string{"==": "!=", "!=": "=="}[term.operator]; opposite != "" {
+			term.operator = opposite
+			return term.words(name)
+		}
+		return "not (" + term.words(name) + ")"
 	case "and", "or":
 		var parts []string
 		for _, term := range c.terms {

@@ -16,20 +16,21 @@ import (
 	"chancery/internal/pki/keyfile"
 )
 
-// ParameterTypes are what a parameter may be, with what each accepts.
-var parameterTypes = []struct{ name, accepts, sample string }{
-	{"path", "an absolute path without . or .. components, of letters, digits and ._+@:=,%-", "/sample/path"},
-	{"address", "HOST:PORT, such as localhost:443 or [::1]:443", "sample.example:16514"},
-	{"host", "a DNS name or an address", "sample.example"},
-	{"port", "a number from 1 to 65535", "16514"},
-	{"user", "a user's name: letters, digits and _.-, at most 32", "sample"},
-	{"group", "a group's name: letters, digits and _.-, at most 32", "sample"},
-	{"name", "a name: letters, digits and ._-, at most 64, a letter or digit first", "sample"},
-	{"duration", "30s, 5m, 12h or 90d", "30s"},
-	{"bool", "true or false", "true"},
-	{"choice", "one of its choices", ""},
-	{"algorithm", "rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384, ecdsa-p521 or ed25519", "ecdsa-p256"},
-	{"label", "an SELinux context such as system_u:object_r:cert_t:s0, or nothing for none", "system_u:object_r:cert_t:s0"},
+// parameterTypes are what a parameter may be: in short, what each accepts to the letter, and a sample.
+var parameterTypes = []struct{ name, short, accepts, sample string }{
+	{"path", "an absolute path", "an absolute path without . or .. components, of letters, digits and ._+@:=,%-", "/sample/path"},
+	{"address", "HOST:PORT", "HOST:PORT, such as localhost:443 or [::1]:443", "sample.example:16514"},
+	{"host", "a DNS name or an address", "a DNS name or an address", "sample.example"},
+	{"port", "a port", "a number from 1 to 65535", "16514"},
+	{"user", "a user's name", "a user's name: letters, digits and _.-, at most 32, a letter or _ first", "sample"},
+	{"group", "a group's name", "a group's name: letters, digits and _.-, at most 32, a letter or _ first", "sample"},
+	{"name", "a name", "a name: letters, digits and ._-, at most 64, a letter or digit first", "sample"},
+	{"duration", "30s, 5m, 12h, 90d", "30s, 5m, 12h or 90d", "30s"},
+	{"bool", "true or false", "true or false", "true"},
+	{"choice", "", "one of its choices", ""},
+	{"algorithm", "an algorithm", "rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384, ecdsa-p521 or ed25519", "ecdsa-p256"},
+	{"label", "an SELinux context, or nothing", "an SELinux context such as system_u:object_r:cert_t:s0, or nothing for none",
+		"system_u:object_r:cert_t:s0"},
 }
 
 func typeNames() string {
@@ -51,6 +52,16 @@ func (p *Parameter) accepts() string {
 		}
 	}
 	return ""
+}
+
+// short is accepts for a table.
+func (p *Parameter) short() string {
+	for _, t := range parameterTypes {
+		if t.name == p.Type && t.short != "" {
+			return t.short
+		}
+	}
+	return p.accepts()
 }
 
 // sample is a value that the parameter accepts.

@@ -171,7 +171,7 @@ func (r *Recipe) Resolve(h Host, parameters map[string]string, facts Facts) (*Pl
 	if err := s.requirements(); err != nil {
 		return nil, err
 	}
-	b := &builder{scope: s, plan: &Plan{Recipe: r.Name, Trust: r.Trust, AllowList: r.AllowList}}
+	b := &builder{scope: s, causes: map[string]bool{}, plan: &Plan{Recipe: r.Name, Trust: r.Trust, AllowList: r.AllowList}}
 	b.certificates()
 	b.directories()
 	b.files()
@@ -293,14 +293,17 @@ type builder struct {
 	*scope
 	plan    *Plan
 	found   []string
+	causes  map[string]bool
 	missing bool // something is wrong with the host rather than with what was asked
 }
 
 func (b *builder) problem(what string, err error) {
-	if err != nil {
-		b.found = append(b.found, what+": "+err.Error())
-		b.missing = b.missing || fault.Is(err, fault.Conflict)
+	if err == nil || b.causes[err.Error()] {
+		return // one cause, a group that is not there say, is named once, however many files want it
 	}
+	b.causes[err.Error()] = true
+	b.found = append(b.found, what+": "+err.Error())
+	b.missing = b.missing || fault.Is(err, fault.Conflict)
 }
 
 // fill fills a text that is then checked; it is empty where something is wrong.
