@@ -28,13 +28,14 @@ func readConfig(sys System, path, syntax string) (settings, error) {
 	case "postgresql":
 		read = r.postgresql
 	case "nginx":
-		read = r.nginx
-		r.base = path
+		read, r.base = r.nginx, path
 	default:
 		return nil, fault.New(fault.Invalid, "syntax: %q is none of libvirt, postgresql and nginx", syntax)
 	}
-	err := r.file(path, read)
-	return r.out, err
+	if err := r.file(path, read); err != nil || syntax != "postgresql" {
+		return r.out, err
+	}
+	return r.out, r.alterSystem(path)
 }
 
 // configReader collects the settings of a file and of those that it includes.

@@ -71,7 +71,7 @@ func (s *scanner) libvirtText(path string) (string, error) {
 		s.skip(n + len(quote))
 		return value, nil
 	}
-	value := s.word(func(c byte) bool { return c == '-' || c >= '0' && c <= '9' })
+	value := s.word(func(c byte) bool { return c == '-' || c == '+' || c >= '0' && c <= '9' })
 	if value == "" {
 		return "", s.fail(path, "a number, a text in quotes or a list was expected")
 	}

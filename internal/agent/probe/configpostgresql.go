@@ -10,7 +10,7 @@ import (
 )
 
 // postgresql reads the syntax of postgresql.conf: NAME [=] VALUE, where a value is a word or a text in single quotes, in
-// which ” and \' are a quote. Names are compared without regard to case, and the last setting counts. The directives
+// which \' and two of them are a quote. Names are compared without regard to case, and the last setting counts. The directives
 // include, include_if_exists and include_dir are followed, relative to the file that has them.
 func (r *configReader) postgresql(file string, text []byte) error {
 	s := &scanner{text: string(text), line: 1}
@@ -61,6 +61,19 @@ func (r *configReader) postgresqlSetting(file, name, value string) error {
 	return nil
 }
 
+// alterSystem reads what ALTER SYSTEM wrote into the data directory, which counts last. Where no data directory is set, it
+// is the configuration's own.
+func (r *configReader) alterSystem(file string) error {
+	dir := r.out["data_directory"]
+	if !path.IsAbs(dir) {
+		dir = path.Dir(file)
+	}
+	if err := r.file(path.Join(dir, "postgresql.auto.conf"), r.postgresql); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // postgresqlDirectory reads the files of a directory whose names end in .conf and do not begin with a dot, in the order of
 // the C locale.
 func (r *configReader) postgresqlDirectory(dir string) error {
@@ -98,8 +111,7 @@ func (s *scanner) postgresqlValue() (string, bool) {
 		case c == '\'' && !s.take("'"):
 			return b.String(), true
 		case c == '\\' && !s.end():
-			b.WriteByte(unescape(s.text[s.at]))
-			s.skip(1)
+			b.WriteByte(s.unescape())
 		default:
 			b.WriteByte(c)
 		}
@@ -107,8 +119,18 @@ func (s *scanner) postgresqlValue() (string, bool) {
 	return "", false
 }
 
-// unescape is what stands for a backslash and c; octal numbers, which no path here needs, stay as they are.
-func unescape(c byte) byte {
+// unescape takes what follows a backslash: a letter, or up to three octal digits.
+func (s *scanner) unescape() byte {
+	number, digits := 0, 0
+	for ; digits < 3 && !s.end() && s.text[s.at] >= '0' && s.text[s.at] <= '7'; digits++ {
+		number = number<<3 | int(s.text[s.at]-'0')
+		s.skip(1)
+	}
+	if digits > 0 {
+		return byte(number)
+	}
+	c := s.text[s.at]
+	s.skip(1)
 	switch c {
 	case 'n':
 		return '\n'

@@ -22,7 +22,8 @@ const mostFact = 4096
 
 // Gather finds out what the rules ask for. What could not be found out is said and left out of the facts: a program, file
 // or account that is not there is no error, because a recipe's conditions decide what that means. The error is for rules
-// that cannot be followed on any host, and for a context that ended.
+// that cannot be followed on any host, for a configuration that is there and cannot be read to its end (half of it would
+// make a plan for another machine), and for a context that ended.
 func Gather(ctx context.Context, sys System, rules []recipe.FactRule) (recipe.Facts, []string, error) {
 	facts := recipe.Facts{}
 	var unknown []string
@@ -54,11 +55,7 @@ func gather(ctx context.Context, sys System, rule recipe.FactRule, facts recipe.
 	case len(rule.Command) > 0:
 		return set(factOfCommand(ctx, sys, rule))
 	case rule.Config != "":
-		settings, err := readConfig(sys, rule.Config, rule.Syntax)
-		for name, value := range settings {
-			facts[rule.Name+"."+name] = value
-		}
-		return err
+		return factsOfConfig(sys, rule, facts)
 	case len(rule.Groups) > 0:
 		return set(firstOf(rule.Groups, func(name string) error { _, err := sys.Group(name); return err }))
 	case len(rule.Users) > 0:
@@ -70,6 +67,21 @@ func gather(ctx context.Context, sys System, rule recipe.FactRule, facts recipe.
 		return set(u.Home, err)
 	}
 	return fault.New(fault.Invalid, "the rule has none of command, config, groups, users, paths and home")
+}
+
+// factsOfConfig adds what a configuration file says.
+func factsOfConfig(sys System, rule recipe.FactRule, facts recipe.Facts) error {
+	if _, err := os.Stat(sys.Path(rule.Config)); errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	found, err := readConfig(sys, rule.Config, rule.Syntax)
+	if err != nil {
+		return fault.New(fault.Invalid, "the configuration cannot be read: %w", err)
+	}
+	for name, value := range found {
+		facts[rule.Name+"."+name] = value
+	}
+	return nil
 }
 
 // factOfCommand is the pattern's first group in what the command prints, or all that the pattern matches where it has no

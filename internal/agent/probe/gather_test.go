@@ -58,9 +58,11 @@ func TestGather(t *testing.T) {
 }
 
 func TestGatherRefusesRulesThatNoHostCanFollow(t *testing.T) {
+	broken := filepath.Join(t.TempDir(), "broken.conf") // what it says before the fault is not half of the truth
+	write(t, broken, []byte("cert_file = \"/a\"\ncrl_file = \n"))
 	for _, rule := range []recipe.FactRule{
 		{Name: "empty"}, {Name: "pattern", Command: []string{"true"}, Pattern: "("}, {Name: "syntax", Config: "/etc/passwd", Syntax: "yaml"},
-		{Name: "relative", Command: []string{"bin/true"}},
+		{Name: "relative", Command: []string{"bin/true"}}, {Name: "broken", Config: broken, Syntax: "libvirt"},
 	} {
 		if _, _, err := Gather(t.Context(), System{}, []recipe.FactRule{rule}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), rule.Name) {
 			t.Errorf("%s: %v", rule.Name, err)
@@ -91,9 +93,11 @@ func TestConfigurations(t *testing.T) {
 
 		{name: "postgresql", syntax: "postgresql", files: map[string]string{
 			"etc/conf": "# comment\nSSL = on\nssl_cert_file '/a b''c\\'d' # x\nport=5433\nssl_key_file = server.key\ninclude 'more.conf'\n" +
-				"include_if_exists = 'none.conf'\ninclude_dir 'conf.d'\nmy.class = 1\n",
-			"etc/more.conf": "port = 5434\n", "etc/conf.d/2.conf": "x = 2\n", "etc/conf.d/10.conf": "x = 10\ny = 10\n", "etc/conf.d/.hidden.conf": "x = 0\n", "etc/conf.d/n.txt": "bad",
-		}, want: settings{"ssl": "on", "ssl_cert_file": "/a b'c'd", "port": "5434", "ssl_key_file": "server.key", "x": "2", "y": "10", "my.class": "1"}},
+				"include_if_exists = 'none.conf'\ninclude_dir 'conf.d'\nmy.class = 1\n" +
+				"octal = '\\101\\0602'\ndata_directory = '/data'\n",
+			"data/postgresql.auto.conf": "# by ALTER SYSTEM\nssl_key_file = 'auto.key'\n",
+			"etc/more.conf":             "port = 5434\n", "etc/conf.d/2.conf": "x = 2\n", "etc/conf.d/10.conf": "x = 10\ny = 10\n", "etc/conf.d/.hidden.conf": "x = 0\n", "etc/conf.d/n.txt": "bad",
+		}, want: settings{"ssl": "on", "ssl_cert_file": "/a b'c'd", "port": "5434", "ssl_key_file": "auto.key", "octal": "A02", "data_directory": "/data", "x": "2", "y": "10", "my.class": "1"}},
 		{name: "postgresql secret", syntax: "postgresql", files: map[string]string{
 			"etc/conf": "primary_conninfo = 'password=hush'\nssl_passphrase_command = 'echo hush'\npassword_encryption = md5\nldap_secret = x\nssl = on\n",
 		}, want: settings{"ssl": "on", "password_encryption": "md5"}},

@@ -126,7 +126,7 @@ func handshake(ctx context.Context, conn net.Conn, client *tls.Certificate, serv
 		return nil, classify(err, false)
 	}
 	if err != nil {
-		seen.Version, seen.Refused = tls.VersionTLS12, err.Error()
+		seen.Version, seen.Refused = t.ConnectionState().Version, err.Error()
 		return seen, nil
 	}
 	seen.Version = t.ConnectionState().Version
@@ -137,10 +137,10 @@ func handshake(ctx context.Context, conn net.Conn, client *tls.Certificate, serv
 	return seen, nil
 }
 
-// proven reports whether a handshake that failed had got as far as the proof that the server holds its key. In TLS 1.3 the
-// client's handshake ends with success before the server judges the client's certificate. In TLS 1.2 with ephemeral keys
-// (no other are offered) the server has signed before it asks for a certificate, and it speaks of ours only by an alert,
-// or by hanging up.
+// proven reports whether a handshake that failed had got as far as the proof that the server holds its key. Our own
+// certificate is taken from the configuration after that proof: in TLS 1.3 after the server's Finished, and in TLS 1.2
+// after ServerKeyExchange, which is signed, because only ephemeral key exchanges are offered. The server speaks of it by an
+// alert, or by hanging up.
 func (s *Seen) proven(err error) bool {
 	if len(s.Path) == 0 || !s.Asked {
 		return false
