@@ -1,0 +1,279 @@
+package place
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const certLabel = "system_u:object_r:cert_t:s0"
+
+// dressed is the set of libvirt's server with a group and labels, whose numbers are not those of this process.
+func dressed() Set {
+	set := generation(1)
+	for i := range set.Files {
+		set.Files[i].Group, set.Files[i].Mode, set.Files[i].Label = "daemon", 0o440, certLabel
+	}
+	for i := range set.Directories {
+		set.Directories[i].Group, set.Directories[i].Label = "daemon", certLabel
+	}
+	set.Directories[1].Mode = 0o750
+	return set
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).Output()
+	if err != nil {
+		t.Fatalf("%s %v: %v", name, args, err)
+	}
+	return string(out)
+}
+
+func label(t *testing.T, path string) string {
+	t.Helper()
+	return run(t, "getfattr", "--absolute-names", "--only-values", "-n", labelAttribute, path)
+}
+
+// asRoot runs the test as the only user who may own files as others do; the machine's tests run as root.
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("owners and labels are root's to set: run the tests as root")
+	}
+}
+
+// TestOwnersModesLabels: as wanted, a second pass changes no inode, and each kind of drift is reported by name and repaired.
+func TestOwnersModesLabels(t *testing.T) {
+	asRoot(t)
+	dir := t.TempDir() // on a disk, whose file system has labels
+	s := scene{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state")}
+	if err := os.Mkdir(s.root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := s.placer(t)
+	set := dressed()
+	out := mustPlace(t, p, set)
+	if len(out.Unset) != 0 {
+		t.Fatalf("as root: %v", out.Unset)
+	}
+	private := s.path("/etc/pki/web/private")
+	key := filepath.Join(private, "key.pem")
+	stat := strings.Fields(run(t, "stat", "-c", "%U:%G:%a", s.path("/etc/pki/web"), private, key))
+	if want := []string{"root:daemon:755", "root:daemon:750", "root:daemon:440"}; strings.Join(stat, " ") != strings.Join(want, " ") {
+		t.Fatalf("stat says %v, want %v", stat, want)
+	}
+	for _, path := range []string{s.path("/etc/pki/web"), private, key, s.path("/etc/pki/web/cert.pem")} {
+		if got := label(t, path); got != certLabel {
+			t.Errorf("%s has label %q", path, got)
+		}
+	}
+	was := s.inodes(t, set)
+	if out := mustPlace(t, p, set); len(out.Changed) > 0 {
+		t.Fatalf("second pass: %+v", out)
+	}
+	if now := s.inodes(t, set); now[0] != was[0] {
+		t.Fatal("the second pass wrote")
+	}
+	drifts := map[string]struct {
+		drift func() error
+		says  string
+	}{
+		"owner":   {func() error { return os.Chown(key, nobody, -1) }, "belongs to user 65534, wanted 0"},
+		"group":   {func() error { return os.Chown(key, -1, 0) }, "belongs to group 0, wanted 1"},
+		"mode":    {func() error { return os.Chmod(key, 0o644) }, "has mode 0644, wanted 0440"},
+		"setuid":  {func() error { return unix.Chmod(key, 0o4440) }, "has mode 4440, wanted 0440"},
+		"content": {func() error { return os.WriteFile(key, []byte("other"), 0o440) }, "has another content"},
+		"missing": {func() error { return os.Remove(key) }, "is missing"},
+		"label": {func() error {
+			return exec.Command("setfattr", "-n", labelAttribute, "-v", "system_u:object_r:etc_t:s0", key).Run()
+		}, `has label "system_u:object_r:etc_t:s0", wanted "` + certLabel + `"`},
+		"no label":          {func() error { return exec.Command("setfattr", "-x", labelAttribute, key).Run() }, `has label ""`},
+		"list":              {func() error { return unix.Setxattr(key, listAttribute, accessList(nobody), 0) }, "has an access control list"},
+		"directory's mode":  {func() error { return os.Chmod(private, 0o777) }, "private has mode 0777, wanted 0750"},
+		"directory's group": {func() error { return os.Chown(private, -1, 0) }, "private belongs to group 0"},
+		"directory's label": {func() error { return exec.Command("setfattr", "-x", labelAttribute, private).Run() }, `private has label ""`},
+	}
+	for name, d := range drifts {
+		if err := d.drift(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		words, err := p.Difference(set)
+		if err != nil || len(words) != 1 || !strings.Contains(words[0], d.says) {
+			t.Errorf("%s: differences: %q, %v", name, words, err)
+		}
+		if out := mustPlace(t, p, set); len(out.Changed) != 1 {
+			t.Errorf("%s: changed: %v", name, out.Changed)
+		}
+		if words, err := p.Difference(set); err != nil || len(words) != 0 {
+			t.Errorf("%s: after the repair: %v, %v", name, words, err)
+		}
+	}
+}
+
+// accessList is an access control list as the kernel keeps it: owner, one more user, group, mask, others.
+func accessList(uid uint32) []byte {
+	list := binary.LittleEndian.AppendUint32(nil, 2) // the version
+	for _, e := range []struct {
+		tag, rights uint16
+		id          uint32
+	}{{1, 6, ^uint32(0)}, {2, 4, uid}, {4, 4, ^uint32(0)}, {0x10, 4, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
+		list = binary.LittleEndian.AppendUint16(list, e.tag)
+		list = binary.LittleEndian.AppendUint16(list, e.rights)
+		list = binary.LittleEndian.AppendUint32(list, e.id)
+	}
+	return list
+}
+
+// TestNeverWider looks at every file after every operation of a renewal that is refused and of an adoption, under a umask of
+// 0 and in a directory whose default list lets nobody in: what holds a key is never readable by more than its final owner
+// and group, and is never owned by anybody else than root before it is right.
+func TestNeverWider(t *testing.T) {
+	asRoot(t)
+	defer syscall.Umask(syscall.Umask(0))
+	dir := t.TempDir()
+	s := scene{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state")}
+	web := s.path("/etc/pki/web/private")
+	if err := os.MkdirAll(web, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(web, "system.posix_acl_default", accessList(nobody), 0); err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	watch := func(op Operation) error {
+		return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && d.IsDir() {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return wide(path, &looks)
+		})
+	}
+	first := dressed()
+	p := s.placer(t, func(o *Options) { o.Cut = watch })
+	mustPlace(t, p, first)
+	second := dressed()
+	second.Files[0].Data = []byte("key of another generation")
+	c := &consumer{probe: func() error { return errors.New("not served") }}
+	if out, err := p.Place(t.Context(), second, &first, c); !out.RolledBack {
+		t.Fatal(err)
+	}
+	p.Close()
+	if err := os.RemoveAll(s.state); err != nil {
+		t.Fatal(err)
+	}
+	second.Adopt = true
+	if out := mustPlace(t, s.placer(t, func(o *Options) { o.Cut = watch }), second); len(out.Kept) != 1 {
+		t.Fatalf("%+v", out)
+	}
+	if looks < 500 {
+		t.Fatalf("only %d looks at a key: the test proves too little", looks)
+	}
+}
+
+func wide(path string, looks *int) error {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil //nolint:nilerr // it is gone
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(data, []byte("key of")) && !bytes.Contains(data, []byte("a2V5IG9m")) {
+		return nil //nolint:nilerr // it is gone, or holds no key, plain or in the base64 of the journal
+	}
+	*looks++
+	sys := st.Sys().(*syscall.Stat_t)
+	buffer := make([]byte, 256)
+	_, listed := unix.Getxattr(path, listAttribute, buffer)
+	switch {
+	case sys.Uid != 0, st.Mode()&0o337 != 0 && st.Mode() != 0o600, st.Mode()&0o040 != 0 && sys.Gid != 1, listed == nil:
+		return errors.New(path + " is wider than wanted: " + st.Mode().String())
+	}
+	return nil
+}
+
+// TestWithoutRoot: what cannot be set is reported each time and is no drift; a group that the file cannot have does not pass its
+// rights to the one that it has.
+func TestWithoutRoot(t *testing.T) {
+	if !withoutRoot(t) {
+		return
+	}
+	s := newScene(t)
+	p := s.placer(t, func(o *Options) {
+		o.Cut = func(op Operation) error {
+			if op.Name == "label" {
+				return unix.EPERM // as most kernels say; one without security modules lets a file's owner set it
+			}
+			return nil
+		}
+	})
+	set := dressed()
+	set.Files[1].Mode = 0o644
+	for range 2 {
+		out := mustPlace(t, p, set)
+		said := strings.Join(out.Unset, "\n")
+		for _, want := range []string{
+			"key.pem: owner root cannot be set without root", "key.pem: group daemon cannot be set without root, so the mode is 0400 and not 0440",
+			"cert.pem: group daemon cannot be set without root\n", "key.pem: label " + certLabel + " cannot be set here",
+			"private: label " + certLabel + " cannot be set here",
+		} {
+			if strings.Count(said, want) != 1 {
+				t.Errorf("%q is said %d times:\n%s", want, strings.Count(said, want), said)
+			}
+		}
+		if words, err := p.Difference(set); err != nil || len(words) != 0 {
+			t.Fatalf("drift for ever: %v, %v", words, err)
+		}
+	}
+	st, err := os.Stat(s.path(set.Files[0].Path))
+	if err != nil || st.Mode() != 0o400 {
+		t.Fatalf("%v, %v", st, err)
+	}
+	if out := mustPlace(t, p, set); len(out.Changed) != 0 {
+		t.Fatalf("changed: %v", out.Changed)
+	}
+	if err := os.Chmod(s.path(set.Files[0].Path), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	if words, err := p.Difference(set); err != nil || len(words) != 1 {
+		t.Fatalf("a mode is wider than it may be here: %v, %v", words, err)
+	}
+}
+
+// TestUnprivilegedTarget: a directory in which an agent without root may not write is refused, and nothing is changed.
+func TestUnprivilegedTarget(t *testing.T) {
+	if !withoutRoot(t) {
+		return
+	}
+	s := newScene(t)
+	first, second := generation(1), generation(2)
+	p := s.placer(t)
+	mustPlace(t, p, first)
+	web := s.path("/etc/pki/web")
+	if err := os.Chmod(web, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	first.Directories, second.Directories = nil, nil // else it would be held to its mode
+	c := &consumer{}
+	_, err := p.Place(t.Context(), second, &first, c)
+	if !errors.Is(err, fs.ErrPermission) || len(c.calls) > 0 {
+		t.Fatalf("error: %v, calls %v", err, c.calls)
+	}
+	mustBe(t, s, first)
+	if err := os.Chmod(web, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustPlace(t, p, second)
+	mustBe(t, s, second)
+}
