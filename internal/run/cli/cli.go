@@ -65,13 +65,16 @@ type commands struct {
 	Demo  demoCommand  `cmd:"" help:"Play a short story on a throw-away authority."`
 
 	Pool    poolCommands    `cmd:"" help:"Pools: hosts that trust each other, each with a root and an issuer of its own."`
+	Host    hostCommands    `cmd:"" help:"Hosts: machines that join, and what each shall hold."`
 	Profile profileCommands `cmd:"" help:"Profiles: what may be issued."`
+	Recipe  recipeCommands  `cmd:"" help:"Recipes: how one consumer wants its certificates."`
 	Key     keyCommands     `cmd:"" help:"Private keys, made and looked at locally."`
 	Cert    certCommands    `cmd:"" help:"Certificates: issue, show, list, renew, re-key, revoke, hold."`
 	Request requestCommands `cmd:"" help:"Requests that wait for an officer."`
 	Issuer  issuerCommands  `cmd:"" help:"Issuers: CA certificates and their keys."`
 	CRL     crlCommands     `cmd:"" name:"crl" help:"Certificate revocation lists."`
 
+	Agent    agentCommands    `cmd:"" help:"The agent of a host: join, run, look, place by hand."`
 	Operator operatorCommands `cmd:"" help:"Operators and their identities."`
 	Token    tokenCommands    `cmd:"" help:"Operators' tokens."`
 	Audit    auditCommands    `cmd:"" help:"The audit: who did what."`
