@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -121,6 +120,7 @@ func (c *CA) withinRate(ctx context.Context, by access.Principal, now time.Time)
 type signed struct {
 	certificate *Certificate
 	call        call
+	ahead       *ahead // nil where nothing was read ahead
 	limits      settings.Limits
 	runs        []int64 // the IDs that the runs of its transaction gave it
 	within      Within  // nil for most
@@ -139,8 +139,11 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	}
 	s.within = order.within
 	defer c.settle(s)
+	s.ahead = s.reads()
+	together := db.Ahead{Key: aheadKey{}, Item: s.ahead, Read: readAhead}
+	tx := func(ctx context.Context, fn func(*db.Tx) error) error { return c.db.TxAhead(ctx, together, fn) }
 	var issued *Certificate
-	err = c.commit(ctx, func(tx *db.Tx, again bool) (err error) {
+	err = commit(ctx, tx, func(tx *db.Tx, again bool) (err error) {
 		issued = nil
 		if again {
 			if issued, err = c.committed(ctx, tx, s, now); err != nil || issued != nil {
@@ -232,14 +235,14 @@ func (c *CA) sign(ctx context.Context, by access.Principal, p *plan) (*signed, e
 // key, or the duplicate guard, says it is.
 func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *signed, now time.Time) (*Certificate, error) {
 	crt := *s.certificate // this run's own: the function may run twice
-	earlier, err := s.call.earlier(ctx, tx)
+	earlier, err := s.earlier(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
 	if earlier != "" {
 		return c.byAnswer(ctx, tx, earlier, now)
 	}
-	if err := checkKey(ctx, tx, crt.PublicKey()); err != nil {
+	if err := s.checkKey(ctx, tx); err != nil {
 		return nil, err
 	}
 	if isHost(by) && c.admitHost != nil {
@@ -252,7 +255,7 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 		return nil, err
 	}
 	if same != nil {
-		return same, s.call.remember(ctx, tx, answer(same.ID), now)
+		return same, s.remember(ctx, tx, answer(same.ID), now)
 	}
 	crt.ID = c.nextID(now)
 	s.runs = append(s.runs, crt.ID)
@@ -260,7 +263,7 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	if err := c.insertCertificate(ctx, tx, &crt); err != nil {
 		return nil, err
 	}
-	if err := s.call.remember(ctx, tx, answer(crt.ID), now); err != nil {
+	if err := s.remember(ctx, tx, answer(crt.ID), now); err != nil {
 		return nil, err
 	}
 	if s.within != nil {
@@ -319,25 +322,6 @@ func (c *CA) settle(s *signed) {
 	for _, id := range s.runs {
 		c.pending.Delete(id)
 	}
-}
-
-// checkKey refuses a key that was revoked as compromised, under whatever issuer.
-func checkKey(ctx context.Context, tx *db.Tx, spki []byte) error {
-	sum := sha256.Sum256(spki)
-	var since int64
-	err := tx.QueryRow(ctx, `SELECT since FROM compromised_key WHERE spki = $1`, sum[:]).Scan(&since)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
-	case err != nil:
-		return fmt.Errorf("look for the key among compromised ones: %w", err)
-	}
-	return fault.New(fault.Denied, "the key was revoked for keyCompromise at %s; make a new one", db.FromMicros(since).Format(time.RFC3339)).
-		WithHint("chancery key generate")
-}
-
-func (c *CA) checkKey(ctx context.Context, spki []byte) error {
-	return c.db.Read(ctx, func(tx *db.Tx) error { return checkKey(ctx, tx, spki) })
 }
 
 // sameWish reports whether two certificates are of one profile and for the same names.

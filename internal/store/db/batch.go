@@ -5,7 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"runtime"
 	"slices"
 	"time"
 
@@ -22,10 +22,12 @@ const (
 type batch struct {
 	d       *DB
 	leader  *call
-	calls   []*call // without those that are answered
-	closed  bool    // no more are taken in
-	careful bool    // a savepoint for each function
-	sent    []sent  // statements that wait for the next flush
+	calls   []*call    // without those that are answered
+	closed  bool       // no more are taken in
+	careful bool       // a savepoint for each function
+	sent    []sent     // statements that wait for the next flush
+	items   []addition // what functions that succeeded gave to BeforeCommit
+	view    *view      // what reading ahead has seen; nil since a function wrote
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -105,7 +107,7 @@ func (b *batch) try() (kind disposition, err error) {
 	if err != nil {
 		return judge(err), err
 	}
-	b.sent = nil
+	b.sent, b.items, b.view = nil, nil, nil
 	clean := false
 	defer func() {
 		if !clean {
@@ -126,9 +128,9 @@ func (b *batch) try() (kind disposition, err error) {
 			rollback()
 		}
 	}()
-	failed, items, kind, err := b.runAll(conn)
+	failed, kind, err := b.runAll(conn)
 	if err == nil && len(failed) < len(b.calls) {
-		kind, err = b.writeItems(conn, items)
+		kind, err = b.writeItems(conn, b.items)
 	}
 	if err == nil {
 		kind, err = b.flushLast(conn)
@@ -183,16 +185,20 @@ func rollbackQuietly(conn *sql.Conn, dialect Dialect) {
 }
 
 // runAll runs the functions one after the other, and takes in those that queue up meanwhile.
-func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, kind disposition, err error) {
+func (b *batch) runAll(conn *sql.Conn) (failed []verdict, kind disposition, err error) {
 	start := time.Now()
+	b.takeIn(start)
 	for i := 0; i < len(b.calls); i++ {
 		c := b.calls[i]
+		if kind, err := b.readAhead(conn, b.calls[i:]); err != nil {
+			return nil, kind, err
+		}
 		tx := &Tx{d: b.d, conn: conn, batch: b, mark: len(b.sent), write: true, call: c}
-		// SQLite's savepoints cost nothing worth saving; on PostgreSQL each is two round trips.
-		guard := b.careful || b.d.dialect == SQLite && (i > 0 || b.followed())
+		// A savepoint is two round trips on PostgreSQL, and makes SQLite keep a copy of each page that is changed after it.
+		guard := b.careful
 		if guard {
 			if _, err := conn.ExecContext(context.Background(), "SAVEPOINT f"); err != nil {
-				return nil, nil, judge(err), err
+				return nil, judge(err), err
 			}
 		}
 		kind, err := b.runOne(c, tx)
@@ -209,28 +215,26 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, items []addition, kind
 			i--
 		}
 		if kind != final {
-			return nil, nil, kind, err
+			return nil, kind, err
 		}
 		if err == nil && !c.gone {
-			items = append(items, tx.added...)
+			b.items = append(b.items, tx.added...)
 		} else if !c.gone {
 			failed = append(failed, verdict{c, err})
 		}
 		if err := b.separateWrites(conn, tx, guard, err != nil || c.gone); err != nil {
 			if err == errRetry {
-				return nil, nil, again, err
+				return nil, again, err
 			}
-			return nil, nil, judge(err), err
+			return nil, judge(err), err
 		}
 		b.takeIn(start)
+		if i == len(b.calls)-1 && !b.closed {
+			runtime.Gosched() // whoever is about to queue up may still come along
+			b.takeIn(start)
+		}
 	}
-	return failed, items, final, nil
-}
-
-// followed reports whether the batch has or may soon have a second function.
-func (b *batch) followed() bool {
-	b.takeIn(time.Now())
-	return len(b.calls) > 1
+	return failed, final, nil
 }
 
 // takeIn adds those who wait to the batch.
@@ -297,31 +301,11 @@ func (b *batch) writeItems(conn *sql.Conn, items []addition) (disposition, error
 			mine = append(mine, a.item)
 			return true
 		})
-		tx := &Tx{d: b.d, conn: conn, batch: b, write: true}
-		err := b.writeKey(first.write, tx, mine)
-		if err == nil {
-			err = tx.failed
-		}
+		tx, kind, err := b.together(conn, first.write, mine)
 		if err != nil {
-			kind := judge(tx.failed)
-			if kind == final {
-				kind = judge(err)
-			}
 			return kind, err
 		}
 		items = append(items, tx.added...)
 	}
 	return final, nil
-}
-
-// writeKey turns a panic into an error: it would unwind the leader, whose function did nothing wrong.
-func (b *batch) writeKey(write WriteAll, tx *Tx, items []any) (err error) {
-	defer tx.finish()
-	defer func() {
-		if v := recover(); v != nil {
-			b.d.log.Error("writer of a shared transaction panicked", "panic", v, "stack", string(debug.Stack()))
-			err = fmt.Errorf("db: the writer of a shared transaction panicked: %v", v)
-		}
-	}()
-	return write(context.Background(), tx, items)
 }

@@ -15,6 +15,9 @@
 // even when it ignores the error: PostgreSQL would refuse all that follows, so SQLite does too. Use ON CONFLICT DO NOTHING
 // where a duplicate is expected.
 //
+// What many functions begin with, they can have read by one statement for all of them (TxAhead), and what they end with
+// written so (Tx.BeforeCommit).
+//
 // Nothing is acknowledged before COMMIT has returned. COMMIT is never cancelled: not by the caller's context, and never by
 // a cancel request, because PostgreSQL answers a cancelled wait for its standby with success. What a lost connection or a
 // warning leaves open is ErrUnknownOutcome; the caller finds out by asking again with its idempotency key.

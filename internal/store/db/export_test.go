@@ -17,3 +17,6 @@ func AwaitQueue(d *DB, n int) {
 
 // AcquireAt is Acquire at a given time.
 var AcquireAt = (*DB).acquireAt
+
+// Anonymous is the text of a statement that SQLite is given.
+func Anonymous(query string) string { return anonymous(query) }

@@ -34,6 +34,8 @@ type call struct {
 	ctx      context.Context
 	fn       func(*Tx) error
 	alone    bool
+	ahead    *Ahead     // what is read before fn runs; nil for nothing
+	seen     *view      // in which ahead was read; owned by the leader
 	orders   chan order // capacity 1: what the leader tells the caller
 	ran      chan run   // capacity 1: what the caller's function came to
 	err      error      // the answer; written before the order finish, or by the leader for itself
@@ -71,6 +73,12 @@ func (d *DB) Tx(ctx context.Context, fn func(tx *Tx) error) error {
 // TxAlone is Tx for a big maintenance write: it shares its transaction with nobody, so that it delays only by its own time.
 func (d *DB) TxAlone(ctx context.Context, fn func(tx *Tx) error) error {
 	return d.submit(&call{ctx: ctx, fn: fn, alone: true})
+}
+
+// TxAhead is Tx for a function that begins with the same small reads as its neighbours in the queue: they are done for all of
+// them together, before the first runs.
+func (d *DB) TxAhead(ctx context.Context, ahead Ahead, fn func(tx *Tx) error) error {
+	return d.submit(&call{ctx: ctx, fn: fn, ahead: &ahead})
 }
 
 func (d *DB) submit(c *call) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -87,7 +89,7 @@ func (c *sqliteConn) prepare(ctx context.Context, query string) (*prepared, erro
 		}
 		return p, nil
 	}
-	stmt, err := c.sqliteDriverConn.PrepareContext(ctx, query)
+	stmt, err := c.sqliteDriverConn.PrepareContext(ctx, anonymous(query))
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +105,43 @@ func (c *sqliteConn) prepare(ctx context.Context, query string) (*prepared, erro
 	p := &prepared{exec: exec, query: rows, stmt: stmt}
 	c.prepared[query] = p
 	return p, nil
+}
+
+// anonymous writes ? for $1, $2 … where these stand in their order, once each, and mean the same therefore. SQLite looks
+// the name of a parameter up by going through all of them each time that one is bound, which for the rows of a batch took as
+// long as to insert them.
+func anonymous(query string) string {
+	var b strings.Builder
+	b.Grow(len(query))
+	count := 1
+	for rest := query; ; {
+		at := strings.IndexAny(rest, `$?'"`)
+		if at < 0 {
+			b.WriteString(rest)
+			return b.String()
+		}
+		b.WriteString(rest[:at])
+		switch sign := rest[at]; sign {
+		case '$':
+			number := strconv.Itoa(count)
+			after, ok := strings.CutPrefix(rest[at+1:], number)
+			if !ok || after != "" && '0' <= after[0] && after[0] <= '9' {
+				return query
+			}
+			b.WriteByte('?')
+			rest = after
+			count++
+		case '?':
+			return query
+		default: // a quoted text, which may hold what looks like a parameter
+			end := strings.IndexByte(rest[at+1:], sign)
+			if end < 0 {
+				return query
+			}
+			b.WriteString(rest[at : at+end+2])
+			rest = rest[at+end+2:]
+		}
+	}
 }
 
 // forget closes one statement that is not in use; which one is left to chance, so no access pattern can be the worst.

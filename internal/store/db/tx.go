@@ -73,6 +73,7 @@ func (tx *Tx) Send(ctx context.Context, query string, args ...any) error {
 	if err := tx.admit(args); err != nil {
 		return err
 	}
+	tx.batch.view = nil
 	tx.batch.sent = append(tx.batch.sent, sent{tx.call, query, args})
 	return nil
 }
@@ -156,7 +157,9 @@ func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Cont
 			return nil, tx.fail(err)
 		}
 	}
-	tx.wrote = tx.wrote || !isSelect(query)
+	if !isSelect(query) {
+		tx.wrote, tx.batch.view = true, nil
+	}
 	return context.Background(), nil
 }
 

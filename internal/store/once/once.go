@@ -41,7 +41,7 @@ func Lookup(ctx context.Context, tx *db.Tx, caller, key string, request []byte) 
 		return nil, false, nil
 	}
 	if len(key) > maxKey {
-		return nil, false, fault.New(fault.Invalid, "the idempotency key has %d octets; at most %d pass", len(key), maxKey)
+		return nil, false, tooLong(key)
 	}
 	var hash []byte
 	err = tx.QueryRow(ctx, "SELECT request_hash, response FROM once WHERE caller = $1 AND request_key = $2", caller, key).Scan(&hash, &response)
@@ -51,10 +51,18 @@ func Lookup(ctx context.Context, tx *db.Tx, caller, key string, request []byte) 
 	case err != nil:
 		return nil, false, err
 	case !bytes.Equal(hash, request):
-		return nil, false, fault.New(fault.Conflict, "the idempotency key %q was used for another request", key).
-			WithHint("use a fresh key for a new request, and repeat the old one unchanged")
+		return nil, false, usedFor(key)
 	}
 	return response, true, nil
+}
+
+func tooLong(key string) error {
+	return fault.New(fault.Invalid, "the idempotency key has %d octets; at most %d pass", len(key), maxKey)
+}
+
+func usedFor(key string) error {
+	return fault.New(fault.Conflict, "the idempotency key %q was used for another request", key).
+		WithHint("use a fresh key for a new request, and repeat the old one unchanged")
 }
 
 // Remember keeps the response to (caller, key), for which Lookup found none in the same transaction. An empty key is not kept.
