@@ -86,15 +86,25 @@ func (s *State) Close() error {
 	return s.lock.Unlock()
 }
 
-// private refuses a directory that others may enter: keys would lie in it.
+// private refuses a directory that others may enter: keys lie in it. One that is still empty is closed to others instead.
 func (s *State) private() error {
 	st, err := os.Stat(s.dir)
 	if err != nil {
 		return fmt.Errorf("look at the state directory: %w", err)
 	}
-	if st.Mode().Perm()&0o077 != 0 {
+	if st.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	inside, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("look at the state directory: %w", err)
+	}
+	if len(inside) > 0 {
 		return fault.New(fault.Invalid, "the state directory %s has mode %04o, and is to hold keys; 0700 is wanted", s.dir, st.Mode().Perm()).
 			WithHint("chmod 700 %s", s.dir)
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		return fmt.Errorf("close the state directory to others: %w", err)
 	}
 	return nil
 }
