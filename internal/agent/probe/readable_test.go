@@ -30,7 +30,22 @@ func openTree(t *testing.T) string {
 	return dir
 }
 
-// readableCases are changes to the tree, and what they do to the user nobody, in group nogroup: "" lets him read, else
+// stranger is an account of this machine that is not our own.
+func stranger(t *testing.T) User {
+	t.Helper()
+	for _, name := range []string{"nobody", "daemon"} {
+		u, err := System{}.User(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.UID != os.Geteuid() {
+			return u
+		}
+	}
+	panic("two accounts have the same number")
+}
+
+// readableCases are changes to the tree, and what they do to a stranger, who owns nothing there: "" lets him read, else
 // the end of the path that is in the way. They are made by tests as root and by an ordinary user alike, so none changes
 // an owner.
 var readableCases = []struct {
@@ -48,12 +63,9 @@ var readableCases = []struct {
 	{"upper directory for its group", "a", 0o750, "/a,"},
 }
 
-// TestReadable tries as nobody, by the kernel where this process is root; and by the mode bits, which must agree.
+// TestReadable tries as a stranger, by the kernel where this process is root; and by the mode bits, which must agree.
 func TestReadable(t *testing.T) {
-	nobody, err := System{}.User("nobody")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := stranger(t)
 	for _, c := range readableCases {
 		t.Run(c.name, func(t *testing.T) {
 			dir := openTree(t)
@@ -79,13 +91,11 @@ func TestReadable(t *testing.T) {
 					t.Errorf("root: %v", err)
 				}
 			}
-			judge("mode bits", unreadable(walk(key, modeBits(nobody)), "nobody", ""))
-			if os.Geteuid() != nobody.UID {
-				err := Readable(t.Context(), System{}, key, "nobody", "")
-				judge("without the right", err)
-				if c.stops != "" {
-					wantError(t, err, "nobody cannot read it", "computed from the mode bits")
-				}
+			judge("mode bits", unreadable(walk(key, modeBits(other)), "nobody", ""))
+			err := Readable(t.Context(), System{}, key, other.Name, "")
+			judge("without the right", err)
+			if c.stops != "" {
+				wantError(t, err, other.Name+" cannot read it", "computed from the mode bits")
 			}
 			// Below a root our own user stands for all.
 			if err := Readable(t.Context(), System{Root: dir}, "/a/b/key", "nobody", ""); err != nil {
@@ -101,10 +111,7 @@ func TestReadableByItsGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody, err := System{}.User("nobody")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := stranger(t)
 	dir := openTree(t)
 	key := dir + "/a/b/key"
 	if os.Geteuid() == 0 {
@@ -132,13 +139,13 @@ func TestReadableByItsGroup(t *testing.T) {
 	if err := os.Chmod(key, 0o604); err != nil {
 		t.Fatal(err)
 	}
-	if err := walk(key, modeBits(User{UID: nobody.UID, GID: gid})); err == nil {
+	if err := walk(key, modeBits(User{UID: other.UID, GID: gid})); err == nil {
 		t.Error("a group without the right reads by the right of others")
 	}
 	if err := os.Chmod(key, 0o040); err != nil {
 		t.Fatal(err)
 	}
-	if err := walk(key, modeBits(User{UID: nobody.UID, GID: nobody.GID, Groups: []int{gid}})); err != nil {
+	if err := walk(key, modeBits(User{UID: other.UID, GID: other.GID, Groups: []int{gid}})); err != nil {
 		t.Errorf("by a supplementary group: %v", err)
 	}
 	if err := walk(key, modeBits(User{UID: os.Getuid(), GID: gid})); os.Getuid() != 0 && err == nil {
@@ -148,10 +155,7 @@ func TestReadableByItsGroup(t *testing.T) {
 
 // TestReadableFollowsLinks: links count as what they lead to, and a loop ends.
 func TestReadableFollowsLinks(t *testing.T) {
-	nobody, err := System{}.User("nobody")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := stranger(t)
 	dir := openTree(t)
 	for name, target := range map[string]string{"abs": dir + "/a", "rel": "a/../a", "loop": "loop", "dangling": "nowhere", "file": "a/b/key"} {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
@@ -159,7 +163,7 @@ func TestReadableFollowsLinks(t *testing.T) {
 		}
 	}
 	for path, word := range map[string]string{"abs/b/key": "", "rel/b/key": "", "file": "", "loop/b": "too many symbolic links", "dangling": "no such file", "file/x": "is no directory"} {
-		err := walk(filepath.Join(dir, path), modeBits(nobody))
+		err := walk(filepath.Join(dir, path), modeBits(other))
 		if word == "" && err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -170,7 +174,7 @@ func TestReadableFollowsLinks(t *testing.T) {
 	if err := os.Chmod(dir+"/a", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, walk(dir+"/abs/b/key", modeBits(nobody)), dir+"/a,")
+	wantError(t, walk(dir+"/abs/b/key", modeBits(other)), dir+"/a,")
 	if os.Geteuid() == 0 {
 		wantError(t, Readable(t.Context(), System{AsRoot: true}, dir+"/rel/b/key", "nobody", ""), dir+"/a,", "in the way")
 	}
