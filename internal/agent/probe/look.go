@@ -21,8 +21,12 @@ import (
 // defaultTimeout is how long a probe waits where its recipe does not say.
 const defaultTimeout = 10 * time.Second
 
-// connectionTimeout bounds a single connection, so that one that hangs does not use up the time of all.
-const connectionTimeout = 5 * time.Second
+// A single connection has the probe's time within these bounds: one that hangs is not to use up the time of all, and a
+// busy host is to have enough for one even where the probe's time is short.
+const (
+	leastConnection = 2 * time.Second
+	mostConnection  = 5 * time.Second
+)
 
 // verdictWait is how long a server is given to refuse the client's certificate once the handshake is done: in TLS 1.3 it
 // says so only afterwards.
@@ -53,7 +57,7 @@ func look(ctx context.Context, p recipe.Probe, client *tls.Certificate, serverNa
 	if err != nil {
 		return nil, err
 	}
-	limit := min(connectionTimeout, timeoutOf(p))
+	limit := min(mostConnection, max(leastConnection, timeoutOf(p)))
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)

@@ -112,12 +112,16 @@ func InUse(ctx context.Context, sys System, p recipe.Probe) error {
 	for {
 		_, err := sys.Run(ctx, Command{Args: p.Command, User: p.User, Timeout: timeoutOf(p)})
 		var exit *exec.ExitError
-		if err == nil || !errors.As(err, &exit) || ctx.Err() != nil { // what cannot be run will not be run by waiting
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", ErrTimeout, err)
+		case !errors.As(err, &exit): // what cannot be run will not be run by waiting
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ErrTimeout, err)
 		case <-time.After(4 * pollEvery):
 		}
 	}
