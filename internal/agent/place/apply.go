@@ -137,6 +137,9 @@ func (v *view) unmake(j *journal, touched map[string]*directory) error {
 		if err != nil {
 			return err
 		}
+		if !d.has(path.Base(m.Path)) {
+			continue
+		}
 		err = d.rmdir(path.Base(m.Path))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 			return err

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"chancery/internal/agent/probe"
@@ -288,47 +290,60 @@ func (st story) copies(s scene) error {
 // TestCutEverywhere cuts a placement of four files before and after each operation, in two ways: from there on everything
 // fails, as when the machine dies; and this one operation fails, as when a disk is full for a moment.
 func TestCutEverywhere(t *testing.T) {
-	total := 0
+	step := 1
+	if testing.Short() {
+		step = 7
+	}
+	var total atomic.Int64
 	for _, st := range stories() {
 		n := st.operations(t)
+		var wait sync.WaitGroup
 		for _, dead := range []bool{true, false} {
-			for cut := 1; cut <= n; cut++ {
-				at := fmt.Sprintf("%s, dead %v, cut %d of %d", st.name, dead, cut, n)
-				s := st.prepare(t)
-				seen := 0
-				armed := false
-				p := s.placer(t, func(o *Options) {
-					o.Cut = func(op Operation) error {
-						if !armed {
-							return nil
-						}
-						if seen++; seen == cut || dead && seen > cut {
-							if seen == cut {
-								at = fmt.Sprintf("%s: %s %s after=%v", at, op.Name, op.Path, op.After)
-							}
-							return errCut
-						}
-						return nil
+			wait.Go(func() {
+				for cut := 1; cut <= n; cut += step {
+					if err := st.cut(t, cut, dead); err != nil {
+						t.Errorf("%s, dead %v, cut %d of %d: %v", st.name, dead, cut, n, err)
+						return
 					}
-				})
-				armed = true
-				err := st.place(t.Context(), p)
-				if seen < cut {
-					t.Fatalf("%s: only %d operations came", at, seen)
+					total.Add(1)
 				}
-				if dead && err == nil {
-					t.Fatalf("%s: no error came of it", at)
-				}
-				p.Close()
-				if err := st.sound(t.Context(), s); err != nil {
-					t.Fatalf("%s: %v", at, err)
-				}
-				total++
-			}
+			})
 		}
+		wait.Wait()
 	}
-	t.Logf("%d cut points", total)
-	if total < 1000 {
-		t.Fatalf("only %d cut points: the test proves too little", total)
+	t.Logf("%d cut points", total.Load())
+	if least := int64(3000 / step); total.Load() < least {
+		t.Fatalf("only %d cut points: the test proves too little", total.Load())
 	}
+}
+
+// cut plays a story with one operation cut, or all from there on, and looks at what is left.
+func (st story) cut(t *testing.T, cut int, dead bool) error {
+	s := st.prepare(t)
+	seen, armed, at := 0, false, ""
+	p := s.placer(t, func(o *Options) {
+		o.Cut = func(op Operation) error {
+			if !armed {
+				return nil
+			}
+			seen++
+			if seen == cut {
+				at = fmt.Sprintf("%s %s, after %v", op.Name, op.Path, op.After)
+			}
+			if seen == cut || dead && seen > cut {
+				return errCut
+			}
+			return nil
+		}
+	})
+	armed = true
+	err := st.place(t.Context(), p)
+	p.Close()
+	if seen < cut || dead && err == nil {
+		return fmt.Errorf("of %d operations, and the error was %w", seen, err)
+	}
+	if err := st.sound(t.Context(), s); err != nil {
+		return fmt.Errorf("%s: %w", at, err)
+	}
+	return nil
 }

@@ -191,12 +191,21 @@ func (f *file) fill(data []byte) error {
 	return err
 }
 
-// discard removes a file that may be there.
+// discard removes a file that may be there. A file system that is read-only refuses before it looks.
 func (d *directory) discard(name string) error {
-	if err := d.unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := d.unlink(name)
+	if errors.Is(err, unix.EROFS) && !d.has(name) {
+		return nil
 	}
-	return nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (d *directory) has(name string) bool {
+	_, err := d.stat(name)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // maxState bounds a file of the state directory; a journal holds each content twice, in base64.
