@@ -144,7 +144,10 @@ func purposes(names []string) ([]asn1.ObjectIdentifier, error) {
 
 // checkPath checks the path as a peer with only the roots would, for each usage, and returns the root that it ends in.
 func checkPath(m *Material, usages []asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, error) {
-	root := rootOf(m.Path[len(m.Path)-1], m.Anchors)
+	var root *x509.Certificate
+	if found := rootsOf(m.Path[len(m.Path)-1], m.Anchors); len(found) > 0 {
+		root = found[0]
+	}
 	if len(usages) == 0 {
 		return root, judgePath(m.Path, m.Anchors, nil, now)
 	}

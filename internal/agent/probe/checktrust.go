@@ -38,7 +38,7 @@ func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time
 		broken = append(broken, checkTimes(c, now), cert.CheckPublicKey(c.PublicKey), checkCA(c))
 	}
 	// libvirtd looks for the issuer of its certificate in this file only, whatever the certificate's own file has.
-	if plan.Trust.Intermediates && rootOf(leaf, list) == nil {
+	if plan.Trust.Intermediates && len(rootsOf(leaf, list)) == 0 {
 		broken = append(broken, fault.New(fault.Invalid, "the issuer of the certificate, %s, is not in the trust file, where this consumer looks for it", leaf.Issuer))
 	}
 	return append(broken, checkSize(list, plan.Trust, "the trust file"))

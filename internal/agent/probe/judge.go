@@ -13,11 +13,8 @@ import (
 	"chancery/internal/pki/path"
 )
 
-// The purposes of RFC 5280 section 4.2.1.12 that TLS knows.
-var (
-	serverAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}
-	clientAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 2}
-)
+// serverAuth is id-kp-serverAuth, RFC 5280 section 4.2.1.12.
+var serverAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}
 
 // Judge refuses a path that a peer would refuse which holds nothing but the roots: its order, its times, the rules of RFC
 // 5280 section 6, and the usage serverAuth. A root that the server sent along is passed over.
@@ -38,30 +35,41 @@ func judgePath(sent, roots []*x509.Certificate, usages []asn1.ObjectIdentifier, 
 		}
 	}
 	top := sent[len(sent)-1]
-	root := rootOf(top, roots)
-	if root == nil {
+	candidates := rootsOf(top, roots)
+	if len(candidates) == 0 {
 		return fault.New(fault.Invalid, "a peer that holds only the roots finds no path: the issuer of %s is %s, which is no root of the trust set; "+
 			"an intermediate is missing, or the certificate comes from another authority", top.Subject, top.Issuer)
 	}
-	full := sent
-	if !root.Equal(top) {
-		full = append(slices.Clone(sent), root)
-	}
-	_, err := path.Verify(full, path.Options{Time: now, ExtKeyUsages: usages})
-	return err
-}
-
-// rootOf returns the root that issued c, or that c is.
-func rootOf(c *x509.Certificate, roots []*x509.Certificate) *x509.Certificate {
-	if i := slices.IndexFunc(roots, c.Equal); i >= 0 {
-		return roots[i]
-	}
-	for _, r := range roots {
-		if issuedBy(c, r) == nil {
-			return r
+	var refused error
+	for _, root := range candidates {
+		full := sent
+		if !root.Equal(top) {
+			full = append(slices.Clone(sent), root)
+		}
+		_, err := path.Verify(full, path.Options{Time: now, ExtKeyUsages: usages})
+		if err == nil {
+			return nil
+		}
+		if refused == nil {
+			refused = err
 		}
 	}
-	return nil
+	return refused
+}
+
+// rootsOf returns the root that c is, or else all that issued it: a root that was renewed with its key stands beside the
+// one that it replaces.
+func rootsOf(c *x509.Certificate, roots []*x509.Certificate) []*x509.Certificate {
+	var found []*x509.Certificate
+	for _, r := range roots {
+		switch {
+		case r.Equal(c):
+			return []*x509.Certificate{r}
+		case issuedBy(c, r) == nil:
+			found = append(found, r)
+		}
+	}
+	return found
 }
 
 // issuedBy checks name and signature; what an issuer may is path.Verify's to say.

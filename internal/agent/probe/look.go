@@ -64,9 +64,9 @@ func look(ctx context.Context, p recipe.Probe, client *tls.Certificate, serverNa
 	switch {
 	case err == nil:
 	case refusedConnection(err):
-		return nil, fmt.Errorf("connect to %s: %w", address, errors.Join(ErrDown, err))
+		return nil, fmt.Errorf("connect to %s: %w: %w", address, ErrDown, err)
 	case timedOut(err) || ctx.Err() != nil:
-		return nil, fmt.Errorf("connect to %s within %s: %w", address, limit, errors.Join(ErrTimeout, err))
+		return nil, fmt.Errorf("connect to %s within %s: %w: %w", address, limit, ErrTimeout, err)
 	default:
 		return nil, fmt.Errorf("connect to %s: %w", address, err)
 	}
@@ -191,11 +191,11 @@ func classify(err error, plain bool) error {
 	case errors.Is(err, ErrNotTLS):
 		return err
 	case timedOut(err) || errors.Is(err, context.DeadlineExceeded):
-		return errors.Join(ErrTimeout, err)
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	case errors.As(err, &header), plain && errors.Is(err, io.EOF), plain && errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.Join(ErrNotTLS, err)
+		return fmt.Errorf("%w: %w", ErrNotTLS, err)
 	}
-	return errors.Join(ErrHandshake, err)
+	return fmt.Errorf("%w: %w", ErrHandshake, err)
 }
 
 // dialable is the address to connect to: a server that listens on every address is met on loopback.

@@ -278,3 +278,17 @@ func TestServerNames(t *testing.T) {
 		t.Errorf("asked for %q", got)
 	}
 }
+
+// TestRenewedRoot: a root that was renewed with its key stands beside the expired one, whichever comes first.
+func TestRenewedRoot(t *testing.T) {
+	o := newOffice(t)
+	renewed := issueFor(t, nil, o.root.key, "root "+t.Name(), ca)
+	old := issueFor(t, nil, o.root.key, "root "+t.Name(), ca, expired)
+	seen := &Seen{Path: o.leaf.path}
+	for _, roots := range [][]*x509.Certificate{{old.cert, renewed.cert}, {renewed.cert, old.cert}} {
+		if err := seen.Judge(roots, time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+	wantError(t, seen.Judge([]*x509.Certificate{old.cert}, time.Now()), "not valid after")
+}

@@ -24,14 +24,16 @@ const mostConnections = 32
 // Served waits until a server serves leaf on fresh connections, one for each name that can be asked for, in a path that a
 // peer accepts which holds nothing but the roots, for each of the probe's names. It looks until the probe's timeout is
 // over, and then says what was wrong last. A server that wants a certificate where the probe has none to show has served;
-// one that refuses what is shown has served only where the recipe accepts that. The instant at which the certificates must be valid is now.
-func Served(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roots []*x509.Certificate, client *tls.Certificate, now time.Time) (*Seen, error) {
+// one that refuses what is shown has served only where the recipe accepts that. Now is when the certificates must be valid.
+// What was seen is returned with the error where there is something.
+func Served(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roots []*x509.Certificate, client *tls.Certificate,
+	now time.Time) (*Seen, error) {
 	names := p.Names
 	if len(names) == 0 {
 		names = namesOf(leaf, p.CommonName)
 	}
 	if len(names) == 0 {
-		return nil, fault.New(fault.Invalid, "the probe of %s has no name to check: the certificate has none, and the recipe's probe names none", p.Address)
+		return nil, fault.New(fault.Invalid, "the probe of %s has no name to check: neither the certificate nor the probe has one", p.Address)
 	}
 	limit := timeoutOf(p)
 	deadline := time.NewTimer(limit)
@@ -72,7 +74,7 @@ func servedOnce(ctx context.Context, p recipe.Probe, leaf *x509.Certificate, roo
 				cert.FormatSerial(seen.Leaf().SerialNumber), seen.Leaf().Subject, cert.FormatSerial(leaf.SerialNumber))
 		}
 		if seen.Refused != "" && client != nil && !p.AcceptRefusal {
-			return seen, fmt.Errorf("%w: %s%s serves it, and refuses the certificate that the probe shows: %s", ErrNotServed, p.Address, asking(asked), seen.Refused)
+			return seen, fmt.Errorf("%w: %s%s refuses the certificate that the probe shows: %s", ErrNotServed, p.Address, asking(asked), seen.Refused)
 		}
 		if err := seen.Judge(roots, now); err != nil {
 			return seen, fmt.Errorf("%w: %s%s: %w", ErrNotServed, p.Address, asking(asked), err)
