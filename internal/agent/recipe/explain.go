@@ -233,7 +233,11 @@ func (c *condition) simplify(known func(string) (string, bool)) (*condition, ver
 				return c, unknown
 			}
 		}
-		return nil, c.compare(func(name string) string { value, _ := known(name); return value })
+		decided := c.compare(func(name string) string { value, _ := known(name); return value })
+		if decided == unknown { // a version that is none: it stays a condition that never holds
+			return c, unknown
+		}
+		return nil, decided
 	}
 	if c.operator == "not" {
 		term, decided := c.terms[0].simplify(known)

@@ -1,6 +1,7 @@
 package recipe
 
 import (
+	"slices"
 	"strings"
 
 	"chancery/internal/fault"
@@ -93,6 +94,9 @@ func (r *Recipe) samples(name string) []string {
 	return []string{"sample"}
 }
 
+// maxTries bounds how many combinations of samples are tried for one text.
+const maxTries = 400
+
 // text judges a text: its variables exist, and with samples in their places, known and not known, check passes.
 func (v *validation) text(path, text string, escape func(string) string, check func(string) error) {
 	pieces, err := parseText(text)
@@ -100,54 +104,48 @@ func (v *validation) text(path, text string, escape func(string) string, check f
 		v.problem(path, err)
 		return
 	}
-	good, most := true, 1
-	eachVariable(pieces, func(name string) {
-		if err := v.recipe.known(name); err != nil {
+	good := true
+	var names []string
+	optional := map[string]bool{}
+	eachVariable(pieces, func(p piece) {
+		if err := v.recipe.known(p.variable); err != nil {
 			v.problem(path, err)
 			good = false
-			return
 		}
-		most = max(most, len(v.recipe.samples(name)))
+		if !slices.Contains(names, p.variable) {
+			names = append(names, p.variable)
+		}
+		optional[p.variable] = optional[p.variable] || p.optional
 	})
 	if !good {
 		return
 	}
-	v.problem(path, v.tryEach(pieces, most, false, escape, check))
-	if hasFallback(pieces) {
-		v.problem(path, v.tryEach(pieces, most, true, escape, check))
+	v.problem(path, v.tryEach(pieces, names, nil, escape, check))
+	if slices.ContainsFunc(names, func(name string) bool { return optional[name] }) {
+		v.problem(path, v.tryEach(pieces, names, optional, escape, check))
 	}
 }
 
-func hasFallback(pieces []piece) bool {
-	for _, p := range pieces {
-		if p.optional {
-			return true
+// tryEach passes if some combination of samples does; those in absent are not known.
+func (v *validation) tryEach(pieces []piece, names []string, absent map[string]bool, escape func(string) string,
+	check func(string) error) error {
+	samples := make([][]string, len(names))
+	tries := 1
+	for i, name := range names {
+		if samples[i] = v.recipe.samples(name); absent[name] {
+			samples[i] = []string{""}
 		}
+		tries = min(maxTries, tries*len(samples[i]))
 	}
-	return false
-}
-
-// tryEach passes if some choice of samples does; with absent, what has a fallback is not known.
-func (v *validation) tryEach(pieces []piece, most int, absent bool, escape func(string) string, check func(string) error) error {
-	optional := map[string]bool{}
-	var mark func([]piece)
-	mark = func(pieces []piece) {
-		for _, p := range pieces {
-			optional[p.variable] = optional[p.variable] || p.optional
-			mark(p.fallback)
-		}
-	}
-	mark(pieces)
 	var first error
-	for i := range most {
+	for try := range tries {
+		chosen := map[string]string{}
+		for i, rest := 0, try; i < len(names); i++ {
+			chosen[names[i]] = samples[i][rest%len(samples[i])]
+			rest /= len(samples[i])
+		}
 		filled, err := values{
-			lookup: func(name string) string {
-				if absent && optional[name] {
-					return ""
-				}
-				all := v.recipe.samples(name)
-				return all[i%len(all)]
-			},
+			lookup:  func(name string) string { return chosen[name] },
 			missing: func(string) error { return nil },
 			escape:  escape,
 		}.fillPieces(pieces)

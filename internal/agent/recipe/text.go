@@ -75,10 +75,10 @@ func appendLiteral(pieces []piece, text string) []piece {
 }
 
 // eachVariable calls f for every variable of a text, those of fallbacks too.
-func eachVariable(pieces []piece, f func(name string)) {
+func eachVariable(pieces []piece, f func(piece)) {
 	for _, p := range pieces {
 		if p.variable != "" {
-			f(p.variable)
+			f(p)
 			eachVariable(p.fallback, f)
 		}
 	}

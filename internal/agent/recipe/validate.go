@@ -112,26 +112,29 @@ func (v *validation) parameters() {
 		}
 		later := v.recipe.Parameters[i:]
 		pieces, _ := parseText(p.Default) // an error is found below
-		eachVariable(pieces, func(name string) {
-			if slices.ContainsFunc(later, func(other Parameter) bool { return "param."+other.Name == name }) {
-				v.add(at+".default", "%s stands later, or is the parameter itself; a default may use earlier parameters and facts", name)
+		eachVariable(pieces, func(used piece) {
+			if slices.ContainsFunc(later, func(other Parameter) bool { return "param."+other.Name == used.variable }) {
+				v.add(at+".default", "%s stands later, or is the parameter itself; a default may use earlier parameters and facts",
+					used.variable)
 			}
 		})
 		v.text(at+".default", p.Default, nil, p.check)
 	}
 }
 
-// staticParameter reports whether a parameter's value is known before any fact is.
+// staticParameter reports whether a parameter's value is known before any fact is: its default uses earlier parameters that
+// are, and nothing else.
 func (r *Recipe) staticParameter(name string) bool {
-	p := r.parameter(name)
-	if p == nil {
+	index := slices.IndexFunc(r.Parameters, func(p Parameter) bool { return p.Name == name })
+	if index < 0 {
 		return false
 	}
 	static := true
-	pieces, _ := parseText(p.Default)
-	eachVariable(pieces, func(used string) {
-		other, isParam := strings.CutPrefix(used, "param.")
-		static = static && isParam && other != name && r.staticParameter(other)
+	pieces, _ := parseText(r.Parameters[index].Default)
+	eachVariable(pieces, func(used piece) {
+		other, isParam := strings.CutPrefix(used.variable, "param.")
+		earlier := slices.ContainsFunc(r.Parameters[:index], func(p Parameter) bool { return p.Name == other })
+		static = static && isParam && earlier && r.staticParameter(other)
 	})
 	return static
 }
@@ -190,9 +193,10 @@ func (v *validation) pattern(at string, f *FactRule) {
 func (v *validation) factTexts(at string, f *FactRule) {
 	judge := func(at, text string, check func(string) error) {
 		pieces, _ := parseText(text)
-		eachVariable(pieces, func(name string) {
-			if parameter, ok := strings.CutPrefix(name, "param."); !ok || (v.recipe.known(name) == nil && !v.recipe.staticParameter(parameter)) {
-				v.add(at, "%s is known only when facts are; what asks for a fact may use parameters whose defaults use none", name)
+		eachVariable(pieces, func(used piece) {
+			parameter, ok := strings.CutPrefix(used.variable, "param.")
+			if !ok || (v.recipe.known(used.variable) == nil && !v.recipe.staticParameter(parameter)) {
+				v.add(at, "%s is known only when facts are; what asks for a fact may use parameters whose defaults use none", used.variable)
 			}
 		})
 		v.text(at, text, nil, check)
@@ -372,6 +376,10 @@ func checkSubject(value string) error {
 
 // checkName refuses what is no name of a subjectAltName: dns:NAME, ip:ADDRESS.
 func checkName(value string) error {
+	kind, _, _ := strings.Cut(value, ":")
+	if !slices.Contains([]string{"dns", "ip", "email", "uri"}, kind) {
+		return fault.New(fault.Invalid, "name %q does not say its kind: write dns:NAME, ip:ADDRESS, email:MAILBOX or uri:URI", value)
+	}
 	_, err := cert.ParseGeneralName(value)
 	return err
 }
