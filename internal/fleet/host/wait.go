@@ -75,6 +75,9 @@ func (w *waiters) wakeThose(match func(*waiter) bool) {
 	}
 }
 
+// Waiting is how many wait on this node.
+func (s *Service) Waiting() int { return s.waiting.count() }
+
 func (w *waiters) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
