@@ -34,7 +34,8 @@ func AllowListLine(leaf *x509.Certificate) string {
 		var attributes []string
 		for _, a := range rdn {
 			var one, value cryptobyte.String
-			if !set.ReadASN1(&one, asn1.SEQUENCE) || !one.ReadASN1ObjectIdentifier(new(encoding.ObjectIdentifier)) || !one.ReadAnyASN1Element(&value, new(asn1.Tag)) {
+			if !set.ReadASN1(&one, asn1.SEQUENCE) || !one.ReadASN1ObjectIdentifier(new(encoding.ObjectIdentifier)) ||
+				!one.ReadAnyASN1Element(&value, new(asn1.Tag)) {
 				return ""
 			}
 			attributes = append(attributes, allowListAttribute(a, value))

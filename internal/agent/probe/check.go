@@ -111,7 +111,8 @@ func checkLeaf(leaf *x509.Certificate, now time.Time) error {
 		return err
 	}
 	if leaf.IsCA {
-		return fault.New(fault.Invalid, "certificate %s (%s) is a CA's, and a consumer's own must not be", cert.FormatSerial(leaf.SerialNumber), leaf.Subject)
+		return fault.New(fault.Invalid, "certificate %s (%s) is a CA's, and a consumer's own must not be", cert.FormatSerial(leaf.SerialNumber),
+			leaf.Subject)
 	}
 	return nil
 }

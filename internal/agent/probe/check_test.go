@@ -226,6 +226,7 @@ func TestCheckCRLs(t *testing.T) {
 	part := func(s *crl.Spec) {
 		s.IDP = &crl.IssuingDistributionPoint{URIs: []string{"http://crl.test/1"}}
 	}
+	retired := issue(t, o.root, "retired", ca)
 	right := func() [][]byte { return [][]byte{revoke(t, o.root, nil), revoke(t, o.issuer, nil)} }
 	cases := []struct {
 		name string
@@ -240,6 +241,8 @@ func TestCheckCRLs(t *testing.T) {
 		{"foreign", append(right(), revoke(t, stranger, nil)), []string{"not in the trust set"}},
 		{"of an impostor of the same name", append(right(), revoke(t, impostor, nil)), []string{"CRL 3 of 3"}},
 		{"stale", [][]byte{revoke(t, o.root, nil), revoke(t, o.issuer, stale)}, []string{"CRL 2 of 2", "no CRL in force of CN=issuer"}},
+		{"stale of an issuer that the path does not need", append(right(), revoke(t, retired, stale)), nil},
+		{"early of an issuer that the path does not need", append(right(), revoke(t, retired, early)), []string{"CRL 3 of 3"}},
 		{"of tomorrow", [][]byte{revoke(t, o.root, nil), revoke(t, o.issuer, early)}, []string{"CRL 2 of 2"}},
 		{"delta", [][]byte{revoke(t, o.root, nil), revoke(t, o.issuer, delta)}, []string{"delta CRL"}},
 		{"partition", [][]byte{revoke(t, o.root, nil), revoke(t, o.issuer, part)}, []string{"covers only part"}},
@@ -250,7 +253,7 @@ func TestCheckCRLs(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			m := o.material(t, o.leaf)
-			m.CRLs = c.crls
+			m.Issuers, m.CRLs = append(m.Issuers, retired.cert), c.crls
 			plan, planned := libvirtPlan()
 			planned.Algorithm, planned.KeyUsages = "", nil
 			err := Check(m, plan, planned, time.Now())

@@ -39,7 +39,8 @@ func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time
 	}
 	// libvirtd looks for the issuer of its certificate in this file only, whatever the certificate's own file has.
 	if plan.Trust.Intermediates && len(rootsOf(leaf, list)) == 0 {
-		broken = append(broken, fault.New(fault.Invalid, "the issuer of the certificate, %s, is not in the trust file, where this consumer looks for it", leaf.Issuer))
+		broken = append(broken, fault.New(fault.Invalid, "the issuer of the certificate, %s, is not in the trust file, where this consumer looks for it",
+			leaf.Issuer))
 	}
 	return append(broken, checkSize(list, plan.Trust, "the trust file"))
 }
@@ -77,6 +78,9 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 	}
 	for i, der := range m.CRLs {
 		list, issuer, err := CheckCRL(der, issuers, now)
+		if err != nil && list != nil && now.After(list.NextUpdate) && !slices.ContainsFunc(full, issuer.Equal) {
+			continue // no worse than none of it, and its issuer may have ended; the path does not need it
+		}
 		if err != nil {
 			broken = append(broken, fault.New(fault.Invalid, "CRL %d of %d: %s", i+1, len(m.CRLs), message(err)))
 			continue
@@ -87,8 +91,8 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 				continue
 			}
 			if e, ok := list.Lookup(c.SerialNumber); ok {
-				broken = append(broken, fault.New(fault.Invalid, "certificate %s (%s) is revoked: the CRL of %s says %s", cert.FormatSerial(c.SerialNumber),
-					c.Subject, issuer.Subject, e.Reason))
+				broken = append(broken, fault.New(fault.Invalid, "certificate %s (%s) is revoked: the CRL of %s says %s",
+					cert.FormatSerial(c.SerialNumber), c.Subject, issuer.Subject, e.Reason))
 			}
 		}
 	}
@@ -97,7 +101,8 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 	}
 	for _, issuer := range append(slices.Clone(m.Path[1:]), root) {
 		if !covered[string(issuer.RawSubjectPublicKeyInfo)] {
-			broken = append(broken, fault.New(fault.Invalid, "there is no CRL in force of %s, and this consumer needs one of every issuer of the path", issuer.Subject))
+			broken = append(broken, fault.New(fault.Invalid, "there is no CRL in force of %s, and this consumer needs one of every issuer of the path",
+				issuer.Subject))
 		}
 	}
 	return broken
@@ -105,7 +110,7 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 
 // CheckCRL reads a CRL, finds its issuer among issuers, and refuses one that a consumer must not be given: empty, not DER,
 // of another CA, not signed by it, not in force at now, a delta CRL or one of limited scope, which leaves out what a
-// consumer would then take for good.
+// consumer would then take for good. The list is returned with the error where only its time is wrong.
 func CheckCRL(der []byte, issuers []*x509.Certificate, now time.Time) (*crl.List, *x509.Certificate, error) {
 	if len(der) == 0 {
 		return nil, nil, fault.New(fault.Invalid, "it is empty")
@@ -126,7 +131,8 @@ func CheckCRL(der []byte, issuers []*x509.Certificate, now time.Time) (*crl.List
 		case list.BaseNumber != nil:
 			return nil, nil, fault.New(fault.Invalid, "the CRL of %s is a delta CRL; a complete one is needed", issuer.Subject)
 		case list.IDP != nil:
-			return nil, nil, fault.New(fault.Invalid, "the CRL of %s covers only part of what it issued (issuingDistributionPoint); a complete one is needed", issuer.Subject)
+			return nil, nil, fault.New(fault.Invalid, "the CRL of %s covers only part of what it issued (issuingDistributionPoint); a complete one is needed",
+				issuer.Subject)
 		}
 		return list, issuer, list.CheckTimes(now)
 	}
