@@ -53,6 +53,8 @@ type host struct {
 	pool  string
 	home  string         // where its directories are
 	state string         // of its agent
+	at    string         // its address, on loopback
+	dns   []string       // its other names
 	root  string         // --root of its agent; empty where it has a mount table of its own
 	holds string         // /proc directory of the process that holds that table; empty where it has none
 	env   []string       // of its programs
@@ -63,9 +65,10 @@ type host struct {
 type machine struct {
 	pool      string   // a pool of the host's own where it is empty
 	dns       []string // more names
-	ip        []string
+	resolves  []string // names that lead to it there, beside its own
 	groups    []string // of the system, for example libvirt-qemu
 	users     []string // with a home directory
+	plainName bool     // the name is not made unique
 	directory bool     // the host is a directory (--root) although a mount table could be had
 }
 
@@ -79,9 +82,15 @@ func (w *world) newHost(t testing.TB, name string, m machine) *host {
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(home)) })
 	must(t, os.Chmod(home, 0o755))
-	h := &host{t: t, world: w, name: name, pool: m.pool, home: home, state: filepath.Join(home, "state"), users: map[string]int{}}
+	h := &host{t: t, world: w, name: name, pool: m.pool, dns: m.dns, home: home, state: filepath.Join(home, "state"), users: map[string]int{}}
 	if h.pool == "" {
 		h.pool = w.pool(t).Name
+	}
+	// Names and addresses of hosts are unique in an authority.
+	number := shared.hosts.Add(1)
+	h.at = fmt.Sprintf("127.%d.%d.%d", 16+os.Getpid()%200, number/250, 1+number%250)
+	if !m.plainName {
+		h.name = fmt.Sprintf("%s-%d", name, number)
 	}
 	for _, d := range ownDirectories {
 		must(t, os.Mkdir(filepath.Join(home, d), 0o755))
@@ -107,6 +116,12 @@ var machineFiles = []string{"alternatives", "gnutls", "host.conf", "hosts", "ld.
 func (h *host) settle(m machine) {
 	h.t.Helper()
 	etc := filepath.Join(h.home, "etc")
+	add := func(name, line string) {
+		f, err := os.OpenFile(filepath.Join(etc, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		must(h.t, err)
+		_, err = fmt.Fprintln(f, line)
+		must(h.t, errors.Join(err, f.Close()))
+	}
 	files := machineFiles
 	if h.directory(m) {
 		files = []string{"passwd", "group"}
@@ -118,11 +133,8 @@ func (h *host) settle(m machine) {
 		}
 	}
 	output(h.t, exec.Command("cp", append(args, etc)...))
-	add := func(name, line string) {
-		f, err := os.OpenFile(filepath.Join(etc, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-		must(h.t, err)
-		_, err = fmt.Fprintln(f, line)
-		must(h.t, errors.Join(err, f.Close()))
+	for _, name := range append(m.resolves, h.name) {
+		add("hosts", h.at+" "+name)
 	}
 	next := account
 	for _, g := range m.groups {
@@ -236,12 +248,7 @@ func (h *host) agent(verb string, args ...string) *exec.Cmd {
 // join adds the host to the authority with what it shall hold, and has its agent join.
 func (h *host) join(placements ...client.PlacementOrder) {
 	h.t.Helper()
-	h.joinAs(nil, nil, placements...)
-}
-
-func (h *host) joinAs(dns, ip []string, placements ...client.PlacementOrder) {
-	h.t.Helper()
-	added, err := h.world.admin.AddHost(h.t.Context(), client.AddHostRequest{Name: h.name, Pool: h.pool, DNS: dns, IP: ip, Placements: placements})
+	added, err := h.world.admin.AddHost(h.t.Context(), client.AddHostRequest{Name: h.name, Pool: h.pool, DNS: h.dns, IP: []string{h.at}, Placements: placements})
 	must(h.t, err)
 	h.redeem(added.Token)
 }

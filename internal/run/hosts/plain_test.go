@@ -27,7 +27,7 @@ func TestPlainFiles(t *testing.T) {
 
 func plainFiles(t *testing.T, w *world) {
 	const key, certificate, trust = "/etc/ssl/web.key", "/etc/ssl/web.pem", "/etc/ssl/web-ca.pem"
-	h := w.newHost(t, "web.example", machine{})
+	h := w.newHost(t, "web", machine{})
 	h.join(order("plain", "key="+key, "cert="+certificate, "trust="+trust))
 	h.converge()
 	seen := h.observed("plain")
@@ -38,7 +38,7 @@ func plainFiles(t *testing.T, w *world) {
 	if st, err := os.Stat(h.path(key)); err != nil || st.Mode() != 0o600 {
 		t.Errorf("the key: %v %v", st, err)
 	}
-	output(t, h.command("openssl", "verify", "-CAfile", h.path(trust), "-untrusted", h.path(certificate), "-verify_hostname", "web.example", h.path(certificate)))
+	output(t, h.command("openssl", "verify", "-CAfile", h.path(trust), "-untrusted", h.path(certificate), "-verify_hostname", h.name, h.path(certificate)))
 	before := []uint64{h.inode(key), h.inode(certificate), h.inode(trust)}
 	h.converge()
 	if after := []uint64{h.inode(key), h.inode(certificate), h.inode(trust)}; after[0] != before[0] || after[1] != before[1] || after[2] != before[2] {

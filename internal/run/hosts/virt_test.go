@@ -49,7 +49,7 @@ type daemon struct {
 // configure writes libvirtd.conf and returns the port.
 func (h *host) configure(settings ...string) (port string) {
 	h.t.Helper()
-	address, err := consumer.FreeAddress()
+	address, err := consumer.FreeAddress() // of 127.0.0.1, so that no other test takes it
 	must(h.t, err)
 	_, port, _ = strings.Cut(address, ":")
 	h.configurePort(port, settings...)
@@ -58,7 +58,7 @@ func (h *host) configure(settings ...string) (port string) {
 
 func (h *host) configurePort(port string, settings ...string) {
 	h.t.Helper()
-	lines := append([]string{"listen_tls = 1", "listen_tcp = 0", `listen_addr = "127.0.0.1"`, fmt.Sprintf("tls_port = %q", port),
+	lines := append([]string{"listen_tls = 1", "listen_tcp = 0", fmt.Sprintf("listen_addr = %q", h.at), fmt.Sprintf("tls_port = %q", port),
 		`auth_unix_ro = "none"`, `auth_unix_rw = "none"`, `auth_tls = "none"`, `log_outputs = "3:file:/run/libvirtd.log"`}, settings...)
 	h.write(libvirtConf, strings.Join(lines, "\n")+"\n")
 }
@@ -74,7 +74,7 @@ func (h *host) libvirtd(port string) *daemon {
 		must(h.t, os.Chmod(h.path(script), 0o755))
 	}
 	return &daemon{h: h, port: port, Process: h.start(consumer.Program{
-		Path: "/opt/libvirtd", Env: []string{"LIBVIRT_DRIVER_DIR=/opt/drivers"}, Ready: consumer.Listening("127.0.0.1:" + port),
+		Path: "/opt/libvirtd", Env: []string{"LIBVIRT_DRIVER_DIR=/opt/drivers"}, Ready: consumer.Listening(h.at + ":" + port),
 	})}
 }
 
@@ -127,7 +127,7 @@ func (d *daemon) dial(p *peer) (*tls.Conn, error) {
 	if p != nil && p.pair.PrivateKey != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &p.pair, nil }
 	}
-	conn, err := tls.Dial("tcp", "127.0.0.1:"+d.port, config)
+	conn, err := tls.Dial("tcp", d.h.at+":"+d.port, config)
 	if err != nil {
 		return nil, err
 	}

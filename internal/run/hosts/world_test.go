@@ -77,6 +77,7 @@ type commons struct {
 	world sync.Once
 	node  *world
 	pools atomic.Int64
+	hosts atomic.Int64
 }
 
 // program is the path of this test binary under the program's name, where every user can run it.
@@ -135,7 +136,7 @@ type world struct {
 func theWorld(t testing.TB) *world {
 	t.Helper()
 	program := program(t)
-	shared.world.Do(func() { shared.node, shared.err = newWorld(context.Background(), program, shared.bin, "") })
+	shared.world.Do(func() { shared.node, shared.err = newWorld(context.Background(), program, shared.bin, "", nil) })
 	must(t, shared.err)
 	if shared.node == nil {
 		t.Fatal("the node that the tests share did not start")
@@ -150,14 +151,20 @@ func worldOn(t testing.TB, engine db.Dialect) *world {
 	if engine == db.Postgres {
 		url = pkitest.URL(t, engine)
 	}
-	w, err := newWorld(t.Context(), program(t), t.TempDir(), url)
+	return ownWorld(t, url, nil)
+}
+
+// ownWorld is a world of the test's own. Before its node starts something may be done in its directory.
+func ownWorld(t testing.TB, url string, before func(w *world)) *world {
+	t.Helper()
+	w, err := newWorld(t.Context(), program(t), t.TempDir(), url, before)
 	must(t, err)
 	t.Cleanup(func() { must(t, w.process.Stop()) })
 	return w
 }
 
 // newWorld makes an authority and starts its node.
-func newWorld(ctx context.Context, program, home, url string) (*world, error) {
+func newWorld(ctx context.Context, program, home, url string, before func(w *world)) (*world, error) {
 	w := &world{dir: datadir.Dir(filepath.Join(home, "authority"))}
 	var at [3]string
 	for i := range at {
@@ -184,6 +191,9 @@ func newWorld(ctx context.Context, program, home, url string) (*world, error) {
 	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("chancery init: %w\n%s", err, out)
 	}
+	if before != nil {
+		before(w)
+	}
 	ready := consumer.Listening(w.API)
 	var err error
 	if w.process, err = consumer.Start(context.WithoutCancel(ctx), consumer.Program{
@@ -206,7 +216,20 @@ func (w *world) pool(t testing.TB) *client.Pool {
 	t.Helper()
 	p, err := w.admin.AddPool(t.Context(), client.AddPoolRequest{Name: fmt.Sprintf("p%d", shared.pools.Add(1)), Online: true})
 	must(t, err)
+	w.crls(t, p)
 	return p
+}
+
+// crls has the CRLs of a new pool made at once.
+func (w *world) crls(t testing.TB, p *client.Pool) {
+	t.Helper()
+	for _, issuer := range []*client.Issuer{p.Root, p.Issuer} {
+		if !issuer.KeyOnline {
+			continue
+		}
+		_, err := w.admin.IssueCRL(t.Context(), issuer.Name, client.IssueCRLRequest{})
+		must(t, err)
+	}
 }
 
 // chancery runs a command with the administrator's credential, and returns what it prints.
@@ -228,7 +251,7 @@ func output(t testing.TB, cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// says runs a command that must fail, with a text on either stream.
+// fails runs a command that must fail, with a text on either stream.
 func fails(t testing.TB, cmd *exec.Cmd, text string) {
 	t.Helper()
 	out, err := cmd.CombinedOutput()
@@ -237,7 +260,7 @@ func fails(t testing.TB, cmd *exec.Cmd, text string) {
 	}
 }
 
-// number is a CRLNumber or the like as JSON has it.
+// decode reads JSON.
 func decode[T any](t testing.TB, text string) T {
 	t.Helper()
 	var v T
