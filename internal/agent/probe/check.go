@@ -46,6 +46,9 @@ func Check(m *Material, plan *recipe.Plan, certificate recipe.PlannedCertificate
 	add(checkNames(leaf, plan, certificate))
 	root, err := checkPath(m, usages, now)
 	add(err)
+	for _, c := range m.Path[1:] {
+		add(checkStrength(c))
+	}
 	if places(plan, "anchors") {
 		for _, err := range checkTrust(m, plan, leaf, now) {
 			add(err)

@@ -85,6 +85,7 @@ func TestCheck(t *testing.T) {
 	oldRoot := issue(t, nil, "old root", ca, expired)
 	earlyRoot := issue(t, nil, "early root", ca, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) })
 	noSign := issue(t, nil, "no signer", ca, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
+	weakIssuer := issueFor(t, o.root, weak, "weak issuer", ca)
 	cases := []struct {
 		name   string
 		change func(m *Material, p *recipe.Plan, c *recipe.PlannedCertificate)
@@ -105,6 +106,11 @@ func TestCheck(t *testing.T) {
 			h := issueFor(t, o.issuer, weak, "localhost", names, encipher)
 			m.Key, m.Path = h.key, h.path
 		}, want: []string{"1024"}},
+		{name: "weak issuer", change: func(m *Material, _ *recipe.Plan, _ *recipe.PlannedCertificate) {
+			h := issueFor(t, weakIssuer, key, "localhost", names, encipher)
+			m.Path, m.Issuers = h.path, []*x509.Certificate{o.root.cert, weakIssuer.cert}
+			m.CRLs = [][]byte{revoke(t, o.root, nil)}
+		}, want: []string{"the key of CN=weak issuer,O=probe: "}},
 		{name: "key of another family", change: func(m *Material, _ *recipe.Plan, _ *recipe.PlannedCertificate) {
 			h := issueFor(t, o.issuer, elliptic256, "localhost", names, encipher)
 			m.Key, m.Path = h.key, h.path

@@ -35,7 +35,7 @@ func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time
 		return []error{fault.New(fault.Invalid, "the trust set is empty: nobody would be believed")}
 	}
 	for _, c := range list {
-		broken = append(broken, checkTimes(c, now), cert.CheckPublicKey(c.PublicKey), checkCA(c))
+		broken = append(broken, checkTimes(c, now), checkStrength(c), checkCA(c))
 	}
 	// libvirtd looks for the issuer of its certificate in this file only, whatever the certificate's own file has.
 	if plan.Trust.Intermediates && len(rootsOf(leaf, list)) == 0 {
@@ -43,6 +43,14 @@ func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time
 			leaf.Issuer))
 	}
 	return append(broken, checkSize(list, plan.Trust, "the trust file"))
+}
+
+// checkStrength refuses a certificate whose key is weak, and names it.
+func checkStrength(c *x509.Certificate) error {
+	if err := cert.CheckPublicKey(c.PublicKey); err != nil {
+		return fault.New(fault.Invalid, "the key of %s: %s", c.Subject, message(err))
+	}
+	return nil
 }
 
 func checkCA(c *x509.Certificate) error {

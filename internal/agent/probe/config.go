@@ -7,10 +7,12 @@ import (
 	"chancery/internal/fault"
 )
 
-// Bounds of what is read of configuration files: one file, all files that it includes, and how deep they include.
+// Bounds of what is read of a configuration: one file, all files together, their number (a web server may have hundreds of
+// sites), and how deep they include each other.
 const (
 	configFile  = 1 << 20
-	configFiles = 64
+	configTotal = 16 << 20
+	configFiles = 1000
 	configDepth = 10
 	configNames = 2000 // settings that are kept
 )
@@ -44,6 +46,7 @@ type configReader struct {
 	base  string // nginx resolves relative includes against the main file's directory
 	out   settings
 	files int
+	total int
 	depth int
 }
 
@@ -59,6 +62,9 @@ func (r *configReader) file(path string, read func(string, []byte) error) error 
 	text, err := readBounded(r.sys.Path(path), configFile)
 	if err != nil {
 		return err
+	}
+	if r.total += len(text); r.total > configTotal {
+		return fmt.Errorf("%s: the files that are included have more than %d octets", path, configTotal)
 	}
 	return read(path, text)
 }

@@ -102,7 +102,9 @@ func TestConfigurations(t *testing.T) {
 			"etc/conf": "primary_conninfo = 'password=hush'\nssl_passphrase_command = 'echo hush'\npassword_encryption = md5\nldap_secret = x\nssl = on\n",
 		}, want: settings{"ssl": "on", "password_encryption": "md5"}},
 		{name: "postgresql loop", syntax: "postgresql", files: map[string]string{"etc/conf": "a = 1\ninclude 'conf'\n"}, want: settings{"a": "1"}, wrong: "10 deep"},
-		{name: "postgresql many", syntax: "postgresql", files: map[string]string{"etc/conf": strings.Repeat("include 'e'\n", 100), "etc/e": ""}, want: settings{}, wrong: "64 files"},
+		{name: "postgresql many", syntax: "postgresql", files: map[string]string{"etc/conf": strings.Repeat("include 'e'\n", 1000), "etc/e": ""}, want: settings{}, wrong: "1000 files"},
+		{name: "postgresql long", syntax: "postgresql", files: map[string]string{"etc/conf": strings.Repeat("include 'e'\n", 20), "etc/e": strings.Repeat("#\n", configFile/2)},
+			want: settings{}, wrong: "16777216 octets"},
 		{name: "postgresql no value", syntax: "postgresql", files: map[string]string{"etc/conf": "a = 1\nport =\n"}, want: settings{"a": "1"}, wrong: "line 2"},
 		{name: "postgresql include that is not there", syntax: "postgresql", files: map[string]string{"etc/conf": "include 'x'\n"}, want: settings{}, wrong: "no such file"},
 
