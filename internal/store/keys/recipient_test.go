@@ -265,3 +265,79 @@ func TestRecipientsAreChecked(t *testing.T) {
 		}
 	})
 }
+
+// TestReplaceRecoveryAtEveryCommit cuts the replacement short at each commit, before it is done and after: some recovery key opens
+// everything at any time, and the replacement that is run again ends with one.
+func TestReplaceRecoveryAtEveryCommit(t *testing.T) {
+	cut := 0
+	for commit := 1; commit <= 3; commit++ {
+		for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
+			pkitest.EachURL(t, func(t *testing.T, url string) {
+				var faults pkitest.Faults
+				d := pkitest.Open(t, db.Options{URL: url, Wrap: faults.Wrap})
+				ctx, o := t.Context(), newOffice(t, d)
+				for range 2 {
+					o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")
+				}
+				o.put(t, generate(t, keyfile.ECDSAP256), keys.Audit, "authority")
+				opensAll := func(r *keys.Recovery) bool {
+					findings, seen, err := o.store.Check(ctx, r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, f := range findings {
+						if f.Rule == keys.WrongRecipient || f.Recipient == "recovery" {
+							return false
+						}
+					}
+					return seen.Opened >= 2*seen.Keys && seen.Keys == 3
+				}
+				first := recovery(t)
+				faults.FailCommit(commit, outcome)
+				_, err := o.store.ReplaceRecovery(ctx, first, actor)
+				faults.Clear()
+				if err == nil {
+					t.Fatalf("commit %d %s: it went unnoticed", commit, outcome)
+				}
+				cut++
+				if !opensAll(o.recovery) && !opensAll(first) {
+					t.Errorf("commit %d %s: neither the old key nor the new one opens everything", commit, outcome)
+				}
+				second := recovery(t)
+				done, err := o.store.ReplaceRecovery(ctx, second, actor)
+				if err != nil || done.Keys != 3 || len(done.Old) < 1 {
+					t.Fatalf("commit %d %s: run again: %+v, %v", commit, outcome, done, err)
+				}
+				old := o.recovery
+				o.recovery = second
+				wantFindings(t, o, o.store, nil)
+				for _, gone := range []*keys.Recovery{old, first} {
+					if opensAll(gone) {
+						t.Errorf("commit %d %s: %s still opens the keys", commit, outcome, gone)
+					}
+				}
+			})
+		}
+	}
+	if cut < 12 {
+		t.Errorf("%d replacements were cut short", cut)
+	}
+}
+
+// TestReplaceRecoveryKeepsTheOldOneWhereTheNewIsNotWhole: a key that this node cannot open is not taken from its only opener.
+func TestReplaceRecoveryKeepsTheOldOneWhereTheNewIsNotWhole(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d)
+		id := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")
+		run(t, d, `DELETE FROM key_wrap WHERE key_id = $1 AND recipient_id = 'n1'`, id)
+		if _, err := o.store.ReplaceRecovery(t.Context(), recovery(t), actor); !fault.Is(err, fault.Conflict) {
+			t.Fatalf("error %v", err)
+		}
+		if _, err := o.store.RecoverAll(t.Context(), o.recovery, actor); err != nil {
+			t.Fatalf("the old key opens it no more: %v", err)
+		}
+		if done, err := o.store.ReplaceRecovery(t.Context(), recovery(t), actor); err != nil || done.Keys != 1 || len(done.Old) != 2 {
+			t.Errorf("%+v, %v", done, err)
+		}
+	})
+}

@@ -258,6 +258,17 @@ func (o *Options) passphrase(result *Result) error {
 	if len(o.Passphrase) > 0 {
 		return nil
 	}
+	o.Passphrase = newPassphrase()
+	result.Passphrase = filepath.Join(o.Dir.Offline(), "passphrase")
+	if err := keyfile.WriteFile(result.Passphrase, append(slices.Clone(o.Passphrase), '\n'), 0o600); err != nil {
+		return fmt.Errorf("write passphrase: %w", err)
+	}
+	result.Offline = append(result.Offline, result.Passphrase)
+	return nil
+}
+
+// newPassphrase is 160 random bits in groups of four letters and digits.
+func newPassphrase() []byte {
 	raw := make([]byte, 20)
 	rand.Read(raw)
 	text := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))
@@ -265,13 +276,7 @@ func (o *Options) passphrase(result *Result) error {
 	for i := 0; i < len(text); i += 4 {
 		groups = append(groups, text[i:i+4])
 	}
-	o.Passphrase = []byte(strings.Join(groups, "-"))
-	result.Passphrase = filepath.Join(o.Dir.Offline(), "passphrase")
-	if err := keyfile.WriteFile(result.Passphrase, append([]byte(strings.Join(groups, "-")), '\n'), 0o600); err != nil {
-		return fmt.Errorf("write passphrase: %w", err)
-	}
-	result.Offline = append(result.Offline, result.Passphrase)
-	return nil
+	return []byte(strings.Join(groups, "-"))
 }
 
 // fillStore makes the rows: settings, recipients, keys, issuers, the first administrator.

@@ -2,13 +2,20 @@ package setup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 )
 
@@ -47,4 +54,59 @@ func RescueAdmin(ctx context.Context, dir datadir.Dir) (name string, err error) 
 		return enrolInto(ctx, s, by, dir, admin, keyfile.ReplaceFile)
 	})
 	return name, err
+}
+
+// NewRecovery says where ReplaceRecovery put the new key, and what it did.
+type NewRecovery struct {
+	File       string // the new key, sealed
+	Passphrase string // the file with its passphrase, where one was made; empty where it was given
+	keys.Replaced
+}
+
+// ReplaceRecovery makes a new recovery key, in file (offline/recovery.age where it is empty) and sealed as init seals it, and
+// takes its wraps from the old one. The file is written first: a key that nobody has must not be the only one that opens the
+// store. A file that is there already is not touched.
+func ReplaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphrase []byte) (made *NewRecovery, err error) {
+	if file == "" {
+		file = filepath.Join(dir.Offline(), "recovery.age")
+	}
+	recovery, err := keys.GenerateRecovery()
+	if err != nil {
+		return nil, err
+	}
+	made = &NewRecovery{File: file}
+	err = local(ctx, dir, func(s *Services, by access.Principal) error {
+		if err := made.write(recovery, passphrase); err != nil {
+			return err
+		}
+		made.Replaced, err = s.Keys.ReplaceRecovery(ctx, recovery, by.Actor())
+		return err
+	})
+	return made, err
+}
+
+// write writes the sealed key and, where it makes one, the passphrase.
+func (n *NewRecovery) write(recovery *keys.Recovery, passphrase []byte) error {
+	if _, err := os.Lstat(n.File); err == nil {
+		return fault.New(fault.Conflict, "%s is there already, and may be the key that opens your backups", n.File).
+			WithHint("take it away first, or name another file with --out")
+	}
+	if len(passphrase) == 0 {
+		passphrase = newPassphrase()
+		n.Passphrase = n.File + ".passphrase"
+	}
+	sealed, err := recovery.Seal(passphrase)
+	if err != nil {
+		return err
+	}
+	// init made the directory; it may have been taken away whole.
+	if err := os.Mkdir(filepath.Dir(n.File), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if n.Passphrase != "" {
+		if err := keyfile.WriteFile(n.Passphrase, append(slices.Clone(passphrase), '\n'), 0o600); err != nil {
+			return fmt.Errorf("write the passphrase: %w", err)
+		}
+	}
+	return keyfile.WriteFile(n.File, sealed, 0o600)
 }

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"crypto/tls"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/setup"
 )
 
@@ -71,4 +74,57 @@ func readFile(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return text
+}
+
+// TestReplaceRecovery: backups go to the new key from then on, the authority comes back by it, and the old one opens nothing more.
+func TestReplaceRecovery(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, old := result.Dir, recovery(t, result)
+		if _, err := setup.ReplaceRecovery(t.Context(), dir, "", nil); !fault.Is(err, fault.Conflict) {
+			t.Fatalf("the old key's file was in the way, and the answer is %v", err)
+		}
+		made, err := setup.ReplaceRecovery(t.Context(), dir, filepath.Join(t.TempDir(), "new.age"), []byte("a long passphrase"))
+		if err != nil || made.Passphrase != "" || len(made.Old) != 1 || made.Old[0].PublicKey != old.Public() || made.Keys < 3 {
+			t.Fatalf("%+v, %v", made, err)
+		}
+		next, err := keys.OpenRecovery(readFile(t, made.File), []byte("a long passphrase"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir)
+		for _, c := range []struct {
+			key  *keys.Recovery
+			want int
+		}{{next, 0}, {old, 1}} {
+			if findings, _, err := s.Keys.Check(t.Context(), c.key); err != nil || len(findings) != c.want {
+				t.Errorf("by %s: %+v, %v", c.key, findings, err)
+			}
+		}
+		for _, action := range []string{"recipient.add", "key.rewrap", "recipient.remove"} {
+			page, err := s.Audit.Search(t.Context(), audit.Filter{Action: action}, "", 10)
+			if err != nil || len(page.Events) == 0 {
+				t.Errorf("the audit says nothing of %s: %v", action, err)
+			}
+		}
+		signer, err := s.AuditSigner(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := backup.Write(t.Context(), &out, s.DB, next.Public(), backup.Header{}, signer); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "backup")
+		if err := os.WriteFile(file, out.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o := setup.RestoreOptions{Dir: newDir(t), Backup: file, Recovery: next, AuditKeys: auditKeys(t, dir.AuditKey())}
+		if r, err := setup.Restore(t.Context(), o); err != nil || r.Keys != made.Keys {
+			t.Errorf("restored by the new key: %+v, %v", r, err)
+		}
+	})
 }
