@@ -70,7 +70,7 @@ func (v *view) make(m *made) error {
 	if err != nil {
 		return err
 	}
-	return c.self().dress(&m.attributes)
+	return c.self().dressNew(&m.attributes)
 }
 
 // put makes a file or link, whole and durable, with all of its attributes. While it is empty it gets them; only then does it get
@@ -83,7 +83,7 @@ func (d *directory) put(name string, s *state) error {
 	if err != nil {
 		return err
 	}
-	if err := f.dress(&s.attributes); err != nil {
+	if err := f.dressNew(&s.attributes); err != nil {
 		f.close()
 		return err
 	}

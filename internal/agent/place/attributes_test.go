@@ -315,3 +315,36 @@ func TestUnprivilegedTarget(t *testing.T) {
 	mustPlace(t, p, second)
 	mustBe(t, s, second)
 }
+
+// TestListOfADirectory: what an administrator lets others do with a directory that was there is his to say; the rights do not
+// come down to our files.
+func TestListOfADirectory(t *testing.T) {
+	dir := t.TempDir()
+	s := scene{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state")}
+	web := s.path("/etc/pki/web")
+	if err := os.MkdirAll(web, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{listAttribute, "system.posix_acl_default"} {
+		if err := unix.Setxattr(web, name, accessList(nobody), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := s.placer(t)
+	set := attainable()
+	for range 2 {
+		mustPlace(t, p, set)
+		if words, err := p.Difference(set); err != nil || len(words) > 0 {
+			t.Fatalf("differences: %v, %v", words, err)
+		}
+	}
+	buffer := make([]byte, 256)
+	if _, err := unix.Getxattr(web, listAttribute, buffer); err != nil {
+		t.Errorf("the directory's list is gone: %v", err)
+	}
+	for _, path := range []string{s.path(set.Files[0].Path), s.path(set.Files[1].Path), filepath.Join(web, "private")} {
+		if _, err := unix.Getxattr(path, listAttribute, buffer); !errors.Is(err, unix.ENODATA) {
+			t.Errorf("%s has a list: %v", path, err)
+		}
+	}
+}

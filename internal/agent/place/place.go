@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -151,9 +152,6 @@ func New(o Options) (*Placer, error) {
 	if err != nil || o.State == "" {
 		return nil, fault.New(fault.Invalid, "a placer needs a state directory")
 	}
-	if l.root == "" || within(at, l.root) {
-		l.reserved = l.strip(at)
-	}
 	p := &Placer{
 		layer: l, system: o.System, limit: cmp.Or(o.Limit, 5*time.Minute), log: o.Log,
 		busy: map[string]bool{}, claims: map[string]string{},
@@ -168,7 +166,23 @@ func New(o Options) (*Placer, error) {
 		p.state.close()
 		return nil, err
 	}
-	return p, nil
+	return p, l.reserve(at)
+}
+
+// reserve keeps files from being placed in the agent's own directory, by whatever name it is reached.
+func (l *Layer) reserve(at string) error {
+	at, err := filepath.EvalSymlinks(at)
+	if err != nil {
+		return fmt.Errorf("find the state directory: %w", err)
+	}
+	root, err := filepath.EvalSymlinks(cmp.Or(l.root, "/"))
+	if err != nil {
+		return fmt.Errorf("find the root: %w", err)
+	}
+	if within(at, root) {
+		l.reserved = filepath.Join("/", strings.TrimPrefix(at, root))
+	}
+	return nil
 }
 
 // Close lets go of the state directory. No call may be under way.

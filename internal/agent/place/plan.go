@@ -268,20 +268,31 @@ func (pl *plan) change(at spot, want *state, e entry, words []string, isOurs boo
 		return fault.New(fault.Denied, "%s cannot be read by this agent, which could not put it back", at.real)
 	}
 	i := pl.item(at.real, want, pl.placer.foundAgain(e))
+	var err error
 	switch {
 	case !e.exists() || isOurs:
 		pl.differ(at.real, words)
 	case pl.set.Adopt:
 		pl.differ(at.real, append(words, "and is not ours: a copy will be kept"))
-		i.Keep = path.Base(at.real) + ".chancery-before-" + pl.now.UTC().Format("20060102T150405Z")
 		pl.adopts = true
+		i.Keep, err = pl.copyName(at)
 	default:
 		pl.differ(at.real, append(words, "and is not ours"))
 		pl.strangers = append(pl.strangers,
 			fault.New(fault.Conflict, "%s is there, was not placed by this agent, and is not what is wanted", at.real).
 				WithHint("adopt it, and a copy is kept beside it; or move it away"))
 	}
-	return nil
+	return err
+}
+
+// copyName is a name for the copy of what is taken over. An earlier copy is never touched.
+func (pl *plan) copyName(at spot) (string, error) {
+	stem := at.base + ".chancery-before-" + pl.now.UTC().Format("20060102T150405Z")
+	for n, name := 2, stem; ; n, name = n+1, fmt.Sprintf("%s-%d", stem, n) {
+		if e, err := at.dir.look(name); err != nil || !e.exists() {
+			return name, err
+		}
+	}
 }
 
 // item plans a path to change.
@@ -341,8 +352,10 @@ func (pl *plan) cannot(real string, unset []string) {
 	}
 }
 
-func (pl *plan) unlabelled(real, label string) {
-	pl.unset = append(pl.unset, fmt.Sprintf("%s: label %s cannot be set here", real, label))
+func (pl *plan) unlabelled(real, label string) { pl.unset = append(pl.unset, cannotLabel(real, label)) }
+
+func cannotLabel(real, label string) string {
+	return fmt.Sprintf("%s: label %s cannot be set here", real, label)
 }
 
 // planRemovals plans what is ours and no longer wanted.

@@ -61,7 +61,7 @@ func (p *Placer) readRecord() (*record, error) {
 	return r, nil
 }
 
-// note makes durable what the record says of a placement; nil, and one without files, is forgotten.
+// note makes durable what the record says of a placement; one with nothing to be said of it is forgotten.
 func (p *Placer) note(name string, is *placed) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,7 +69,7 @@ func (p *Placer) note(name string, is *placed) error {
 	if err != nil {
 		return err
 	}
-	if is == nil || len(is.Files) == 0 {
+	if len(is.Files)+len(is.Unlabelled) == 0 && !is.Unconfirmed {
 		if _, known := r.Placements[name]; !known {
 			return nil
 		}

@@ -187,16 +187,22 @@ func (p *Placer) group(name string) (int, error) {
 	return p.system.Group(name)
 }
 
-// dress gives a file or directory that nobody else can use yet its owner, mode and label, in this order. That a label
-// cannot be had here is no error; noLabel says it afterwards.
-func (f *file) dress(a *attributes) error {
-	if _, listed, err := f.attribute(listAttribute); err != nil {
-		return err
-	} else if listed {
-		if err := f.dropList(); err != nil {
-			return err
-		}
+// dressNew is dress for what was just made. An access control list comes from its directory's default, and would give rights
+// that the mode does not show as soon as the mode gives any.
+func (f *file) dressNew(a *attributes) error {
+	_, listed, err := f.attribute(listAttribute)
+	if err == nil && listed {
+		err = f.dropList()
 	}
+	if err != nil {
+		return err
+	}
+	return f.dress(a)
+}
+
+// dress gives a file or directory its owner, mode and label, in this order. That a label cannot be had here is no error;
+// noLabel says it afterwards.
+func (f *file) dress(a *attributes) error {
 	if a.UID >= 0 || a.GID >= 0 {
 		if err := f.chown(a.UID, a.GID); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 )
 
 // turn is one placement under way.
@@ -119,8 +120,9 @@ func (t *turn) changed() {
 }
 
 func (t *turn) noLabel(real string, a attributes) {
-	if a.noLabel {
-		t.out.Unset = append(t.out.Unset, fmt.Sprintf("%s: label %s cannot be set here", real, a.Label))
+	words := cannotLabel(real, a.Label)
+	if a.noLabel && !slices.Contains(t.out.Unset, words) {
+		t.out.Unset = append(t.out.Unset, words)
 	}
 }
 
