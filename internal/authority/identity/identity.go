@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -196,6 +197,11 @@ func (s *Service) Enrol(ctx context.Context, by, principal access.Principal, csr
 }
 
 func mayEnrol(by, principal access.Principal) error {
+	if principal.Kind == access.KindHost && !strings.HasPrefix(by.Actor(), "system:") {
+		// Its identities are numbered, so that a copy shows; one from here would have no number.
+		return fault.New(fault.Denied, "%s is a host, and its agent renews its identity itself", principal.Name).
+			WithHint("chancery host replace %s lets its machine join anew", principal.Name)
+	}
 	if by.ID == "" || by.ID != principal.ID {
 		if err := by.May(access.ManagePrincipals); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"chancery/client"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
@@ -62,6 +63,20 @@ func (s *Service) AdmitHost(ctx context.Context, tx *db.Tx, by access.Principal)
 		return suspect(r)
 	}
 	return nil
+}
+
+// CheckNoHost refuses a principal that is a machine of a host: it ends with its host, and what it holds with it.
+func (s *Service) CheckNoHost(ctx context.Context, p access.Principal) error {
+	if p.Kind != access.KindHost {
+		return nil
+	}
+	return s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		r, err := ofPrincipal(ctx, tx, p.ID)
+		if err != nil || r == nil {
+			return err
+		}
+		return fault.New(fault.Conflict, "%s is a host, and is removed as one", p.Name).WithHint("chancery host remove %s", p.Name)
+	})
 }
 
 // authorities are the common names of a pool's roots.

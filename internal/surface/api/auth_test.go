@@ -30,7 +30,20 @@ import (
 func TestRolesAndOperations(t *testing.T) {
 	a := newSQLite(t)
 	all, asked := operations(t, a.api), 0
+	strangers := 0
 	for _, o := range all {
+		if o.Secured == o.Stranger {
+			t.Errorf("%s: the document says it is secured: %t", o.ID, o.Secured)
+		}
+		if o.Stranger {
+			strangers++
+			w := httptest.NewRecorder()
+			a.api.ServeHTTP(w, httptest.NewRequest(o.Method, "http://node"+o.fill("zzz"), nil))
+			if w.Code == http.StatusUnauthorized || w.Code >= 500 {
+				t.Errorf("%s as nobody: %d", o.ID, w.Code)
+			}
+			continue
+		}
 		if len(o.Roles) == 0 {
 			t.Errorf("%s: nobody may", o.ID)
 		}
@@ -60,8 +73,8 @@ func TestRolesAndOperations(t *testing.T) {
 			}
 		}
 	}
-	if asked < 300 {
-		t.Fatalf("%d questions were asked; they prove little", asked)
+	if asked < 300 || strangers != 2 {
+		t.Fatalf("%d questions were asked, and %d operations are for strangers; they prove little", asked, strangers)
 	}
 }
 

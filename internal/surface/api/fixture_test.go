@@ -75,9 +75,17 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// newAuthority makes an authority with the pools identity and default, their roots online, on a migrated database, and one
-// operator for each role.
+// newAuthority makes an authority that is served, and whose CRLs are signed.
 func newAuthority(t testing.TB, d *db.DB) *authority {
+	t.Helper()
+	a := makeAuthority(t, d)
+	a.serve()
+	return a
+}
+
+// makeAuthority makes an authority with the pools identity and default, their roots online, on a migrated database, and one
+// operator for each role.
+func makeAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
 	ctx := t.Context()
 	nodeKey, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
@@ -110,20 +118,18 @@ func newAuthority(t testing.TB, d *db.DB) *authority {
 	for _, role := range []access.Role{access.Admin, access.Officer, access.Operator, access.Auditor, access.Host} {
 		a.addPerson("the-"+string(role), role)
 	}
-	a.serve(logger)
-	return a
-}
-
-// serve starts the loops and the listener.
-func (a *authority) serve(logger *slog.Logger) {
-	a.t.Helper()
-	var err error
 	a.api, err = api.New(a.Services, api.Options{
 		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, BodyTimeout: time.Millisecond,
 		Checkpoints: signer{a.Services},
 		Proxies:     []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})
-	must(a.t, err)
+	must(t, err)
+	return a
+}
+
+// serve starts the loops and the listener.
+func (a *authority) serve() {
+	a.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Revocation.Run(ctx) }()

@@ -20,10 +20,11 @@ import (
 
 // operation is one operation of the OpenAPI document.
 type operation struct {
-	ID, Method, Path string
-	HasBody          bool
-	Streams          bool
-	Roles            []string
+	Stranger, Secured bool
+	ID, Method, Path  string
+	HasBody           bool
+	Streams           bool
+	Roles             []string
 }
 
 // operations reads them from the document, sorted by ID.
@@ -34,6 +35,8 @@ func operations(t testing.TB, s *api.Server) []operation {
 			OperationID string          `json:"operationId"`
 			RequestBody json.RawMessage `json:"requestBody"`
 			Roles       []string        `json:"x-roles"`
+			Action      string          `json:"x-action"`
+			Security    json.RawMessage `json:"security"`
 		} `json:"paths"`
 	}
 	must(t, json.Unmarshal(s.Document(), &doc))
@@ -42,6 +45,7 @@ func operations(t testing.TB, s *api.Server) []operation {
 		for method, o := range methods {
 			all = append(all, operation{
 				ID: o.OperationID, Method: strings.ToUpper(method), Path: path, HasBody: o.RequestBody != nil, Roles: o.Roles,
+				Stranger: o.Action == "stranger", Secured: o.Security != nil,
 			})
 		}
 	}

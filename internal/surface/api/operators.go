@@ -74,6 +74,9 @@ func (s *Server) removeOperator(ctx context.Context, in *namedAct) (*outNone, er
 		if err != nil {
 			return done, err
 		}
+		if err := s.Hosts.CheckNoHost(ctx, p); err != nil {
+			return done, err
+		}
 		return done, s.Access.DeletePrincipal(ctx, access.From(ctx), p.ID, call)
 	})
 	return nil, err
