@@ -3,6 +3,7 @@ package loop
 import (
 	"crypto"
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +15,7 @@ import (
 	"chancery/internal/agent/place"
 	"chancery/internal/agent/probe"
 	"chancery/internal/fault"
-	"chancery/internal/pki/keyfile"
+	"chancery/internal/pki/cert"
 )
 
 // Options are what an Agent works with.
@@ -185,6 +186,20 @@ func (a *Agent) clockProblem() string {
 	return ""
 }
 
+// backdated is how far certificates begin in the past, less a margin.
+const backdated = 4 * time.Minute
+
+// tooEarly says that the clock is so far behind that whatever is issued now would not be valid here yet; empty where it is
+// not.
+func (a *Agent) tooEarly() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.skew > -backdated {
+		return ""
+	}
+	return fmt.Sprintf("this host's clock is %s behind the authority's, so that a new certificate would not be valid here yet", (-a.skew).Round(time.Second))
+}
+
 // away reports whether the authority could not be reached the last time it was tried. Then a pass does not try again: the
 // poll does, and tells.
 func (a *Agent) away() bool {
@@ -211,9 +226,13 @@ func (s *State) auditKeys() ([]crypto.PublicKey, error) {
 	if err != nil || len(text) == 0 {
 		return nil, err
 	}
-	key, err := keyfile.PublicKeyOf(text, nil)
-	if err != nil {
-		return nil, fmt.Errorf("read the pinned audit key: %w", err)
+	var all []crypto.PublicKey
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		key, err := cert.ParsePublicKey(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("read a pinned audit key: %w", err)
+		}
+		all = append(all, key)
 	}
-	return []crypto.PublicKey{key}, nil
+	return all, nil
 }

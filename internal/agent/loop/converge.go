@@ -392,11 +392,8 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 // hear takes up what a call of the placer said.
 func (w *work) hear(c *consumer, o place.Outcome) {
 	w.seen, w.down = c.served, o.Down
-	for _, path := range o.Kept {
-		w.notes = append(w.notes, "what was there before is kept as "+path)
-	}
-	w.notes = append(w.notes, o.Unset...)
-	w.notes = append(w.notes, o.Left...)
+	w.record.Notes = append(grouped(o.Unset), o.Left...)
+	w.record.Kept = append(w.record.Kept, o.Kept...)
 	if len(o.Repaired) > 0 {
 		w.mended(o.Repaired)
 	}
@@ -488,6 +485,27 @@ func (w *work) fallBack(ctx context.Context) error {
 	}
 	w.plan = w.record.Plan
 	return w.mind(ctx, m)
+}
+
+// grouped joins texts of the form "PATH: WHAT" that say the same of many paths.
+func grouped(texts []string) []string {
+	paths := map[string][]string{}
+	var order []string
+	for _, text := range texts {
+		path, what, ok := strings.Cut(text, ": ")
+		if !ok {
+			path, what = "", text
+		}
+		if _, known := paths[what]; !known {
+			order = append(order, what)
+		}
+		paths[what] = append(paths[what], path)
+	}
+	var out []string
+	for _, what := range order {
+		out = append(out, what+": "+strings.Join(paths[what], ", "))
+	}
+	return out
 }
 
 func joined(a, b string) string {

@@ -2,7 +2,10 @@ package loop
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
@@ -90,7 +93,7 @@ func (a *Agent) fetch(ctx context.Context) (*client.Desired, []string, error) {
 	fresh, err := a.api.Desired(ctx, etag, 0)
 	a.setGone(err)
 	if err != nil {
-		message := "the authority is not reached, so what was last known holds: " + err.Error()
+		message := "the authority is not reached, so what was last known holds: " + err.Error() + a.clockAdvice(err)
 		if standing(err) {
 			message = a.advice(err)
 		}
@@ -110,6 +113,15 @@ func (a *Agent) fetch(ctx context.Context) (*client.Desired, []string, error) {
 		return last, []string{"what the authority sent is not taken: " + err.Error()}, nil
 	}
 	return fresh, nonEmpty(problem), nil
+}
+
+// clockAdvice says that a node's certificate which is not valid yet may be a clock that is behind.
+func (a *Agent) clockAdvice(err error) string {
+	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
+	if !ok || invalid.Reason != x509.Expired {
+		return ""
+	}
+	return fmt.Sprintf("; this host's clock says %s: is it right?", a.now().UTC().Format(time.RFC3339))
 }
 
 func nonEmpty(texts ...string) []string {

@@ -33,8 +33,9 @@ const (
 type held struct {
 	Planned recipe.PlannedCertificate `json:"planned"` // what it was asked for as
 	Pool    string                    `json:"pool,omitempty"`
-	Key     string                    `json:"key"`  // PKCS#8, PEM
-	Path    string                    `json:"path"` // PEM, leaf first, the root left out
+	Epoch   string                    `json:"epoch,omitempty"` // of the join in whose name it was issued
+	Key     string                    `json:"key"`             // PKCS#8, PEM
+	Path    string                    `json:"path"`            // PEM, leaf first, the root left out
 
 	key  crypto.Signer
 	path []*x509.Certificate
@@ -60,7 +61,12 @@ type wanted struct {
 	At             time.Time                 `json:"at"`
 	Key            string                    `json:"key"`
 	IdempotencyKey string                    `json:"idempotency_key"`
+	Epoch          string                    `json:"epoch,omitempty"`
 	Request        client.IssueRequest       `json:"request"`
+	// Replaces is the serial number of the certificate that is re-keyed, or with Renew renewed. Where it is empty the call is
+	// for a certificate of its own.
+	Replaces string `json:"replaces,omitempty"`
+	Renew    bool   `json:"renew,omitempty"`
 }
 
 // newWanted makes a key, or takes the pinned one, and the request for it.
@@ -136,7 +142,10 @@ type Record struct {
 	// Owed is the reload that a placement which was begun still owes: owedReload, or owedGentle.
 	Owed string `json:"owed,omitempty"`
 	// Dropped are the subjects whose clients were disconnected, and how often each was revoked then.
-	Dropped  map[string]int     `json:"dropped,omitempty"`
+	Dropped map[string]int `json:"dropped,omitempty"`
+	// Notes are what the last placement could not do and did not need to, and Kept the copies of what it took over.
+	Notes    []string           `json:"notes,omitempty"`
+	Kept     []string           `json:"kept,omitempty"`
 	Repaired []string           `json:"repaired,omitempty"` // the last drift, for a day
 	MendedAt time.Time          `json:"mended_at,omitzero"`
 	Observed client.Observation `json:"observed"`

@@ -25,6 +25,7 @@ type identity struct {
 	Address     string `json:"address"`
 	Host        string `json:"host"`
 	Generation  int64  `json:"generation"`
+	Epoch       string `json:"epoch"`       // of this join: what was issued before it is replaced
 	Key         string `json:"key"`         // PKCS#8, PEM
 	Certificate string `json:"certificate"` // PEM
 	Chain       string `json:"chain,omitempty"`
@@ -183,6 +184,7 @@ func rootPool(text []byte) (*x509.CertPool, error) {
 // joined keeps what the authority answered; the identity is written last, because it says that the host has joined.
 func (s *State) joined(token *client.JoinToken, ask *enrolment, answer *client.Joined, before *identity) (*Joined, error) {
 	id := &identity{Address: token.Address, Host: answer.Host, Generation: answer.Generation, Key: ask.Key, Certificate: answer.Certificate, Chain: answer.Chain}
+	id.Epoch = fmt.Sprintf("%x", client.Fingerprint([]byte(ask.CSR))[:8])
 	if err := id.parse(); err != nil {
 		return nil, fmt.Errorf("read the identity that the authority answered: %w", err)
 	}
@@ -271,7 +273,7 @@ func (a *Agent) renewIdentity(ctx context.Context, now time.Time) error {
 		a.tries.failed("identity", now, a.pace)
 		return fmt.Errorf("renew the identity: %w", err)
 	}
-	fresh := &identity{Address: id.Address, Host: id.Host, Generation: answer.Generation, Key: ask.Key, Certificate: answer.Certificate, Chain: answer.Chain}
+	fresh := &identity{Address: id.Address, Host: id.Host, Generation: answer.Generation, Epoch: id.Epoch, Key: ask.Key, Certificate: answer.Certificate, Chain: answer.Chain}
 	if err := fresh.parse(); err != nil {
 		return fmt.Errorf("read the identity that the authority answered: %w", err)
 	}

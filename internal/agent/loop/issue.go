@@ -67,6 +67,8 @@ func (w *work) replace(h *held, planned recipe.PlannedCertificate) string {
 		return fmt.Sprintf("the key is to be %s, and is %s", planned.Algorithm, h.Planned.Algorithm)
 	case !sameWish(h.Planned, planned):
 		return "its names, usages or profile are to be others"
+	case h.Epoch != w.agent.identity().Epoch:
+		return "the host has joined anew since, and what it held before is revoked"
 	case h.Pool != w.pool:
 		return fmt.Sprintf("the host is of pool %s now", w.pool)
 	case !slices.ContainsFunc(w.trust.issuers, func(i trustIssuer) bool { return leaf.CheckSignatureFrom(i.certificate) == nil }):
@@ -87,22 +89,30 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 	if err != nil {
 		return nil, err
 	}
-	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool) {
+	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool || ask.Epoch != w.agent.identity().Epoch) {
 		ask = nil // what was wanted then is not wanted any more
 	}
 	if a.away() {
 		return nil, errors.New("the authority cannot be asked")
+	}
+	if problem := a.tooEarly(); problem != "" {
+		return nil, errors.New(problem)
 	}
 	if !a.tries.may(what, w.now) {
 		return nil, fmt.Errorf("it was refused, and is asked for again after %s", a.tries[what].next.UTC().Format("15:04:05"))
 	}
 	if ask == nil {
 		var pinned crypto.Signer
-		if planned.Pinned && current != nil && !slices.Contains(w.order.Revoked, current.serial()) && sameAlgorithm(current.Planned.Algorithm, planned.Algorithm) {
+		if planned.Pinned && current != nil && !slices.Contains(w.order.Revoked, current.serial()) &&
+			current.Epoch == a.identity().Epoch && sameAlgorithm(current.Planned.Algorithm, planned.Algorithm) {
 			pinned = current.key
 		}
 		if ask, err = newWanted(planned, w.pool, pinned, why, w.now); err != nil {
 			return nil, err
+		}
+		ask.Epoch = a.identity().Epoch
+		if why == whyDue && a.tries[what].failures == 0 {
+			ask.Replaces, ask.Renew = current.serial(), pinned != nil
 		}
 		if err := w.folder.keepWanted(ask); err != nil {
 			return nil, err
@@ -123,7 +133,7 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 // it is forgotten, so that the next one may bring another.
 func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 	id := ask.Planned.ID
-	result, err := w.agent.api.Issue(client.WithIdempotencyKey(ctx, ask.IdempotencyKey), ask.Request)
+	result, err := w.call(client.WithIdempotencyKey(ctx, ask.IdempotencyKey), ask)
 	if err != nil {
 		if p, ok := errors.AsType[*client.Problem](err); ok && final(p) {
 			err = errors.Join(err, w.folder.drop(id, suffixWanted))
@@ -133,7 +143,7 @@ func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 	if result.Certificate == nil {
 		return nil, fault.New(fault.Conflict, "an officer must decide on profile %s, and an agent does not wait for one", ask.Planned.Profile)
 	}
-	fresh := &held{Planned: ask.Planned, Pool: w.pool, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
+	fresh := &held{Planned: ask.Planned, Pool: w.pool, Epoch: w.agent.identity().Epoch, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
 	err = fresh.parse()
 	if err == nil {
 		err = probe.Check(w.trust.material(fresh, w.plan), w.plan, ask.Planned, w.now)
@@ -153,6 +163,19 @@ func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 		return nil, err
 	}
 	return fresh, w.folder.drop(id, suffixWanted)
+}
+
+// call asks for a certificate: for one in the place of another, so that the authority knows that the other one is not
+// needed any more, or for one of its own.
+func (w *work) call(ctx context.Context, ask *wanted) (*client.IssueResult, error) {
+	api := w.agent.api
+	switch {
+	case ask.Replaces == "":
+		return api.Issue(ctx, ask.Request)
+	case ask.Renew:
+		return api.Renew(ctx, "", ask.Replaces, client.RenewRequest{})
+	}
+	return api.Rekey(ctx, "", ask.Replaces, client.RekeyRequest{CSR: ask.Request.CSR})
 }
 
 // final reports whether the same call will never succeed, so that another is to be made: its words are refused, or its

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,7 +113,8 @@ func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Se
 	set.Name, set.Adopt = w.folder.name, w.agent.config.Adopt
 	var ours []place.File
 	for _, f := range plan.Files {
-		if f.PasswordFile == "" {
+		known := func(o place.File) bool { return o.Path == f.PasswordFile }
+		if f.PasswordFile == "" || slices.ContainsFunc(ours, known) {
 			continue
 		}
 		password, err := w.folder.password(f.PasswordFile)

@@ -55,7 +55,11 @@ func (w *work) observe() client.Observation {
 	default:
 		o.State = client.PlacementPlaced
 	}
-	o.Message = cut(strings.Join(append(slices.Clone(w.wrong), w.notes...), "; "), mostMessage)
+	said := slices.Concat(w.wrong, w.notes, w.record.Notes)
+	if len(w.record.Kept) > 0 {
+		said = append(said, "what was there before is kept as "+strings.Join(w.record.Kept, ", "))
+	}
+	o.Message = cut(strings.Join(said, "; "), mostMessage)
 	return o
 }
 

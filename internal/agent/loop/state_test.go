@@ -33,6 +33,7 @@ func TestSecondAgentIsRefused(t *testing.T) {
 func TestStateIsPrivate(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o755))
+	must(t, os.Mkdir(filepath.Join(dir, "x"), 0o700))
 	if _, err := OpenState(dir, nil); !fault.Is(err, fault.Invalid) {
 		t.Fatalf("a directory that others may enter: %v", err)
 	}
