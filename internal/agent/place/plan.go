@@ -445,12 +445,16 @@ func (pl *plan) adoptBacks(backs map[string]*state, before *placed) {
 		if e.exists() && !isOurs {
 			continue // going back restores a stranger's file as it was
 		}
-		i := pl.items[real]
-		switch {
-		case i != nil:
+		if back.matches(e) { // a key store, too, that holds the same: its bytes are those that are there
+			if i := pl.items[real]; i != nil {
+				i.Back = pl.placer.foundAgain(e)
+			}
+			before.Files[real] = ours{Path: pl.files[real], Digest: e.found().digest(), Unlabelled: pl.own.Files[real].Unlabelled}
+			continue
+		}
+		if i := pl.items[real]; i != nil {
 			i.Back = back
-		case back.matches(e):
-		default:
+		} else {
 			pl.item(real, pl.wanted[real], back)
 		}
 		before.Files[real] = ours{Path: pl.files[real], Digest: back.digest()}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"os/exec"
@@ -273,13 +274,24 @@ func TestKeyStores(t *testing.T) {
 	if mustPlace(t, p, again); !slices.Equal(was, s.inodes(t, set)) {
 		t.Fatal("a store was written again that holds the same")
 	}
-	next := newOffice(t, keyfile.ECDSAP256).render(t, plan)
-	if words, err := p.Difference(next); err != nil || len(words) != 4 {
+	next := newOffice(t, keyfile.ECDSAP256)
+	if words, err := p.Difference(next.render(t, plan)); err != nil || len(words) != 4 {
 		t.Fatalf("differences of other stores: %v, %v", words, err)
 	}
-	mustPlace(t, p, next)
+	mustPlace(t, p, next.render(t, plan))
 	if words, err := p.Difference(set); err != nil || len(words) != 4 {
 		t.Fatalf("differences: %v, %v", words, err)
+	}
+	// A refusal puts back what was there. The stores of the old set are made anew for it, with other bytes.
+	plan.Files = append(plan.Files, planned("", recipe.PlannedFile{Path: "leaf.pem", Content: []string{"leaf"}}).Files...)
+	c := &consumer{check: func() error { return errors.New("no") }}
+	four := *plan
+	four.Files = plan.Files[:4]
+	for _, o := range []*office{newOffice(t, keyfile.ECDSAP256), next} {
+		old := next.render(t, &four)
+		if out, err := p.Place(t.Context(), o.render(t, plan), &old, c); !out.RolledBack {
+			t.Fatal(err)
+		}
 	}
 	// What is ours is known by the bytes that lie there, although they were never rendered again.
 	mustPlace(t, p, Set{Name: set.Name})
