@@ -54,6 +54,13 @@ func TestDiskFillsUp(t *testing.T) {
 	}
 	_, err = c.Revoke(ctx, "", good.Certificate.Serial, client.RevokeRequest{})
 	problem(t, err, "unavailable")
+	until(t, "readyz says that the disk is full", func() bool {
+		status, text := get(t, "http://"+p.Metrics+"/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(string(text), "is full")
+	})
+	if status, _ := get(t, "http://"+p.Metrics+"/healthz"); status != http.StatusOK {
+		t.Errorf("healthz answers %d, and a restart would not mend it", status)
+	}
 	if ask(t, p, issuer, good.Certificate.Serial) != xocsp.Good {
 		t.Error("OCSP does not go on")
 	}
@@ -63,6 +70,7 @@ func TestDiskFillsUp(t *testing.T) {
 	}
 	must(t, os.Remove(ballast))
 	until(t, "the node issues again", func() bool { _, err = c.Issue(ctx, order("after.test")); return err == nil })
+	until(t, "the node is ready again", func() bool { status, _ := get(t, "http://"+p.Metrics+"/readyz"); return status == http.StatusOK })
 	_, err = c.Revoke(ctx, "", good.Certificate.Serial, client.RevokeRequest{})
 	must(t, err)
 	count := 0

@@ -160,6 +160,9 @@ func (n *node) ready(ctx context.Context) error {
 	if err := n.services.DB.CheckClock(time.Now()); err != nil {
 		return err
 	}
+	if err := n.services.DB.CheckWrites(); err != nil {
+		return err
+	}
 	_, err := n.services.DB.ReadAge(ctx, time.Now())
 	return err
 }

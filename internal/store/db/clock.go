@@ -18,6 +18,7 @@ const clockRow = "authority"
 // writes nothing, while the clock is behind. Each node calls it every few seconds; the row is also how old a standby's
 // reads are (ReadAge), and a synchronously committed write after which a look at the primary settles an unknown outcome.
 func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
+	before := d.refused.Load()
 	var high int64
 	err := d.Tx(ctx, func(tx *Tx) error {
 		var err error
@@ -36,6 +37,9 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 		return err
 	}
 	d.highWater.Store(high)
+	if before != nil {
+		d.refused.CompareAndSwap(before, nil) // one that came meanwhile stays until the next heartbeat
+	}
 	return d.CheckClock(now)
 }
 

@@ -62,12 +62,13 @@ type Options struct {
 type DB struct {
 	dialect    Dialect
 	log        *slog.Logger
-	path       string        // SQLite's file; empty on PostgreSQL
-	writer     *sql.DB       // the lane's connection, and ReadSnapshot's on PostgreSQL
-	reader     *sql.DB       // Read's pool
-	lock       *flock.Flock  // SQLite's one-process lock; nil on PostgreSQL
-	durability *atomic.Value // Durability; shared with the connections
-	highWater  atomic.Int64  // newest heartbeat seen, microseconds
+	path       string                // SQLite's file; empty on PostgreSQL
+	writer     *sql.DB               // the lane's connection, and ReadSnapshot's on PostgreSQL
+	reader     *sql.DB               // Read's pool
+	lock       *flock.Flock          // SQLite's one-process lock; nil on PostgreSQL
+	durability *atomic.Value         // Durability; shared with the connections
+	highWater  atomic.Int64          // newest heartbeat seen, microseconds
+	refused    atomic.Pointer[error] // why the store took a write no more; nil once a heartbeat was written after it
 	closed     atomic.Bool
 	lane       lane
 	beginWrite string

@@ -130,6 +130,53 @@ func isNetwork(err error) bool {
 	return pgconn.SafeToRetry(err) || errors.Is(err, errLost)
 }
 
+// outcome notes whether the store took what was written, for CheckWrites, and explains an error.
+func (d *DB) outcome(err error) error {
+	explained := d.explain(err)
+	if refusesWrites(err) {
+		d.refused.Store(&explained)
+	}
+	return explained
+}
+
+// CheckWrites says why the store refused a write since the last heartbeat that passed: a full disk, a file or a database that only
+// reads. It writes nothing and costs nothing, so a probe may ask as often as it likes.
+func (d *DB) CheckWrites() error {
+	if refused := d.refused.Load(); refused != nil {
+		return *refused
+	}
+	return nil
+}
+
+// refusesWrites tells a store that takes no writes from one that is away, busy, or refuses just this one.
+func refusesWrites(err error) bool {
+	if err == nil {
+		return false
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return cannotWrite(e.Code) != ""
+	}
+	switch sqliteCode(err) & 0xff {
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT,
+		sqlite3.SQLITE_NOTADB:
+		return true
+	}
+	return false
+}
+
+// cannotWrite says what PostgreSQL's codes of errors that end all writing mean, "" for others.
+func cannotWrite(code string) string {
+	switch code {
+	case "53100": // disk_full
+		return "the disk of the database is full"
+	case "58030": // io_error
+		return "the disk of the database answered with an error"
+	case "25006": // read_only_sql_transaction
+		return "the database only reads: it is a standby, or was set to"
+	}
+	return ""
+}
+
 // explain turns what the machine or the network did into a refusal that an operator can act on; other errors pass as
 // they are.
 func (d *DB) explain(err error) error {
@@ -157,6 +204,10 @@ func (d *DB) explain(err error) error {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: d.path + " is damaged or no database"}).
 			WithHint("restore the newest backup")
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && cannotWrite(e.Code) != "" {
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: cannotWrite(e.Code) + "; nothing was changed"}).
+			WithHint("see to the database server; the node goes on by itself")
 	}
 	switch judge(err) {
 	case broken:

@@ -90,7 +90,7 @@ func (d *DB) submit(c *call) error {
 		return err
 	}
 	if leads {
-		return d.explain(d.lead(c))
+		return d.outcome(d.lead(c))
 	}
 	cancelled := c.ctx.Done()
 	nesting := time.NewTimer(nestingCheck)
@@ -104,12 +104,12 @@ func (d *DB) submit(c *call) error {
 		case o := <-c.orders:
 			switch o.verb {
 			case lead:
-				return d.explain(d.lead(c))
+				return d.outcome(d.lead(c))
 			case execute:
 				cancelled = nil // it has started
 				c.obey(o.tx)
 			case finish:
-				return d.explain(c.err)
+				return d.outcome(c.err)
 			}
 		case <-cancelled:
 			if d.lane.leave(c) {

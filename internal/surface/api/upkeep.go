@@ -27,7 +27,7 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 		return nil, err
 	}
 	w := client.Status{
-		Version: s.options.Version, Node: st.Node, Time: st.Time, Started: s.started.UTC(), Ready: st.Clock == nil, Clock: "ok",
+		Version: s.options.Version, Node: st.Node, Time: st.Time, Started: s.started.UTC(), Ready: st.Clock == nil && s.DB.CheckWrites() == nil, Clock: "ok",
 		Store:   client.StoreStatus{Engine: string(st.Engine), Durability: st.Durability, Schema: st.Schema},
 		Pending: st.Pending, Issuers: []client.IssuerStatus{}, Expiring: []client.Expiring{}, Leases: []client.Lease{}, Warnings: []string{},
 	}
