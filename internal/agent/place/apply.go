@@ -35,13 +35,17 @@ func (v *view) stage(j *journal, there map[string]entry) error {
 				return err
 			}
 		}
+		nest, err := v.nest(d, j.Nest)
+		if err != nil {
+			return err
+		}
 		if it.New != nil && !it.New.matches(e) {
-			if err := d.put(it.Stage, it.New); err != nil {
+			if err := nest.put(it.Stage, it.New); err != nil {
 				return err
 			}
 		}
 		if it.Back != nil {
-			if err := d.put(it.Stow, it.Back); err != nil {
+			if err := nest.put(it.Stow, it.Back); err != nil {
 				return err
 			}
 		}
@@ -49,7 +53,53 @@ func (v *view) stage(j *journal, there map[string]entry) error {
 	return nil
 }
 
-// parent opens the directory of a path whose links are resolved.
+// nest opens the directory in d for what is staged, and makes it if it is not there.
+func (v *view) nest(d *directory, name string) (*directory, error) {
+	n, err := v.child(d, name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return n, err
+	}
+	if err := d.mkdir(name, 0o700); err != nil {
+		return nil, err
+	}
+	return v.child(d, name)
+}
+
+// clear removes the nest in d with what lies in it.
+func (v *view) clear(d *directory, j *journal) error {
+	n, err := v.child(d, j.Nest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, it := range j.Items {
+		if path.Dir(it.Path) != d.path {
+			continue
+		}
+		for _, name := range []string{it.Stage, it.Stow} {
+			if err := n.discard(name); err != nil {
+				return err
+			}
+		}
+	}
+	return v.rmdir(d, j.Nest)
+}
+
+// rmdir removes a directory that lies in d, and forgets it.
+func (v *view) rmdir(d *directory, name string) error {
+	if err := d.rmdir(name); err != nil {
+		return err
+	}
+	if gone := v.open[d.at(name)]; gone != nil {
+		gone.close()
+		delete(v.open, d.at(name))
+	}
+	return nil
+}
+
+// parent opens the directory of a path whose links are resolved; it is there, or the error is fs.ErrNotExist.
 func (v *view) parent(real string) (*directory, error) {
 	d, missing, err := v.walk(path.Dir(real))
 	if err == nil && len(missing) > 0 {
@@ -96,18 +146,8 @@ func (d *directory) put(name string, s *state) error {
 // undo takes away what stage made.
 func (v *view) undo(j *journal) error {
 	touched := map[string]*directory{}
-	for _, it := range j.Items {
-		d, err := v.parent(it.Path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			touched[d.path] = d
-			err = d.discardAll(it.Stage, it.Stow, it.Keep)
-		}
-		if err != nil {
-			return err
-		}
+	if err := v.tidy(j, touched, true); err != nil {
+		return err
 	}
 	if err := v.unmake(j, touched); err != nil {
 		return err
@@ -115,12 +155,21 @@ func (v *view) undo(j *journal) error {
 	return syncAll(touched)
 }
 
-func (d *directory) discardAll(names ...string) error {
-	for _, name := range names {
-		if name == "" {
+// tidy removes the nests, and the copies that were kept if they are not wanted after all.
+func (v *view) tidy(j *journal, touched map[string]*directory, copies bool) error {
+	for _, it := range j.Items {
+		d, err := v.parent(it.Path)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := d.discard(name); err != nil {
+		if err == nil && copies && it.Keep != "" {
+			err = d.discard(it.Keep)
+		}
+		if err == nil && touched[d.path] == nil {
+			touched[d.path] = d
+			err = v.clear(d, j)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -140,13 +189,11 @@ func (v *view) unmake(j *journal, touched map[string]*directory) error {
 		if !d.has(path.Base(m.Path)) {
 			continue
 		}
-		err = d.rmdir(path.Base(m.Path))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		err = v.rmdir(d, path.Base(m.Path))
+		if err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
-		if gone := v.open[m.Path]; gone != nil && err == nil {
-			gone.close()
-			delete(v.open, m.Path)
+		if err == nil {
 			delete(touched, m.Path)
 		}
 		touched[d.path] = d
@@ -185,7 +232,7 @@ func (v *view) forward(j *journal) error {
 	}
 	for i := range j.Items {
 		it := &j.Items[i]
-		if err := v.settle(it.Path, it.New, it.Stage, touched); err != nil {
+		if err := v.settle(j, it, it.New, it.Stage, touched); err != nil {
 			return err
 		}
 	}
@@ -197,15 +244,16 @@ func (v *view) backward(j *journal) error {
 	touched := map[string]*directory{}
 	for i := range j.Items {
 		it := &j.Items[i]
-		err := v.settle(it.Path, it.Back, it.Stow, touched)
-		if err != nil {
+		if err := v.settle(j, it, it.Back, it.Stow, touched); err != nil {
 			return err
 		}
-		if d := touched[path.Dir(it.Path)]; d != nil {
-			if err := d.discardAll(it.Stage, it.Keep); err != nil {
-				return err
-			}
-		}
+	}
+	if err := syncAll(touched); err != nil { // before the copies go
+		return err
+	}
+	clear(touched)
+	if err := v.tidy(j, touched, true); err != nil {
+		return err
 	}
 	for i := range j.Directories {
 		if err := v.hold(j.Directories[i].Path, &j.Directories[i].Back, touched); err != nil {
@@ -218,9 +266,9 @@ func (v *view) backward(j *journal) error {
 	return syncAll(touched)
 }
 
-// settle makes a path be as wanted, by a rename of what lies beside it where that is it.
-func (v *view) settle(real string, want *state, beside string, touched map[string]*directory) error {
-	d, err := v.parent(real)
+// settle makes an item's path be as wanted, by a rename of what lies in the nest where that is it.
+func (v *view) settle(j *journal, it *item, want *state, staged string, touched map[string]*directory) error {
+	d, err := v.parent(it.Path)
 	if want == nil && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -228,30 +276,34 @@ func (v *view) settle(real string, want *state, beside string, touched map[strin
 		return err
 	}
 	touched[d.path] = d
-	name := path.Base(real)
+	name := path.Base(it.Path)
 	e, err := d.look(name)
 	if err != nil || want.matches(e) {
 		return err
 	}
 	if e.kind == unix.S_IFDIR {
-		return fault.New(fault.Conflict, "%s has become a directory; a regular file or none would pass", real)
+		return fault.New(fault.Conflict, "%s has become a directory; a regular file or none would pass", it.Path)
 	}
 	if want == nil {
 		return d.unlink(name)
 	}
-	t, err := d.look(beside)
+	nest, err := v.nest(d, j.Nest)
+	if err != nil {
+		return err
+	}
+	t, err := nest.look(staged)
 	if err != nil {
 		return err
 	}
 	if !want.matches(t) {
-		if err := d.discard(beside); err != nil {
+		if err := nest.discard(staged); err != nil {
 			return err
 		}
-		if err := d.put(beside, want); err != nil {
+		if err := nest.put(staged, want); err != nil {
 			return err
 		}
 	}
-	return d.rename(beside, name)
+	return nest.rename(staged, d, name)
 }
 
 // hold gives a directory other attributes. Rights that only one of the two modes gives are given to nobody in between.
@@ -280,21 +332,11 @@ func (v *view) hold(real string, a *attributes, touched map[string]*directory) e
 	return d.self().dress(a)
 }
 
-// sweep removes what lies beside the targets, when it is needed no more.
+// sweep removes the nests, when what lies in them is needed no more.
 func (v *view) sweep(j *journal) error {
 	touched := map[string]*directory{}
-	for _, it := range j.Items {
-		d, err := v.parent(it.Path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		touched[d.path] = d
-		if err := d.discardAll(it.Stage, it.Stow); err != nil {
-			return err
-		}
+	if err := v.tidy(j, touched, false); err != nil {
+		return err
 	}
 	return syncAll(touched)
 }

@@ -24,7 +24,7 @@ var errCut = errors.New("cut")
 // scene is a host below a directory, with a state directory beside it.
 type scene struct {
 	root, state string
-	busy        bool // files that lie beside their targets are no fault
+	busy        bool // what is staged is no fault
 }
 
 func newScene(t testing.TB) scene {
@@ -115,7 +115,13 @@ func (s scene) is(set *Set) error {
 		}
 	}
 	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || s.busy && strings.HasPrefix(d.Name(), ".chancery-") {
+		if err == nil && strings.HasPrefix(d.Name(), nestPrefix) {
+			if s.busy {
+				return fs.SkipDir
+			}
+			return fmt.Errorf("%s is there", path)
+		}
+		if err != nil || d.IsDir() {
 			return err
 		}
 		f, ok := want[path]

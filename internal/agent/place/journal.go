@@ -30,6 +30,10 @@ const (
 type journal struct {
 	Placement string    `json:"placement"`
 	Began     time.Time `json:"began"`
+	// Nest is the name of a directory, open to nobody else, that is made beside the targets in each of their directories.
+	// What is staged lies in there: consumers that read whole directories do not take it for theirs, and an owner of the
+	// directory cannot get at it.
+	Nest string `json:"nest"`
 	// Made are the directories to make, parents first. Going back removes them if they are empty.
 	Made        []made      `json:"made,omitempty"`
 	Directories []directive `json:"directories,omitempty"`
@@ -58,11 +62,10 @@ type item struct {
 	Path string `json:"path"`
 	New  *state `json:"new,omitempty"`  // nil: nothing is to be there
 	Back *state `json:"back,omitempty"` // likewise, for going back
-	// Names beside the target: where the new file is staged, where the one to go back to is stowed, and the copy that is
-	// kept of a file that was not ours.
+	// Names in the nest: where the new file is staged, and where the one to go back to is stowed.
 	Stage string `json:"stage"`
 	Stow  string `json:"stow"`
-	Keep  string `json:"keep,omitempty"`
+	Keep  string `json:"keep,omitempty"` // beside the target: the copy that is kept of a file that was not ours
 }
 
 // phaseWidth is the length of the first line of a journal. It lies within one sector and is overwritten in place, so that
@@ -171,7 +174,7 @@ func (d *directory) replace(name string, data []byte) error {
 		err = f.fill(data)
 	}
 	if err == nil {
-		err = d.rename(temporary, name)
+		err = d.rename(temporary, d, name)
 	}
 	if err != nil {
 		return errors.Join(err, d.discard(temporary))

@@ -121,8 +121,9 @@ func (d *directory) unlink(name string) error {
 	return d.layer.do("unlink", d.at(name), func() error { return unix.Unlinkat(d.fd, name, 0) })
 }
 
-func (d *directory) rename(from, to string) error {
-	return d.layer.do("rename", d.at(to), func() error { return unix.Renameat(d.fd, from, d.fd, to) })
+// rename moves what lies in d to a name in another directory.
+func (d *directory) rename(from string, into *directory, to string) error {
+	return d.layer.do("rename", into.at(to), func() error { return unix.Renameat(d.fd, from, into.fd, to) })
 }
 
 func (d *directory) symlink(target, name string) error {

@@ -16,6 +16,9 @@ import (
 	"chancery/internal/fault"
 )
 
+// nestPrefix begins the name of every directory for what is staged.
+const nestPrefix = ".chancery-"
+
 // plan is what is to be done to bring the host to a set, found out by reading alone.
 type plan struct {
 	placer *Placer
@@ -35,7 +38,6 @@ type plan struct {
 	unset, left []string
 	adopts      bool
 	returns     bool // there is a set to go back to
-	token       string
 	now         time.Time
 }
 
@@ -46,9 +48,11 @@ func (p *Placer) newPlan(v *view, set Set, old *Set, now time.Time) (*plan, erro
 		return nil, err
 	}
 	pl := &plan{
-		placer: p, view: v, set: set, own: r.Placements[set.Name], now: now, token: rand.Text()[:10],
+		placer: p, view: v, set: set, own: r.Placements[set.Name], now: now,
 		files: map[string]string{}, wanted: map[string]*state{}, there: map[string]entry{}, items: map[string]*item{},
-		journal: &journal{Placement: set.Name, Began: now, After: &placed{Files: map[string]ours{}}},
+		journal: &journal{
+			Placement: set.Name, Began: now, Nest: nestPrefix + rand.Text()[:10], After: &placed{Files: map[string]ours{}},
+		},
 	}
 	if pl.own == nil {
 		pl.own = &placed{}
@@ -300,7 +304,7 @@ func (pl *plan) item(real string, to, back *state) *item {
 	n := len(pl.order)
 	i := &item{
 		Path: real, New: to, Back: back,
-		Stage: fmt.Sprintf(".chancery-%s-%d-new", pl.token, n), Stow: fmt.Sprintf(".chancery-%s-%d-old", pl.token, n),
+		Stage: fmt.Sprintf("%d-new", n), Stow: fmt.Sprintf("%d-old", n),
 	}
 	pl.items[real] = i
 	pl.order = append(pl.order, real)
