@@ -86,8 +86,11 @@ func (x *Explanation) certificateSection() section {
 }
 
 func (x *Explanation) keySection() section {
-	s := section{title: "Keys: the first that fits", header: []string{"certificate", "when", "algorithm", "encoding", "because"}}
+	s := section{title: "Keys", header: []string{"certificate", "when", "algorithm", "encoding", "because"}}
 	for _, k := range x.Keys {
+		if k.When != "" && k.When != "always" {
+			s.title = "Keys: the first that fits"
+		}
 		algorithm := k.Algorithm
 		if k.Pinned {
 			algorithm += ", kept at renewal"

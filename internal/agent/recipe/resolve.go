@@ -20,14 +20,18 @@ func (r *Recipe) FactRules(parameters map[string]string) ([]FactRule, error) {
 		return nil, err
 	}
 	s := &scope{recipe: r, parameters: map[string]string{}}
+	static := r.staticParameters()
 	for i := range r.Parameters {
 		p := &r.Parameters[i]
 		given, ok := parameters[p.Name]
 		switch {
 		case ok:
 			s.parameters[p.Name] = given
-		case r.staticParameter(p.Name):
+		case static[p.Name]:
 			value, err := s.values(nil).fill(p.Default)
+			if err == nil && value != "" {
+				err = p.check(value)
+			}
 			if err != nil {
 				return nil, fmt.Errorf("recipe %s: parameter %s: %w", r.Name, p.Name, err)
 			}
@@ -195,11 +199,11 @@ func (r *Recipe) Resolve(h Host, parameters map[string]string, facts Facts) (*Pl
 // checkSources refuses names and facts that could not stand in a text unseen.
 func (s *scope) checkSources() error {
 	if err := cert.CheckDNSName(s.host.Name, false); err != nil {
-		return fmt.Errorf("host: %w", err)
+		return fault.New(fault.Invalid, "host: %w", err)
 	}
 	for _, name := range s.host.DNS {
 		if err := cert.CheckDNSName(name, true); err != nil {
-			return fmt.Errorf("host %s: %w", s.host.Name, err)
+			return fault.New(fault.Invalid, "host %s: %w", s.host.Name, err)
 		}
 	}
 	for _, address := range s.host.IP {

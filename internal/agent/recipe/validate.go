@@ -122,20 +122,19 @@ func (v *validation) parameters() {
 	}
 }
 
-// staticParameter reports whether a parameter's value is known before any fact is: its default uses earlier parameters that
-// are, and nothing else.
-func (r *Recipe) staticParameter(name string) bool {
-	index := slices.IndexFunc(r.Parameters, func(p Parameter) bool { return p.Name == name })
-	if index < 0 {
-		return false
+// staticParameters are those whose values are known before any fact is: their defaults use earlier ones that are, and
+// nothing else.
+func (r *Recipe) staticParameters() map[string]bool {
+	static := map[string]bool{}
+	for _, p := range r.Parameters {
+		good := true
+		pieces, _ := parseText(p.Default)
+		eachVariable(pieces, func(used piece) {
+			name, isParam := strings.CutPrefix(used.variable, "param.")
+			good = good && isParam && static[name]
+		})
+		static[p.Name] = good
 	}
-	static := true
-	pieces, _ := parseText(r.Parameters[index].Default)
-	eachVariable(pieces, func(used piece) {
-		other, isParam := strings.CutPrefix(used.variable, "param.")
-		earlier := slices.ContainsFunc(r.Parameters[:index], func(p Parameter) bool { return p.Name == other })
-		static = static && isParam && earlier && r.staticParameter(other)
-	})
 	return static
 }
 
@@ -191,11 +190,12 @@ func (v *validation) pattern(at string, f *FactRule) {
 
 // factTexts judges what a fact is asked with: only parameters that need no fact themselves may stand in it.
 func (v *validation) factTexts(at string, f *FactRule) {
+	static := v.recipe.staticParameters()
 	judge := func(at, text string, check func(string) error) {
 		pieces, _ := parseText(text)
 		eachVariable(pieces, func(used piece) {
 			parameter, ok := strings.CutPrefix(used.variable, "param.")
-			if !ok || (v.recipe.known(used.variable) == nil && !v.recipe.staticParameter(parameter)) {
+			if !ok || (v.recipe.known(used.variable) == nil && !static[parameter]) {
 				v.add(at, "%s is known only when facts are; what asks for a fact may use parameters whose defaults use none", used.variable)
 			}
 		})

@@ -1,0 +1,337 @@
+package recipe
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"chancery/internal/fault"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// aHost is a host of a pool as the authority would describe it.
+func aHost() Host {
+	return Host{Name: "host1.example.com", DNS: []string{"host1.example.com", "host1"}, IP: []string{"192.0.2.1", "2001:db8::1"}, Authority: "default Root"}
+}
+
+// TestGoldenPlans resolves the built-in recipes for hosts as they are found in the field, and holds what comes out against
+// testdata/plans.txt.
+func TestGoldenPlans(t *testing.T) {
+	debian := Facts{"version": "9.0.0", "group": "libvirt-qemu", "socket": "/run/libvirt/libvirt-admin-sock"}
+	fedora := func(version string) Facts {
+		return Facts{"version": version, "group": "qemu", "socket": "/run/libvirt/virtproxyd-admin-sock"}
+	}
+	overridden := Facts{"version": "9.0.0", "group": "libvirt-qemu", "conf.key_file": "/opt/libvirt/key.pem", "conf.cert_file": "/opt/libvirt/cert.pem",
+		"conf.ca_file": "/opt/libvirt/ca.pem", "conf.crl_file": "/opt/libvirt/crl.pem", "conf.tls_port": "26514", "conf.listen_addr": "127.0.0.1"}
+	cases := []struct {
+		what, recipe string
+		parameters   map[string]string
+		facts        Facts
+	}{
+		{"Debian 12", "libvirt-server", nil, debian},
+		{"Debian 12, as older manuals have it", "libvirt-server", map[string]string{"variant": "qemu-group"}, debian},
+		{"Debian 12, an EC key asked for", "libvirt-server", map[string]string{"key": "ecdsa-p256", "extra_key": "ecdsa-p256"}, debian},
+		{"Fedora with 11.6.0, an EC key asked for", "libvirt-server", map[string]string{"key": "ecdsa-p256", "extra_key": "rsa-3072", "daemon": "virtproxyd"},
+			fedora("11.6.0")},
+		{"Fedora with 11.6.0, as older manuals have it", "libvirt-server", map[string]string{"variant": "qemu-group"}, fedora("11.6.0")},
+		{"Fedora with 11.10.0, two identities", "libvirt-server", map[string]string{"key": "ecdsa-p256", "extra_key": "rsa-3072", "drop_revoked": "true",
+			"daemon": "virtproxyd"}, fedora("11.10.0")},
+		{"paths set in libvirtd.conf", "libvirt-server", map[string]string{"extra_key": "rsa-3072"}, overridden},
+		{"paths set, as older manuals have it, no labels", "libvirt-server", map[string]string{"variant": "qemu-group", "label": ""}, overridden},
+		{"nothing known of the host", "libvirt-server", map[string]string{"key": "ecdsa-p256"}, nil},
+		{"a libvirt without server-update-tls", "libvirt-server", nil, Facts{"version": "5.10.0"}},
+		{"the system's", "libvirt-client", nil, Facts{"version": "9.0.0"}},
+		{"beside libvirt-server, for a group", "libvirt-client", map[string]string{"beside_server": "true", "group": "libvirt", "server": "host2.example.com"},
+			Facts{"version": "11.6.0"}},
+		{"a user's", "libvirt-client", map[string]string{"user": "jane", "key": "ecdsa-p256"}, Facts{"version": "11.6.0", "home": "/home/jane"}},
+		{"by default", "nginx", nil, nil},
+		{"with clients, another pid", "nginx", map[string]string{"clients": "true", "address": "127.0.0.1:8443", "dir": "/srv/tls"}, Facts{"conf.pid": "/srv/nginx.pid"}},
+		{"Fedora", "postgresql", nil, Facts{"data": "/var/lib/pgsql/data"}},
+		{"Debian, ssl still off", "postgresql", map[string]string{"conf": "/etc/postgresql/15/main/postgresql.conf"},
+			Facts{"data": "/var/lib/postgresql/15/main", "conf.port": "5433", "conf.ssl": "off"}},
+		{"Debian, ssl on", "postgresql", map[string]string{"conf": "/etc/postgresql/15/main/postgresql.conf", "label": "system_u:object_r:postgresql_db_t:s0"},
+			Facts{"data": "/var/lib/postgresql/15/main", "conf.port": "5433", "conf.ssl": "on"}},
+		{"PEM", "plain", map[string]string{"key": "/srv/x/key.pem", "cert": "/srv/x/cert.pem", "chain": "/srv/x/chain.pem", "trust": "/srv/x/ca.pem",
+			"crl": "/srv/x/crl.pem", "owner": "svc", "encoding": "traditional"}, nil},
+		{"all in one file for a group, pinned, with a port", "plain", map[string]string{"combined": "/srv/x/all.pem", "group": "svc", "pinned": "true",
+			"address": "mail.example.com:25", "starttls": "smtp", "profile": "peer"}, nil},
+		{"key stores", "plain", map[string]string{"store": "/srv/x/store.p12", "truststore": "/srv/x/trust.p12", "password_file": "/srv/x/password"}, nil},
+		{"Java's key stores and hash links", "plain", map[string]string{"store": "/srv/x/store.jks", "truststore": "/srv/x/trust.jks", "format": "jks",
+			"password_file": "/srv/x/password", "alias": "tomcat", "hashdir": "/srv/x/hashes"}, nil},
+	}
+	var all bytes.Buffer
+	seen := map[string]bool{}
+	for _, c := range cases {
+		r, ok := Builtin(c.recipe)
+		if !ok {
+			t.Fatalf("there is no recipe %s", c.recipe)
+		}
+		plan, err := r.Resolve(aHost(), c.parameters, c.facts)
+		if err != nil {
+			t.Errorf("%s, %s: %v", c.recipe, c.what, err)
+			continue
+		}
+		seen[c.recipe] = true
+		checkPlan(t, plan)
+		fmt.Fprintf(&all, "== %s: %s\n", c.recipe, c.what)
+		if err := plan.Explain().Text(&all, func(text string) string { return text }); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range plan.Certificates {
+			fmt.Fprintf(&all, "\nkey usages wanted of %s: %s\n", k.ID, strings.Join(k.KeyUsages, " "))
+		}
+		fmt.Fprintln(&all)
+	}
+	for _, r := range Builtins() {
+		if !seen[r.Name] {
+			t.Errorf("no plan of %s is tested", r.Name)
+		}
+	}
+	golden := filepath.Join("testdata", "plans.txt")
+	if *update {
+		if err := os.WriteFile(golden, all.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), all.String()); diff != "" {
+		t.Errorf("go test ./internal/agent/recipe -run Golden -update writes %s anew:\n%s", golden, diff)
+	}
+}
+
+// TestLibvirtKeys: which key a libvirt host gets by its version. A version that is not known is taken for an old one.
+func TestLibvirtKeys(t *testing.T) {
+	for _, c := range []struct{ asked, version, want, usages string }{
+		{"auto", "9.0.0", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"auto", "12.5.0", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"ecdsa-p256", "9.0.0", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"ecdsa-p256", "11.5.9", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"ecdsa-p256", "", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"ecdsa-p256", "unknown", "rsa-3072", "digitalSignature keyEncipherment"},
+		{"ecdsa-p256", "11.6.0", "ecdsa-p256", "digitalSignature"},
+		{"ecdsa-p384", "11.10.0", "ecdsa-p384", "digitalSignature"},
+		{"ecdsa-p384", "100.0", "ecdsa-p384", "digitalSignature"},
+		{"rsa-4096", "11.6.0", "rsa-4096", "digitalSignature keyEncipherment"},
+	} {
+		for _, name := range []string{"libvirt-server", "libvirt-client"} {
+			r, _ := Builtin(name)
+			plan, err := r.Resolve(aHost(), map[string]string{"key": c.asked}, Facts{"version": c.version})
+			if err != nil {
+				t.Errorf("%s %+v: %v", name, c, err)
+				continue
+			}
+			got := plan.Certificates[0]
+			if got.Algorithm != c.want || strings.Join(got.KeyUsages, " ") != c.usages {
+				t.Errorf("%s %+v: %s, %v", name, c, got.Algorithm, got.KeyUsages)
+			}
+			if got.Subject != "O=default Root,CN=host1.example.com" {
+				t.Errorf("%s: subject %s", name, got.Subject)
+			}
+			if noted := len(plan.Notes) > 0; noted != (strings.HasPrefix(c.asked, "ecdsa") && strings.HasPrefix(c.want, "rsa") && c.version != "unknown") {
+				t.Errorf("%s %+v: notes %q", name, c, plan.Notes)
+			}
+		}
+	}
+}
+
+// TestLibvirtOverrides: all four paths or none, and the words name each.
+func TestLibvirtOverrides(t *testing.T) {
+	r, _ := Builtin("libvirt-server")
+	all := []string{"key_file", "cert_file", "ca_file", "crl_file"}
+	tried := 0
+	for set := range 1 << len(all) {
+		facts, n := Facts{"version": "9.0.0"}, 0
+		for i, name := range all {
+			if set&(1<<i) != 0 {
+				facts["conf."+name] = "/opt/" + name
+				n++
+			}
+		}
+		plan, err := r.Resolve(aHost(), nil, facts)
+		if n != 0 && n != len(all) {
+			tried++
+			refused(t, err, "set all four, or none", "(not set)", "/opt/", "/etc/libvirt/libvirtd.conf")
+			if !fault.Is(err, fault.Conflict) {
+				t.Errorf("%v is no conflict", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 != (plan.Reload.Name == "reload" && !plan.Reload.Interrupts) || n == 0 != (len(plan.Directories) == 4) {
+			t.Errorf("%d set: %+v", n, plan)
+		}
+		if strings.HasPrefix(plan.Files[2].Path, "/opt/key_file") != (n == 4) {
+			t.Errorf("%d set: the key is at %s", n, plan.Files[2].Path)
+		}
+	}
+	if tried != 14 {
+		t.Fatalf("%d tried", tried)
+	}
+}
+
+// TestResolveRefuses: what comes from hosts, facts and operators cannot leave the place it is meant for.
+func TestResolveRefuses(t *testing.T) {
+	r := parsed(t, sound)
+	facts := func(extra ...string) Facts {
+		f := Facts{"version": "2.0", "owner": "sample"}
+		for i := 0; i < len(extra); i += 2 {
+			f[extra[i]] = extra[i+1]
+		}
+		return f
+	}
+	if _, err := r.Resolve(aHost(), nil, facts()); err != nil {
+		t.Fatal(err)
+	}
+	host := func(change func(*Host)) Host { h := aHost(); change(&h); return h }
+	for what, c := range map[string]struct {
+		host       Host
+		parameters map[string]string
+		facts      Facts
+		says       string
+	}{
+		"host's name":                    {host(func(h *Host) { h.Name = "a b" }), nil, facts(), "a b"},
+		"host without name":              {host(func(h *Host) { h.Name = "" }), nil, facts(), "host"},
+		"another name":                   {host(func(h *Host) { h.DNS = []string{"$(id)"} }), nil, facts(), "$(id)"},
+		"address":                        {host(func(h *Host) { h.IP = []string{"1.2.3"} }), nil, facts(), "is no address"},
+		"authority":                      {host(func(h *Host) { h.Authority = "a\nb" }), nil, facts(), "control characters"},
+		"fact of two lines":              {aHost(), nil, facts("version", "1\n2"), "control characters"},
+		"fact in a user":                 {aHost(), nil, facts("owner", "root:root"), "a user's name"},
+		"fact as an option":              {aHost(), nil, facts("owner", "-x"), "a user's name"},
+		"unknown parameter":              {aHost(), map[string]string{"x": "y"}, facts(), "no parameter"},
+		"requirement":                    {aHost(), map[string]string{"on": "true"}, facts("version", "1.9"), "version 1.9 is too old"},
+		"requirement, version not known": {aHost(), map[string]string{"on": "true"}, facts("version", ""), "version unknown is too old"},
+		"files at one path":              {aHost(), map[string]string{"dir": "/run"}, facts(), ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, err := r.Resolve(c.host, c.parameters, c.facts)
+			if c.says == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			refused(t, err, c.says)
+		})
+	}
+
+	pg, _ := Builtin("postgresql")
+	_, err := pg.Resolve(aHost(), map[string]string{"key": "/etc/x", "cert": "/etc/x"}, nil)
+	refused(t, err, "file is there already; give it another path")
+	_, err = pg.Resolve(aHost(), map[string]string{"key": "/etc/x", "cert": "/etc/x/cert"}, nil)
+	refused(t, err, "it would be below the file /etc/x")
+	_, err = pg.Resolve(aHost(), nil, Facts{"data": "/var/../etc"})
+	refused(t, err, "the default of parameter data", "has a component ..", "give the parameter")
+	_, err = pg.Resolve(aHost(), map[string]string{"conf": "/etc/pg.conf"}, Facts{"conf.port": "5432; rm"})
+	refused(t, err, "parameter address", "HOST:PORT")
+	lv, _ := Builtin("libvirt-server")
+	_, err = lv.Resolve(aHost(), map[string]string{"variant": "qemu-group"}, Facts{"version": "9.0.0"})
+	refused(t, err, "there is none of the groups libvirt-qemu, qemu")
+	if strings.Count(err.Error(), "libvirt-qemu, qemu") != 1 {
+		t.Errorf("one cause is named more than once: %v", err)
+	}
+	_, err = lv.Resolve(aHost(), nil, Facts{"version": "9.0.0", "conf.key_file": "/etc/../x", "conf.cert_file": "relative", "conf.ca_file": "/dev/sda",
+		"conf.crl_file": "/a b"})
+	refused(t, err, "has a component ..", "is not absolute", "the kernel's", "other characters")
+	cl, _ := Builtin("libvirt-client")
+	_, err = cl.Resolve(aHost(), map[string]string{"user": "jane"}, nil)
+	refused(t, err, "there is no user")
+	plain, _ := Builtin("plain")
+	_, err = plain.Resolve(aHost(), map[string]string{"store": "/x/store", "chain": "/x/chain"}, nil)
+	refused(t, err, "give cert=PATH too", "give password_file=PATH")
+}
+
+// TestSubjectIsEscaped: a root's name with a comma stays one attribute.
+func TestSubjectIsEscaped(t *testing.T) {
+	h := aHost()
+	h.Authority = `#Example, Inc. + "Sons"; <x>=\ `
+	r, _ := Builtin("libvirt-server")
+	plan, err := r.Resolve(h, nil, Facts{"version": "9.0.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `O=\#Example\, Inc. \+ \"Sons\"\; \<x\>\=\\\ ,CN=host1.example.com`; plan.Certificates[0].Subject != want {
+		t.Errorf("%s, want %s", plan.Certificates[0].Subject, want)
+	}
+}
+
+func TestFactRules(t *testing.T) {
+	r, _ := Builtin("libvirt-server")
+	rules, err := r.FactRules(map[string]string{"daemon": "virtproxyd"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]FactRule{}
+	for _, f := range rules {
+		got[f.Name] = f
+	}
+	if len(got) != 4 || !slices.Equal(got["version"].Command, []string{"virtproxyd", "--version"}) || got["conf"].Config != "/etc/libvirt/virtproxyd.conf" ||
+		got["socket"].Paths[0] != "/run/libvirt/virtproxyd-admin-sock" {
+		t.Errorf("%+v", got)
+	}
+	cl, _ := Builtin("libvirt-client")
+	if rules, err = cl.FactRules(nil); err != nil || len(rules) != 1 {
+		t.Errorf("without a user nobody's home is asked for: %+v, %v", rules, err)
+	}
+	if rules, err = cl.FactRules(map[string]string{"user": "jane"}); err != nil || len(rules) != 2 || rules[1].Home != "jane" {
+		t.Errorf("%+v, %v", rules, err)
+	}
+	_, err = cl.FactRules(map[string]string{"user": "jane;id"})
+	refused(t, err, "parameter user")
+}
+
+func TestConflict(t *testing.T) {
+	resolve := func(name string, parameters map[string]string, facts Facts) *Plan {
+		r, _ := Builtin(name)
+		plan, err := r.Resolve(aHost(), parameters, facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan
+	}
+	libvirt := Facts{"version": "9.0.0", "group": "qemu"}
+	server := resolve("libvirt-server", nil, libvirt)
+	if err := server.Conflict(resolve("libvirt-client", nil, libvirt)); err != nil {
+		t.Errorf("they share cacert.pem and cacrl.pem: %v", err)
+	}
+	group := resolve("libvirt-server", map[string]string{"variant": "qemu-group"}, libvirt)
+	refused(t, group.Conflict(resolve("libvirt-client", nil, libvirt)), "wants directory /etc/pki/libvirt as root:qemu 0755")
+	if err := group.Conflict(resolve("libvirt-client", map[string]string{"beside_server": "true"}, libvirt)); err != nil {
+		t.Error(err)
+	}
+	refused(t, server.Conflict(resolve("plain", map[string]string{"key": "/srv/key", "cert": "/etc/pki/libvirt/servercert.pem"}, nil)),
+		"both write /etc/pki/libvirt/servercert.pem")
+	refused(t, server.Conflict(resolve("plain", map[string]string{"key": "/srv/key", "cert": "/srv/cert", "trust": "/etc/pki/CA/cacert.pem"}, nil)),
+		"both write /etc/pki/CA/cacert.pem")
+	refused(t, server.Conflict(server), "both write")
+}
+
+// TestDefaultsCannotGrow: defaults of defaults double and double; neither reading, explaining nor resolving takes long.
+func TestDefaultsCannotGrow(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("name: x\ntitle: x\nparameters:\n  - {name: p0, type: path, default: /a}\n")
+	for i := 1; i < 60; i++ {
+		fmt.Fprintf(&b, "  - {name: p%d, type: path, default: \"%s\"}\n", i, strings.Repeat(fmt.Sprintf("${param.p%d}", i-1), 20))
+	}
+	b.WriteString("certificates: [{profile: server, key: [{algorithm: rsa-3072}]}]\nfiles: [{path: \"${param.p59}\", content: [key, path]}]\n")
+	r := parsed(t, b.String())
+	if _, err := r.Explain(nil); err != nil {
+		t.Error(err)
+	}
+	_, err := r.Resolve(aHost(), nil, nil)
+	refused(t, err, "longer than")
+	_, err = r.FactRules(nil)
+	refused(t, err, "longer than")
+}
