@@ -25,16 +25,17 @@ const hostPool = "host.pool"
 
 func isHost(by access.Principal) bool { return by.Kind == access.KindHost && !isSystem(by) }
 
-// hostOrder gives a host's order its pool where it names none, and refuses a template: what it says is not bound to the
-// names that the authority knows the host by. What the order says itself is not changed, since repeated calls are told by it.
+// hostOrder gives the order of a host that is kept as one its pool, where it names none, and refuses a template: what a host
+// holds is said by recipes and profiles. The order itself is not changed, since repeated calls are told by it.
 func (w *wish) hostOrder(by access.Principal, order *Order) error {
-	if !isHost(by) {
+	pools := w.caller.Entitlements[hostPool]
+	if !isHost(by) || len(pools) == 0 {
 		return nil
 	}
 	if order.Template != "" {
 		return fault.New(fault.Denied, "%s is a host, and a host orders by profile and not by template", by.Name).WithHint("chancery profile list")
 	}
-	if pools := w.caller.Entitlements[hostPool]; len(pools) > 0 && order.Pool == "" && order.Issuer == "" && order.replaces == nil {
+	if order.Pool == "" && order.Issuer == "" && order.replaces == nil {
 		w.pool = pools[0]
 	}
 	return nil
