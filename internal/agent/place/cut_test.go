@@ -353,3 +353,92 @@ func (st story) cut(t *testing.T, cut int, dead bool) error {
 	}
 	return nil
 }
+
+// TestCutWhileRepairing cuts a placement, and then the repair of it at each of its operations: a repair can be repaired.
+func TestCutWhileRepairing(t *testing.T) {
+	step := 9
+	if testing.Short() {
+		step = 41
+	}
+	total, phases := 0, map[phase]int{}
+	for _, st := range stories() {
+		n := st.operations(t)
+		for first := 1; first <= n; first += step {
+			for second, ended := 1, false; !ended; second += step {
+				s := st.prepare(t)
+				st.placeUntil(t, s, first)
+				var err error
+				if ended, err = s.repairUntil(t, second, phases); err == nil {
+					err = st.sound(t.Context(), s)
+				}
+				if err != nil {
+					t.Fatalf("%s, cut at %d, its repair at %d: %v", st.name, first, second, err)
+				}
+				total++
+			}
+		}
+	}
+	t.Logf("%d cuts of repairs: %v", total, phases)
+	if total < 20_000/step/step || len(phases) != 3 {
+		t.Fatal("the test proves too little")
+	}
+}
+
+// until fails every operation from the number given on.
+func until(n int) (cut func(Operation) error, cutOff *bool) {
+	seen := 0
+	cutOff = new(bool)
+	return func(Operation) error {
+		if seen++; seen >= n {
+			*cutOff = true
+			return errCut
+		}
+		return nil
+	}, cutOff
+}
+
+// placeUntil plays a story until the operation of the number given, from which on everything fails.
+func (st story) placeUntil(t *testing.T, s scene, n int) {
+	t.Helper()
+	var cut func(Operation) error
+	p := s.placer(t, func(o *Options) {
+		o.Cut = func(op Operation) error {
+			if cut == nil {
+				return nil
+			}
+			return cut(op)
+		}
+	})
+	cut, _ = until(n)
+	st.place(t.Context(), p) //nolint:errcheck // it is cut
+	p.Close()
+}
+
+// repairUntil repairs until the operation of the number given; ended says that the repair came to its end before.
+func (s scene) repairUntil(t *testing.T, n int, phases map[phase]int) (ended bool, err error) {
+	t.Helper()
+	var cut func(Operation) error
+	p := s.placer(t, func(o *Options) {
+		o.Cut = func(op Operation) error {
+			if cut == nil {
+				return nil
+			}
+			return cut(op)
+		}
+	})
+	defer p.Close()
+	j, err := p.readJournal("web")
+	if err != nil {
+		return false, err
+	}
+	if j != nil {
+		phases[j.phase]++
+	}
+	var cutOff *bool
+	cut, cutOff = until(n)
+	_, err = p.Repair(t.Context())
+	if *cutOff != (err != nil) {
+		return false, fmt.Errorf("cut %v, error: %w", *cutOff, err)
+	}
+	return !*cutOff, nil
+}
