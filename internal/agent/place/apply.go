@@ -84,8 +84,13 @@ func (v *view) clear(d *directory, j *journal) error {
 			}
 		}
 	}
-	return v.rmdir(d, j.Nest)
+	if err := v.rmdir(d, j.Nest); err != nil && !notEmpty(err) {
+		return err
+	}
+	return nil
 }
+
+func notEmpty(err error) bool { return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) }
 
 // rmdir removes a directory that lies in d, and forgets it.
 func (v *view) rmdir(d *directory, name string) error {
@@ -190,7 +195,7 @@ func (v *view) unmake(j *journal, touched map[string]*directory) error {
 			continue
 		}
 		err = v.rmdir(d, path.Base(m.Path))
-		if err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		if err != nil && !notEmpty(err) {
 			return err
 		}
 		if err == nil {

@@ -64,7 +64,7 @@ func (p *Placer) newPlan(v *view, set Set, old *Set, now time.Time) (*plan, erro
 	if err := r.foreign(set.Name, pl.files); err != nil {
 		return nil, err
 	}
-	if err := pl.planReturn(old); err != nil {
+	if err := pl.planReturn(r, old); err != nil {
 		pl.left = append(pl.left, fmt.Sprintf("the old set could not be put back: %v", err))
 	}
 	if pl.own.Unconfirmed {
@@ -142,11 +142,9 @@ func (pl *plan) planDirectories() error {
 	}
 	for _, f := range pl.set.Files {
 		if p, err := pl.view.layer.clean(f.Path); err == nil && pl.view.layer.accepted(p) == nil {
-			d, missing, err := pl.view.walk(path.Dir(p))
-			if err != nil {
-				return err
+			if d, missing, err := pl.view.walk(path.Dir(p)); err == nil { // else planFile says why not
+				pl.makeAll(d, missing, nil)
 			}
-			pl.makeAll(d, missing, nil)
 		}
 	}
 	return nil
@@ -407,71 +405,84 @@ func (pl *plan) leave(real, why string) {
 	pl.differ(real, []string{"is no longer wanted and will be left: " + why})
 }
 
-// planReturn plans what going back takes: the old set where it is given, else what is there.
-func (pl *plan) planReturn(old *Set) error {
+// planReturn plans what going back takes: the old set where it is given, else what is there. Where files are adopted it is what
+// is there, for an old set would not match them.
+func (pl *plan) planReturn(r *record, old *Set) error {
 	before := pl.own.clone()
 	if before.Files == nil {
 		before.Files = map[string]ours{}
 	}
 	pl.journal.Before = before
 	pl.returns = pl.adopts
-	if old != nil {
-		backs := map[string]*state{}
-		for _, f := range old.Files {
-			at, want, err := pl.resolve(f, false)
-			if err != nil {
-				return err
-			}
-			if _, seen := pl.there[at.real]; !seen {
-				if _, err := pl.look(at); err != nil {
-					return err
-				}
-			}
-			backs[at.real] = want
-			pl.files[at.real] = f.Path
-		}
-		pl.returns = true
-		pl.adoptBacks(backs, before)
+	var err error
+	if old != nil && !pl.adopts {
+		err = pl.planOld(r, old)
 	}
 	for real, i := range pl.items {
 		if i.Back == nil {
 			delete(before.Files, real)
 		}
 	}
+	return err
+}
+
+// planOld plans to go back to an old set, whole or not at all.
+func (pl *plan) planOld(r *record, old *Set) error {
+	backs, named := map[string]*state{}, map[string]string{}
+	for _, f := range old.Files {
+		at, want, err := pl.resolve(f, false)
+		if err != nil {
+			return err
+		}
+		backs[at.real], named[at.real] = want, f.Path
+		if pl.wanted[at.real] != nil {
+			continue
+		}
+		e, err := pl.look(at)
+		_, isOurs := pl.own.Files[at.real]
+		switch {
+		case err != nil:
+			return err
+		case at.dir == nil:
+			return fault.New(fault.Conflict, "the directory of %s is gone", at.real)
+		case e.exists() && (!isOurs || pl.items[at.real] == nil):
+			return fault.New(fault.Conflict, "%s is not ours", at.real)
+		}
+	}
+	if err := r.foreign(pl.set.Name, named); err != nil {
+		return err
+	}
+	maps.Copy(pl.files, named)
+	pl.returns = true
+	for _, real := range slices.Sorted(maps.Keys(backs)) {
+		pl.goBackTo(real, backs[real])
+	}
 	return nil
 }
 
-// adoptBacks puts the states of the old set where going back would otherwise restore what is there.
-func (pl *plan) adoptBacks(backs map[string]*state, before *placed) {
-	for _, real := range slices.Sorted(maps.Keys(backs)) {
-		back, e := backs[real], pl.there[real]
-		_, isOurs := pl.own.Files[real]
-		if e.exists() && !isOurs {
-			continue // going back restores a stranger's file as it was
+// goBackTo plans that going back makes a file what it was in the old set.
+func (pl *plan) goBackTo(real string, back *state) {
+	i, e := pl.items[real], pl.there[real]
+	mark := ours{Path: pl.files[real], Digest: back.digest()}
+	switch {
+	case back.matches(e): // a key store, too, that holds the same: its bytes are those that are there
+		mark = ours{Path: pl.files[real], Digest: e.found().digest(), Unlabelled: pl.own.Files[real].Unlabelled}
+		if i != nil {
+			i.Back = pl.placer.foundAgain(e)
 		}
-		if back.matches(e) { // a key store, too, that holds the same: its bytes are those that are there
-			if i := pl.items[real]; i != nil {
-				i.Back = pl.placer.foundAgain(e)
-			}
-			before.Files[real] = ours{Path: pl.files[real], Digest: e.found().digest(), Unlabelled: pl.own.Files[real].Unlabelled}
-			continue
-		}
-		if i := pl.items[real]; i != nil {
-			i.Back = back
-		} else {
-			pl.item(real, pl.wanted[real], back)
-		}
-		before.Files[real] = ours{Path: pl.files[real], Digest: back.digest()}
+	case i != nil:
+		i.Back = back
+	default:
+		pl.item(real, pl.wanted[real], back)
 	}
+	pl.journal.Before.Files[real] = mark
 }
 
 // checkTree refuses a set in which a file is also a directory.
 func (pl *plan) checkTree() error {
-	for real := range pl.wanted {
-		for d := path.Dir(real); d != "/"; d = path.Dir(d) {
-			if _, both := pl.wanted[d]; both {
-				return fault.New(fault.Invalid, "the placement %s wants %s as a file and as a directory", pl.set.Name, d)
-			}
+	for _, m := range pl.journal.Made { // where a directory is there, the file has been refused for it
+		if _, both := pl.wanted[m.Path]; both {
+			return fault.New(fault.Invalid, "the placement %s wants %s as a file and as a directory", pl.set.Name, m.Path)
 		}
 	}
 	return nil

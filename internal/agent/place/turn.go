@@ -40,7 +40,7 @@ func (t *turn) take(ctx context.Context) error {
 		return errors.Join(err, t.goBack())
 	}
 	if err := t.v.forward(t.j); err != nil {
-		return errors.Join(err, t.goBack())
+		return errors.Join(fmt.Errorf("put the files in place: %w", err), t.goBack())
 	}
 	t.changed()
 	reason := t.convince(ctx)
@@ -52,7 +52,7 @@ func (t *turn) take(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("the files are in place, and it was interrupted: %w", reason),
 			t.p.finish(t.v, t.j, t.j.After, true))
 	case !t.pl.returns || !t.hasReturn():
-		return errors.Join(fmt.Errorf("the files are in place, and there is no valid old set to put back: %w", reason),
+		return errors.Join(fmt.Errorf("the files stay, for there is no valid old set to put back: %w", reason),
 			t.p.finish(t.v, t.j, t.j.After, true))
 	}
 	return t.rollBack(ctx, reason)
