@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
@@ -158,6 +159,39 @@ func TestIssuerTemplate(t *testing.T) {
 	}
 	leaf, chain, roots := a.path(a.server("dns:a.example.com"))
 	run(t, "openssl", "verify", "-CAfile", roots, "-untrusted", chain, leaf)
+}
+
+// TestImportOfAnRSASSAPSSIssuer: a key that is bound to RSASSA-PSS is refused with words, since no CRL could be signed with it; a CA
+// whose certificate is signed so, and whose key is any RSA key, goes on, and OpenSSL reads its CRL.
+func TestImportOfAnRSASSAPSSIssuer(t *testing.T) {
+	dir := t.TempDir()
+	made := func(name string, args ...string) *x509.Certificate {
+		file := filepath.Join(dir, name)
+		run(t, "openssl", append(append([]string{"req", "-x509"}, args...), "-nodes", "-keyout", file+".key", "-out", file+".pem", "-days", "3650",
+			"-subj", "/CN="+name, "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")...)
+		block, _ := pem.Decode(must[[]byte](t)(os.ReadFile(file + ".pem")))
+		return must[*x509.Certificate](t)(x509.ParseCertificate(block.Bytes))
+	}
+	bound := made("bound", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048")
+	free := made("free", "-newkey", "rsa:2048", "-sigopt", "rsa_padding_mode:pss", "-sha256")
+	key := must[crypto.Signer](t)(keyfile.ParsePrivateKey(must[[]byte](t)(os.ReadFile(filepath.Join(dir, "free.key"))), nil))
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newStores(t, d)
+		_, err := a.ImportIssuer(t.Context(), admin(), ImportSpec{Name: "bound", Certificate: bound})
+		if refusedAs(t, err, fault.Invalid); !strings.Contains(err.Error(), "bound to RSASSA-PSS") {
+			t.Errorf("refused as %v", err)
+		}
+		imported := must[*Issuer](t)(a.ImportIssuer(t.Context(), admin(), ImportSpec{Name: "free", Certificate: free, Key: key}))
+		signer := must[crypto.Signer](t)(a.keys.Signer(t.Context(), imported.KeyID))
+		list := must[[]byte](t)(crl.Encode(&crl.Spec{
+			Issuer: free, Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour),
+		}, nil, signer))
+		file := filepath.Join(t.TempDir(), "list.crl")
+		check(t, os.WriteFile(file, list, 0o600))
+		if out := run(t, "openssl", "crl", "-inform", "DER", "-in", file, "-noout", "-verify", "-CAfile", filepath.Join(dir, "free.pem")); !strings.Contains(out, "verify OK") {
+			t.Errorf("openssl: %s", out)
+		}
+	})
 }
 
 // TestImportIssuer takes over a CA that OpenSSL made, with what it issued and revoked.

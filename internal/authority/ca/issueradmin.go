@@ -162,7 +162,7 @@ func checkIssuerCertificate(c *x509.Certificate, now time.Time) error {
 	case len(c.SubjectKeyId) == 0 && !bytes.Equal(c.RawSubject, c.RawIssuer):
 		return fault.New(fault.Invalid, "the certificate of %q has no subjectKeyIdentifier (RFC 5280 4.2.1.2)", c.Subject)
 	}
-	return nil
+	return cert.CheckIssuerKey(c)
 }
 
 // Retire ends an issuer's issuing. It goes on revoking, answering and signing CRLs for what it issued. Other nodes see it

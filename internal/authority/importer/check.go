@@ -39,7 +39,7 @@ func (c *CA) check(now time.Time) error {
 	if now.Before(x.NotBefore) {
 		refuse("it is not valid before %s", x.NotBefore.UTC().Format(time.RFC3339))
 	}
-	if err := cert.CheckPublicKey(x.PublicKey); err != nil {
+	if err := cert.CheckIssuerKey(x); err != nil {
 		refuse("%v", err)
 	}
 	if len(x.RawSubject) <= 2 {

@@ -224,6 +224,22 @@ func CheckPublicKey(pub crypto.PublicKey) error {
 	return fault.New(fault.Invalid, "a public key of type %T is not accepted: use RSA, ECDSA or Ed25519", pub)
 }
 
+// CheckIssuerKey holds the key of a CA's certificate to CheckPublicKey, and says it where the key is bound to RSASSA-PSS (RFC 4055
+// section 1.2: id-RSASSA-PSS in the SubjectPublicKeyInfo). Such a key may sign nothing else, and neither CRLs nor OCSP responses are
+// signed with RSASSA-PSS here, because much of what reads them cannot. A certificate whose own signature is RSASSA-PSS is another
+// matter: its key may be for RSA of any padding.
+func CheckIssuerKey(certificate *x509.Certificate) error {
+	var algorithm asn1.ObjectIdentifier
+	spki := cryptobyte.String(certificate.RawSubjectPublicKeyInfo)
+	var identifier cryptobyte.String
+	if spki.ReadASN1(&spki, cbasn1.SEQUENCE) && spki.ReadASN1(&identifier, cbasn1.SEQUENCE) && identifier.ReadASN1ObjectIdentifier(&algorithm) &&
+		algorithm.Equal(OIDRSASSAPSS) {
+		return fault.New(fault.Invalid, "the key of %q is bound to RSASSA-PSS, with which no CRLs are signed here; an RSA key (rsaEncryption), "+
+			"ECDSA or Ed25519 would pass", certificate.Subject)
+	}
+	return CheckPublicKey(certificate.PublicKey)
+}
+
 // KeyAlgorithm names the algorithm and size of a key as profiles do: rsa-2048, ecdsa-p256, ed25519.
 func KeyAlgorithm(pub crypto.PublicKey) string {
 	switch k := pub.(type) {

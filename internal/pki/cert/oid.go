@@ -51,6 +51,7 @@ var (
 	oidAccessIssuers = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 2}
 
 	// PKCS #9 attributes of a request (RFC 2985 5.4), and Microsoft's older twin of extensionRequest.
+	OIDRSASSAPSS              = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
 	OIDChallengePassword      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
 	OIDExtensionRequest       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 	OIDMicrosoftCertExtension = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 14}

@@ -9,6 +9,7 @@
 //   - Indirect CRLs are not made and are refused when read (certificateIssuer, indirectCRL): an issuer signs its own list.
 //   - nextUpdate is demanded, as §5.1.2.5 demands it of issuers; X.509 lets it be absent.
 //   - RSASSA-PSS is neither made nor read: no issuer here signs with it, so a CRL that does is another CA's.
+//     cert.CheckIssuerKey refuses a key that is bound to it.
 //   - holdInstructionCode (§5.3.2, obsolete) is ignored when read.
 //   - Ed25519 signs the message and not a hash of it, so its lists are held in memory, up to MaxBuffered octets; longer
 //     ones are refused, and want partitions or an ECDSA issuer.
