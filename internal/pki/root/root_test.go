@@ -88,7 +88,7 @@ func TestOpenSSLAccepts(t *testing.T) {
 			t.Errorf("%v: %v: %s", args, err, out)
 		}
 	}
-	// GnuTLS holds a CA's common name against DNS constraints, so it judges a root without them.
+	// GnuTLS holds the common name of a CA that is judged by itself against DNS constraints, so it judges one under a root without.
 	plain := newRoot(t, Options{Subject: name(t, "CN=Root,O=Example"), PathLen: 1})
 	below, err := plain.SignIssuer(Options{Subject: name(t, "CN=Issuer,O=Example"), PathLen: 0}, spkiOf(t), cert.Issuer{}, time.Now())
 	if err != nil {
