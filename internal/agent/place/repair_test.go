@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -106,4 +107,78 @@ func TestStateDirectoryOfOthersIsRefused(t *testing.T) {
 	if _, err := New(s.options()); !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "0700 would pass") {
 		t.Fatalf("error: %v", err)
 	}
+}
+
+// TestOldSetThatCannotComeBack is said, and hinders nothing: half of an old set is worse than the new one.
+func TestOldSetThatCannotComeBack(t *testing.T) {
+	moved := func(n int) Set {
+		set := generation(n)
+		set.Directories = nil
+		for i, f := range set.Files {
+			set.Files[i].Path = "/srv/tls/" + filepath.Base(f.Path)
+		}
+		return set
+	}
+	first, second := generation(1), moved(2)
+	cases := map[string]struct {
+		happens func(s scene) error
+		accept  []string
+		left    int // files of the old set that are on disk afterwards
+		says    string
+	}{
+		"its directory is gone":       {func(s scene) error { return os.RemoveAll(s.path("/etc/pki")) }, []string{"/etc/pki", "/srv"}, 0, "is gone"},
+		"it is not accepted any more": {func(scene) error { return nil }, []string{"/srv"}, 4, "does not accept"},
+		"somebody's file is in its place": {func(s scene) error {
+			return os.WriteFile(s.path("/etc/pki/web/ca.pem"), []byte("other"), 0o644)
+		}, []string{"/etc/pki", "/srv"}, 1, "is not ours"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			p := s.placer(t)
+			mustPlace(t, p, first)
+			p.Close()
+			if err := c.happens(s); err != nil {
+				t.Fatal(err)
+			}
+			p = s.placer(t, func(o *Options) { o.Accept.Prefixes = c.accept })
+			refuses := &consumer{probe: func() error { return errors.New("not served") }}
+			out, err := p.Place(t.Context(), second, &first, refuses)
+			if err == nil || out.RolledBack || !strings.Contains(strings.Join(out.Left, "\n"), c.says) {
+				t.Fatalf("%+v, %v", out, err)
+			}
+			left := 0
+			for _, f := range first.Files {
+				if _, err := os.Stat(s.path(f.Path)); err == nil {
+					left++
+				}
+			}
+			if left != c.left {
+				t.Errorf("%d files of the old set are left, want %d", left, c.left)
+			}
+			if err := os.RemoveAll(s.path("/etc/pki")); err != nil {
+				t.Fatal(err)
+			}
+			mustBe(t, s, second)
+			if out, err := p.Place(t.Context(), second, nil, &consumer{}); err != nil || !out.Probed {
+				t.Fatalf("the next run: %+v, %v", out, err)
+			}
+		})
+	}
+}
+
+// TestAdoptionGoesBackToWhatWasThere, also where an old set is given: the two would not match.
+func TestAdoptionGoesBackToWhatWasThere(t *testing.T) {
+	s := newScene(t)
+	found, old, next := generation(3), generation(1), generation(2)
+	mustPlace(t, s.placer(t), found)
+	if err := os.RemoveAll(s.state); err != nil {
+		t.Fatal(err)
+	}
+	next.Adopt = true
+	refuses := &consumer{probe: func() error { return errors.New("not served") }}
+	if out, err := s.placer(t).Place(t.Context(), next, &old, refuses); err == nil || !out.RolledBack {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	mustBe(t, s, found)
 }
