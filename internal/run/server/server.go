@@ -221,7 +221,7 @@ func (n *node) loops() []func(context.Context) error {
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
 		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow,
-		collectSeldom,
+		collect,
 	}
 }
 
