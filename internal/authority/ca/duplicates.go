@@ -46,7 +46,7 @@ func (c *CA) guardCaller(ctx context.Context, by access.Principal, p *plan, now 
 	wished := &Certificate{Profile: p.profile}
 	wished.take(p.facts)
 	limit, window := set.Limits.OperatorDuplicates, set.Limits.DuplicateWindow.Std()
-	if 2*c.asked.add(by.ID, wished.searchNames()[0], window, now) < limit {
+	if seldom*c.asked.add(by.ID, wished.searchNames()[0], window, now) < limit {
 		return nil
 	}
 	var got []*record

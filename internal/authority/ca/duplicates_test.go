@@ -36,6 +36,28 @@ func TestOperatorInALoopIsBoundToo(t *testing.T) {
 	})
 }
 
+// TestLoopRoundNodesIsBoundToo has a node forget what it was asked after every second order: each of eight nodes has seen as
+// little when the limit is reached.
+func TestLoopRoundNodesIsBoundToo(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), context.Background()
+		const limit = 16
+		a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = limit })
+		bob := operator("bob", access.Operator)
+		issue := func() error {
+			_, err := a.Issue(ctx, bob, Order{Profile: "server", CSR: csr(t, newKey(t), "dns:a.example.com")})
+			return err
+		}
+		for i := range limit {
+			if i%(limit/seldom) == 0 {
+				a.asked.young = nil // as a node that was not asked before
+			}
+			check(t, issue())
+		}
+		refusedAs(t, issue(), fault.RateLimited)
+	})
+}
+
 // TestIdentitiesCountForTheirCaller enrols in a loop: the rate is the caller's, and the names are the principal's.
 func TestIdentitiesCountForTheirCaller(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {

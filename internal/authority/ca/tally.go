@@ -7,14 +7,18 @@ import (
 )
 
 // tally counts how often callers asked this node for the same names lately, and never counts too low: different names may
-// share a place. It says when nobody need look into the store, which is nearly always. What another node issued it does
-// not know; a caller that goes round the nodes is found when each of them has seen half of what is allowed.
+// share a place. It says when nobody need look into the store, which is nearly always. It does not know what was asked of
+// other nodes, or of this one before it was started: see seldom.
 type tally struct {
 	mu         sync.Mutex
 	seed       maphash.Seed
 	young, old []uint16 // guarded by mu; each counts for a window
 	since      time.Time
 }
+
+// seldom is how many times what was asked of this node must fit into a limit for the store not to be looked at: a caller that
+// goes round so many nodes is found at the limit, as one that asks one node alone is.
+const seldom = 8
 
 // places is some 1 MB of counters. With more names in a window than would fit, more of them are looked for in the store.
 const places = 1 << 18
