@@ -146,17 +146,13 @@ func (b *bench) issuance(ctx context.Context, a *authority, store string) error 
 		peer.report(b, "issue", a.engine, store)
 	}
 	b.add(row{what: "issue", who: "x509.CreateCertificate", engine: a.engine, store: store, rate: median(bare)})
-	profile := b.profiler(a, func(ctx context.Context) error {
-		return ignore(target.put(ctx, b.clients, b.profileLength+time.Second))
-	})
+	profile := b.loadProfiler(a, target)
 	if len(toStep) > 0 {
 		b.judge(ctx, "issuance-vs-step-ca."+a.engine+"."+store, median(toStep), profile)
 	}
 	b.judge(ctx, "issuance-vs-bare."+a.engine+"."+store, median(toBare), profile)
 	return nil
 }
-
-func ignore(_ *measured, err error) error { return err }
 
 // side is one of those that take turns.
 type side struct {
@@ -181,7 +177,7 @@ func (s *side) report(b *bench, what, engine, store string) {
 	r := row{what: what, who: s.name, engine: engine, store: store, rate: median(s.rates), errors: s.sum.errors, rss: s.rss,
 		p50: s.sum.latencies.percentile(50), p99: s.sum.latencies.percentile(99)}
 	if n := s.calls(); n > 0 {
-		r.cpu, r.dbCPU = s.cpu/time.Duration(n), s.dbCPU/time.Duration(n)
+		r.cpu, r.dbCPU, r.loadCPU = s.cpu/time.Duration(n), s.dbCPU/time.Duration(n), s.sum.cpu/time.Duration(n)
 	}
 	if s.sum.first != nil {
 		r.note = "first error: " + s.sum.first.Error()

@@ -30,6 +30,8 @@ type target struct {
 	request func(buf []byte, client int) ([]byte, error)
 	// check looks at an answer; body is valid during the call only.
 	check func(client, status int, body []byte) error
+
+	begun func() // called when the measured time begins, where it is not nil
 }
 
 // leastExpected is how many requests a second are made at least, since the load before may have been short or disturbed.
@@ -41,6 +43,7 @@ type measured struct {
 	errors    int
 	first     error // the first of the errors
 	elapsed   time.Duration
+	cpu       time.Duration // of this process, which is the load's
 }
 
 // rate is how many answers a second passed.
@@ -55,6 +58,7 @@ func (m *measured) merge(other *measured) {
 	m.latencies = append(m.latencies, other.latencies...)
 	m.errors += other.errors
 	m.elapsed += other.elapsed
+	m.cpu += other.cpu
 	if m.first == nil {
 		m.first = other.first
 	}
@@ -86,6 +90,13 @@ func (t *target) put(ctx context.Context, clients int, length time.Duration) (*m
 		})
 	}
 	ready.Wait()
+	if t.begun != nil {
+		t.begun()
+	}
+	before, err := ownTime()
+	if err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	end = start.Add(length)
 	close(begin)
@@ -98,6 +109,11 @@ func (t *target) put(ctx context.Context, clients int, length time.Duration) (*m
 		sum.merge(&c.found)
 	}
 	sum.elapsed = time.Since(start)
+	after, err := ownTime()
+	if err != nil {
+		return nil, err
+	}
+	sum.cpu = after - before
 	t.expect = sum.rate()
 	if len(sum.latencies) == 0 {
 		return nil, fmt.Errorf("no answer of %s passed: %w", t.address, sum.first)

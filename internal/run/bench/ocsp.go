@@ -218,9 +218,7 @@ func (b *bench) cached(ctx context.Context, a *authority, store string, question
 	if responder != nil {
 		openssl.report(b, "ocsp cached", a.engine, store)
 	}
-	b.judge(ctx, "ocsp-cached."+a.engine+"."+store, median(ratios), b.profiler(a, func(ctx context.Context) error {
-		return ignore(target.put(ctx, b.clients, b.profileLength+time.Second))
-	}))
+	b.judge(ctx, "ocsp-cached."+a.engine+"."+store, median(ratios), b.loadProfiler(a, target))
 	return nil
 }
 
@@ -263,9 +261,7 @@ func (b *bench) nonce(ctx context.Context, a *authority, store string, questions
 	ours.report(b, "ocsp nonce", a.engine, store)
 	handler.report(b, "ocsp nonce", a.engine, store)
 	b.add(row{what: "ocsp nonce", who: "P-256 signing alone", engine: a.engine, store: store, rate: median(rates)})
-	b.judge(ctx, "ocsp-nonce."+a.engine+"."+store, median(ratios), b.profiler(a, func(ctx context.Context) error {
-		return ignore(target.put(ctx, b.clients, b.profileLength+time.Second))
-	}))
+	b.judge(ctx, "ocsp-nonce."+a.engine+"."+store, median(ratios), b.loadProfiler(a, target))
 	return nil
 }
 

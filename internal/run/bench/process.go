@@ -35,6 +35,15 @@ func processTime(pid int) (time.Duration, error) {
 	return time.Duration(sum) * time.Second / ticks, nil
 }
 
+// ownTime is the processor time of this process.
+func ownTime() (time.Duration, error) {
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		return 0, err
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano()), nil
+}
+
 // familyTime is processTime of a process and its living children: PostgreSQL has one for each connection.
 func familyTime(pid int) (time.Duration, error) {
 	sum, err := processTime(pid)

@@ -17,6 +17,7 @@ type row struct {
 	p50, p99, most time.Duration
 	errors         int
 	cpu, dbCPU     time.Duration // for each call, of the process and of its database server
+	loadCPU        time.Duration // for each call, of the benchmark, which takes it from the same cores
 	rss            int64
 	size           int64
 	note           string
@@ -29,11 +30,11 @@ func (b *bench) report() error {
 	out := bufio.NewWriter(b.Out)
 	fmt.Fprintf(out, "\n%d cores, %s, %d clients, %s in all\n\n", runtime.NumCPU(), runtime.Version(), b.clients, time.Since(b.start).Round(time.Second))
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "what\tengine\tstore\twho\t/s\tp50\tp99\tmax\terrors\tCPU\tdb CPU\tRSS\tsize\tnote")
+	fmt.Fprintln(table, "what\tengine\tstore\twho\t/s\tp50\tp99\tmax\terrors\tCPU\tdb CPU\tload CPU\tRSS\tsize\tnote")
 	for _, r := range b.rows {
 		fmt.Fprintln(table, strings.Join([]string{
 			r.what, r.engine, r.store, r.who, rate(r.rate), span(r.p50), span(r.p99), span(r.most), fmt.Sprint(r.errors),
-			span(r.cpu), span(r.dbCPU), amount(r.rss), amount(r.size), r.note,
+			span(r.cpu), span(r.dbCPU), span(r.loadCPU), amount(r.rss), amount(r.size), r.note,
 		}, "\t"))
 	}
 	if err := table.Flush(); err != nil {
