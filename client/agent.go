@@ -119,9 +119,24 @@ func (c *Client) RenewIdentity(ctx context.Context, in RenewIdentityRequest) (*J
 	return &out, c.do(ctx, post("agent", "identity").with(in), &out)
 }
 
+// longestPoll is how long one call waits: a node that does not begin to answer for two minutes is taken for dead.
+const longestPoll = 100 * time.Second
+
 // Desired is what the calling host shall hold; nil where that is still what has the etag. The node waits up to wait for a
-// change before it says so.
+// change before it says so; a longer wait than one call's is made of several.
 func (c *Client) Desired(ctx context.Context, etag string, wait time.Duration) (*Desired, error) {
+	for ; wait > longestPoll; wait -= longestPoll {
+		begun := time.Now()
+		desired, err := c.desired(ctx, etag, longestPoll)
+		// A node that ends answers at once, and the next one is asked by the caller.
+		if desired != nil || err != nil || time.Since(begun) < longestPoll/2 {
+			return desired, err
+		}
+	}
+	return c.desired(ctx, etag, wait)
+}
+
+func (c *Client) desired(ctx context.Context, etag string, wait time.Duration) (*Desired, error) {
 	k := get("agent", "desired")
 	if etag != "" {
 		k.header = http.Header{"If-None-Match": {`"` + strings.Trim(etag, `"`) + `"`}}

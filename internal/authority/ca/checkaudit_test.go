@@ -220,7 +220,7 @@ func TestVerifyMissesNoPrunedCertificate(t *testing.T) {
 			if err := a.announcePrune(ctx, tx, before, now); err != nil {
 				return err
 			}
-			n, err := pruneCertificates(ctx, tx, before)
+			n, err := pruneCertificates(ctx, tx, before, before.Add(IdentityGrace))
 			if n != 5 {
 				t.Errorf("%d pruned; the short one and four of the import should be", n)
 			}

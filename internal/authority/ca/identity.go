@@ -9,6 +9,10 @@ import (
 	"chancery/internal/store/db"
 )
 
+// IdentityGrace is how long after its end an agent's identity still renews itself, if it is not revoked: a host that was off
+// for weeks comes back without a hand.
+const IdentityGrace = 30 * 24 * time.Hour
+
 // Within writes, in the transaction that records an identity, what must be there exactly if the identity is. It may run
 // twice, and is not run for a repeated call, whose first run it was committed with.
 type Within func(ctx context.Context, tx *db.Tx, issued *Certificate) error

@@ -35,7 +35,7 @@ func (c *CA) Prune(ctx context.Context) (Pruned, error) {
 					return 0, err
 				}
 			}
-			return pruneCertificates(ctx, tx, now.Add(-kept))
+			return pruneCertificates(ctx, tx, now.Add(-kept), now)
 		}); err != nil {
 			return done, fmt.Errorf("prune certificates: %w", err)
 		}
@@ -80,9 +80,10 @@ func (c *CA) pruneAll(ctx context.Context, total *int64, batch func(tx *db.Tx) (
 	}
 }
 
-func pruneCertificates(ctx context.Context, tx *db.Tx, before time.Time) (int64, error) {
-	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+` WHERE c.not_after < $1 ORDER BY c.not_after, c.id LIMIT $2`,
-		db.Micros(before), int64(pruneBatch))
+// pruneCertificates leaves the identities that may still renew themselves.
+func pruneCertificates(ctx context.Context, tx *db.Tx, before, now time.Time) (int64, error) {
+	rows, err := tx.Query(ctx, `SELECT `+certificateColumns+certificateFrom+` WHERE c.not_after < $1 AND (c.profile <> $2 OR c.not_after < $3)
+		ORDER BY c.not_after, c.id LIMIT $4`, db.Micros(before), IdentityProfile, db.Micros(now.Add(-IdentityGrace)), int64(pruneBatch))
 	if err != nil {
 		return 0, err
 	}

@@ -42,9 +42,8 @@ const (
 	AgentLife    = 30 * 24 * time.Hour
 )
 
-// Grace is how long after its end an agent's identity still renews itself, if it is not revoked: a host that was off for
-// weeks comes back without a hand.
-const Grace = 30 * 24 * time.Hour
+// Grace is ca.IdentityGrace.
+const Grace = ca.IdentityGrace
 
 // IssuerOf is the ID of the issuer of identities whose certificate this is.
 func (s *Service) IssuerOf(ctx context.Context, certificate *x509.Certificate) (string, error) {

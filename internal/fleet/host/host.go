@@ -89,7 +89,7 @@ func call(by access.Principal, key, action string, request ...any) (once.Call, e
 // done runs an act whose repetition changes nothing and is answered with the host as it is.
 func (s *Service) done(ctx context.Context, c once.Call, now time.Time, act func(tx *db.Tx) error) error {
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		_, err := once.Do(ctx, tx, c.Caller, c.Key, c.Request, now, func() ([]byte, error) { return []byte("done"), act(tx) })
+		_, err := once.Act(ctx, tx, c, now, func() (once.Done, error) { return once.Done{}, act(tx) })
 		return err
 	})
 }

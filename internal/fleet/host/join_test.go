@@ -169,7 +169,7 @@ func TestIdentityIsRenewed(t *testing.T) {
 }
 
 func TestCloneIsExposed(t *testing.T) {
-	for name, play := range map[string]func(t *testing.T, a *authority, m *machine) error{
+	plays := map[string]func(t *testing.T, a *authority, m *machine) error{
 		"a snapshot that was put back": func(t *testing.T, a *authority, m *machine) error {
 			must[*client.Joined](t)(a.renew(m, 1, newCSR(t), "k1"))
 			must[*client.Joined](t)(a.renew(m, 2, newCSR(t), "k2"))
@@ -190,20 +190,25 @@ func TestCloneIsExposed(t *testing.T) {
 			_, err := a.renew(m, 9, newCSR(t), "k1")
 			return err
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
-				a, ctx := newAuthority(t, d), t.Context()
-				m := a.join(client.AddHostRequest{Name: "web1"})
-				held := must[*ca.Certificate](t)(a.issue(m, ca.Order{}, "web1"))
+	}
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, n := newAuthority(t, d), 0
+		for name, play := range plays {
+			t.Run(name, func(t *testing.T) {
+				ctx := t.Context()
+				a.t = t
+				n++
+				web := fmt.Sprintf("web%d", n)
+				m := a.join(client.AddHostRequest{Name: web})
+				held := must[*ca.Certificate](t)(a.issue(m, ca.Order{}, web))
 				refused(t, play(t, a, m), fault.Denied, "two machines used one identity")
-				if h := a.host("web1"); h.State != client.HostSuspect || !strings.Contains(h.Message, "two machines used one identity") {
+				if h := a.host(web); h.State != client.HostSuspect || !strings.Contains(h.Message, "two machines used one identity") {
 					t.Fatalf("shown: %+v", h)
 				}
-				if n := a.events("host.suspect"); n != 1 {
-					t.Fatalf("the audit has %d suspicions", n)
+				if got := a.events("host.suspect"); got != n {
+					t.Fatalf("the audit has %d suspicions, want %d", got, n)
 				}
-				_, err := a.issue(m, ca.Order{}, "web1")
+				_, err := a.issue(m, ca.Order{}, web)
 				refused(t, err, fault.Denied, "is suspect, and nothing is issued to it")
 				_, err = a.renew(m, 2, newCSR(t), "k9")
 				refused(t, err, fault.Denied, "")
@@ -216,18 +221,18 @@ func TestCloneIsExposed(t *testing.T) {
 				if check(t, err); c.Suspect != 1 {
 					t.Fatalf("counted %+v", c)
 				}
-				made := must[*client.HostToken](t)(a.Hosts.Replace(ctx, operator, "web1", client.ReplaceHostRequest{}, ""))
+				made := must[*client.HostToken](t)(a.Hosts.Replace(ctx, operator, web, client.ReplaceHostRequest{}, ""))
 				next := a.redeem(made.Token)
-				must[*ca.Certificate](t)(a.issue(next, ca.Order{}, "web1"))
-				if h := a.host("web1"); h.State != client.HostJoined || h.Message != "" {
+				must[*ca.Certificate](t)(a.issue(next, ca.Order{}, web))
+				if h := a.host(web); h.State != client.HostJoined || h.Message != "" {
 					t.Fatalf("replaced: %+v", h)
 				}
 				if got := a.state(held); got != "revoked superseded" {
 					t.Fatalf("the certificate of the suspect is %s", got)
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 func TestCompromisedMachineIsEndedAtOnce(t *testing.T) {

@@ -18,6 +18,7 @@ type gauges struct {
 	logger   *slog.Logger
 
 	expiring, notAfter, thisUpdate, nextUpdate, pending, clock, warnings *prometheus.Desc
+	hosts, silent, failed, soonest                                       *prometheus.Desc
 }
 
 func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
@@ -34,12 +35,17 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 		pending:    desc("chancery_requests_pending", "Requests that wait for an officer."),
 		clock:      desc("chancery_clock_behind", "1 while the clock is behind what the authority has seen, and nothing is signed."),
 		warnings:   desc("chancery_status_warnings", "How many things chancery status warns of."),
+		hosts:      desc("chancery_hosts", "Hosts, by state: pending, joined, suspect.", "state"),
+		silent:     desc("chancery_hosts_silent", "Hosts that have joined and were not seen for an hour."),
+		failed:     desc("chancery_placements_failed", "Placements that are not as desired, as their agents last reported."),
+		soonest:    desc("chancery_placement_not_after_seconds", "When the placed certificate ends that ends first, as Unix time; absent where none is placed."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.expiring, g.notAfter, g.thisUpdate, g.nextUpdate, g.pending, g.clock, g.warnings} {
+	for _, d := range []*prometheus.Desc{g.expiring, g.notAfter, g.thisUpdate, g.nextUpdate, g.pending, g.clock, g.warnings,
+		g.hosts, g.silent, g.failed, g.soonest} {
 		ch <- d
 	}
 }
@@ -67,6 +73,15 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			gauge(g.thisUpdate, float64(i.ThisUpdate.Unix()), i.Name)
 			gauge(g.nextUpdate, float64(i.NextUpdate.Unix()), i.Name)
 		}
+	}
+	h := st.Hosts
+	gauge(g.hosts, float64(h.Pending), "pending")
+	gauge(g.hosts, float64(h.Joined), "joined")
+	gauge(g.hosts, float64(h.Suspect), "suspect")
+	gauge(g.silent, float64(h.Silent))
+	gauge(g.failed, float64(h.Failed))
+	if h.SoonestHost != "" {
+		gauge(g.soonest, float64(h.SoonestEnd.Unix()))
 	}
 	gauge(g.pending, float64(st.Pending))
 	gauge(g.warnings, float64(len(st.Warnings)))
