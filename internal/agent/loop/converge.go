@@ -378,9 +378,6 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 	if c.served == nil && !outcome.Down && len(outcome.Changed) == 0 {
 		w.look(ctx, c) // nothing had to be done, so nobody looked
 	}
-	for _, path := range outcome.Changed {
-		a.log.Info("placed", "placement", w.folder.name, "path", path)
-	}
 	if err := w.promote(held, want, goal); err != nil {
 		return err
 	}

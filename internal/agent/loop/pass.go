@@ -226,7 +226,6 @@ func (a *Agent) passAndReport(ctx context.Context, d *client.Desired, problems [
 		return
 	}
 	a.report(ctx, d, result, false)
-	releaseMemory()
 }
 
 // watch polls. What is new is handed on; nil is handed on when the authority is reached after it was away.
@@ -245,7 +244,9 @@ func (a *Agent) watch(ctx context.Context, etag string, news chan<- *client.Desi
 	}
 	failures, wait := 0, time.Duration(0)
 	for ctx.Err() == nil {
+		idle := time.AfterFunc(2*time.Second, releaseMemory) // into the wait
 		fresh, err := a.api.Desired(ctx, etag, wait)
+		idle.Stop()
 		if ctx.Err() != nil {
 			return
 		}
