@@ -128,8 +128,8 @@ func (v *view) make(m *made) error {
 	return c.self().dressNew(&m.attributes)
 }
 
-// put makes a file or link, whole and durable, with all of its attributes. While it is empty it gets them; only then does it get
-// its content.
+// put makes a file or link, whole and durable, with all of its attributes. It gets them while it is empty; only then does
+// it get its content.
 func (d *directory) put(name string, s *state) error {
 	if s.Link != "" {
 		return d.symlink(s.Link, name)

@@ -163,7 +163,7 @@ func accessList(uid uint32) []byte {
 	for _, e := range []struct {
 		tag, rights uint16
 		id          uint32
-	}{{1, 6, ^uint32(0)}, {2, 4, uid}, {4, 4, ^uint32(0)}, {0x10, 4, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
+	}{{1, 7, ^uint32(0)}, {2, 4, uid}, {4, 4, ^uint32(0)}, {0x10, 4, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
 		list = binary.LittleEndian.AppendUint16(list, e.tag)
 		list = binary.LittleEndian.AppendUint16(list, e.rights)
 		list = binary.LittleEndian.AppendUint32(list, e.id)

@@ -8,8 +8,8 @@
 // says, which may be done any number of times: undo while files are being staged, go forward once all of them lie beside
 // their targets, go back once that was decided. Neither needs the network or the consumer.
 //
-// A file belongs to the placer when its record, in the state directory too, says so. What is there and is not in the record is
-// refused, or taken over with a copy kept.
+// A file belongs to the placer when its record, in the state directory too, says so. What is there and is not in the
+// record is refused, or taken over with a copy kept.
 //
 // Format divergence: text outside PEM blocks, which RFC 7468 section 2 allows, is never written.
 //
@@ -95,7 +95,7 @@ type Outcome struct {
 	// Unset says which owners, groups and labels could not be had here, for want of privilege or of a file system that keeps
 	// them. It is said each time, and is not drift.
 	Unset []string
-	// Left are paths that are no longer wanted and were not removed, and why.
+	// Left are paths that are no longer wanted and were not removed, and why; and why an old set could not come back.
 	Left []string
 	// Repaired is what an interrupted earlier placement left to be done first.
 	Repaired   []string
@@ -232,9 +232,10 @@ func (p *Placer) Difference(set Set) ([]string, error) {
 	return pl.words, nil
 }
 
-// Place brings the host's files to the set and the consumer to take them. Old is the last set known good; where it is given,
-// a consumer that does not take the new one gets it back. Nil says that there is none, or that it is not valid any more.
-// Then the new set stays, and the next Place tries again. C may be nil: the files alone.
+// Place brings the host's files to the set and the consumer to take them. Old is the last set known good; where it is
+// given, a consumer that does not take the new one gets it back. Nil says that there is none, or that it is not valid any
+// more: then the new set stays, and the next Place tries again; but where files were adopted, what was found comes back. C
+// may be nil: the files alone.
 //
 // When Place returns, whatever the error, the files of the placement are all of the new set or all of the old, or there is
 // a journal by which Repair and the next Place bring that about.

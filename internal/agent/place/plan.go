@@ -405,8 +405,8 @@ func (pl *plan) leave(real, why string) {
 	pl.differ(real, []string{"is no longer wanted and will be left: " + why})
 }
 
-// planReturn plans what going back takes: the old set where it is given, else what is there. Where files are adopted it is what
-// is there, for an old set would not match them.
+// planReturn plans what going back takes: the old set where it is given, else what is there. Where files are adopted it is
+// what is there, for an old set would not match them.
 func (pl *plan) planReturn(r *record, old *Set) error {
 	before := pl.own.clone()
 	if before.Files == nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	"chancery/internal/agent/probe"
 	"chancery/internal/agent/recipe"
@@ -18,7 +19,9 @@ import (
 
 // Render makes the files of a plan from what it is to hold. Materials are by the ID of their certificate; passwords
 // returns the content of a key store's password file. The set bears the recipe's name.
-func Render(plan *recipe.Plan, materials map[string]*probe.Material, passwords func(path string) ([]byte, error)) (Set, error) {
+func Render(
+	plan *recipe.Plan, materials map[string]*probe.Material, passwords func(path string) ([]byte, error),
+) (Set, error) {
 	set := Set{Name: plan.Recipe}
 	for _, d := range plan.Directories {
 		set.Directories = append(set.Directories, Directory{
@@ -28,7 +31,8 @@ func Render(plan *recipe.Plan, materials map[string]*probe.Material, passwords f
 	for _, f := range plan.Files {
 		m := materials[f.Of]
 		if m == nil {
-			return Set{}, fault.New(fault.Invalid, "file %s is of the certificate %q, for which there is nothing to place", f.Path, f.Of)
+			return Set{}, fault.New(fault.Invalid, "file %s is of the certificate %q, for which there is nothing to place",
+				f.Path, f.Of)
 		}
 		r := &rendering{plan: plan, file: f, material: m, passwords: passwords}
 		if err := r.into(&set); err != nil {
@@ -66,8 +70,8 @@ func (r *rendering) into(set *Set) (err error) {
 	return err
 }
 
-// pem is what the recipe names, in its order, and nothing outside of PEM blocks. A certificate stands in a file once: several
-// consumers load the same one twice as two.
+// pem is what the recipe names, in its order, and nothing outside of PEM blocks. A certificate stands in a file once:
+// several consumers load the same one twice as two.
 func (r *rendering) pem() ([]byte, error) {
 	var out []byte
 	var seen []*x509.Certificate
@@ -82,20 +86,25 @@ func (r *rendering) pem() ([]byte, error) {
 		default:
 			var all []*x509.Certificate
 			all, err = r.certificates(content)
-			fresh := slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return slices.ContainsFunc(seen, c.Equal) })
-			seen = append(seen, fresh...)
-			part = keyfile.EncodeCertificates(fresh...)
+			again := func(c *x509.Certificate) bool { return slices.ContainsFunc(seen, c.Equal) }
+			all = slices.DeleteFunc(slices.Clone(all), again)
+			seen = append(seen, all...)
+			part = keyfile.EncodeCertificates(all...)
 		}
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, part...)
 	}
+	if len(out) == 0 {
+		return nil, fault.New(fault.Invalid, "there is nothing to place as %s, and no empty file is placed",
+			strings.Join(r.file.Content, ", "))
+	}
 	return out, nil
 }
 
-// certificates are those of one word of a recipe's content. None at all is refused where the consumer would be left with
-// an empty file; a leaf right below the root has no issuers to give, though.
+// certificates are those of one word of a recipe's content. A leaf right below the root has no issuers to give; none of
+// anything else is refused.
 func (r *rendering) certificates(content string) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	m := r.material

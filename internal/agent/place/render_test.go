@@ -388,6 +388,7 @@ func TestRenderRefuses(t *testing.T) {
 		"no key to store": {func(m *probe.Material) { m.Key = nil }, recipe.PlannedFile{Content: []string{"key", "path"}, Format: "pkcs12"}},
 		"no certificate":  {func(m *probe.Material) { m.Path = nil }, recipe.PlannedFile{Content: []string{"path"}}},
 		"no anchors":      {func(m *probe.Material) { m.Anchors = nil }, recipe.PlannedFile{Content: []string{"anchors"}}},
+		"no issuers":      {func(m *probe.Material) { m.Path = m.Path[:1] }, recipe.PlannedFile{Content: []string{"issuers"}}},
 		"two in DER":      {nil, recipe.PlannedFile{Content: []string{"path"}, Format: "der"}},
 		"unknown content": {nil, recipe.PlannedFile{Content: []string{"secrets"}}},
 		"unknown format":  {nil, recipe.PlannedFile{Content: []string{"leaf"}, Format: "ods"}},

@@ -187,8 +187,8 @@ func (p *Placer) group(name string) (int, error) {
 	return p.system.Group(name)
 }
 
-// dressNew is dress for what was just made. An access control list comes from its directory's default, and would give rights
-// that the mode does not show as soon as the mode gives any.
+// dressNew is dress for what was just made. An access control list comes from its directory's default, and would give
+// rights that the mode does not show as soon as the mode gives any.
 func (f *file) dressNew(a *attributes) error {
 	_, listed, err := f.attribute(listAttribute)
 	if err == nil && listed {
