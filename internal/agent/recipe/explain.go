@@ -102,6 +102,10 @@ type explainer struct {
 
 // Explain says the recipe in words, for the parameters if there are any.
 func (r *Recipe) Explain(parameters map[string]string) (*Explanation, error) {
+	return r.explain(parameters, len(parameters) > 0)
+}
+
+func (r *Recipe) explain(parameters map[string]string, decide bool) (*Explanation, error) {
 	for name, value := range parameters {
 		p := r.parameter(name)
 		if p == nil {
@@ -111,7 +115,7 @@ func (r *Recipe) Explain(parameters map[string]string) (*Explanation, error) {
 			return nil, fmt.Errorf("recipe %s: %w", r.Name, err)
 		}
 	}
-	e := &explainer{scope: &scope{recipe: r, parameters: maps.Clone(parameters)}, decide: len(parameters) > 0,
+	e := &explainer{scope: &scope{recipe: r, parameters: maps.Clone(parameters)}, decide: decide,
 		blank: map[string]bool{}}
 	if e.parameters == nil {
 		e.parameters = map[string]string{}

@@ -1,8 +1,6 @@
 package recipe
 
 import (
-	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -228,46 +226,4 @@ func (p *Plan) Paths() []string {
 // usesCertificate reports whether something of one certificate is in the file.
 func (f PlannedFile) usesCertificate() bool {
 	return slices.ContainsFunc(f.Content, func(c string) bool { return c != "anchors" && c != "crls" })
-}
-
-// Shareable reports whether two placements of one host may both hold the file: it is of the pool, not of a certificate, and
-// looks the same to both.
-func (f PlannedFile) Shareable(other PlannedFile) bool {
-	return !f.usesCertificate() && f.Format == "pem" && f.same(other)
-}
-
-func (f PlannedFile) same(other PlannedFile) bool {
-	return f.Path == other.Path && slices.Equal(f.Content, other.Content) && f.Format == other.Format && f.Owner == other.Owner &&
-		f.Group == other.Group && f.Mode == other.Mode && f.Label == other.Label
-}
-
-// Conflict says why two placements cannot be on one host: a path that both write, unless it is Shareable and both plans
-// want the same trust in it, or a directory that they want in two ways.
-func (p *Plan) Conflict(other *Plan) error {
-	for _, d := range p.Directories {
-		for _, e := range other.Directories {
-			if d.Path == e.Path && d != e {
-				return fault.New(fault.Conflict, "%s wants directory %s as %s, %s as %s", p.Recipe, d.Path, d, other.Recipe, e)
-			}
-		}
-	}
-	for _, f := range p.Files {
-		for _, g := range other.Files {
-			if f.Path == g.Path && (!f.Shareable(g) || p.Trust != other.Trust) {
-				return fault.New(fault.Conflict, "%s and %s both write %s, and not the same", p.Recipe, other.Recipe, f.Path)
-			}
-		}
-	}
-	return nil
-}
-
-// String writes owner, group, mode and label as ls has them.
-func (d PlannedDirectory) String() string { return appearance(d.Owner, d.Group, d.Label, d.Mode) }
-
-func appearance(owner, group, label string, mode fs.FileMode) string {
-	text := fmt.Sprintf("%s:%s %04o", owner, group, mode.Perm())
-	if label != "" {
-		text += " " + label
-	}
-	return text
 }

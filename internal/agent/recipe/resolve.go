@@ -3,9 +3,7 @@ package recipe
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"chancery/internal/fault"
@@ -196,7 +194,8 @@ func (r *Recipe) Resolve(h Host, parameters map[string]string, facts Facts) (*Pl
 	return b.plan, nil
 }
 
-// checkSources refuses names and facts that could not stand in a text unseen.
+// checkSources refuses a host that has no name, or whose names are none. Facts are judged where a text takes one: a
+// configuration file has many settings that nobody asks for.
 func (s *scope) checkSources() error {
 	if err := cert.CheckDNSName(s.host.Name, false); err != nil {
 		return fault.New(fault.Invalid, "host: %w", err)
@@ -211,15 +210,7 @@ func (s *scope) checkSources() error {
 			return fault.New(fault.Invalid, "host %s: %q is no address", s.host.Name, address)
 		}
 	}
-	if err := printableText("authority", s.host.Authority); err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(s.facts)) {
-		if err := printableText("fact "+name, s.facts[name]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return printableText("authority", s.host.Authority)
 }
 
 // fillParameters takes what was given, and defaults for the rest, which are held to the type as well.

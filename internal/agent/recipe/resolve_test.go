@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"chancery/client"
 	"chancery/internal/fault"
 )
 
@@ -207,7 +208,7 @@ func TestResolveRefuses(t *testing.T) {
 		"another name":                   {host(func(h *Host) { h.DNS = []string{"$(id)"} }), nil, facts(), "$(id)"},
 		"address":                        {host(func(h *Host) { h.IP = []string{"1.2.3"} }), nil, facts(), "is no address"},
 		"authority":                      {host(func(h *Host) { h.Authority = "a\nb" }), nil, facts(), "control characters"},
-		"fact of two lines":              {aHost(), nil, facts("version", "1\n2"), "control characters"},
+		"fact of two lines":              {aHost(), nil, facts("owner", "a\nb"), "control characters"},
 		"fact in a user":                 {aHost(), nil, facts("owner", "root:root"), "a user's name"},
 		"fact as an option":              {aHost(), nil, facts("owner", "-x"), "a user's name"},
 		"unknown parameter":              {aHost(), map[string]string{"x": "y"}, facts(), "no parameter"},
@@ -292,30 +293,49 @@ func TestFactRules(t *testing.T) {
 	refused(t, err, "parameter user")
 }
 
-func TestConflict(t *testing.T) {
-	resolve := func(name string, parameters map[string]string, facts Facts) *Plan {
-		r, _ := Builtin(name)
-		plan, err := r.Resolve(aHost(), parameters, facts)
+// TestTogether: what the parameters alone show not to fit on one host is refused before the host is asked.
+func TestTogether(t *testing.T) {
+	order := func(text string) client.PlacementOrder {
+		o, err := ParseOrder(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return plan
+		return o
 	}
-	libvirt := Facts{"version": "9.0.0", "group": "qemu"}
-	server := resolve("libvirt-server", nil, libvirt)
-	if err := server.Conflict(resolve("libvirt-client", nil, libvirt)); err != nil {
-		t.Errorf("they share cacert.pem and cacrl.pem: %v", err)
+	for _, c := range []struct{ a, b, says string }{
+		{"nginx", "postgresql", ""},
+		{"libvirt-server", "libvirt-client:beside_server=true", ""},
+		{"libvirt-server", "libvirt-client:user=jane", ""},
+		{"nginx", "local/mine", ""},
+		{"nginx", "nginx", "both write /etc/nginx/tls/server.key"},
+		{"nginx", "nginx:dir=/etc/nginx/tls2", ""},
+		{"nginx", "nginx:key=/srv/a,cert=/srv/b", ""},
+		{"nginx:dir=/etc/tls", "postgresql:dir=/etc/tls,key=/etc/tls/pg.key,cert=/etc/tls/pg.crt", "directory /etc/tls is to be root:root 0755 for"},
+		{"nginx", "plain:key=/srv/key,cert=/etc/nginx/tls/server.pem", "both write /etc/nginx/tls/server.pem"},
+		{"nginx", "plain:key=/etc/nginx/tls,cert=/srv/cert", "/etc/nginx/tls is a directory for"},
+		{"libvirt-client", "plain:key=/srv/key,cert=/srv/cert,trust=/etc/pki/CA/cacert.pem", "both write /etc/pki/CA/cacert.pem"},
+	} {
+		for _, orders := range [][]client.PlacementOrder{{order(c.a), order(c.b)}, {order(c.b), order(c.a)}} {
+			orders[0].Name, orders[1].Name = "first", "second"
+			err := Together(orders, Builtin)
+			if c.says != "" {
+				if strings.Contains(c.says, "directory") && orders[0].Recipe != "nginx" {
+					continue
+				}
+				refused(t, err, c.says)
+			} else if err != nil {
+				t.Errorf("%s beside %s: %v", c.a, c.b, err)
+			}
+		}
 	}
-	group := resolve("libvirt-server", map[string]string{"variant": "qemu-group"}, libvirt)
-	refused(t, group.Conflict(resolve("libvirt-client", nil, libvirt)), "wants directory /etc/pki/libvirt as root:qemu 0755")
-	if err := group.Conflict(resolve("libvirt-client", map[string]string{"beside_server": "true"}, libvirt)); err != nil {
-		t.Error(err)
+	lookup := func(name string) (*Recipe, bool) {
+		if name == "sample" {
+			return parsed(t, sound), true
+		}
+		return parsed(t, strings.NewReplacer("name: sample\n", "name: other\n", "[other]", "[third]", "/etc/sample", "/etc/other").Replace(sound)), true
 	}
-	refused(t, server.Conflict(resolve("plain", map[string]string{"key": "/srv/key", "cert": "/etc/pki/libvirt/servercert.pem"}, nil)),
-		"both write /etc/pki/libvirt/servercert.pem")
-	refused(t, server.Conflict(resolve("plain", map[string]string{"key": "/srv/key", "cert": "/srv/cert", "trust": "/etc/pki/CA/cacert.pem"}, nil)),
-		"both write /etc/pki/CA/cacert.pem")
-	refused(t, server.Conflict(server), "both write")
+	refused(t, Together([]client.PlacementOrder{{Name: "a", Recipe: "other"}, {Name: "b", Recipe: "sample"}}, lookup),
+		"recipe sample cannot stand beside recipe other on one host")
 }
 
 // TestDefaultsCannotGrow: defaults of defaults double and double; neither reading, explaining nor resolving takes long.

@@ -114,6 +114,9 @@ func (v values) fillPieces(pieces []piece) (string, error) {
 		value := v.lookup(p.variable)
 		switch {
 		case value != "":
+			if err := printableText(p.variable, value); err != nil {
+				return "", err
+			}
 			if v.escape != nil {
 				value = v.escape(value)
 			}

@@ -203,6 +203,7 @@ func TestNamesAreChecked(t *testing.T) {
 		"there is no recipe \"nosuch\"":         {Name: "web2", Placements: []client.PlacementOrder{{Recipe: "nosuch"}}},
 		"letters, digits and ._-":               {Name: "web2", Placements: []client.PlacementOrder{{Recipe: "local/../x"}}},
 		"two placements are named \"a\"":        {Name: "web2", Placements: []client.PlacementOrder{{Name: "a", Recipe: "local/x"}, {Name: "a", Recipe: "local/y"}}},
+		"both write /etc/nginx/tls/server.key":  {Name: "web2", Placements: []client.PlacementOrder{{Recipe: "nginx"}, {Recipe: "nginx"}}},
 		"no host is in it":                      {Name: "web2", Pool: "identity"},
 		"there is no pool \"nosuch\"":           {Name: "web2", Pool: "nosuch"},
 		"from 1m to 30d can be had":             {Name: "web2", TokenLife: "31d"},

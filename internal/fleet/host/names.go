@@ -122,6 +122,9 @@ func (s *Service) checkPlacements(given []client.PlacementOrder) ([]client.Place
 		}
 		orders = append(orders, order)
 	}
+	if err := recipe.Together(orders, s.Recipe); err != nil {
+		return nil, at(err, "/placements")
+	}
 	return orders, nil
 }
 
