@@ -14,6 +14,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -161,6 +163,33 @@ func systemProgram(name string) string {
 		return path
 	}
 	return name
+}
+
+// number is a version as programs print it.
+var number = regexp.MustCompile(`[0-9]+(?:\.[0-9]+)+`)
+
+// Version returns the version of an installed program: nginx, libvirtd or postgres. An error says that it is not there, or
+// not fit to be started here.
+func Version(ctx context.Context, program string) (string, error) {
+	path, flag := systemProgram(program), "--version"
+	switch program {
+	case "nginx":
+		flag = "-v"
+	case "postgres":
+		bin, err := postgreSQLPrograms()
+		if err != nil {
+			return "", err
+		}
+		if _, err := postgreSQLUser(); err != nil {
+			return "", err
+		}
+		path = filepath.Join(bin, program)
+	}
+	out, err := exec.CommandContext(ctx, path, flag).CombinedOutput()
+	if err != nil {
+		return "", err
+	}
+	return number.FindString(string(out)), nil
 }
 
 func exists(path string) bool {

@@ -16,7 +16,10 @@ type Libvirtd struct {
 	Address string // host:port on loopback
 	Config  string // path of its libvirtd.conf
 	Log     string // path of its log
+	PIDFile string
 	admin   string // path of its administration socket
+	sockets string // directory
+	drivers string // directory
 }
 
 // StartLibvirtd writes a configuration with more settings, lines as in libvirtd.conf, into a new directory below dir and
@@ -30,20 +33,32 @@ func StartLibvirtd(ctx context.Context, dir string, more ...string) (*Libvirtd, 
 	if err != nil {
 		return nil, err
 	}
+	d, err := PrepareLibvirtd(home, address, more...)
+	if err != nil {
+		return nil, err
+	}
+	return d, d.Start(ctx)
+}
+
+// PrepareLibvirtd writes the configuration into home, which is made if need be, and starts nothing: its certificates may be
+// missing.
+func PrepareLibvirtd(home, address string, more ...string) (*Libvirtd, error) {
 	host, port, _ := strings.Cut(address, ":")
+	d := &Libvirtd{
+		Address: address, Config: filepath.Join(home, "libvirtd.conf"), Log: filepath.Join(home, "log"), PIDFile: filepath.Join(home, "pid"),
+		sockets: filepath.Join(home, "sock"), drivers: filepath.Join(home, "drivers"),
+	}
 	// The test driver is built in; no other is found in an empty directory.
-	sockets, drivers := filepath.Join(home, "sock"), filepath.Join(home, "drivers")
-	for _, d := range []string{sockets, drivers} {
-		if err := os.Mkdir(d, 0o700); err != nil {
+	for _, dir := range []string{d.sockets, d.drivers} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	d := &Libvirtd{Address: address, Config: filepath.Join(home, "libvirtd.conf"), Log: filepath.Join(home, "log")}
-	d.admin = filepath.Join(sockets, "libvirt-admin-sock")
-	place := fmt.Sprintf("unix_sock_dir = %q", sockets)
+	d.admin = filepath.Join(d.sockets, "libvirt-admin-sock")
+	place := fmt.Sprintf("unix_sock_dir = %q", d.sockets)
 	if os.Geteuid() != 0 { // an ordinary user's daemon with that setting has no administration socket
 		place = "# sockets are under XDG_RUNTIME_DIR"
-		d.admin = filepath.Join(sockets, "libvirt", "libvirt-admin-sock")
+		d.admin = filepath.Join(d.sockets, "libvirt", "libvirt-admin-sock")
 	}
 	if len(d.admin) > 107 {
 		return nil, fmt.Errorf("start libvirtd: the path of its socket, %s, has more than 107 octets; take a shorter directory", d.admin)
@@ -53,19 +68,28 @@ func StartLibvirtd(ctx context.Context, dir string, more ...string) (*Libvirtd, 
 		`auth_unix_ro = "none"`, `auth_unix_rw = "none"`, `auth_tls = "none"`,
 		place, fmt.Sprintf("log_outputs = \"3:file:%s\"", d.Log),
 	}, more...)
-	if err := os.WriteFile(d.Config, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
-		return nil, err
-	}
+	return d, os.WriteFile(d.Config, []byte(strings.Join(lines, "\n")+"\n"), 0o644)
+}
+
+// Start starts what was prepared.
+func (d *Libvirtd) Start(ctx context.Context) (err error) {
+	home := filepath.Dir(d.Config)
 	d.Process, err = Start(ctx, Program{
-		Path: systemProgram("libvirtd"), Args: []string{"-f", d.Config, "--listen", "-p", filepath.Join(home, "pid")}, Dir: home,
-		Env:   []string{"LIBVIRT_DRIVER_DIR=" + drivers, "XDG_RUNTIME_DIR=" + sockets},
-		Ready: Listening(address),
+		Path: systemProgram("libvirtd"), Args: []string{"-f", d.Config, "--listen", "-p", d.PIDFile}, Dir: home,
+		Env:   append(d.Env(), "LIBVIRT_DRIVER_DIR="+d.drivers),
+		Ready: Listening(d.Address),
 	})
 	if err != nil {
 		log, _ := os.ReadFile(d.Log)
-		return nil, fmt.Errorf("%w; its log: %s", err, log)
+		return fmt.Errorf("%w; its log: %s", err, log)
 	}
-	return d, nil
+	return nil
+}
+
+// Env keeps libvirt's programs from what the caller has at home, which may not be there at all.
+func (d *Libvirtd) Env() []string {
+	home := filepath.Dir(d.Config)
+	return []string{"HOME=" + home, "XDG_RUNTIME_DIR=" + d.sockets, "XDG_CONFIG_HOME=" + home, "XDG_CACHE_HOME=" + home, "XDG_DATA_HOME=" + home}
 }
 
 // URI is where virsh reaches the daemon under a name of this host, with the client's files in the directory pki; libvirt's

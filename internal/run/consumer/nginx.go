@@ -36,18 +36,29 @@ func StartNginx(ctx context.Context, dir string, servers ...NginxServer) (*Nginx
 	if err != nil {
 		return nil, err
 	}
-	n := &Nginx{Address: address, Config: filepath.Join(home, "nginx.conf"), PIDFile: filepath.Join(home, "nginx.pid")}
-	if err := os.WriteFile(n.Config, []byte(nginxConfig(home, n.PIDFile, address, servers)), 0o644); err != nil {
-		return nil, err
-	}
-	n.Process, err = Start(ctx, Program{
-		Path: systemProgram("nginx"), Args: []string{"-e", "stderr", "-c", n.Config}, Dir: home,
-		Ready: Listening(address),
-	})
+	n, err := PrepareNginx(home, address, servers...)
 	if err != nil {
 		return nil, err
 	}
-	return n, nil
+	return n, n.Start(ctx)
+}
+
+// PrepareNginx writes the configuration into home, which is made if need be, and starts nothing: its files may be missing.
+func PrepareNginx(home, address string, servers ...NginxServer) (*Nginx, error) {
+	if err := os.MkdirAll(home, 0o755); err != nil {
+		return nil, err
+	}
+	n := &Nginx{Address: address, Config: filepath.Join(home, "nginx.conf"), PIDFile: filepath.Join(home, "nginx.pid")}
+	return n, os.WriteFile(n.Config, []byte(nginxConfig(home, n.PIDFile, address, servers)), 0o644)
+}
+
+// Start starts what was prepared.
+func (n *Nginx) Start(ctx context.Context) (err error) {
+	n.Process, err = Start(ctx, Program{
+		Path: systemProgram("nginx"), Args: []string{"-e", "stderr", "-c", n.Config}, Dir: filepath.Dir(n.Config),
+		Ready: Listening(n.Address),
+	})
+	return err
 }
 
 // Reload makes nginx read its configuration and certificates again; it goes on with the old where the new is wrong.

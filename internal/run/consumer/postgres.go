@@ -26,6 +26,9 @@ type PostgreSQLOptions struct {
 	// Durable leaves fsync and synchronous_commit on. Tests of logic turn it off; a benchmark must not.
 	Durable  bool
 	Settings []string // more name=value settings
+	// Home is where the data directory is made, and Address where the server listens; the caller need not know before
+	// where they are empty.
+	Home, Address string
 }
 
 // StartPostgreSQL makes a cluster in a new directory below dir and starts it. PostgreSQL refuses to run as root, so a
@@ -35,7 +38,12 @@ func StartPostgreSQL(ctx context.Context, dir string, o PostgreSQLOptions) (*Pos
 	if err != nil {
 		return nil, err
 	}
-	home, err := os.MkdirTemp(dir, "pg")
+	home := o.Home
+	if home == "" {
+		home, err = os.MkdirTemp(dir, "pg")
+	} else {
+		err = os.MkdirAll(home, 0o755)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -49,9 +57,11 @@ func StartPostgreSQL(ctx context.Context, dir string, o PostgreSQLOptions) (*Pos
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	address, err := FreeAddress()
-	if err != nil {
-		return nil, err
+	address := o.Address
+	if address == "" {
+		if address, err = FreeAddress(); err != nil {
+			return nil, err
+		}
 	}
 	_, port, _ := strings.Cut(address, ":")
 	host := home
@@ -106,14 +116,27 @@ func postgreSQLPrograms() (string, error) {
 	return "", fmt.Errorf("no PostgreSQL server of release 15 or later in /usr/lib/postgresql or PATH: install the package postgresql-15")
 }
 
+// postgreSQLUser is who runs PostgreSQL: postgres where we are root. It needs an account.
+func postgreSQLUser() (u *user.User, err error) {
+	if os.Geteuid() == 0 {
+		u, err = user.Lookup("postgres")
+	} else {
+		u, err = user.LookupId(strconv.Itoa(os.Geteuid()))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the user to run PostgreSQL as: %w", err)
+	}
+	return u, nil
+}
+
 // unprivileged returns the credential to run as, and gives that user the directory; nil where we are not root.
 func unprivileged(dir string) (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
-	u, err := user.Lookup("postgres")
+	u, err := postgreSQLUser()
 	if err != nil {
-		return nil, fmt.Errorf("find the user to run PostgreSQL as: %w", err)
+		return nil, err
 	}
 	uid, _ := strconv.Atoi(u.Uid)
 	gid, _ := strconv.Atoi(u.Gid)
