@@ -265,7 +265,10 @@ func (p *Placer) Place(ctx context.Context, set Set, old *Set, c Consumer) (out 
 		return out, err
 	}
 	t := &turn{p: p, v: v, pl: pl, j: pl.journal, c: c, out: &out}
-	err = t.take(ctx)
-	p.log.InfoContext(ctx, "placed", "placement", set.Name, "changed", out.Changed, "rolled_back", out.RolledBack, "error", err)
+	if err = t.take(ctx); err != nil {
+		p.log.WarnContext(ctx, "not placed", "placement", set.Name, "rolled_back", out.RolledBack, "error", err)
+	} else {
+		p.log.InfoContext(ctx, "placed", "placement", set.Name, "changed", out.Changed, "down", out.Down, "probed", out.Probed)
+	}
 	return out, err
 }
