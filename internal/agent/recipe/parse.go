@@ -154,7 +154,7 @@ func (v *validation) err(origin string) error {
 	if len(v.found) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(v.found, func(a, b finding) int { return cmp.Compare(a.line, b.line) })
+	slices.SortFunc(v.found, func(a, b finding) int { return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.text, b.text)) })
 	var b strings.Builder
 	for i, f := range v.found {
 		if i > 0 {

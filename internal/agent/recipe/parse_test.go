@@ -127,6 +127,8 @@ func TestParseRefuses(t *testing.T) {
 		{"key rule unreachable", "{when: param.kind == two, algorithm: ecdsa-p256}", "{algorithm: ecdsa-p256}", "never reached"},
 		{"subject", `"O=${authority},CN=${host.name}"`, `"${authority}"`, "="},
 		{"name without kind", `"dns:${host.names}"`, `"${host.names}"`, "dns:"},
+		{"list with a fallback", `"dns:${host.names}"`, `"dns:${host.names|x}"`, "sample.example,sample"},
+		{"list as one name", `names: ["${host.name}"]`, `names: ["www.${host.names|x}"]`, "is no DNS name"},
 		{"directory mode", `mode: "0755", label`, `mode: "0775", label`, "can put another file in place"},
 		{"sticky directory", `mode: "0755", label`, `mode: "1777", label`, "sticky"},
 		{"label", `label: "system_u:object_r:cert_t:s0"`, `label: "cert_t"`, "SELinux context"},

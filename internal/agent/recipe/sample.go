@@ -11,7 +11,8 @@ import (
 // name, say, is found then and not on the host.
 
 // sampleHost stands for a host.
-var sampleHost = Host{Name: "sample.example", DNS: []string{"sample.example"}, IP: []string{"192.0.2.1"}, Authority: "Sample, Root"}
+var sampleHost = Host{Name: "sample.example", DNS: []string{"sample.example", "sample"}, IP: []string{"192.0.2.1", "2001:db8::1"},
+	Authority: "Sample, Root"}
 
 // configSamples are what a setting of a configuration file may be; the kinds are told apart by where it is used.
 var configSamples = []string{"/sample/path", "sample", "16514", "sample.example", "1.2.3"}
@@ -69,9 +70,11 @@ func (r *Recipe) samples(name string) []string {
 	case name == "authority":
 		return []string{sampleHost.Authority}
 	case name == "host.addresses":
-		return sampleHost.IP
-	case strings.HasPrefix(name, "host."):
-		return sampleHost.DNS
+		return []string{strings.Join(sampleHost.IP, ",")}
+	case name == "host.names":
+		return []string{strings.Join(sampleHost.DNS, ",")}
+	case name == "host.name":
+		return []string{sampleHost.Name}
 	case strings.HasPrefix(name, "param."):
 		p := r.parameter(strings.TrimPrefix(name, "param."))
 		if p == nil {
@@ -124,6 +127,12 @@ func (v *validation) text(path, text string, escape func(string) string, check f
 	if slices.ContainsFunc(names, func(name string) bool { return optional[name] }) {
 		v.problem(path, v.tryEach(pieces, names, optional, escape, check))
 	}
+}
+
+// each judges an entry of a list of names, which a list of the host's makes as many entries of.
+func (v *validation) each(path, text string, check func(string) error) {
+	one := strings.NewReplacer("${host.names}", sampleHost.DNS[0], "${host.addresses}", sampleHost.IP[0]).Replace(text)
+	v.text(path, one, nil, check)
 }
 
 // tryEach passes if some combination of samples does; those in absent are not known.

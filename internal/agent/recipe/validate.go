@@ -301,7 +301,7 @@ func (v *validation) probe() {
 	}
 	v.text("probe.starttls", p.StartTLS, nil, checkStartTLS)
 	for i, name := range p.Names {
-		v.text(fmt.Sprintf("probe.names[%d]", i), name, nil, checkHost)
+		v.each(fmt.Sprintf("probe.names[%d]", i), name, checkHost)
 	}
 	if p.ClientCertificate != "" && v.certificate(p.ClientCertificate) == nil {
 		v.add("probe.client_certificate", "there is no certificate %q; there are %s", p.ClientCertificate, v.recipe.certificateIDs())
@@ -380,6 +380,9 @@ func checkName(value string) error {
 	if !slices.Contains([]string{"dns", "ip", "email", "uri"}, kind) {
 		return fault.New(fault.Invalid, "name %q does not say its kind: write dns:NAME, ip:ADDRESS, email:MAILBOX or uri:URI", value)
 	}
-	_, err := cert.ParseGeneralName(value)
+	name, err := cert.ParseGeneralName(value)
+	if err == nil {
+		err = cert.CheckGeneralName(name)
+	}
 	return err
 }

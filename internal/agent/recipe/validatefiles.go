@@ -35,7 +35,7 @@ func (v *validation) certificates() {
 			v.text(at+".subject", c.Subject, escapeDN, checkSubject)
 		}
 		for j, name := range c.Names {
-			v.text(fmt.Sprintf("%s.names[%d]", at, j), name, nil, checkName)
+			v.each(fmt.Sprintf("%s.names[%d]", at, j), name, checkName)
 		}
 		for j, usage := range c.Usages {
 			_, err := cert.ParseExtKeyUsage(usage)
