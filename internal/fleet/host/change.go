@@ -29,7 +29,7 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 	}
 	life, err := s.checkNew(ctx, &in)
 	if err != nil {
-		return nil, fmt.Errorf("add host %.80q: %w", in.Name, err)
+		return nil, fmt.Errorf("add host %s: %w", quoted(in.Name), err)
 	}
 	now := time.Now()
 	r := &row{id: db.NewID(), name: in.Name, pool: in.Pool, principal: db.NewID(), state: client.HostPending, created: now}
@@ -180,7 +180,7 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 	var orders []client.PlacementOrder
 	if in.Placements != nil {
 		if orders, err = s.checkPlacements(*in.Placements); err != nil {
-			return nil, fmt.Errorf("change host %.80q: %w", name, err)
+			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 		}
 	}
 	now := time.Now()
@@ -210,7 +210,7 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 		return s.audit(ctx, tx, by.Actor(), "host.set", r.name, detail, now)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("change host %.80q: %w", name, err)
+		return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 	}
 	return s.Show(ctx, by, name)
 }
@@ -290,7 +290,7 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name, reason,
 	})
 	s.Access.Forget() // also after an error: the outcome may be unknown
 	if err != nil {
-		return fmt.Errorf("remove host %.80q: %w", name, err)
+		return fmt.Errorf("remove host %s: %w", quoted(name), err)
 	}
 	if removed != nil {
 		s.machineEnded(removed.id)
@@ -411,7 +411,7 @@ func (s *Service) NewToken(ctx context.Context, by access.Principal, name string
 			WithHint("chancery host replace %s gives its name and placements to another machine, or to this one made anew", r.name)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("make a join token for host %.80q: %w", name, err)
+		return nil, fmt.Errorf("make a join token for host %s: %w", quoted(name), err)
 	}
 	return made, nil
 }
@@ -464,7 +464,7 @@ func (s *Service) Replace(ctx context.Context, by access.Principal, name string,
 	})
 	s.Access.Forget()
 	if err != nil {
-		return nil, fmt.Errorf("replace host %.80q: %w", name, err)
+		return nil, fmt.Errorf("replace host %s: %w", quoted(name), err)
 	}
 	if ended != "" {
 		s.machineEnded(ended)

@@ -100,6 +100,14 @@ func TestSecretsAreStoredNowhere(t *testing.T) {
 	check(t, err)
 	secret := must[*client.JoinToken](t)(client.ParseJoinToken(made.Token)).Secret
 	a.redeem(made.Token)
+	for _, err := range []error{
+		second(a.Hosts.Show(ctx, operator, made.Token)), second(a.Hosts.Add(ctx, operator, client.AddHostRequest{Name: made.Token}, "")),
+		a.Hosts.Remove(ctx, operator, made.Token, "", ""),
+	} {
+		if err == nil || strings.Contains(err.Error(), made.Token[len(made.Token)-40:]) {
+			t.Errorf("a token where a name belongs: %v", err)
+		}
+	}
 	looked := 0
 	check(t, a.DB.Read(ctx, func(tx *db.Tx) error {
 		for _, query := range []string{
@@ -129,6 +137,9 @@ func TestSecretsAreStoredNowhere(t *testing.T) {
 		t.Fatalf("looked at %d rows", looked)
 	}
 }
+
+// second is the error of two values.
+func second[T any](_ T, err error) error { return err }
 
 // renew renews an identity as an agent does, with a new key.
 func (a *authority) renew(m *machine, generation int64, csr, key string) (*client.Joined, error) {

@@ -36,7 +36,7 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("show host %.80q: %w", name, err)
+		return nil, fmt.Errorf("show host %s: %w", quoted(name), err)
 	}
 	return &found, nil
 }

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
 
@@ -33,6 +34,9 @@ func checkName(text string) (string, error) {
 }
 
 func checkDNS(text string) (string, error) {
+	if access.LooksLikeToken(text) {
+		return "", fault.New(fault.Invalid, "that is a token's secret, and a name is wanted")
+	}
 	if _, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil {
 		return "", fault.New(fault.Invalid, "%q is an address and no DNS name", text).WithHint("give it with --ip")
 	}

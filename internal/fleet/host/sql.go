@@ -11,6 +11,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
 
@@ -64,12 +65,19 @@ func find(ctx context.Context, tx *db.Tx, where string, args ...any) (*row, erro
 
 // named finds the host that has a name now.
 func named(ctx context.Context, tx *db.Tx, name string) (*row, error) {
+	if access.LooksLikeToken(name) {
+		return nil, fault.New(fault.Invalid, "that is a token's secret, and a host's name is wanted").
+			WithHint("somebody who watched may have the secret now; chancery host token NAME makes another, and ends this one")
+	}
 	r, err := find(ctx, tx, `host.name = $1 AND host.removed_at = 0`, strings.ToLower(name))
 	if err == nil && r == nil {
 		err = fault.New(fault.NotFound, "there is no host %q", name).WithHint("chancery host list")
 	}
 	return r, err
 }
+
+// quoted is a name as errors say it.
+func quoted(name string) string { return fmt.Sprintf("%.80q", access.Redact(name)) }
 
 func ofPrincipal(ctx context.Context, tx *db.Tx, principal string) (*row, error) {
 	return find(ctx, tx, `host.principal = $1`, principal)

@@ -70,15 +70,23 @@ func hashToken(text string) ([sha256.Size]byte, bool) {
 	return sha256.Sum256([]byte(text)), true
 }
 
+// joinPrefix begins the join tokens of hosts.
+const joinPrefix = "chancery-join-"
+
 // tokenLike matches token texts, and what is left of one that was cut or mistyped.
-var tokenLike = regexp.MustCompile(tokenPrefix + `[A-Za-z0-9_-]{8,}`)
+var tokenLike = regexp.MustCompile(`(` + tokenPrefix + `|` + joinPrefix + `[0-9]+\.)[A-Za-z0-9_-]{8,}`)
+
+// LooksLikeToken reports whether a text where a name belongs is a secret that somebody pasted there: it is not echoed.
+func LooksLikeToken(text string) bool {
+	return strings.HasPrefix(text, tokenPrefix) || strings.HasPrefix(text, joinPrefix)
+}
 
 // Redact hides token texts in what is about to be logged: people paste them where an ID or a name belongs.
 func Redact(text string) string {
-	if !strings.Contains(text, tokenPrefix) {
+	if !strings.Contains(text, tokenPrefix) && !strings.Contains(text, joinPrefix) {
 		return text
 	}
-	return tokenLike.ReplaceAllLiteralString(text, tokenPrefix+"[redacted]")
+	return tokenLike.ReplaceAllString(text, "${1}[redacted]")
 }
 
 // mayManageTokens: administrators those of all, others their own.

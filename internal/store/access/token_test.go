@@ -217,6 +217,7 @@ func TestTokensAreHiddenWhereTheyDoNotBelong(t *testing.T) {
 		{text + "," + text, "chy_[redacted],chy_[redacted]"},
 		{"/api/v1/operators/bob", "/api/v1/operators/bob"},
 		{"chy_", "chy_"},
+		{"/api/v1/hosts/chancery-join-1.eyJhIjoiaHR0cHM6Ly94In0", "/api/v1/hosts/chancery-join-1.[redacted]"},
 	} {
 		if got := access.Redact(c[0]); got != c[1] {
 			t.Errorf("%q becomes %q", c[0], got)

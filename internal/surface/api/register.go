@@ -26,6 +26,7 @@ type route struct {
 	body         int64         // the largest body; the default where it is 0
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
+	conditional  bool          // is answered 304 where the caller knows the answer
 	lateRenewal  bool          // a certificate that has ended proves its owner here for a while; see identity.Grace
 	media        []string
 	takesBody    bool
@@ -61,6 +62,9 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 	}
 	if len(r.media) > 0 {
 		s.describeMedia(&op, r)
+	}
+	if r.conditional {
+		op.Responses["304"] = &huma.Response{Description: "Still what If-None-Match names"}
 	}
 	_, r.takesBody = reflect.TypeFor[I]().FieldByName("Body")
 	op.Middlewares = huma.Middlewares{s.admit(r)}

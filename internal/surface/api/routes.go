@@ -44,6 +44,9 @@ func (r route) long() route { r.streams = true; return r }
 // streaming says that the answer is written as it comes.
 func (r route) streaming(media ...string) route { r.media, r.streams = media, true; return r }
 
+// unlessKnown says that the answer is 304 where the caller knows it.
+func (r route) unlessKnown() route { r.conditional = true; return r }
+
 // late says that a certificate that has ended proves its owner for a while.
 func (r route) late() route { r.lateRenewal = true; return r }
 
@@ -155,7 +158,7 @@ func (s *Server) hostRoutes() {
 	register(s, op(post, "/agent/identity", "agent-identity", access.ActAsHost,
 		"Renew an agent's identity, up to 30 days after its end").creates().late(), s.renewAgentIdentity)
 	register(s, op(get, "/agent/desired", "agent-desired", access.ActAsHost,
-		"What the calling host shall hold; waits for a change from what If-None-Match names").long(), s.showDesired)
+		"What the calling host shall hold; waits for a change from what If-None-Match names").long().unlessKnown(), s.showDesired)
 	register(s, op(post, "/agent/report", "agent-report", access.ActAsHost,
 		"Report what the calling host holds and serves").upTo(reportBody), s.report)
 }
