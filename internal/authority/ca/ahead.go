@@ -55,10 +55,10 @@ func readAhead(ctx context.Context, tx *db.Tx, items []any) error {
 // compromised says which keys were revoked as compromised, and when.
 func compromised(ctx context.Context, tx *db.Tx, keys [][sha256.Size]byte) (map[[sha256.Size]byte]int64, error) {
 	var in strings.Builder
-	args := make([]any, len(keys))
-	for i := range keys {
+	var args []any
+	for i, key := range db.Padded(keys) {
 		in.WriteString(", $" + strconv.Itoa(i+1))
-		args[i] = keys[i][:]
+		args = append(args, key[:])
 	}
 	rows, err := tx.Query(ctx, `SELECT spki, since FROM compromised_key WHERE spki IN (`+in.String()[2:]+`)`, args...)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math/bits"
 	"runtime/debug"
 )
 
@@ -82,4 +83,18 @@ func (tx *Tx) Pending(key any) []any {
 		}
 	}
 	return items
+}
+
+// Padded repeats the last of the values that a SELECT looks for until they are as many as a power of two, so that few texts of
+// it are prepared on a connection. There must be one.
+func Padded[T any](values []T) []T {
+	n := len(values)
+	if n&(n-1) == 0 {
+		return values
+	}
+	padded := make([]T, 1<<bits.Len(uint(n)))
+	for i := range padded {
+		padded[i] = values[min(i, n-1)]
+	}
+	return padded
 }

@@ -143,3 +143,21 @@ func TestAheadThatFailsFailsOnlyItsOwn(t *testing.T) {
 		}
 	})
 }
+
+func TestPadded(t *testing.T) {
+	for n := 1; n <= 64; n++ {
+		values := make([]int, n, 100)
+		for i := range values {
+			values[i] = i
+		}
+		padded := db.Padded(values)
+		if m := len(padded); m&(m-1) != 0 || m < n || m >= 2*n {
+			t.Errorf("%d values became %d", n, m)
+		}
+		for i, v := range padded {
+			if v != min(i, n-1) {
+				t.Errorf("of %d values, %d is at %d", n, v, i)
+			}
+		}
+	}
+}

@@ -33,8 +33,7 @@ type remembered struct {
 
 // LookupAll looks all questions up. Answer says what it found.
 func LookupAll(ctx context.Context, tx *db.Tx, questions []*Question) error {
-	var where strings.Builder
-	var args []any
+	var ids [][2]string
 	byKey := map[[2]string][]*Question{}
 	for _, q := range questions {
 		q.hash, q.response, q.found = nil, nil, false
@@ -42,17 +41,21 @@ func LookupAll(ctx context.Context, tx *db.Tx, questions []*Question) error {
 		if q.Key == "" || len(q.Key) > maxKey {
 			continue // Answer knows
 		}
-		if byKey[id] = append(byKey[id], q); len(byKey[id]) > 1 {
-			continue
+		if byKey[id] = append(byKey[id], q); len(byKey[id]) == 1 {
+			ids = append(ids, id)
 		}
-		if len(args) > 0 {
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	var where strings.Builder
+	var args []any
+	for i, id := range db.Padded(ids) {
+		if i > 0 {
 			where.WriteString(" OR ")
 		}
 		where.WriteString("caller = $" + strconv.Itoa(len(args)+1) + " AND request_key = $" + strconv.Itoa(len(args)+2))
-		args = append(args, q.Caller, q.Key)
-	}
-	if len(args) == 0 {
-		return nil
+		args = append(args, id[0], id[1])
 	}
 	rows, err := tx.Query(ctx, "SELECT caller, request_key, request_hash, response FROM once WHERE "+where.String(), args...)
 	if err != nil {
