@@ -22,6 +22,7 @@ import (
 // limits of a recipe
 const (
 	maxRecipe  = 64 << 10 // octets
+	maxLine    = 1 << 10  // octets
 	maxFlow    = 16       // depth of brackets
 	maxBlock   = 64       // columns of indentation
 	maxAll     = 64       // entries of any list
@@ -66,8 +67,15 @@ func Parse(text []byte, origin string) (*Recipe, error) {
 	return &r, v.err(origin)
 }
 
-// checkTokens refuses what costs the decoder more than its length lets expect: aliases of aliases, and deep nesting.
+// checkTokens refuses what costs the decoder more than its length lets expect: aliases of aliases, deep nesting, and long
+// lines, which it copies again and again.
 func checkTokens(text, origin string) error {
+	number := 0
+	for line := range strings.Lines(text) {
+		if number++; len(line) > maxLine {
+			return fault.New(fault.TooLarge, "%s: line %d: %d octets; %d at most", origin, number, len(line), maxLine)
+		}
+	}
 	depth := 0
 	for _, t := range lexer.Tokenize(text) {
 		switch t.Type {

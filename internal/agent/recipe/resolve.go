@@ -3,6 +3,7 @@ package recipe
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -222,6 +223,9 @@ func (s *scope) fillParameters(given map[string]string) error {
 			continue
 		}
 		value, err := s.values(nil).fill(p.Default)
+		if p.Type == "address" {
+			value = bracketed(value)
+		}
 		if err == nil && value != "" {
 			err = p.check(value)
 		}
@@ -231,6 +235,18 @@ func (s *scope) fillParameters(given map[string]string) error {
 		s.parameters[p.Name] = value
 	}
 	return nil
+}
+
+// bracketed writes ::1:443, as it comes of a setting that is an address and one that is a port, as [::1]:443.
+func bracketed(value string) string {
+	i := strings.LastIndexByte(value, ':')
+	if i < 0 {
+		return value
+	}
+	if a, err := netip.ParseAddr(value[:i]); err == nil && a.Is6() {
+		return net.JoinHostPort(value[:i], value[i+1:])
+	}
+	return value
 }
 
 func (s *scope) requirements() error {

@@ -254,6 +254,23 @@ func TestResolveRefuses(t *testing.T) {
 	refused(t, err, "give cert=PATH too", "give password_file=PATH")
 }
 
+// TestProbeAddress: where libvirtd listens is where the probe looks.
+func TestProbeAddress(t *testing.T) {
+	r, _ := Builtin("libvirt-server")
+	for want, facts := range map[string]Facts{
+		"localhost:16514": {},
+		"localhost:26514": {"conf.tls_port": "26514"},
+		"192.0.2.1:16514": {"conf.listen_addr": "192.0.2.1"},
+		"[::1]:16514":     {"conf.listen_addr": "::1"},
+		"[::]:1":          {"conf.listen_addr": "::", "conf.tls_port": "1"},
+	} {
+		plan, err := r.Resolve(aHost(), nil, facts)
+		if err != nil || plan.Probe.Address != want {
+			t.Errorf("%v: %+v, %v; want %s", facts, plan, err, want)
+		}
+	}
+}
+
 // TestSubjectIsEscaped: a root's name with a comma stays one attribute.
 func TestSubjectIsEscaped(t *testing.T) {
 	h := aHost()
