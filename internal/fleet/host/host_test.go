@@ -1,6 +1,7 @@
 package host_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/host"
 	"chancery/internal/pki/crl"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
@@ -83,7 +85,53 @@ func TestLifeOfAHost(t *testing.T) {
 		if check(t, err); len(findings) > 0 || looked == (ca.Checked{}) {
 			t.Fatalf("the record is wrong: %v (looked at %+v)", findings, looked)
 		}
+		findings, told, err := a.CA.CheckAudit(ctx)
+		if check(t, err); len(findings) > 0 || told.Statuses < 3 {
+			t.Fatalf("the record is not what the audit says: %v (looked at %+v)", findings, told)
+		}
 	})
+}
+
+// TestCheckFindsEachWrong breaks the rows of hosts one by one, and has Check name each.
+func TestCheckFindsEachWrong(t *testing.T) {
+	a, ctx := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)})), t.Context()
+	m := a.join(client.AddHostRequest{Name: "joined"})
+	gone := a.join(client.AddHostRequest{Name: "gone"})
+	held := must[*ca.Certificate](t)(a.issue(gone, ca.Order{}, "gone"))
+	check(t, a.Hosts.Remove(ctx, operator, "gone", "", ""))
+	look := func() (messages []string) {
+		t.Helper()
+		seen, err := a.Hosts.Check(ctx, func(f host.Finding) bool {
+			messages = append(messages, f.Host+": "+f.Message)
+			return true
+		})
+		if check(t, err); seen.Hosts != 1 || seen.Removed != 1 {
+			t.Fatalf("looked at %+v", seen)
+		}
+		return messages
+	}
+	if found := look(); len(found) != 0 {
+		t.Fatalf("found %q where nothing is wrong", found)
+	}
+	for _, c := range []struct{ want, do, undo string }{
+		{"its principal is not there", `UPDATE host SET principal = 'x' WHERE name = 'joined'`,
+			`UPDATE host SET principal = '` + m.principal.ID + `' WHERE name = 'joined'`},
+		{"its principal is operator:joined", `UPDATE principal SET kind = 'operator' WHERE name = 'joined'`,
+			`UPDATE principal SET kind = 'host' WHERE name = 'joined'`},
+		{"is not in the record", `UPDATE host SET identity_serial = 'abc' WHERE name = 'joined'`,
+			`UPDATE host SET identity_serial = '` + m.certificate(t).SerialNumber.Text(16) + `' WHERE name = 'joined'`},
+		{"was removed, and its certificate", fmt.Sprintf(`UPDATE certificate SET state = 'valid' WHERE id = %d`, held.ID),
+			fmt.Sprintf(`UPDATE certificate SET state = 'revoked' WHERE id = %d`, held.ID)},
+	} {
+		a.exec(c.do)
+		if found := look(); len(found) != 1 || !strings.Contains(found[0], c.want) {
+			t.Errorf("found %q, want %q", found, c.want)
+		}
+		a.exec(c.undo)
+	}
+	if found := look(); len(found) != 0 {
+		t.Fatalf("found %q when all was mended", found)
+	}
 }
 
 func TestRemovedMachineProvesNobody(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"chancery/internal/fleet/host"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
@@ -24,6 +25,7 @@ type Node struct {
 	DB     *db.DB
 	Keys   *keys.Store
 	Issuer IssuerLook // nil leaves issuers and CRLs out
+	Hosts  HostLook   // nil leaves hosts out
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
 	OfflineWarning time.Duration
@@ -43,6 +45,29 @@ type IssuerState struct {
 	NextUpdate time.Time // of its newest CRL; zero where it has none
 }
 
+// HostLook counts the hosts.
+type HostLook func(ctx context.Context, now time.Time) (host.Counts, error)
+
+// hosts warns of hosts that wait for somebody's decision, and of what their agents could not do.
+func (n *Node) hosts(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
+	c, err := n.Hosts(ctx, now)
+	if err != nil {
+		return err
+	}
+	warn := func(count int64, message, hint string) {
+		if count > 0 {
+			tell(finding.Finding{Level: finding.Warning, Message: fmt.Sprintf(message, count), Hint: hint})
+		}
+	}
+	warn(c.Suspect, "%d hosts are suspect: two machines used one identity, and nothing is issued to them", "chancery host list --state suspect, then chancery host replace NAME")
+	warn(c.Failed, "%d placements failed, as their agents reported", "chancery host list")
+	warn(c.Silent, "%d hosts have joined, and their agents did not call for an hour", "chancery agent status, on the host")
+	if c.Suspect+c.Failed+c.Silent == 0 {
+		tell(finding.Finding{Level: finding.OK, Message: fmt.Sprintf("%d hosts, %d of them joined", c.Hosts, c.Joined)})
+	}
+	return nil
+}
+
 // Look looks at a node.
 func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	looks := map[string]finding.Look{
@@ -52,10 +77,14 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"database":   func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
 		"clock":      func(tell func(finding.Finding)) error { return n.clock(now, tell) },
 		"issuers":    func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
+		"hosts":      func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
 	}
 	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
 	if n.Issuer != nil {
 		order = append(order, "issuers")
+	}
+	if n.Hosts != nil {
+		order = append(order, "hosts")
 	}
 	return finding.Run(looks, order...)
 }

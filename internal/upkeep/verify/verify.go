@@ -12,6 +12,7 @@ import (
 
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/host"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/audit"
@@ -35,6 +36,7 @@ const (
 	checkCerts   = "certificates"
 	checkHistory = "certificates.audit"
 	checkCRLs    = "crls"
+	checkHosts   = "hosts"
 )
 
 // Store checks the store of s.
@@ -54,7 +56,8 @@ func Store(ctx context.Context, s *setup.Services, shown Shown) (finding.Seq, er
 		checkCerts:   func(tell func(finding.Finding)) error { return lookAtCertificates(ctx, s, tell) },
 		checkHistory: func(tell func(finding.Finding)) error { return lookAtHistory(ctx, s, tell) },
 		checkCRLs:    func(tell func(finding.Finding)) error { return lookAtCRLs(ctx, s, tell) },
-	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs), nil
+		checkHosts:   func(tell func(finding.Finding)) error { return lookAtHosts(ctx, s, tell) },
+	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs, checkHosts), nil
 }
 
 // lookAtAudit holds the chains against themselves, the checkpoints and what was shown.
@@ -166,6 +169,19 @@ func lookAtCRLs(ctx context.Context, s *setup.Services, tell func(finding.Findin
 		return err
 	}
 	return conclude(wrong, fmt.Sprintf("%d CRLs in force, %d entries", seen.Lists, seen.Entries), tell)
+}
+
+func lookAtHosts(ctx context.Context, s *setup.Services, tell func(finding.Finding)) error {
+	wrong := 0
+	seen, err := s.Hosts.Check(ctx, func(f host.Finding) bool {
+		wrong++
+		tell(finding.Finding{Level: finding.Error, Object: f.Host, Message: f.Message})
+		return wrong < maxFindings
+	})
+	if err != nil {
+		return err
+	}
+	return conclude(wrong, fmt.Sprintf("%d hosts, %d identities of theirs, %d hosts that were removed", seen.Hosts, seen.Identities, seen.Removed), tell)
 }
 
 // maxFindings bounds what one check tells: a store that was replaced would have a finding for each of its rows.
