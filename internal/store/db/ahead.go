@@ -22,18 +22,22 @@ type Ahead struct {
 // view is a moment of the transaction between two writes; only its address counts.
 type view struct{ _ byte }
 
-// readAhead reads what the first of the calls wants, and in passing what those behind it want under the same key.
+// readAhead reads what the first of the calls wants, and in passing what those behind it want under the same key. Where a
+// function has written meanwhile, the next one may too: then it reads for the first alone.
 func (b *batch) readAhead(conn *sql.Conn, calls []*call) (disposition, error) {
 	first := calls[0]
 	if first.ahead == nil || first.seen != nil && first.seen == b.view {
 		return final, nil
 	}
 	if b.view == nil {
-		b.view = new(view)
+		if b.viewed {
+			calls = calls[:1]
+		}
+		b.view, b.viewed = new(view), true
 	}
 	var items []any
 	for _, c := range calls {
-		if c.ahead != nil && c.ahead.Key == first.ahead.Key {
+		if c.ahead != nil && c.ahead.Key == first.ahead.Key && c.seen != b.view {
 			items = append(items, c.ahead.Item)
 			c.seen = b.view
 		}

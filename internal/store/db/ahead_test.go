@@ -161,3 +161,34 @@ func TestPadded(t *testing.T) {
 		}
 	}
 }
+
+// TestAheadOfFunctionsThatWrite reads anew for each of them, and not each time for all that wait.
+func TestAheadOfFunctionsThatWrite(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		makeTable(t, d)
+		const calls = 256
+		items := make([]rowCount, calls)
+		var all sync.WaitGroup
+		for i := range items {
+			all.Go(func() {
+				ahead := db.Ahead{Key: countKey{}, Item: &items[i], Read: readCounts}
+				err := d.TxAhead(t.Context(), ahead, func(tx *db.Tx) error {
+					_, err := tx.Exec(t.Context(), "INSERT INTO items (id, n, body) VALUES ($1, $2, $3)", db.NewID(), int64(1), []byte("x"))
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		reads, seen := 0, map[int]bool{}
+		for _, item := range items {
+			reads += item.reads
+			seen[item.rows] = true
+		}
+		if reads > 3*calls || len(seen) != calls {
+			t.Errorf("%d functions were read ahead for %d times, and saw %d states", calls, reads, len(seen))
+		}
+	})
+}

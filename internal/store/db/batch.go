@@ -28,6 +28,7 @@ type batch struct {
 	sent    []sent     // statements that wait for the next flush
 	items   []addition // what functions that succeeded gave to BeforeCommit
 	view    *view      // what reading ahead has seen; nil since a function wrote
+	viewed  bool       // something was read ahead in this transaction
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -107,7 +108,7 @@ func (b *batch) try() (kind disposition, err error) {
 	if err != nil {
 		return judge(err), err
 	}
-	b.sent, b.items, b.view = nil, nil, nil
+	b.sent, b.items, b.view, b.viewed = nil, nil, nil, false
 	clean := false
 	defer func() {
 		if !clean {
