@@ -62,8 +62,12 @@ func TestDefaultsAcceptBuiltinRecipesOnly(t *testing.T) {
 		t.Fatal("a recipe of the host's own is accepted without being listed")
 	}
 	plan := &recipe.Plan{Files: []recipe.PlannedFile{{Path: "/etc/nginx/tls/x"}, {Path: "/etc/shadow"}, {Path: "/etc/nginxy"}}}
-	if err := c.acceptsPaths(plan); err == nil || !strings.Contains(err.Error(), "/etc/shadow, /etc/nginxy") || strings.Contains(err.Error(), "tls/x") {
+	if err := c.acceptsPaths(plan, ""); err == nil || !strings.Contains(err.Error(), "/etc/shadow, /etc/nginxy") || strings.Contains(err.Error(), "tls/x") {
 		t.Fatalf("%v", err)
+	}
+	plan = &recipe.Plan{Files: []recipe.PlannedFile{{Path: "/r/oot/etc/nginx/tls/x"}, {Path: "/r/oot/etc/shadow"}, {Path: "/r/ooted/etc/nginx/x"}}}
+	if err := c.acceptsPaths(plan, "/r/oot"); err == nil || strings.Contains(err.Error(), "tls/x") || !strings.Contains(err.Error(), "and not /etc/shadow, /r/ooted/") {
+		t.Fatalf("paths that have the root before them: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -158,7 +159,7 @@ func (w *work) resolve(ctx context.Context) error {
 	}
 	w.notes = append(w.notes, w.plan.Notes...)
 	a.config.replaceSteps(w.order.Recipe, w.plan)
-	return a.config.acceptsPaths(w.plan)
+	return a.config.acceptsPaths(w.plan, a.root)
 }
 
 // replaceSteps puts the host's own argument vectors in the place of the recipe's.
@@ -192,10 +193,14 @@ func (c *Config) replaceSteps(name string, plan *recipe.Plan) {
 	}
 }
 
-// acceptsPaths refuses a plan with a path that this host does not accept, before a certificate is asked for.
-func (c *Config) acceptsPaths(plan *recipe.Plan) error {
+// acceptsPaths refuses a plan with a path that this host does not accept, before a certificate is asked for. A consumer's
+// configuration may name paths that have the root before them already.
+func (c *Config) acceptsPaths(plan *recipe.Plan, root string) error {
 	var outside []string
 	look := func(path string) {
+		if below, ok := strings.CutPrefix(path, filepath.Clean(root)+"/"); ok && root != "" {
+			path = "/" + below
+		}
 		for _, prefix := range c.Paths {
 			if path == prefix || strings.HasPrefix(path, prefix+"/") {
 				return
