@@ -89,6 +89,14 @@ func (s *Service) joinedBefore(ctx context.Context, r *row, t *token, spki []byt
 		return nil, fault.New(fault.Conflict, "this join token was redeemed, and the identity that it gave has been renewed since").
 			WithHint("chancery host replace %s, if the machine has lost its identity", r.name)
 	}
+	// What is found to be done is acknowledged behind a commit of its own: the first one's outcome may be unknown.
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE host_token SET redeemed_at = redeemed_at WHERE id = $1`, t.id)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("confirm the join of host %s: %w", r.name, err)
+	}
 	return s.joined(ctx, r)
 }
 
@@ -327,7 +335,8 @@ func (s *Service) oldGeneration(ctx context.Context, by access.Principal, spki [
 				same = same || !bytes.Equal(h.SPKI, sum[:]) // the identity before was for another key
 			}
 			if same {
-				return nil
+				_, err := tx.Exec(ctx, `UPDATE host SET generation = generation WHERE id = $1`, r.id) // as joinedBefore
+				return err
 			}
 		}
 		r.state, r.problem = client.HostSuspect, true
