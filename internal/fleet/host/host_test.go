@@ -183,6 +183,14 @@ func TestLaw10(t *testing.T) {
 		}
 		_, err := a.CA.Issue(ctx, m.principal, ca.Order{Template: "cn = kvm1\n", CSR: []byte(newCSR(t))})
 		refused(t, err, fault.Denied, "by profile and not by template")
+		virt := func(organization string) (*ca.Certificate, error) {
+			return a.CA.Issue(ctx, m.principal, ca.Order{
+				Profile: "libvirt-server", CSR: []byte(newCSR(t)), Subject: "CN=kvm1,O=" + organization, Names: []string{"dns:kvm1"},
+			})
+		}
+		must[*ca.Certificate](t)(virt("lab root"))
+		_, err = virt("default root")
+		refused(t, err, fault.Denied, "default root")
 		desired := must[*client.Desired](t)(a.Hosts.Desired(ctx, m.principal, "", 0))
 		if desired.Trust.Authority != "lab root" || len(desired.Trust.Anchors) != 1 || len(desired.Trust.Issuers) != 2 {
 			t.Fatalf("a host of lab trusts %+v", desired.Trust)
