@@ -64,7 +64,12 @@ func (w *work) disconnect(ctx context.Context, step recipe.Step, subjects map[st
 	for _, id := range tlsClients(list) {
 		text, err := admin("client-info", server, id)
 		if err != nil {
-			continue // it left by itself
+			// It left by itself; or it has said nothing since it connected, and then the daemon does not tell whose it is.
+			// It may be the one that is revoked, and any other connects again.
+			if _, err := admin("client-disconnect", server, id); err == nil {
+				w.notes = append(w.notes, fmt.Sprintf("client %s, of whom the daemon does not say whose certificate it showed, was disconnected", id))
+			}
+			continue
 		}
 		subject := subjectOfClient(text)
 		if !subjects[subject] {

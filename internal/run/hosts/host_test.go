@@ -333,3 +333,11 @@ func (h *host) inode(path string) uint64 {
 	must(h.t, err)
 	return st.Sys().(*syscall.Stat_t).Ino
 }
+
+// inside is a path as the host's programs name it.
+func (h *host) inside(path string) string {
+	if h.root != "" {
+		return h.path(path)
+	}
+	return path
+}

@@ -78,8 +78,15 @@ func (h *host) libvirtd(port string) *daemon {
 	})}
 }
 
-// restarts has the agent restart the daemon as it can be done without systemd.
-const restarts = "steps:\n  libvirt-server:\n    restart: [/opt/restart]\n"
+// restarts has the agent restart the daemon as it can be done without systemd: the lines of agent.yaml.
+func (h *host) restarts() string {
+	return "steps:\n  libvirt-server:\n    restart: [" + h.inside("/opt/restart") + "]\n"
+}
+
+// server is the placement of the host's daemon.
+func (h *host) server(parameters ...string) client.PlacementOrder {
+	return order("libvirt-server", parameters...)
+}
 
 func (d *daemon) pid() string { return strings.TrimSpace(string(d.h.read("/run/libvirtd.pid"))) }
 
@@ -198,14 +205,19 @@ func (w *world) peer(t testing.TB, p *client.Pool, name string) *peer {
 
 func (w *world) peerOf(t testing.TB, p *client.Pool, profile, name string) *peer {
 	t.Helper()
-	spki, err := x509.MarshalPKIXPublicKey(aKey().Public())
+	return w.peerWith(t, p, profile, name, aKey())
+}
+
+func (w *world) peerWith(t testing.TB, p *client.Pool, profile, name string, key crypto.Signer) *peer {
+	t.Helper()
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	must(t, err)
 	out, err := w.admin.Issue(t.Context(), client.IssueRequest{
 		Pool: p.Name, Profile: profile, PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})),
 		Names: &client.Names{SAN: []string{"dns:" + name}},
 	})
 	must(t, err)
-	return newPeer(t, trustOf(p), []byte(out.Certificate.PEM+out.Certificate.Chain), aKey())
+	return newPeer(t, trustOf(p), []byte(out.Certificate.PEM+out.Certificate.Chain), key)
 }
 
 // ownedPool is a pool whose root is in the test's hands, who can therefore sign what no authority would.
@@ -230,6 +242,7 @@ func (w *world) ownedPool(t testing.TB) (*client.Pool, *root.Root) {
 		CRL: string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list})),
 	})
 	must(t, err)
+	w.crls(t, p)
 	return p, r
 }
 
