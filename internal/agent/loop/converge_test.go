@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"chancery/client"
-	"chancery/internal/fault"
-
 	"chancery/internal/agent/loop"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 )
 
 func TestJoinedHostHoldsWhatItShall(t *testing.T) {
@@ -111,7 +111,7 @@ func TestPassWithoutChangeWritesNothing(t *testing.T) {
 func TestDriftIsReportedAndRepaired(t *testing.T) {
 	m := newMachine(t, plain(nil))
 	first := m.settled()
-	key, cert := m.read("/etc/ssl/a.key"), m.read("/etc/ssl/a.pem")
+	key, certificate := m.read("/etc/ssl/a.key"), m.read("/etc/ssl/a.pem")
 	must(t, os.Chmod(m.path("/etc/ssl/a.key"), 0o640))
 	must(t, os.WriteFile(m.path("/etc/ssl/a.pem"), []byte("gone"), 0o644))
 	must(t, os.Remove(m.path("/etc/ssl/ca.pem")))
@@ -119,7 +119,7 @@ func TestDriftIsReportedAndRepaired(t *testing.T) {
 	if len(o.Repaired) < 3 || !strings.Contains(strings.Join(o.Repaired, "\n"), "a.key") {
 		t.Errorf("repaired: %q", o.Repaired)
 	}
-	if string(m.read("/etc/ssl/a.key")) != string(key) || string(m.read("/etc/ssl/a.pem")) != string(cert) || o.Serial != first.Observations[0].Serial {
+	if string(m.read("/etc/ssl/a.key")) != string(key) || string(m.read("/etc/ssl/a.pem")) != string(certificate) || o.Serial != first.Observations[0].Serial {
 		t.Error("the repair changed what was placed")
 	}
 	if st, err := os.Stat(m.path("/etc/ssl/a.key")); err != nil || st.Mode() != 0o600 {
@@ -273,7 +273,7 @@ func (m *machine) eventually(what string, so func() bool) {
 func (m *machine) crlHas(serial string) bool {
 	m.t.Helper()
 	return slices.ContainsFunc(m.crls(), func(l *x509.RevocationList) bool {
-		return slices.ContainsFunc(l.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Text(16) == serial })
+		return slices.ContainsFunc(l.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return cert.FormatSerial(e.SerialNumber) == serial })
 	})
 }
 
