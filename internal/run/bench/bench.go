@@ -22,7 +22,7 @@ type Options struct {
 	StepCA   string   // the peer; empty, and what is compared with it is missed
 	Dir      string   // where the throw-away stores are made; empty means the system's place for temporary files
 	Profiles string   // where profiles of missed budgets are written
-	Only     []string // parts (issuance, ocsp, revocation, crl, start) and engines (sqlite, postgres); empty means all
+	Only     []string // parts (issuance, ocsp, revocation, crl, start, agents) and engines (sqlite, postgres); empty means all
 	Scale    Scale
 	Out      io.Writer // the table and the budgets
 	Err      io.Writer // progress
@@ -41,16 +41,17 @@ type Scale struct {
 	revocations   int // watched one after the other, for each issuer
 	burst         int // in one go
 	profiled      int // how many missed budgets get a profile
+	fleetScale
 }
 
 // The scales: what budgets are judged by, a smoke run of a minute, and what a test can wait for.
 var (
 	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 4 * time.Second, short: 2 * time.Second, warm: time.Second, profileLength: 2 * time.Second,
-		clients: 32, questions: 500, revocations: 20, burst: 200, profiled: 100}
+		clients: 32, questions: 500, revocations: 20, burst: 200, profiled: 100, fleetScale: wholeFleet}
 	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
-		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3}
+		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3, fleetScale: quickFleet}
 	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,
-		profileLength: time.Second, clients: 4, questions: 10, revocations: 1, burst: 3, profiled: 1}
+		profileLength: time.Second, clients: 4, questions: 10, revocations: 1, burst: 3, profiled: 1, fleetScale: tinyFleet}
 )
 
 // bench is one run.
@@ -77,8 +78,8 @@ var (
 func Run(ctx context.Context, o Options) error {
 	b := &bench{Options: o, Scale: o.Scale, profiles: map[string]*profile{}, start: time.Now()}
 	for _, name := range o.Only {
-		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, sqliteEngine, postgresEngine}, name) {
-			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, sqlite and postgres, not %q", name)
+		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partAgents, sqliteEngine, postgresEngine}, name) {
+			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, agents, sqlite and postgres, not %q", name)
 		}
 	}
 	b.budgets = wanted(b.engines(), b.part)
@@ -98,6 +99,11 @@ func Run(ctx context.Context, o Options) error {
 func (b *bench) part(name string) bool {
 	only := slices.DeleteFunc(slices.Clone(b.Only), func(s string) bool { return s == sqliteEngine || s == postgresEngine })
 	return len(only) == 0 || slices.Contains(only, name)
+}
+
+// onlyAgents reports whether nothing but agents is to be measured, which have an authority of their own.
+func (b *bench) onlyAgents() bool {
+	return !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart}, b.part)
 }
 
 func (b *bench) engines() []string {
@@ -124,6 +130,12 @@ func (b *bench) all(ctx context.Context) (err error) {
 		if err := b.engine(ctx, engine); err != nil {
 			return fmt.Errorf("%s: %w", engine, err)
 		}
+		if !b.part(partAgents) {
+			continue
+		}
+		if err := b.agents(ctx, engine); err != nil {
+			return fmt.Errorf("%s: agents: %w", engine, err)
+		}
 	}
 	if b.stepIssued > 0 {
 		size, err := diskUse(filepath.Join(b.step.dir, "db"))
@@ -143,6 +155,9 @@ type stage struct {
 
 // engine measures one engine: with an empty store, a full one, and one with as many revocations.
 func (b *bench) engine(ctx context.Context, engine string) error {
+	if b.onlyAgents() {
+		return nil
+	}
 	b.say("%s: empty store", engine)
 	a, err := b.newAuthority(ctx, engine, b.dir)
 	if err != nil {

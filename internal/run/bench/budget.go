@@ -27,6 +27,7 @@ const (
 	partRevocation = "revocation"
 	partCRL        = "crl"
 	partStart      = "start"
+	partAgents     = "agents"
 )
 
 // bound is what a budget asks.
@@ -35,7 +36,7 @@ type bound struct {
 	stores  []string // "" where the store is given by the budget itself
 	atLeast bool
 	value   float64
-	unit    string // x for a ratio, ms, MB
+	unit    string // x for a ratio, s, ms, MB, % of a core
 }
 
 // budgets are the rows of the table of budgets that one node alone can be measured by.
@@ -52,6 +53,12 @@ var budgets = []struct {
 	{"full-crl-time", bound{partCRL, []string{revoked}, false, 10, "x"}},
 	{"full-crl-memory", bound{partCRL, []string{revoked}, false, 100, "MB"}},
 	{"start", bound{partStart, []string{full}, false, 1000, "ms"}},
+	{"agents-join", bound{partAgents, []string{empty}, false, 60, "s"}},
+	{"agents-steady", bound{partAgents, []string{empty}, false, 5, "%"}},
+	{"agents-storm", bound{partAgents, []string{empty}, true, 1, "x"}},
+	{"agent-pass", bound{partAgents, []string{empty}, false, 50, "ms"}},
+	{"agent-memory", bound{partAgents, []string{empty}, false, 20, "MB"}},
+	{"agents-held-memory", bound{partAgents, []string{empty}, false, 1000, "MB"}},
 }
 
 // Budget is one measured bound. It prints as a line "BUDGET name measured bound ok|missed".
@@ -118,7 +125,7 @@ func ParseBudget(line string) (Budget, error) {
 	if b.AtLeast = atLeast; !atLeast {
 		limit = strings.TrimPrefix(fields[3], "<=")
 	}
-	digits := strings.TrimRight(limit, "xmsMB")
+	digits := strings.TrimRight(limit, "xmsMB%")
 	b.Unit = limit[len(digits):]
 	var err, err2 error
 	b.Bound, err = strconv.ParseFloat(digits, 64)
@@ -131,12 +138,18 @@ func ParseBudget(line string) (Budget, error) {
 	return b, nil
 }
 
+// measuredOn reports whether a budget is measured on an engine. What agents take of memory, theirs or a node's, does not depend
+// on it.
+func measuredOn(name, engine string) bool {
+	return engine == sqliteEngine || !strings.HasPrefix(name, "agent-") && name != "agents-held-memory"
+}
+
 // wanted lists the budgets of a run, unmeasured.
 func wanted(engines []string, part func(string) bool) []Budget {
 	var all []Budget
 	for _, engine := range engines {
 		for _, b := range budgets {
-			if !part(b.part) {
+			if !part(b.part) || !measuredOn(b.name, engine) {
 				continue
 			}
 			for _, store := range b.stores {

@@ -240,6 +240,8 @@ func (c *caller) answer() (status int, err error) {
 	}
 	c.body = c.body[:0]
 	switch {
+	case status == 304: // which has no body, whatever its length would be
+		return status, nil
 	case chunked:
 		return status, c.readChunks()
 	case length >= 0:

@@ -12,19 +12,23 @@ import (
 
 type benchCommand struct {
 	Quick    bool     `help:"A smoke run of a minute, whose figures judge nothing."`
-	Only     []string `placeholder:"NAME" help:"Measure only issuance, ocsp, revocation, crl or start, or only sqlite or postgres. May be repeated."`
+	Only     []string `placeholder:"NAME" help:"Measure only issuance, ocsp, revocation, crl, start or agents, or only sqlite or postgres. May be repeated."`
 	StepCA   string   `name:"step-ca" type:"path" placeholder:"F" help:"The peer for issuance; step-ca beside this program when not given."`
 	Profiles string   `type:"path" default:"bench-profiles" placeholder:"D" help:"Where profiles of missed budgets are written."`
 
 	Bare   string `hidden:"" placeholder:"ADDR:PORT" help:"Serve as the bare handler that OCSP is compared with."`
 	Octets int    `hidden:"" default:"1" help:"Of its answers."`
 	Sign   bool   `hidden:"" help:"Sign for each of them."`
+	Agents string `hidden:"" type:"path" help:"Be simulated agents as this file says."`
 }
 
 // Run measures the budgets. A missed budget is in the report, and no failure of the command.
 func (c *benchCommand) Run(ctx context.Context, g *globals) error {
 	if c.Bare != "" {
 		return bench.ServeBare(ctx, c.Bare, c.Octets, c.Sign)
+	}
+	if c.Agents != "" {
+		return bench.ServeAgents(ctx, c.Agents)
 	}
 	program, err := os.Executable()
 	if err != nil {

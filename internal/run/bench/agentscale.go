@@ -1,0 +1,24 @@
+package bench
+
+import "time"
+
+// fleetScale is how much is measured of agents.
+type fleetScale struct {
+	agentCount    int
+	agentPatience time.Duration // for all of them to hold what they shall
+	agentSettle   time.Duration // before what is quiet is measured
+	agentQuiet    time.Duration // and for how long: longer than a poll, so that each agent polls
+	agentLife     time.Duration // of the certificates of a storm
+	agentPasses   int           // that change nothing
+	agentAlone    time.Duration // until an agent of its own has come to rest
+	idleCount     int           // agents that only wait
+}
+
+var (
+	wholeFleet = fleetScale{agentCount: 1000, agentPatience: 3 * time.Minute, agentSettle: 10 * time.Second, agentQuiet: time.Minute,
+		agentLife: 2 * time.Minute, agentPasses: 50, agentAlone: 15 * time.Second, idleCount: 10_000}
+	quickFleet = fleetScale{agentCount: 100, agentPatience: time.Minute, agentSettle: time.Second, agentQuiet: 5 * time.Second,
+		agentLife: 30 * time.Second, agentPasses: 10, agentAlone: 5 * time.Second, idleCount: 500}
+	tinyFleet = fleetScale{agentCount: 25, agentPatience: time.Minute, agentQuiet: time.Second,
+		agentLife: 12 * time.Second, agentPasses: 3, agentAlone: time.Second, idleCount: 30}
+)
