@@ -349,8 +349,8 @@ func (e *explainer) certificates(x *Explanation) {
 			if !possible {
 				continue
 			}
-			x.Keys = append(x.Keys, ExplainedKey{Certificate: c.id(), When: when, Algorithm: e.text(rule.Algorithm), Encoding: sayEncoding(rule.Encoding),
-				Pinned: rule.Pinned, Because: rule.Because})
+			x.Keys = append(x.Keys, ExplainedKey{Certificate: c.id(), When: when, Algorithm: e.text(rule.Algorithm),
+				Encoding: sayEncoding(rule.Encoding), Pinned: rule.Pinned, Because: rule.Because})
 			if when == "always" {
 				break
 			}

@@ -229,3 +229,31 @@ func TestSaveAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestZLintOff: what a consumer insists on is saved when the profile says so, and is shown as a warning; nothing else passes.
+func TestZLintOff(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		s := newStore(t, d)
+		odd := strings.NewReplacer("name: web", "name: odd", "[digitalSignature]", "[digitalSignature, keyEncipherment]", "[serverAuth]", "[clientAuth]").
+			Replace(webYAML)
+		const lint = "e_key_usage_and_extended_key_usage_inconsistent"
+		if _, _, err := s.Save(t.Context(), admin(), []byte(odd), 0, once.Call{}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), lint) {
+			t.Fatalf("saved without zlint_off: %v", err)
+		}
+		_, samples, err := s.Save(t.Context(), admin(), []byte(odd+"lints: {zlint_off: ["+lint+"]}\n"), 0, once.Call{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := 0
+		for _, sample := range samples {
+			for _, f := range sample.Findings {
+				if f.Lint == lint && f.Warning && strings.Contains(f.Text, "turned it off") {
+					shown++
+				}
+			}
+		}
+		if shown == 0 {
+			t.Error("the error that was turned off is not shown")
+		}
+	})
+}

@@ -47,6 +47,15 @@ func TestLibvirtProfiles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+		if got := strings.Join(KeyUsageNames(template.KeyUsage), " "); got != "digitalSignature" {
+			t.Errorf("%s: an EC key has usage %s", name, got)
+		}
+		forRSA := request
+		forRSA.SPKI = spkiOf(t, rsaKey())
+		if template, _, err := p.Template(forRSA, issuer, testNow); err != nil ||
+			strings.Join(KeyUsageNames(template.KeyUsage), " ") != "digitalSignature keyEncipherment" {
+			t.Errorf("%s: an RSA key: %v", name, err)
+		}
 		if got := template.Subject.String(); got != "CN=host1.example.com,O=default Root" {
 			t.Errorf("%s: subject %s: libvirt's list of names has the organization first in encoded order", name, got)
 		}
