@@ -49,6 +49,11 @@ func (s *Service) List(ctx context.Context, by access.Principal, f client.HostFi
 	if limit < 1 || limit > 1000 {
 		return nil, "", fault.New(fault.Invalid, "a page of %d hosts was asked for; from 1 to 1000 can be had", limit)
 	}
+	if f.Pool != "" { // a misspelt one would silently have no hosts
+		if _, err := s.Pools.Pool(ctx, f.Pool); err != nil {
+			return nil, "", at(err, "query pool")
+		}
+	}
 	where, args, err := selects(f, after)
 	if err != nil {
 		return nil, "", err
