@@ -237,12 +237,13 @@ func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostReq
 
 // judge sets whether the host is a problem.
 func (r *row) judge(ctx context.Context, tx *db.Tx) error {
-	var failed int64
-	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM host_placement WHERE host = $1 AND state = 'failed'`, r.id).Scan(&failed)
+	var failed, refused int64
+	err := tx.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM host_placement WHERE host = $1 AND state = 'failed'),
+		(SELECT COUNT(*) FROM host_token WHERE host = $1 AND refused > 0)`, r.id).Scan(&failed, &refused)
 	if err != nil {
-		return fmt.Errorf("count the failed placements of %s: %w", r.name, err)
+		return fmt.Errorf("count what is wrong with %s: %w", r.name, err)
 	}
-	r.problem = r.state == client.HostSuspect || failed > 0 || r.message != ""
+	r.problem = r.state == client.HostSuspect || failed > 0 || refused > 0 || r.message != ""
 	return nil
 }
 

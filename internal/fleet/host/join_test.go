@@ -11,6 +11,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 )
@@ -53,6 +54,12 @@ func TestJoinTokens(t *testing.T) {
 		}
 		if h := a.host("web1"); !strings.Contains(h.Message, "shown again with another key") {
 			t.Fatalf("shown: %+v", h)
+		}
+		a.add(client.AddHostRequest{Name: "aaa"})
+		web1 := must[access.Principal](t)(a.Access.PrincipalNamed(ctx, "web1"))
+		check(t, a.Hosts.Report(ctx, web1, client.Report{Agent: "2"}))
+		if found, _, err := a.Hosts.List(ctx, operator, client.HostFilter{}, "", 10); err != nil || found[0].Name != "web1" {
+			t.Fatalf("whose token was misused is not listed first: %+v, %v", found, err)
 		}
 
 		// What was never a token, or is one no longer.
