@@ -30,7 +30,8 @@ type route struct {
 	lateRenewal  bool          // a certificate that has ended proves its owner here for a while; see identity.Grace
 	media        []string
 	takesBody    bool
-	json         reflect.Type // what the answer is where media has JSON
+	plain        func(huma.Context, func(huma.Context)) // answers plain calls by itself; nil for most
+	json         reflect.Type                           // what the answer is where media has JSON
 }
 
 const (
@@ -68,6 +69,9 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 	}
 	_, r.takesBody = reflect.TypeFor[I]().FieldByName("Body")
 	op.Middlewares = huma.Middlewares{s.admit(r)}
+	if r.plain != nil {
+		op.Middlewares = append(op.Middlewares, r.plain)
+	}
 	huma.Register(s.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		c := callOf(ctx)
 		// The deadline for the body has done its work. Left in place it would end the request's context when it passes.

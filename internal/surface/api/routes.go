@@ -62,7 +62,7 @@ func (s *Server) routes() {
 
 func (s *Server) certificateRoutes() {
 	register(s, op(post, "/certificates", "certificate-issue", access.IssueCertificate,
-		"Issue a certificate").creates().upTo(csrBody), s.issue)
+		"Issue a certificate").creates().upTo(csrBody).plainly(s.plainIssue), s.issue)
 	register(s, op(get, "/certificates", "certificate-search", access.ReadCertificates,
 		"Search the inventory"), s.searchCertificates)
 	register(s, op(get, "/certificates/export", "certificate-export", access.ReadCertificates,
