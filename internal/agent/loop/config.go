@@ -126,6 +126,9 @@ func (c *Config) validate() error {
 			refuse("steps: %q is no recipe", name)
 		}
 		for step, vector := range steps {
+			if names := stepsOf(name); names != nil && !slices.Contains(names, step) {
+				refuse("steps: %s: the recipe has no step %q; it has %s", name, step, strings.Join(names, ", "))
+			}
 			if len(vector) == 0 || !path.IsAbs(vector[0]) {
 				refuse("steps: %s: %s: an argument vector whose first is an absolute path is wanted", name, step)
 			}
@@ -135,6 +138,24 @@ func (c *Config) validate() error {
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+// stepsOf are the names of a built-in recipe's steps; nil of one of the host's own, which may not be there yet.
+func stepsOf(name string) []string {
+	r, ok := recipe.Builtin(name)
+	if !ok {
+		return nil
+	}
+	var names []string
+	for _, s := range slices.Concat(r.Checks, r.Reload, r.After) {
+		if !slices.Contains(names, s.Name) {
+			names = append(names, s.Name)
+		}
+	}
+	if r.Probe != nil {
+		names = append(names, "probe")
+	}
+	return names
 }
 
 // accepts refuses a recipe that this host does not take.
@@ -183,19 +204,21 @@ func plainName(name string) bool {
 	})
 }
 
-// readTrusted reads a file that says what may be run or placed, after checking that none but root could have written it,
-// or put another in its place: the file and each directory above it, as they are named and as symbolic links lead.
+// readTrusted reads a file that says what may be run or placed, after checking that none but root could have written it or
+// put another in its place: the file, and each directory above it. Below the root no symbolic link is followed, because
+// whoever owns what it leads to, or could change the link, would have the word.
 func readTrusted(file, root string) ([]byte, error) {
-	real, err := filepath.EvalSymlinks(file)
-	if err != nil {
-		return nil, err // fs.ErrNotExist is looked for
-	}
-	for _, name := range []string{file, real} {
-		if err := trustedUpwards(name, root); err != nil {
-			return nil, err
+	if root != "" {
+		real, err := filepath.EvalSymlinks(root)
+		if err != nil {
+			return nil, fmt.Errorf("look at the root: %w", err)
 		}
+		file = real + strings.TrimPrefix(file, root)
 	}
-	f, err := os.Open(real)
+	if err := trustedUpwards(file, root); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -214,12 +237,16 @@ func readTrusted(file, root string) ([]byte, error) {
 	return text, err
 }
 
-// trustedUpwards checks owner and mode of a file and of each directory above it.
+// trustedUpwards checks owner, mode and kind of a file and of each directory above it.
 func trustedUpwards(name, root string) error {
 	for p := name; ; p = filepath.Dir(p) {
 		st, err := os.Lstat(p)
 		if err != nil {
-			return err
+			return err // fs.ErrNotExist is looked for
+		}
+		if st.Mode()&fs.ModeSymlink != 0 {
+			return fault.New(fault.Denied, "%s is a symbolic link, and %s is used only where it is reached without one", p, name).
+				WithHint("put the file itself there")
 		}
 		owner := st.Sys().(*syscall.Stat_t).Uid
 		if owner != 0 && (root == "" || int(owner) != os.Geteuid()) {
@@ -229,7 +256,7 @@ func trustedUpwards(name, root string) error {
 		// Others may write to a sticky directory and cannot put another file in place of ours; under --root, which is
 		// for trying things out, such a directory may be above.
 		sticky := root != "" && st.IsDir() && st.Mode()&fs.ModeSticky != 0
-		if st.Mode().Perm()&0o022 != 0 && st.Mode()&fs.ModeSymlink == 0 && !sticky {
+		if st.Mode().Perm()&0o022 != 0 && !sticky {
 			return fault.New(fault.Denied, "%s has mode %04o, so others than its owner can write there; %s is used only where none can",
 				p, st.Mode().Perm(), name).WithHint("chmod go-w %s", p)
 		}

@@ -31,6 +31,7 @@ func TestConfigOfAHostIsReadStrictly(t *testing.T) {
 		"steps: {nginx: {reload: []}}":                   "argument vector",
 		"steps: {nginx: {reload: [reload-nginx]}}":       "absolute path",
 		"steps: {apache9: {reload: [/bin/true]}}":        "apache9",
+		"steps: {nginx: {relaod: [/bin/true]}}":          "relaod",
 		"adopt: true\nadopt: false":                      "adopt",
 		"recipes: [apache9]\npaths: [x]\nsteps: {y: {}}": "apache9",
 	} {

@@ -28,7 +28,7 @@ func (w *work) mind(ctx context.Context, want map[string]*probe.Material) error 
 	if err != nil {
 		return err
 	}
-	c := w.consumer(w.plan, want, true)
+	c := w.consumer(w.plan, want, onlyAttributes(drift))
 	if len(drift) > 0 || w.unconfirmed() {
 		outcome, err := w.agent.placer.Place(ctx, set, nil, c)
 		w.hear(c, outcome)
@@ -43,6 +43,15 @@ func (w *work) mind(ctx context.Context, want map[string]*probe.Material) error 
 		}
 	}
 	return w.look(ctx, c)
+}
+
+// onlyAttributes reports whether drift is of owners, modes and labels alone: then the consumer has read what it should, and
+// need not be interrupted.
+func onlyAttributes(drift []string) bool {
+	return !slices.ContainsFunc(drift, func(words string) bool {
+		return !strings.Contains(words, "has mode") && !strings.Contains(words, "belongs to") && !strings.Contains(words, "label") ||
+			strings.Contains(words, "content") || strings.Contains(words, "missing") || strings.Contains(words, "cannot be read")
+	})
 }
 
 // unconfirmed reports whether the consumer has not been seen to take what lies on disk.

@@ -51,7 +51,11 @@ func (a *Agent) CSR(ctx context.Context, o CSROrder) (string, error) {
 		return "", fault.New(fault.Invalid, "the subject of this recipe's certificate holds the name of the pool's root, which is not known here").
 			WithHint("give --authority CN; chancery pool show POOL shows it")
 	}
-	w.record.Offline = &o.Host
+	if w.record.Plan != nil && w.record.Offline == nil && !w.record.Gone {
+		return "", fault.New(fault.Conflict, "placement %s is the authority's: what it needs is asked for by chancery agent run", w.folder.name).
+			WithHint("chancery agent status shows what is wrong with it")
+	}
+	w.record.Offline, w.record.Gone = &o.Host, false
 	if err := w.folder.keepRecord(w.record); err != nil {
 		return "", err
 	}

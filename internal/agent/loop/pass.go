@@ -86,7 +86,7 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 		result.Observations = append(result.Observations, o)
 	}
 	if err := a.letGo(listed); err != nil {
-		return nil, err
+		problem(err.Error())
 	}
 	problem(a.clockProblem())
 	return result, nil
@@ -256,6 +256,7 @@ func (a *Agent) watch(ctx context.Context, etag string, news chan<- *client.Desi
 		case err == nil && fresh != nil:
 			failures, wait, etag = 0, a.pace.Wait, fresh.ETag
 			hand(fresh)
+			pause(jitter(200 * time.Millisecond)) // whatever the node says, it is not asked without pause
 		case err == nil:
 			if failures, wait = 0, a.pace.Wait; returned {
 				hand(nil)
