@@ -150,7 +150,7 @@ func (w *work) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.facts = facts
+	w.facts = mentioned(r, facts)
 	if w.plan, err = r.Resolve(w.host, w.order.Parameters, facts); err != nil {
 		if len(unknown) > 0 {
 			err = fmt.Errorf("%w (not known of this host: %s)", err, strings.Join(unknown, "; "))
@@ -505,7 +505,10 @@ func grouped(texts []string) []string {
 	}
 	var out []string
 	for _, what := range order {
-		out = append(out, what+": "+strings.Join(paths[what], ", "))
+		if list := strings.Join(paths[what], ", "); list != "" {
+			what += ": " + list
+		}
+		out = append(out, what)
 	}
 	return out
 }

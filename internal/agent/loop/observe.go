@@ -1,10 +1,12 @@
 package loop
 
 import (
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/user"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -131,6 +133,22 @@ func (n accountNames) group(id uint32) string {
 	}
 	n.groups[id] = cut(name, 64)
 	return n.groups[id]
+}
+
+// mentioned are the facts that the recipe speaks of. A consumer's configuration holds more, passwords among it, and none of
+// that is told to anybody.
+func mentioned(r *recipe.Recipe, facts recipe.Facts) recipe.Facts {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return nil
+	}
+	out := recipe.Facts{}
+	for name, value := range facts {
+		if regexp.MustCompile(`\bfact\.` + regexp.QuoteMeta(name) + `($|[^\w.])`).Match(text) {
+			out[name] = value
+		}
+	}
+	return out
 }
 
 // bounded keeps the facts that fit into a report.
