@@ -62,7 +62,7 @@ type commands struct {
 
 	Init  initCommand  `cmd:"" help:"Make an authority: roots, issuers, the first administrator."`
 	Serve serveCommand `cmd:"" help:"Run a node."`
-	Demo  demoCommand  `cmd:"" help:"Play a short story on a throw-away authority."`
+	Demo  demoCommand  `cmd:"" help:"Play the story of a throw-away authority, three hosts, and what they serve."`
 
 	Pool    poolCommands    `cmd:"" help:"Pools: hosts that trust each other, each with a root and an issuer of its own."`
 	Host    hostCommands    `cmd:"" help:"Hosts: machines that join, and what each shall hold."`
@@ -79,6 +79,8 @@ type commands struct {
 	Token    tokenCommands    `cmd:"" help:"Operators' tokens."`
 	Audit    auditCommands    `cmd:"" help:"The audit: who did what."`
 	Settings settingsCommands `cmd:"" help:"The authority's configuration."`
+
+	DemoConsumer demoConsumerCommand `cmd:"" hidden:"" help:"Stand in for a consumer of the demo, or tell one."`
 
 	Backup  backupCommand  `cmd:"" help:"Write the whole authority, encrypted to its recovery recipient."`
 	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`

@@ -25,8 +25,8 @@ type NginxServer struct {
 }
 
 // StartNginx writes a configuration into a new directory below dir and starts nginx with one worker. Each server answers
-// 200 and its first name; GET /slow takes most of an hour, at an octet a second, so that a reload can be watched from
-// within a connection.
+// 200 and its first name; GET /slow answers at once and then takes half an hour, at two octets a second, so that a
+// reload can be watched from within a connection.
 func StartNginx(ctx context.Context, dir string, servers ...NginxServer) (*Nginx, error) {
 	home, err := os.MkdirTemp(dir, "nginx")
 	if err != nil {
@@ -83,7 +83,8 @@ func nginxConfig(home, pidFile, address string, servers []NginxServer) string {
 			b.WriteString("    " + line + "\n")
 		}
 		fmt.Fprintf(&b, "    location / { return 200 \"%s\\n\"; }\n", first)
-		fmt.Fprintf(&b, "    location /slow { limit_rate 1; default_type text/plain; return 200 %q; }\n  }\n", strings.Repeat("slow ", 600))
+		fmt.Fprintf(&b, "    location /slow { limit_rate_after 1k; limit_rate 2; default_type text/plain; return 200 %q; }\n  }\n",
+			strings.Repeat("slow ", 780))
 	}
 	b.WriteString("}\n")
 	return b.String()

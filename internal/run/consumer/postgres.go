@@ -42,7 +42,7 @@ func StartPostgreSQL(ctx context.Context, dir string, o PostgreSQLOptions) (*Pos
 	if home == "" {
 		home, err = os.MkdirTemp(dir, "pg")
 	} else {
-		err = os.MkdirAll(home, 0o755)
+		err = os.MkdirAll(home, 0o700)
 	}
 	if err != nil {
 		return nil, err
