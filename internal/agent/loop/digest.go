@@ -1,0 +1,68 @@
+package loop
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+
+	"chancery/client"
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/pki/keyfile"
+)
+
+// digests tell what changed. Each is of one kind of change, because consumers are told of each in a way of its own.
+type digests struct {
+	Plan    string `json:"plan,omitempty"`
+	Keys    string `json:"keys,omitempty"`
+	Anchors string `json:"anchors,omitempty"`
+	CRLs    string `json:"crls,omitempty"`
+	Revoked string `json:"revoked,omitempty"` // what the CRLs say, whatever their number
+}
+
+// gently reports whether going from d to the other leaves a consumer that is not told of it with nothing that matters: the
+// same keys, the same trust, the same revoked certificates.
+func (d digests) gently(other digests) bool {
+	d.CRLs = other.CRLs
+	return d == other
+}
+
+// digestsOf are the digests of a plan and what goes into its files.
+func digestsOf(plan *recipe.Plan, m map[string]*probe.Material) (digests, error) {
+	text, err := json.Marshal(plan)
+	if err != nil {
+		return digests{}, err
+	}
+	keys, anchors, crls := sha256.New(), sha256.New(), sha256.New()
+	var lists [][]byte
+	for n, planned := range plan.Certificates {
+		of := m[planned.ID]
+		for _, c := range of.Path {
+			keys.Write(c.Raw)
+		}
+		if n > 0 {
+			continue // the trust is the same for all
+		}
+		if uses(plan, "anchors") {
+			anchors.Write(keyfile.EncodeCertificates(of.Anchors...))
+			if plan.Trust.Intermediates {
+				anchors.Write(keyfile.EncodeCertificates(of.Issuers...))
+			}
+		}
+		if uses(plan, "crls") {
+			for _, der := range of.CRLs {
+				crls.Write(der)
+			}
+			lists = of.CRLs
+		}
+	}
+	sum := func(b []byte) string { return hex.EncodeToString(b) }
+	return digests{
+		Plan: sum(client.Fingerprint(text)), Keys: sum(keys.Sum(nil)), Anchors: sum(anchors.Sum(nil)), CRLs: sum(crls.Sum(nil)), Revoked: revokedIn(lists),
+	}, nil
+}
+
+func uses(plan *recipe.Plan, content string) bool {
+	return slices.ContainsFunc(plan.Files, func(f recipe.PlannedFile) bool { return slices.Contains(f.Content, content) })
+}
