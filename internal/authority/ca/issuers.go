@@ -41,21 +41,58 @@ func (s *issuerSet) byNumber(number int64) *Issuer {
 	return nil
 }
 
-// issuerCache holds the newest issuerSet. mu is held by the one who asks the database.
+// issuerCache holds the newest issuerSet.
 type issuerCache struct {
-	mu      sync.Mutex
-	current *issuerSet // guarded by mu
+	refresh sync.Mutex // held by the one who asks the database
+
+	// mu guards what follows, and is never held while the database is asked: known is called within transactions, and if it
+	// waited for one who waits for a connection, all connections could come to wait for each other.
+	mu        sync.Mutex
+	current   *issuerSet
+	forgotten int // how often; what was asked before is not kept
 }
 
 // maxIssuerAge is how long another node's change of an issuer may take to be seen.
 const maxIssuerAge = time.Second
 
+func (c *issuerCache) load() (current *issuerSet, forgotten int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current, c.forgotten
+}
+
+// keep keeps a set unless the cache was told to forget while the database was asked.
+func (c *issuerCache) keep(set *issuerSet, forgotten int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.forgotten == forgotten {
+		c.current = set
+	}
+}
+
+// fresh reports whether a set is as new as who asks at the instant now may expect. One that was read since he asked is: of
+// many who waited for the one who asks the database, only the first asks again. It is not much newer unless a clock went back.
+func (s *issuerSet) fresh(now time.Time) bool {
+	if s == nil {
+		return false
+	}
+	age := now.Sub(s.checked)
+	return age < maxIssuerAge && age > -time.Minute
+}
+
 // issuersNow returns the issuers as they were within the last second.
 func (c *CA) issuersNow(ctx context.Context, now time.Time) (*issuerSet, error) {
-	c.issuers.mu.Lock()
-	defer c.issuers.mu.Unlock()
-	if known := c.issuers.current; known != nil && now.Sub(known.checked) < maxIssuerAge && !now.Before(known.checked) {
+	if known, _ := c.issuers.load(); known.fresh(now) {
 		return known, nil
+	}
+	c.issuers.refresh.Lock()
+	defer c.issuers.refresh.Unlock()
+	known, forgotten := c.issuers.load()
+	if known.fresh(now) {
+		return known, nil
+	}
+	if waited := time.Now(); waited.After(now) {
+		now = waited
 	}
 	set := &issuerSet{checked: now}
 	err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
@@ -63,23 +100,21 @@ func (c *CA) issuersNow(ctx context.Context, now time.Time) (*issuerSet, error) 
 		return err
 	})
 	if err != nil {
-		if known := c.issuers.current; known != nil && fault.Is(err, fault.Unavailable) {
+		if known != nil && fault.Is(err, fault.Unavailable) {
 			return known, nil // what is known of issuers serves as long as the database is away
 		}
 		return nil, err
 	}
-	c.issuers.current = set
+	c.issuers.keep(set, forgotten)
 	return set, nil
 }
 
 // known returns the cached set whatever its age, for what never changes: names, numbers, partitions.
 func (c *CA) known() *issuerSet {
-	c.issuers.mu.Lock()
-	defer c.issuers.mu.Unlock()
-	if c.issuers.current == nil {
-		return new(issuerSet)
+	if known, _ := c.issuers.load(); known != nil {
+		return known
 	}
-	return c.issuers.current
+	return new(issuerSet)
 }
 
 // forget makes the next look at the issuers go to the database.
@@ -87,6 +122,7 @@ func (c *CA) forget() {
 	c.issuers.mu.Lock()
 	defer c.issuers.mu.Unlock()
 	c.issuers.current = nil
+	c.issuers.forgotten++
 }
 
 // issuer finds an issuer by name or ID within a transaction.
