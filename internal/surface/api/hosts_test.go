@@ -28,7 +28,6 @@ type machine struct {
 	key        crypto.Signer
 	csr        string
 	joined     *client.Joined
-	generation int64
 }
 
 func newMachine(t testing.TB) *machine {
