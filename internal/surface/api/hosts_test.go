@@ -25,9 +25,9 @@ import (
 
 // machine is a machine as the authority meets it: a key, a request for it, and later an identity.
 type machine struct {
-	key        crypto.Signer
-	csr        string
-	joined     *client.Joined
+	key    crypto.Signer
+	csr    string
+	joined *client.Joined
 }
 
 func newMachine(t testing.TB) *machine {
