@@ -32,6 +32,8 @@ type Options struct {
 	Logger  *slog.Logger // nil logs nothing
 	Version string
 	Pace    Pace
+	// Alone says that the process is this agent's alone: what it does not need while it waits is given back to the system.
+	Alone bool
 	// Self starts the child that tries to read a file as another user: see probe.System.
 	Self []string
 	// Cut is called before and after each change of the state directory, and CutFiles before and after each operation on
@@ -53,6 +55,7 @@ type Agent struct {
 	placer  *place.Placer
 	api     *client.Client // nil before the host joined
 	tries   attempts
+	alone   bool
 
 	reported   string    // digest of the last report that was taken
 	reportedAt time.Time // by the agent's clock
@@ -88,7 +91,7 @@ func assemble(state *State, o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		state: state, root: settled.Root, config: o.Config, now: o.Now, log: o.Logger, version: o.Version, pace: o.Pace.filled(),
-		tries: attempts{},
+		tries: attempts{}, alone: o.Alone,
 	}
 	if a.now == nil {
 		a.now = time.Now

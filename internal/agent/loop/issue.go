@@ -143,6 +143,9 @@ func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 	if result.Certificate == nil {
 		return nil, fault.New(fault.Conflict, "an officer must decide on profile %s, and an agent does not wait for one", ask.Planned.Profile)
 	}
+	// It begins when it was issued, which is after this pass began: where a profile does not backdate, and the authority was
+	// slow, the time of the pass would be too early for it.
+	w.now = w.agent.now()
 	fresh := &held{Planned: ask.Planned, Pool: w.pool, Epoch: w.agent.identity().Epoch, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
 	err = fresh.parse()
 	if err == nil {

@@ -244,7 +244,11 @@ func (a *Agent) watch(ctx context.Context, etag string, news chan<- *client.Desi
 	}
 	failures, wait := 0, time.Duration(0)
 	for ctx.Err() == nil {
-		idle := time.AfterFunc(2*time.Second, releaseMemory) // into the wait
+		idle := time.AfterFunc(2*time.Second, func() { // into the wait
+			if a.alone {
+				releaseMemory()
+			}
+		})
 		fresh, err := a.api.Desired(ctx, etag, wait)
 		idle.Stop()
 		if ctx.Err() != nil {

@@ -76,6 +76,7 @@ func (c *agentRunCommand) Run(ctx context.Context, g *globals) error {
 	loop.Frugal()
 	logger, end := g.logger("info")
 	o := c.options(g)
+	o.Alone = true
 	if !c.Once {
 		o.Logger = logger
 	}
