@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/internal/run/bench"
 )
@@ -15,16 +16,15 @@ import (
 // TestEveryBudgetIsMeasured runs the whole benchmark on SQLite with next to nothing in it. Its figures judge nothing; what
 // counts is that every program runs, every answer passes, and every budget has a line.
 func TestEveryBudgetIsMeasured(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "chancery")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "chancery/cmd/chancery").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	program := built(t, dir)
 	var out, talk bytes.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	err := bench.Run(ctx, bench.Options{
-		Program: program, Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite"}, Scale: bench.Tiny, Out: &out, Err: &talk,
+		Program: program, Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "issuance", "ocsp", "revocation", "crl", "start"},
+		Scale: bench.Tiny, Out: &out, Err: &talk,
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, talk.String(), out.String())
@@ -58,6 +58,56 @@ func TestEveryBudgetIsMeasured(t *testing.T) {
 	if t.Failed() {
 		t.Log(out.String(), talk.String())
 	}
+}
+
+// TestAgents runs some agents: all of them join, place and report, and are re-keyed twice, once because the authority says so
+// and once because all their certificates are due. Run refuses unless each ends with a pair that is valid and under its trust,
+// an agent with nothing to do writes nothing, and those that wait hear of what concerns them.
+func TestAgents(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var out, talk bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	err := bench.Run(ctx, bench.Options{
+		Program: built(t, dir), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "agents"}, Scale: bench.Tiny, Out: &out, Err: &talk,
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, talk.String(), out.String())
+	}
+	seen := 0
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, "BUDGET ") {
+			continue
+		}
+		b, err := bench.ParseBudget(strings.TrimSpace(line))
+		if err != nil {
+			t.Error(err)
+		}
+		if b.Unknown || b.Measured < 0 {
+			t.Errorf("%s", line)
+		}
+		if strings.HasPrefix(b.Name, "agents-storm.") && b.Measured != 1 {
+			t.Errorf("a storm lost something: %s", line)
+		}
+		seen++
+	}
+	if seen != 6 {
+		t.Errorf("%d budgets of 6 were measured", seen)
+	}
+	if t.Failed() {
+		t.Log(out.String(), talk.String())
+	}
+}
+
+// built is this program.
+func built(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "chancery")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "chancery/cmd/chancery").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return program
 }
 
 func TestOnlyRefusesUnknownNames(t *testing.T) {
