@@ -44,6 +44,8 @@ type daemon struct {
 	*consumer.Process
 	h    *host
 	port string
+	logs string // path of its log
+	pids string // path of the file with its number
 }
 
 // configure writes libvirtd.conf and returns the port.
@@ -58,6 +60,10 @@ func (h *host) configure(settings ...string) (port string) {
 
 func (h *host) configurePort(port string, settings ...string) {
 	h.t.Helper()
+	if h.root != "" {
+		h.prepare(port, settings...)
+		return
+	}
 	lines := append([]string{"listen_tls = 1", "listen_tcp = 0", fmt.Sprintf("listen_addr = %q", h.at), fmt.Sprintf("tls_port = %q", port),
 		`auth_unix_ro = "none"`, `auth_unix_rw = "none"`, `auth_tls = "none"`, `log_outputs = "3:file:/run/libvirtd.log"`}, settings...)
 	h.write(libvirtConf, strings.Join(lines, "\n")+"\n")
@@ -67,15 +73,22 @@ func (h *host) configurePort(port string, settings ...string) {
 // QEMU. Where it ends it is started again, as systemd would.
 func (h *host) libvirtd(port string) *daemon {
 	h.t.Helper()
+	d := &daemon{h: h, port: port, logs: "/run/libvirtd.log", pids: "/run/libvirtd.pid"}
+	run := "libvirtd --listen -p " + d.pids
+	if h.root != "" {
+		d.logs, d.pids = h.path("/opt/virt/log"), h.path("/opt/virt/pid")
+		run = "libvirtd -f " + h.conf() + " --listen -p " + d.pids
+	}
 	h.write("/opt/drivers/none", "")
-	h.write("/opt/libvirtd", "#!/bin/sh\nwhile :; do setpriv --pdeathsig KILL libvirtd --listen -p /run/libvirtd.pid; sleep 0.1; done\n")
-	h.write("/opt/restart", "#!/bin/sh\np=$(cat /run/libvirtd.pid) && kill $p && while kill -0 $p 2>/dev/null; do sleep 0.05; done\n")
+	h.write("/opt/libvirtd", "#!/bin/sh\nPATH=$PATH:/usr/sbin\nwhile :; do setpriv --pdeathsig KILL "+run+"; sleep 0.1; done\n")
+	h.write("/opt/restart", "#!/bin/sh\np=$(cat "+d.pids+") && kill $p && while kill -0 $p 2>/dev/null; do sleep 0.05; done\n")
 	for _, script := range []string{"/opt/libvirtd", "/opt/restart"} {
 		must(h.t, os.Chmod(h.path(script), 0o755))
 	}
-	return &daemon{h: h, port: port, Process: h.start(consumer.Program{
-		Path: "/opt/libvirtd", Env: []string{"LIBVIRT_DRIVER_DIR=/opt/drivers"}, Ready: consumer.Listening(h.at + ":" + port),
-	})}
+	d.Process = h.start(consumer.Program{
+		Path: h.inside("/opt/libvirtd"), Env: []string{"LIBVIRT_DRIVER_DIR=" + h.inside("/opt/drivers")}, Ready: consumer.Listening(h.at + ":" + port),
+	})
+	return d
 }
 
 // restarts has the agent restart the daemon as it can be done without systemd: the lines of agent.yaml.
@@ -83,15 +96,10 @@ func (h *host) restarts() string {
 	return "steps:\n  libvirt-server:\n    restart: [" + h.inside("/opt/restart") + "]\n"
 }
 
-// server is the placement of the host's daemon.
-func (h *host) server(parameters ...string) client.PlacementOrder {
-	return order("libvirt-server", parameters...)
-}
-
-func (d *daemon) pid() string { return strings.TrimSpace(string(d.h.read("/run/libvirtd.pid"))) }
+func (d *daemon) pid() string { return strings.TrimSpace(string(d.h.read(d.pids))) }
 
 // log is what the daemon has written to its log.
-func (d *daemon) log() string { return string(d.h.read("/run/libvirtd.log")) }
+func (d *daemon) log() string { return string(d.h.read(d.logs)) }
 
 // uri is where the daemon is reached under a name, with a client's directory.
 func (d *daemon) uri(name string, p *peer) string {
