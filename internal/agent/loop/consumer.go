@@ -3,7 +3,6 @@ package loop
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -211,14 +210,6 @@ func (w *work) after(ctx context.Context, began time.Time) {
 			w.fail(fmt.Errorf("after placing: %s: %w", step.Name, err))
 		}
 	}
-}
-
-// leafOf is the first certificate of a plan's main material.
-func leafOf(plan *recipe.Plan, m map[string]*probe.Material) *x509.Certificate {
-	if plan == nil || len(plan.Certificates) == 0 || m[plan.Certificates[0].ID] == nil {
-		return nil
-	}
-	return m[plan.Certificates[0].ID].Path[0]
 }
 
 func cloneWith(with map[string]string) map[string]string {

@@ -42,7 +42,6 @@ type node struct {
 	stop  context.CancelFunc
 	ended chan struct{}
 	admin *client.Client
-	pools atomic.Int64
 	hosts atomic.Int64
 }
 
