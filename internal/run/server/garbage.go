@@ -9,11 +9,14 @@ import (
 )
 
 // A node keeps some ten megabytes. Collecting whenever that has doubled takes a tenth of its processor time under load, to
-// save memory that nobody misses; of a large heap, as of a node with ten thousand agents, the same share would be missed.
+// save memory that nobody misses; of a large heap, as of a node with ten thousand agents, the same share would be missed. There
+// most of what is live is connections that wait, which make little garbage: so beside them it may take a fixed amount.
 const (
-	smallHeap    = 64 << 20 // live octets
-	smallPercent = 200      // GOGC below
-	largePercent = 100      // and above, which is Go's own
+	smallHeap    = 64 << 20  // live octets
+	smallPercent = 200       // GOGC below
+	largePercent = 100       // and above, which is Go's own, while that is no more than
+	mostGarbage  = 128 << 20 // octets; the percentage falls with what is live, down to
+	leastPercent = 25        // below which collecting would take too much of the processor
 )
 
 // collect sets GOGC by what is live, looking once a second, and leaves alone what the operator has set: GOGC, and GOMEMLIMIT
@@ -45,5 +48,5 @@ func gcPercent(live uint64) int {
 	if live < smallHeap {
 		return smallPercent
 	}
-	return largePercent
+	return int(min(largePercent, max(leastPercent, mostGarbage*100/live)))
 }

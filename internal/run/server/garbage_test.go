@@ -11,7 +11,7 @@ import (
 )
 
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 200, 12 << 20: 200, smallHeap - 1: 200, smallHeap: 100, 1 << 40: 100} {
+	for live, want := range map[uint64]int{0: 200, 12 << 20: 200, smallHeap - 1: 200, smallHeap: 100, 128 << 20: 100, 256 << 20: 50, 400 << 20: 32, 1 << 40: 25} {
 		if got := gcPercent(live); got != want {
 			t.Errorf("with %d live: %d, want %d", live, got, want)
 		}
