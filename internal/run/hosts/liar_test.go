@@ -20,10 +20,18 @@ import (
 )
 
 // liar stands between an agent and its authority, as only somebody can who has the node's key and the agent's. It changes
-// the certificates that are answered.
+// the certificates that are answered, and withholds CRLs.
 type liar struct {
-	mu     sync.Mutex
-	answer func(*client.Certificate)
+	mu       sync.Mutex
+	answer   func(*client.Certificate)
+	withhold bool // CRLs
+}
+
+// withholds says whether CRLs are handed on.
+func (l *liar) withholds(so bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.withhold = so
 }
 
 // change says how; nil hands on what the authority says.
@@ -69,6 +77,12 @@ func (w *world) between(t testing.TB, h *host) *liar {
 func (l *liar) modify(answer *http.Response) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.withhold && strings.Contains(answer.Request.URL.Path, "/crls/") {
+		answer.Body.Close()
+		answer.StatusCode, answer.Body, answer.ContentLength = http.StatusNotFound, http.NoBody, 0
+		answer.Header.Del("Content-Length")
+		return nil
+	}
 	issues := strings.HasSuffix(answer.Request.URL.Path, "/certificates") || strings.HasSuffix(answer.Request.URL.Path, "/rekey")
 	if l.answer == nil || !issues || answer.StatusCode >= 300 {
 		return nil

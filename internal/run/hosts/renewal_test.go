@@ -217,6 +217,37 @@ func TestBadIssuance(t *testing.T) {
 	}
 }
 
+// TestCRLsThatAreLate: what was issued waits for the CRLs that its consumer needs. It is neither placed without them nor
+// thrown away, as if the authority had issued something wrong.
+func TestCRLsThatAreLate(t *testing.T) {
+	t.Parallel()
+	w := theWorld(t)
+	h := w.newHost(t, "host", machine{})
+	h.write(h.conf(), "")
+	h.join(order("libvirt-server", "conf="+h.conf()))
+	liar := w.between(t, h)
+	liar.withholds(true)
+	for range 2 {
+		out, err := h.agent("run", "--once").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "no CRL in force") || strings.Contains(string(out), "ALARM") {
+			t.Errorf("without CRLs: %v\n%s", err, out)
+		}
+	}
+	h.absent("/etc/pki")
+	liar.withholds(false)
+	h.converge()
+	issued := 0
+	for c, err := range w.admin.Certificates(t.Context(), client.CertificateFilter{Name: h.name, Profile: "libvirt-server"}) {
+		must(t, err)
+		if issued++; c.Serial != h.observed("libvirt-server").Serial {
+			t.Errorf("certificate %s was issued and is not placed", c.Serial)
+		}
+	}
+	if issued != 1 {
+		t.Errorf("%d certificates were issued", issued)
+	}
+}
+
 func pems(ders [][]byte) string {
 	var b strings.Builder
 	for _, der := range ders {
