@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,14 +22,16 @@ import (
 
 // authenticator finds out who calls: by the client certificate of the connection, by the one that a trusted proxy passes
 // on, or by a token. A certificate is checked in full (path, validity, usage, revocation); the result is believed for at
-// most a second, and so is what access says of the principal.
+// most a second, and so is what access says of the principal. That the signatures of a path are right stays true: they are not
+// verified again while the roots are the same.
 type authenticator struct {
 	identities *identity.Service
 	access     *access.Store
 	proxies    []netip.Prefix
 
-	mu      sync.RWMutex // guards checked
+	mu      sync.RWMutex // guards what follows
 	checked map[[sha256.Size]byte]proven
+	roots   *x509.CertPool // the newest; the same value while it is the same set
 }
 
 // proven is a certificate that was found good.
@@ -37,6 +40,17 @@ type proven struct {
 	spki     []byte
 	notAfter time.Time
 	at       time.Time
+
+	above []*x509.Certificate // the path that was verified, without the leaf
+	roots *x509.CertPool      // which it was verified by
+}
+
+// verified reports whether the path that was verified before is one still.
+func (p *proven) verified(roots *x509.CertPool, now time.Time) bool {
+	if p.roots != roots || now.Before(p.at) || now.After(p.notAfter) {
+		return false
+	}
+	return !slices.ContainsFunc(p.above, func(c *x509.Certificate) bool { return now.Before(c.NotBefore) || now.After(c.NotAfter) })
 }
 
 const (
@@ -148,14 +162,25 @@ func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, 
 	if age := now.Sub(id.at); ok && age >= 0 && age < believe && now.Before(id.notAfter) {
 		return id, nil
 	}
-	issuer, err := a.verify(ctx, path, now)
+	roots, err := a.rootsNow(ctx)
 	if err != nil {
 		return proven{}, err
+	}
+	issuer := ""
+	if ok && id.verified(roots, now) {
+		if issuer, err = a.identities.IssuerOf(ctx, id.above[0]); err != nil && !fault.Is(err, fault.NotFound) {
+			return proven{}, err
+		}
+	}
+	if issuer == "" {
+		if issuer, id.above, err = a.verify(ctx, path, roots, now); err != nil {
+			return proven{}, err
+		}
 	}
 	if err := a.good(ctx, issuer, leaf); err != nil {
 		return proven{}, err
 	}
-	id = proven{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now}
+	id = proven{issuer: issuer, spki: leaf.RawSubjectPublicKeyInfo, notAfter: leaf.NotAfter, at: now, above: id.above, roots: roots}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.checked) >= maxIdentity || a.checked == nil {
@@ -169,7 +194,11 @@ func (a *authenticator) identity(ctx context.Context, path []*x509.Certificate, 
 // handshake and not from the certificate's dates. Nothing of it is remembered.
 func (a *authenticator) ended(ctx context.Context, path []*x509.Certificate) (access.Principal, error) {
 	leaf := path[0]
-	issuer, err := a.verify(ctx, path, leaf.NotAfter)
+	roots, err := a.rootsNow(ctx)
+	if err != nil {
+		return access.Principal{}, err
+	}
+	issuer, _, err := a.verify(ctx, path, roots, leaf.NotAfter)
 	if err != nil {
 		return access.Principal{}, err
 	}
@@ -188,24 +217,34 @@ func (a *authenticator) good(ctx context.Context, issuer string, leaf *x509.Cert
 	return err
 }
 
-// verify checks the path up to the identity root, and returns the ID of the issuer.
-func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, now time.Time) (string, error) {
+// rootsNow are the roots of identities, as one value while they are the same.
+func (a *authenticator) rootsNow(ctx context.Context) (*x509.CertPool, error) {
+	roots, err := a.identities.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.roots == nil || !a.roots.Equal(roots) {
+		a.roots = roots
+	}
+	return a.roots, nil
+}
+
+// verify checks the path up to the identity root, and returns the ID of the issuer and the path above the leaf.
+func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, roots *x509.CertPool, now time.Time) (string, []*x509.Certificate, error) {
 	intermediates := x509.NewCertPool()
 	for _, c := range path[1:] {
 		intermediates.AddCert(c)
-	}
-	roots, err := a.identities.Roots(ctx)
-	if err != nil {
-		return "", err
 	}
 	chains, err := path[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-			return "", unproven("it was valid from %v to %v", path[0].NotBefore, path[0].NotAfter)
+			return "", nil, unproven("it was valid from %v to %v", path[0].NotBefore, path[0].NotAfter)
 		}
-		return "", unproven("it does not chain to the identity root as a client certificate: %v", err)
+		return "", nil, unproven("it does not chain to the identity root as a client certificate: %v", err)
 	}
 	for _, chain := range chains {
 		if len(chain) < 2 {
@@ -213,13 +252,13 @@ func (a *authenticator) verify(ctx context.Context, path []*x509.Certificate, no
 		}
 		issuer, err := a.identities.IssuerOf(ctx, chain[1])
 		if err == nil {
-			return issuer, nil
+			return issuer, slices.Clone(chain[1:]), nil
 		}
 		if !fault.Is(err, fault.NotFound) {
-			return "", err
+			return "", nil, err
 		}
 	}
-	return "", unproven("no issuer of identities here issued it")
+	return "", nil, unproven("no issuer of identities here issued it")
 }
 
 func unproven(format string, args ...any) error {
