@@ -94,7 +94,7 @@ func (b *bench) fleet(ctx context.Context, a *authority) (err error) {
 	if err := f.addHosts(ctx, b.agentCount); err != nil {
 		return fmt.Errorf("add hosts: %w", err)
 	}
-	b.row(a, row{what: "host add", who: "chancery", size: 0}, before, begin, len(f.hosts))
+	b.row(a, row{what: "host add", who: "chancery"}, before, begin, len(f.hosts))
 	order := crewOrder{Dir: f.dir}
 	for _, h := range f.hosts {
 		order.Members = append(order.Members, crewMember{Name: h.Host.Name, Token: h.Token})
@@ -315,7 +315,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // storms has every host re-keyed: first because the authority says so, to all within a few seconds; then because all their
-// certificates, which live for two minutes, are due within the twelfth of that by which agents spread what is due.
+// certificates, which live for a minute or two, are due within the twelfth of that by which agents spread what is due.
 func (b *bench) storms(ctx context.Context, f *fleet) error {
 	if err := f.saveBrief(ctx, b.agentLife); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -82,7 +83,9 @@ func Run(ctx context.Context, o Options) error {
 			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, agents, sqlite and postgres, not %q", name)
 		}
 	}
-	b.budgets = wanted(b.engines(), b.part)
+	b.budgets = slices.DeleteFunc(wanted(b.engines(), b.part), func(budget Budget) bool {
+		return strings.HasPrefix(budget.Name, "agents-") && strings.Contains(budget.Name, postgresEngine) && !b.agentsOn(postgresEngine)
+	})
 	dir, err := os.MkdirTemp(o.Dir, "chancery-bench-")
 	if err != nil {
 		return err
@@ -99,6 +102,12 @@ func Run(ctx context.Context, o Options) error {
 func (b *bench) part(name string) bool {
 	only := slices.DeleteFunc(slices.Clone(b.Only), func(s string) bool { return s == sqliteEngine || s == postgresEngine })
 	return len(only) == 0 || slices.Contains(only, name)
+}
+
+// agentsOn reports whether agents are measured on an engine: on PostgreSQL where they are asked for by name, so that the whole
+// stays under twenty minutes.
+func (b *bench) agentsOn(engine string) bool {
+	return b.part(partAgents) && (engine == sqliteEngine || slices.Contains(b.Only, partAgents))
 }
 
 // onlyAgents reports whether nothing but agents is to be measured, which have an authority of their own.
@@ -130,7 +139,7 @@ func (b *bench) all(ctx context.Context) (err error) {
 		if err := b.engine(ctx, engine); err != nil {
 			return fmt.Errorf("%s: %w", engine, err)
 		}
-		if !b.part(partAgents) {
+		if !b.agentsOn(engine) {
 			continue
 		}
 		if err := b.agents(ctx, engine); err != nil {
