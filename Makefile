@@ -1,5 +1,5 @@
 # make          build bin/chancery
-# make demo     an authority in a throw-away directory: issue, revoke, see it in CRL and OCSP
+# make demo     the fleet in a throw-away directory: three hosts, from joining to a stolen key
 # make test     install what the tests need (as root) and run them, consumers included
 # make check    the gate: what CI runs
 # make bench    the budgets, each with a ratio against a peer or a bare limit
@@ -48,7 +48,7 @@ tidy:
 # The race detector needs cgo; the released binary does not. Unit and service tests run under it; the tests that start
 # programs of ours (scripts, faults, benchmark, demo) do not: other processes are what they look at.
 race:
-	CGO_ENABLED=1 $(GO) test -race -short ./client/... ./internal/fault ./internal/pki/... ./internal/store/... ./internal/authority/... \
+	CGO_ENABLED=1 $(GO) test -race -short ./client/... ./internal/fault ./internal/pki/... ./internal/store/... ./internal/authority/... ./internal/agent/... \
 		./internal/fleet/... ./internal/upkeep/... ./internal/surface/... ./internal/run/server
 
 fuzz:

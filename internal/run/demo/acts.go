@@ -106,6 +106,7 @@ func (s *story) virsh(ctx context.Context, h *host) error {
 	if name := string(bytes.TrimSpace(out)); err != nil || name != "test" {
 		return fmt.Errorf("virsh: %w: %s", err, name)
 	}
+	s.virshed = true
 	s.line("virsh over TLS lists the domains of %s: test.", h.name)
 	return nil
 }

@@ -44,6 +44,7 @@ type story struct {
 	addresses server.Addresses
 	api       *client.Client
 	hosts     []*host
+	virshed   bool // virsh was there, and listed the domains
 	began     time.Time
 }
 
@@ -189,15 +190,20 @@ func (s *story) proven(ctx context.Context) error {
 
 // lookNext says what else there is to see while everything runs.
 func (s *story) lookNext() {
-	web := s.hosts[1]
+	virt, web := s.hosts[0], s.hosts[1]
 	s.tell("\nEverything runs until you press Ctrl-C. In another terminal:\n")
-	s.line("export CHANCERY_DIR=%s", filepath.Join(s.dir, "authority"))
+	s.line("export CHANCERY_DIR=%s PATH=%s:$PATH", filepath.Join(s.dir, "authority"), filepath.Dir(s.Program[0]))
 	for _, command := range []string{
-		"chancery host list", "chancery host show " + web.name, "chancery host set " + web.name + " --dns shop.example",
+		"chancery host list", "chancery host show " + web.name, "chancery host set " + web.name + " --dns other.example",
 		"chancery agent status --state " + web.state, "chmod 644 " + web.path("/etc/nginx/tls/server.key") + "   # and see its agent mend it within seconds",
 		fmt.Sprintf("curl --cacert %s --connect-to %s:443:%s https://%[2]s/", web.trust, web.name, web.daemon.address),
-		"chancery cert list", "chancery audit list", "chancery status",
 	} {
+		s.line("%s", command)
+	}
+	if s.virshed {
+		s.line("virsh -c '%s' list", s.uri(virt))
+	}
+	for _, command := range []string{"chancery cert list", "chancery audit list", "chancery status"} {
 		s.line("%s", command)
 	}
 }

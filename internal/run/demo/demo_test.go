@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -82,6 +84,56 @@ func holds(t *testing.T, text string, more ...string) {
 	}
 }
 
+// changing are what no two stories have in common.
+var changing = []struct {
+	what *regexp.Regexp
+	word string
+}{
+	{regexp.MustCompile(`[0-9a-f]{8}…`), "SERIAL"},
+	{regexp.MustCompile(`127\.0\.0\.1:[0-9]+`), "ADDRESS"},
+	{regexp.MustCompile(`20[0-9]{2}-[0-9]{2}-[0-9]{2}`), "DATE"},
+	{regexp.MustCompile(`CRL [0-9]+`), "CRL N"},
+	{regexp.MustCompile(`[0-9.]+m?s\b`), "TIME"},
+	{regexp.MustCompile(`/tmp/[^ ]*chancery-demo-[0-9]+`), "DIR"},
+	{regexp.MustCompile(`(libvirtd|nginx|PostgreSQL) [0-9.]+`), "$1 V"},
+	{regexp.MustCompile(`[0-9]+ (octets|more)`), "N $1"},
+	{regexp.MustCompile(` {2,}`), "  "}, // widths of columns
+}
+
+func withoutChanging(line string) string {
+	for _, c := range changing {
+		line = c.what.ReplaceAllString(line, c.word)
+	}
+	return strings.TrimSpace(line)
+}
+
+// pictured holds the picture in README against what is told: each of its lines, in order. A line of … stands for some.
+func pictured(t *testing.T, told string) {
+	t.Helper()
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, picture, _ := strings.Cut(string(readme), "```text\nChancery's demo.")
+	picture, _, found := strings.Cut("Chancery's demo."+picture, "```")
+	if !found || strings.Count(picture, "\n") < 25 {
+		t.Fatalf("README has no picture of the story, or a small one:\n%s", picture)
+	}
+	lines := strings.Split(told, "\n")
+	for line := range strings.Lines(picture) {
+		want := withoutChanging(line)
+		if want == "…" || want == "" {
+			continue
+		}
+		at := slices.IndexFunc(lines, func(l string) bool { return withoutChanging(l) == want })
+		if at < 0 {
+			t.Errorf("README shows what is not told, or not there: %s", want)
+			continue
+		}
+		lines = lines[at+1:]
+	}
+}
+
 // TestStory plays it with real consumers.
 func TestStory(t *testing.T) {
 	var out bytes.Buffer
@@ -89,6 +141,7 @@ func TestStory(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	holds(t, out.String(), "libvirtd 9", "nginx 1.", "PostgreSQL 1", "The certificate hasn't got a known issuer", "virsh over TLS lists", "refused: tls: revoked certificate")
+	pictured(t, out.String())
 }
 
 // TestStoryWithoutConsumers plays it on a machine that has none of them.
