@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -40,9 +41,23 @@ func TestMain(m *testing.M) {
 	case os.Getenv(holdMounts) != "":
 		hold(os.Getenv(holdMounts))
 	default:
+		spread()
 		code := m.Run()
 		shared.end()
 		os.Exit(code)
+	}
+}
+
+// spread has more tests run at once than there are processors, where nobody has said how many: most of their time they wait
+// for other programs.
+func spread() {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
 	}
 }
 
