@@ -55,7 +55,7 @@ func TestQEMUGroupVariant(t *testing.T) {
 		t.Errorf("a second look replaced files: %v, then %v", before, after)
 	}
 	key := string(h.read(serverKey))
-	for what, change := range map[string][]string{
+	changes := map[string][]string{
 		"mode of the key":        {"chmod", "0444", serverKey},
 		"group of the key":       {"chgrp", "root", serverKey},
 		"label of the key":       {"setfattr", "-n", "security.selinux", "-v", "system_u:object_r:tmp_t:s0", serverKey},
@@ -65,7 +65,8 @@ func TestQEMUGroupVariant(t *testing.T) {
 		"label of a directory":   {"setfattr", "-n", "security.selinux", "-v", "system_u:object_r:tmp_t:s0", "/etc/pki/libvirt"},
 		"a file that is gone":    {"rm", serverCert},
 		"owner of a certificate": {"chown", "12345", serverCert},
-	} {
+	}
+	for what, change := range changes {
 		h.run(change...)
 		h.converge()
 		path := change[len(change)-1]
@@ -97,9 +98,9 @@ func TestMissingGroup(t *testing.T) {
 	if seen := h.observed("libvirt-server"); seen.State != client.PlacementFailed || !strings.Contains(seen.Message, "group") {
 		t.Errorf("reported is %+v", seen)
 	}
-	for c, err := range h.world.admin.Certificates(t.Context(), client.CertificateFilter{Name: "host1", Profile: "libvirt-server"}) {
+	for c, err := range h.world.admin.Certificates(t.Context(), client.CertificateFilter{Name: h.name}) {
 		must(t, err)
-		if c.Requester == h.name {
+		if c.Profile == "libvirt-server" {
 			t.Errorf("certificate %s was asked for in vain", c.Serial)
 		}
 	}
