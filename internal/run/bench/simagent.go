@@ -178,32 +178,29 @@ func (c *crew) wait(ctx context.Context, i int, roots *x509.CertPool, turn chan 
 	defer p.close()
 	ended := context.AfterFunc(ctx, p.interrupt)
 	defer ended()
-	for first := true; ctx.Err() == nil; {
-		if p.conn == nil {
-			turn <- struct{}{}
-			err = p.first()
-			<-turn
-		}
-		if err == nil && first {
+	for begun := false; ctx.Err() == nil; {
+		err := p.reach(turn)
+		if err == nil && !begun {
 			c.waiting.Add(1)
-			first = false
+			begun = true
 		}
 		changed := false
 		if err == nil {
 			changed, err = p.poll(c.order.Wait)
 		}
-		switch {
-		case err != nil && ctx.Err() == nil:
-			c.fail(fmt.Errorf("%s: %w", m.Name, err))
+		if err != nil {
 			p.drop()
-			time.Sleep(time.Second + rand.N(time.Second))
-			err = nil
+			if ctx.Err() == nil {
+				c.fail(fmt.Errorf("%s: %w", m.Name, err))
+				_ = pause(ctx, time.Second+rand.N(time.Second))
+			}
 			continue
-		case changed:
+		}
+		if changed {
 			c.heard[i].Store(time.Now().UnixNano())
 		}
 		c.polls.Add(1)
-		time.Sleep(rand.N(100 * time.Millisecond)) // as agents do
+		_ = pause(ctx, rand.N(100*time.Millisecond)) // as agents do
 	}
 	return nil
 }
@@ -218,8 +215,13 @@ type poller struct {
 	over bool
 }
 
-// first connects, and learns what the host shall hold.
-func (p *poller) first() error {
+// reach connects where there is no connection, in its turn, and learns what the host shall hold.
+func (p *poller) reach(turn chan struct{}) error {
+	if p.conn != nil {
+		return nil
+	}
+	turn <- struct{}{}
+	defer func() { <-turn }()
 	if err := p.connect(); err != nil {
 		return err
 	}
