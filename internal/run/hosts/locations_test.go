@@ -67,6 +67,30 @@ func TestOverriddenLocations(t *testing.T) {
 	}
 }
 
+// TestLocationsOfTheProxyDaemon: where virtproxyd listens it is its configuration that says where files are, and its
+// version that counts.
+func TestLocationsOfTheProxyDaemon(t *testing.T) {
+	t.Parallel()
+	if elseInDirectory(t, (*scene).isAccepted) {
+		return
+	}
+	h := theWorld(t).newHost(t, "host", machine{})
+	h.write(libvirtConf, "")
+	h.write("/etc/libvirt/virtproxyd.conf", strings.Join(elsewhere("/opt/libvirt"), "\n")+"\n")
+	must(t, os.MkdirAll(h.path("/opt/libvirt/private"), 0o755))
+	programs := filepath.Join(h.home, "programs")
+	must(t, os.Mkdir(programs, 0o755))
+	must(t, os.WriteFile(filepath.Join(programs, "virtproxyd"), []byte("#!/bin/sh\necho 'virtproxyd (libvirt) 11.9.0'\n"), 0o755))
+	h.run("mount", "--bind", programs, "/usr/local/sbin")
+	h.join(order("libvirt-server", "daemon=virtproxyd"))
+	h.converge()
+	h.absent("/etc/pki")
+	h.run("openssl", "verify", "-CAfile", "/opt/libvirt/cacert.pem", "/opt/libvirt/servercert.pem")
+	if seen := h.observed("libvirt-server"); seen.State != client.PlacementDown || seen.Facts["version"] != "11.9.0" {
+		t.Errorf("reported is %+v", seen)
+	}
+}
+
 // stale fills the default places with another pool's files, from the time before the settings were made.
 func stale(t *testing.T, w *world, h *host) {
 	t.Helper()
