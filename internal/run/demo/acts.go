@@ -80,7 +80,7 @@ func (s *story) getsIn(ctx context.Context) error {
 	if err := s.virsh(ctx, virt); err != nil {
 		return err
 	}
-	return s.notAServer(ctx, virt, web)
+	return s.notAServer(virt)
 }
 
 // virsh has libvirt's own client list the domains, where it is installed.
@@ -94,7 +94,8 @@ func (s *story) virsh(ctx context.Context, h *host) error {
 		return err
 	}
 	for name, path := range map[string]string{
-		"cacert.pem": "/etc/pki/CA/cacert.pem", "clientcert.pem": "/etc/pki/libvirt/clientcert.pem", "clientkey.pem": "/etc/pki/libvirt/private/clientkey.pem",
+		"cacert.pem": "/etc/pki/CA/cacert.pem", "clientcert.pem": "/etc/pki/libvirt/clientcert.pem",
+		"clientkey.pem": "/etc/pki/libvirt/private/clientkey.pem",
 	} {
 		if err := os.Symlink(h.path(path), filepath.Join(pki, name)); err != nil {
 			return err
@@ -116,8 +117,8 @@ func (s *story) uri(h *host) string {
 	return "test+tls://" + h.daemon.address + "/default?pkipath=" + filepath.Join(s.dir, "virsh")
 }
 
-// notAServer shows a client a server that has hyper1's client certificate, under names that are right.
-func (s *story) notAServer(_ context.Context, virt, web *host) error {
+// notAServer judges hyper1's client certificate as a client judges a server's: root, path and name are right.
+func (s *story) notAServer(virt *host) error {
 	text, err := os.ReadFile(virt.path("/etc/pki/libvirt/clientcert.pem"))
 	if err != nil {
 		return err
@@ -129,7 +130,9 @@ func (s *story) notAServer(_ context.Context, virt, web *host) error {
 	roots, above := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(virt.pool.Root.PEM))
 	above.AppendCertsFromPEM(text)
-	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: above, DNSName: virt.name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	_, err = pair.Leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: above, DNSName: virt.name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
 	var unfit x509.CertificateInvalidError
 	if !errors.As(err, &unfit) || unfit.Reason != x509.IncompatibleUsage {
 		return fmt.Errorf("a client certificate as a server's: %v", err)

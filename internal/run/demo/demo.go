@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,12 +90,15 @@ func (s *story) settle() error {
 	if s.Installed == nil {
 		s.Installed = consumer.Version
 	}
-	if len(s.Program) > 0 {
-		return nil
+	if len(s.Program) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		s.Program = []string{self, "demo-consumer"}
 	}
-	self, err := os.Executable()
-	s.Program = []string{self, "demo-consumer"}
-	return err
+	s.Program = slices.Clip(s.Program) // each host appends words of its own
+	return nil
 }
 
 // open makes the authority and starts its node.
@@ -130,7 +134,8 @@ func (s *story) open(ctx context.Context) (ended <-chan error, err error) {
 		return nil, err
 	}
 	s.api, err = client.New(client.Options{
-		Address: "https://" + s.addresses.API, Roots: roots, Certificate: client.CertificateFiles(dir.AdminCert(), dir.AdminKey()), UserAgent: "chancery-demo",
+		Address: "https://" + s.addresses.API, Roots: roots, UserAgent: "chancery-demo",
+		Certificate: client.CertificateFiles(dir.AdminCert(), dir.AdminKey()),
 	})
 	return done, err
 }
@@ -195,7 +200,8 @@ func (s *story) lookNext() {
 	s.line("export CHANCERY_DIR=%s PATH=%s:$PATH", filepath.Join(s.dir, "authority"), filepath.Dir(s.Program[0]))
 	for _, command := range []string{
 		"chancery host list", "chancery host show " + web.name, "chancery host set " + web.name + " --dns other.example",
-		"chancery agent status --state " + web.state, "chmod 644 " + web.path("/etc/nginx/tls/server.key") + "   # and see its agent mend it within seconds",
+		"chancery agent status --state " + web.state,
+		"chmod 644 " + web.path("/etc/nginx/tls/server.key") + "   # and see its agent mend it within seconds",
 		fmt.Sprintf("curl --cacert %s --connect-to %s:443:%s https://%[2]s/", web.trust, web.name, web.daemon.address),
 	} {
 		s.line("%s", command)

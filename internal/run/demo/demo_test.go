@@ -140,7 +140,8 @@ func TestStory(t *testing.T) {
 	if err := Run(t.Context(), options(&out, false)); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	holds(t, out.String(), "libvirtd 9", "nginx 1.", "PostgreSQL 1", "The certificate hasn't got a known issuer", "virsh over TLS lists", "refused: tls: revoked certificate")
+	holds(t, out.String(), "libvirtd 9", "nginx 1.", "PostgreSQL 1", "The certificate hasn't got a known issuer", "virsh over TLS lists",
+		"refused: tls: revoked certificate")
 	pictured(t, out.String())
 }
 
@@ -152,7 +153,8 @@ func TestStoryWithoutConsumers(t *testing.T) {
 	if err := Run(t.Context(), o); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	holds(t, out.String(), "a stand-in for libvirtd", "a stand-in for nginx", "a stand-in for PostgreSQL", "libvirtd is not installed: ", "nginx is not", "postgres is not")
+	holds(t, out.String(), "a stand-in for libvirtd", "a stand-in for nginx", "a stand-in for PostgreSQL", "libvirtd is not installed: ",
+		"nginx is not", "postgres is not")
 }
 
 // nobody is the number of the user and of the group.

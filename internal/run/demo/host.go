@@ -44,7 +44,11 @@ func (h *host) path(p string) string { return filepath.Join(h.root, p) }
 
 // join is the chapter in which the hosts get their consumers, join, and place.
 func (s *story) join(ctx context.Context) error {
-	s.hosts = []*host{{name: "hyper1.example", poolName: "hypervisors", ip: []string{"127.0.0.1"}}, {name: "web1.example", poolName: "web"}, {name: "db1.example", poolName: "databases"}}
+	s.hosts = []*host{
+		{name: "hyper1.example", poolName: "hypervisors", ip: []string{"127.0.0.1"}},
+		{name: "web1.example", poolName: "web"},
+		{name: "db1.example", poolName: "databases"},
+	}
 	for i, prepare := range []func(context.Context, *host) error{s.hypervisor, s.web, s.database} {
 		h := s.hosts[i]
 		short, _, _ := strings.Cut(h.name, ".")
@@ -267,9 +271,12 @@ func (s *story) database(ctx context.Context, h *host) error {
 		return err
 	}
 	h.daemon.start = func(ctx context.Context) (*consumer.Process, error) {
-		pg, err := consumer.StartPostgreSQL(ctx, h.root, consumer.PostgreSQLOptions{Home: h.daemon.home, Address: h.daemon.address, Settings: []string{
-			"ssl=on", "ssl_key_file=" + of.key, "ssl_cert_file=" + of.certificate, "ssl_ca_file=" + of.trust, "ssl_crl_file=" + of.crl, "hba_file=" + hba,
-		}})
+		pg, err := consumer.StartPostgreSQL(ctx, h.root, consumer.PostgreSQLOptions{
+			Home: h.daemon.home, Address: h.daemon.address, Settings: []string{
+				"ssl=on", "ssl_key_file=" + of.key, "ssl_cert_file=" + of.certificate, "ssl_ca_file=" + of.trust, "ssl_crl_file=" + of.crl,
+				"hba_file=" + hba,
+			},
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -55,7 +55,8 @@ func (w *world) databaseHost(t *testing.T, m machine) *database {
 	output(t, initdb)
 	h.write("/etc/postgresql/pg_hba.conf", "local all postgres trust\nhostssl all all 127.0.0.0/8 cert\n")
 	settings := map[string]string{
-		"listen_addresses": h.at, "port": d.port, "unix_socket_directories": d.home, "fsync": "off", "hba_file": h.inside("/etc/postgresql/pg_hba.conf"), "ssl": "on",
+		"listen_addresses": h.at, "port": d.port, "unix_socket_directories": d.home, "fsync": "off",
+		"hba_file": h.inside("/etc/postgresql/pg_hba.conf"), "ssl": "on",
 		"ssl_key_file": h.inside(pgKey), "ssl_cert_file": h.inside(pgCert), "ssl_ca_file": h.inside(pgCA), "ssl_crl_file": h.inside(pgCRL),
 	}
 	var conf strings.Builder
@@ -63,7 +64,8 @@ func (w *world) databaseHost(t *testing.T, m machine) *database {
 		fmt.Fprintf(&conf, "%s = '%s'\n", name, value)
 	}
 	h.write("/etc/postgresql/postgresql.conf", conf.String())
-	h.join(order("postgresql", "conf="+h.inside("/etc/postgresql/postgresql.conf"), "data="+d.home+"/data", "address="+h.at+":"+d.port, "user="+owner, "group="+group))
+	h.join(order("postgresql", "conf="+h.inside("/etc/postgresql/postgresql.conf"), "data="+d.home+"/data", "address="+h.at+":"+d.port,
+		"user="+owner, "group="+group))
 	return d
 }
 
@@ -286,8 +288,8 @@ func TestDatabaseReloadThatFails(t *testing.T) {
 			spoil := d.h.inside("/opt/spoil")
 			d.h.write("/opt/other.key", string(other))
 			// Between placing and the first reload somebody puts another key there.
-			d.h.write("/opt/spoil", strings.NewReplacer("DONE", d.h.inside("/opt/spoilt"), "OTHER", d.h.inside("/opt/other.key"), "KEY", d.h.inside(pgKey), "PID", d.home+"/data/postmaster.pid").
-				Replace("#!/bin/sh\n[ -e DONE ] || cat OTHER >KEY\n: >DONE\nexec kill -HUP $(head -n 1 PID)\n"))
+			d.h.write("/opt/spoil", strings.NewReplacer("DONE", d.h.inside("/opt/spoilt"), "OTHER", d.h.inside("/opt/other.key"),
+				"KEY", d.h.inside(pgKey), "PID", d.home+"/data/postmaster.pid").Replace("#!/bin/sh\n[ -e DONE ] || cat OTHER >KEY\n: >DONE\nexec kill -HUP $(head -n 1 PID)\n"))
 			must(t, os.Chmod(d.h.path("/opt/spoil"), 0o755))
 			d.h.write("/etc/chancery/agent.yaml", "steps:\n  postgresql:\n    reload: ["+strings.ReplaceAll(c.reload, "SPOIL", spoil)+"]\n")
 			w.chancery(t, "host", "set", d.h.name, "--dns", "other-"+d.h.name)

@@ -75,7 +75,9 @@ func (w *world) webHost(t *testing.T, m machine) *webServer {
 
 func (s *webServer) begin() {
 	s.h.t.Helper()
-	s.Process = s.h.start(consumer.Program{Path: "/usr/sbin/nginx", Args: []string{"-e", "stderr", "-c", s.h.inside(nginxConf)}, Ready: consumer.Listening(s.address)})
+	s.Process = s.h.start(consumer.Program{
+		Path: "/usr/sbin/nginx", Args: []string{"-e", "stderr", "-c", s.h.inside(nginxConf)}, Ready: consumer.Listening(s.address),
+	})
 }
 
 // runningWeb is a webHost whose nginx runs and serves.
@@ -165,7 +167,8 @@ func selfMade(t testing.TB, trust []byte, name string) *peer {
 	key := ecKey(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
 	must(t, err)
