@@ -33,6 +33,7 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 	}
 	var timer *time.Timer
 	var w *waiter
+	round := s.waiting.round() // before looking
 	for {
 		now := time.Now()
 		desired, host, err := s.desired(ctx, by, now)
@@ -50,13 +51,16 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 		}
 		if w == nil {
 			w = &waiter{host: host, principal: by.ID, pool: desired.Pool, woken: make(chan struct{}, 1)}
-			if !s.waiting.enter(w) {
+			entered, ok := s.waiting.enter(w)
+			if !ok {
 				return nil, nil // the node ends
 			}
 			defer s.waiting.leave(w)
 			timer = time.NewTimer(wait)
 			defer timer.Stop()
-			continue // what changed before it waited woke nobody
+			if entered != round {
+				continue // it may have been this caller that would have been woken, had it waited already
+			}
 		}
 		desired = nil // thousands wait here, and should hold nothing meanwhile
 		select {

@@ -4,8 +4,9 @@ import "sync"
 
 // waiters are the calls that wait for a change on this node. Ten thousand may: each has a channel and three words here.
 type waiters struct {
-	mu     sync.Mutex           // guards byHost
+	mu     sync.Mutex           // guards what follows
 	byHost map[string][]*waiter // an agent that lost its connection may wait twice
+	rounds int64                // how often somebody was to be woken
 
 	ended chan struct{} // closed when the node ends
 	once  sync.Once
@@ -24,17 +25,25 @@ func (w *waiter) wake() {
 	}
 }
 
-// enter is false when the node ends.
-func (w *waiters) enter(one *waiter) bool {
+// round counts the times that somebody was to be woken. What one read after he learnt the round still holds if the round is
+// the same when he enters: whatever has changed since wakes him.
+func (w *waiters) round() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rounds
+}
+
+// enter returns the round from which on one is woken; it is not ok when the node ends.
+func (w *waiters) enter(one *waiter) (round int64, ok bool) {
 	select {
 	case <-w.ended:
-		return false
+		return 0, false
 	default:
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.byHost[one.host] = append(w.byHost[one.host], one)
-	return true
+	return w.rounds, true
 }
 
 func (w *waiters) leave(one *waiter) {
@@ -57,6 +66,7 @@ func (w *waiters) leave(one *waiter) {
 func (w *waiters) wakeHost(host string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.rounds++
 	for _, one := range w.byHost[host] {
 		one.wake()
 	}
@@ -66,6 +76,7 @@ func (w *waiters) wakeHost(host string) {
 func (w *waiters) wakeThose(match func(*waiter) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.rounds++
 	for _, those := range w.byHost {
 		for _, one := range those {
 			if match(one) {
