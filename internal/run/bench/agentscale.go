@@ -16,7 +16,7 @@ type fleetScale struct {
 
 var (
 	wholeFleet = fleetScale{agentCount: 1000, agentPatience: 3 * time.Minute, agentSettle: 10 * time.Second, agentQuiet: time.Minute,
-		agentLife: 90 * time.Second, agentPasses: 50, agentAlone: 15 * time.Second, idleCount: 10_000}
+		agentLife: 90 * time.Second, agentPasses: 40, agentAlone: 15 * time.Second, idleCount: 10_000}
 	quickFleet = fleetScale{agentCount: 100, agentPatience: time.Minute, agentSettle: time.Second, agentQuiet: 5 * time.Second,
 		agentLife: 30 * time.Second, agentPasses: 10, agentAlone: 5 * time.Second, idleCount: 500}
 	tinyFleet = fleetScale{agentCount: 25, agentPatience: time.Minute, agentQuiet: time.Second,

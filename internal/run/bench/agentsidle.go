@@ -66,7 +66,16 @@ func (b *bench) idleAgents(ctx context.Context, a *authority) (err error) {
 	if err := b.hold(ctx, a, at, len(members)); err != nil {
 		return err
 	}
-	return b.hear(ctx, a, at, members)
+	if err := b.hear(ctx, a, at, members); err != nil {
+		return err
+	}
+	// The peak is judged, after all were woken at once: what the kernel has not taken back yet is taken all the same.
+	peak, err := memory(a.node.PID(), "VmHWM")
+	if err != nil {
+		return err
+	}
+	b.judge(ctx, "agents-held-memory."+a.engine+"."+empty, float64(peak)/1e6, b.inuse(a))
+	return nil
 }
 
 // hold measures the memory and the processor time of a node while all wait.
@@ -99,8 +108,6 @@ func (b *bench) hold(ctx context.Context, a *authority, at string, n int) error 
 	}
 	b.add(row{what: "idle agents", who: fmt.Sprintf("%d agents", n), engine: a.engine, store: empty, rss: rss, size: peak / int64(n),
 		rate: float64(s.Polls-polls) / b.agentQuiet.Seconds(), note: fmt.Sprintf("polls a second, %.2f%% of a core over %s; peak %s", 100*share, short(b.agentQuiet), octets(peak))})
-	// The peak is judged: what the kernel has not taken back yet is taken all the same.
-	b.judge(ctx, "agents-held-memory."+a.engine+"."+empty, float64(peak)/1e6, b.inuse(a))
 	return nil
 }
 
