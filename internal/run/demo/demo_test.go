@@ -134,8 +134,9 @@ func pictured(t *testing.T, told string) {
 	}
 }
 
-// TestStory plays it with real consumers.
+// TestStory plays it with real consumers, for one whose umask lets nobody else read.
 func TestStory(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
 	var out bytes.Buffer
 	if err := Run(t.Context(), options(&out, false)); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -42,6 +43,28 @@ type host struct {
 // path is where a path of the host lies.
 func (h *host) path(p string) string { return filepath.Join(h.root, p) }
 
+// mkdir makes a directory of the host, and those above it, that other users may pass, whatever the umask.
+func (h *host) mkdir(p string) error {
+	if p != "/" {
+		if err := h.mkdir(filepath.Dir(p)); err != nil {
+			return err
+		}
+	}
+	err := os.Mkdir(h.path(p), 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(h.path(p), 0o755))
+}
+
+// write writes a file of the host that other users may read.
+func (h *host) write(p, text string) error {
+	if err := h.mkdir(filepath.Dir(p)); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(h.path(p), []byte(text), 0o644), os.Chmod(h.path(p), 0o644))
+}
+
 // join is the chapter in which the hosts get their consumers, join, and place.
 func (s *story) join(ctx context.Context) error {
 	s.hosts = []*host{
@@ -53,7 +76,7 @@ func (s *story) join(ctx context.Context) error {
 		h := s.hosts[i]
 		short, _, _ := strings.Cut(h.name, ".")
 		h.root, h.state = filepath.Join(s.dir, short), filepath.Join(s.dir, short+"-agent")
-		if err := os.MkdirAll(h.path("/etc/chancery"), 0o755); err != nil {
+		if err := h.mkdir("/etc"); err != nil {
 			return err
 		}
 		address, err := consumer.FreeAddress()
@@ -184,22 +207,22 @@ func (h *host) configure(recipe string, steps map[string][]string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(h.path(loop.ConfigFile), append(text, '\n'), 0o644)
+	return h.write(loop.ConfigFile, string(text)+"\n")
 }
 
 // hypervisor prepares libvirtd. It takes its files from below the host's directory, so its configuration names all four; then
 // it has to be restarted for new ones.
 func (s *story) hypervisor(ctx context.Context, h *host) error {
 	pki := map[string]string{
-		"key_file": h.path("/etc/pki/libvirt/private/serverkey.pem"), "cert_file": h.path("/etc/pki/libvirt/servercert.pem"),
-		"ca_file": h.path("/etc/pki/CA/cacert.pem"), "crl_file": h.path("/etc/pki/CA/cacrl.pem"),
+		"key_file": "/etc/pki/libvirt/private/serverkey.pem", "cert_file": "/etc/pki/libvirt/servercert.pem",
+		"ca_file": "/etc/pki/CA/cacert.pem", "crl_file": "/etc/pki/CA/cacrl.pem",
 	}
 	var lines []string
 	for name, path := range pki {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := h.mkdir(filepath.Dir(path)); err != nil {
 			return err
 		}
-		lines = append(lines, fmt.Sprintf("%s = %q", name, path))
+		lines = append(lines, fmt.Sprintf("%s = %q", name, h.path(path)))
 	}
 	virt, err := consumer.PrepareLibvirtd(h.daemon.home, h.daemon.address, lines...)
 	if err != nil {
@@ -213,7 +236,7 @@ func (s *story) hypervisor(ctx context.Context, h *host) error {
 	}
 	restart := append(s.Program, "restart", virt.PIDFile)
 	if s.missing(ctx, h.daemon, "libvirtd", kindLibvirtd) {
-		h.daemon.standIn(s.Program, files{pki["key_file"], pki["cert_file"], pki["ca_file"], pki["crl_file"]}, virt.PIDFile)
+		h.daemon.standIn(s.Program, files{h.path(pki["key_file"]), h.path(pki["cert_file"]), h.path(pki["ca_file"]), h.path(pki["crl_file"])}, virt.PIDFile)
 		restart = append(s.Program, "hup", virt.PIDFile)
 	}
 	h.orders = []client.PlacementOrder{
@@ -263,18 +286,15 @@ func (s *story) database(ctx context.Context, h *host) error {
 		h.daemon.standIn(s.Program, of, pidFile)
 		return h.configure("postgresql", map[string][]string{"reload": append(s.Program, "hup", pidFile)})
 	}
-	hba := h.path("/etc/postgresql/pg_hba.conf")
-	if err := os.MkdirAll(filepath.Dir(hba), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(hba, []byte("local all postgres trust\nhostssl all all 127.0.0.1/32 cert\n"), 0o644); err != nil {
+	const hba = "/etc/postgresql/pg_hba.conf"
+	if err := h.write(hba, "local all postgres trust\nhostssl all all 127.0.0.1/32 cert\n"); err != nil {
 		return err
 	}
 	h.daemon.start = func(ctx context.Context) (*consumer.Process, error) {
 		pg, err := consumer.StartPostgreSQL(ctx, h.root, consumer.PostgreSQLOptions{
 			Home: h.daemon.home, Address: h.daemon.address, Settings: []string{
 				"ssl=on", "ssl_key_file=" + of.key, "ssl_cert_file=" + of.certificate, "ssl_ca_file=" + of.trust, "ssl_crl_file=" + of.crl,
-				"hba_file=" + hba,
+				"hba_file=" + h.path(hba),
 			},
 		})
 		if err != nil {
