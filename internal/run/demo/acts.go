@@ -284,11 +284,10 @@ func (s *story) stolenKey(ctx context.Context) error {
 	return nil
 }
 
-// plain is what the consumer is called.
+// plain is what the consumer is called in a sentence.
 func (d *daemon) plain() string {
-	name, _, _ := strings.Cut(d.title(), " ")
 	if d.why != nil {
 		return "the stand-in"
 	}
-	return name
+	return d.product()
 }

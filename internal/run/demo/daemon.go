@@ -29,8 +29,7 @@ const (
 
 // daemon is the consumer of a host: the real one, or a stand-in.
 type daemon struct {
-	kind, program string
-	version       string
+	kind, version string
 	why           error // why a stand-in serves; nil where the real one does
 	address, home string
 	log           string // path of its log, where it has one
@@ -44,7 +43,7 @@ type daemon struct {
 
 // missing notes which consumer it is, and reports whether a stand-in is needed.
 func (s *story) missing(ctx context.Context, d *daemon, program, kind string) bool {
-	d.program, d.kind = program, kind
+	d.kind = kind
 	d.version, d.why = s.Installed(ctx, program)
 	return d.why != nil
 }
@@ -58,13 +57,20 @@ func (d *daemon) standIn(program []string, of files, pidFile string) {
 	}
 }
 
+// product is the name of the consumer, or of the one that a stand-in stands for.
+func (d *daemon) product() string {
+	if d.kind == kindPostgreSQL {
+		return "PostgreSQL"
+	}
+	return d.kind
+}
+
 // title says what serves.
 func (d *daemon) title() string {
-	name := map[string]string{kindLibvirtd: "libvirtd", kindNginx: "nginx", kindPostgreSQL: "PostgreSQL"}[d.kind]
 	if d.why != nil {
-		return "a stand-in for " + name
+		return "a stand-in for " + d.product()
 	}
-	return name + " " + d.version
+	return d.product() + " " + d.version
 }
 
 // run starts the consumer, and starts it again whenever it ends, where an init system would.

@@ -154,8 +154,8 @@ func TestStoryWithoutConsumers(t *testing.T) {
 	if err := Run(t.Context(), o); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	holds(t, out.String(), "a stand-in for libvirtd", "a stand-in for nginx", "a stand-in for PostgreSQL", "libvirtd is not installed: ",
-		"nginx is not", "postgres is not")
+	holds(t, out.String(), "a stand-in for libvirtd", "a stand-in for nginx", "a stand-in for PostgreSQL",
+		"Not installed here: libvirtd, nginx, PostgreSQL.")
 }
 
 // nobody is the number of the user and of the group.

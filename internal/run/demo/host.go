@@ -111,10 +111,14 @@ func (s *story) join(ctx context.Context) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
+	var missing []string
 	for _, h := range s.hosts {
 		if h.daemon.why != nil {
-			s.line("%s is not installed: a TLS server of ours stands in, and reads the same files (%v).", h.daemon.program, h.daemon.why)
+			missing = append(missing, h.daemon.product())
 		}
+	}
+	if len(missing) > 0 {
+		s.line("Not installed here: %s. A small TLS server of ours stands in, and reads the same files.", strings.Join(missing, ", "))
 	}
 	s.line("Each agent redeemed a one-time token, made its keys, had them certified, placed the files and saw them served.")
 	return nil

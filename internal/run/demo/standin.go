@@ -152,15 +152,15 @@ func slow() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.TLS.ServerName) })
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
-		for range 12000 {
-			if _, err := io.WriteString(w, "."); err != nil {
+		for text := strings.Repeat(".", 500); ; text = ".." {
+			if _, err := io.WriteString(w, text); err != nil {
 				return
 			}
 			w.(http.Flusher).Flush()
 			select {
 			case <-r.Context().Done():
 				return
-			case <-time.After(time.Second / 4):
+			case <-time.After(time.Second):
 			}
 		}
 	})
