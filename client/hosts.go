@@ -38,6 +38,7 @@ type AddHostRequest struct {
 	DNS        []string         `json:"dns,omitempty" maxItems:"100" doc:"other names; the host's own is always one"`
 	IP         []string         `json:"ip,omitempty" maxItems:"100"`
 	Placements []PlacementOrder `json:"placements,omitempty" maxItems:"64"`
+	Profiles   []string         `json:"profiles,omitempty" maxItems:"32" doc:"whose certificates it may have beside those of its placements"`
 	TokenLife  string           `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
 }
 
@@ -52,6 +53,7 @@ type ChangeHostRequest struct {
 	DNS        *[]string         `json:"dns,omitempty" maxItems:"100"`
 	IP         *[]string         `json:"ip,omitempty" maxItems:"100"`
 	Placements *[]PlacementOrder `json:"placements,omitempty" maxItems:"64"`
+	Profiles   *[]string         `json:"profiles,omitempty" maxItems:"32"`
 }
 
 // Host is a machine that holds certificates.
@@ -68,6 +70,7 @@ type Host struct {
 	TokenExpires time.Time   `json:"token_expires,omitzero" doc:"of a join token that was not redeemed"`
 	Agent        string      `json:"agent,omitempty" doc:"the agent's version"`
 	IdentityEnds time.Time   `json:"identity_ends,omitzero"`
+	Profiles     []string    `json:"profiles,omitempty" doc:"whose certificates it may have beside those of its placements"`
 	Placements   []Placement `json:"placements,omitempty"`
 }
 

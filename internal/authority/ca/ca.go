@@ -42,9 +42,9 @@ type Options struct {
 	// authority knows the caller's host by. Without it, a host is entitled to its own name.
 	Entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
 
-	// AdmitHost refuses, in the transaction that records what a host gets, a host that was removed or may get nothing since
-	// its order was judged. Without it, every host passes.
-	AdmitHost func(ctx context.Context, tx *db.Tx, by access.Principal) error
+	// AdmitHost refuses, in the transaction that records what a host gets of a profile, a host that was removed or may get
+	// nothing, or nothing of that profile, since its order was judged. Without it, every host passes.
+	AdmitHost func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error
 }
 
 // CA is the issuing part of the authority, as one node runs it.
@@ -55,7 +55,7 @@ type CA struct {
 	settings     *settings.Store
 	audit        *audit.Log
 	entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
-	admitHost    func(ctx context.Context, tx *db.Tx, by access.Principal) error
+	admitHost    func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error
 
 	issuers issuerCache
 	rates   rates

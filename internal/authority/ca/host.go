@@ -3,6 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"database/sql"
+	"errors"
 	"fmt"
 	"math/big"
 	"slices"
@@ -23,6 +25,27 @@ import (
 // hostPool is the entitlement that names the pool whose issuers a host may have. Without it there is no bound.
 const hostPool = "host.pool"
 
+// HostProfiles and HostPlacements are the entitlements that name the profiles whose certificates a host may have, and say what
+// is placed on it. Without the first there is no bound but the profiles' own rules.
+const (
+	HostProfiles   = "host.profiles"
+	HostPlacements = "host.placements"
+)
+
+// AdmitProfile refuses a host a profile that nothing placed on it needs. A profile's own rule says what any host may ask for;
+// a host that was broken into is to get no more than it had: a web server no certificate for the client of a database.
+func AdmitProfile(host, profile string, allowed, placements []string) error {
+	if slices.Contains(allowed, profile) {
+		return nil
+	}
+	has := "nothing is placed on it"
+	if len(placements) > 0 {
+		has = "it has " + strings.Join(placements, ", ")
+	}
+	return fault.New(fault.Denied, "host %s gets no certificate of profile %q, since no placement of it is of that profile: %s", host, profile, has).
+		WithHint("chancery host set %s --profile %s allows it beside its placements; or place a recipe that needs it", host, profile)
+}
+
 func isHost(by access.Principal) bool { return by.Kind == access.KindHost && !isSystem(by) }
 
 // hostOrder gives the order of a host that is kept as one its pool, where it names none, and refuses a template: what a host
@@ -34,6 +57,11 @@ func (w *wish) hostOrder(by access.Principal, order *Order) error {
 	}
 	if order.Template != "" {
 		return fault.New(fault.Denied, "%s is a host, and a host orders by profile and not by template", by.Name).WithHint("chancery profile list")
+	}
+	if allowed, bound := w.caller.Entitlements[HostProfiles]; bound {
+		if err := AdmitProfile(by.Name, order.Profile, allowed, w.caller.Entitlements[HostPlacements]); err != nil {
+			return err
+		}
 	}
 	if order.Pool == "" && order.Issuer == "" && order.replaces == nil {
 		w.pool = pools[0]
@@ -49,6 +77,12 @@ func (w *wish) withinPool(by access.Principal, issuer *Issuer) error {
 	}
 	return fault.New(fault.Denied, "%s is a host of pool %q, and issuer %q is of pool %q; a host gets certificates of its own pool only", by.Name,
 		strings.Join(pools, ", "), issuer.Name, issuer.Pool)
+}
+
+// HasProfile refuses a name that no profile has now.
+func (c *CA) HasProfile(ctx context.Context, name string) error {
+	_, err := c.profiles.Current(ctx, name)
+	return err
 }
 
 // RevokeAll revokes up to limit certificates that a principal requested and that are neither revoked nor expired, and says
@@ -98,11 +132,28 @@ func (c *CA) revokeIn(ctx context.Context, tx *db.Tx, r *record, reason crl.Reas
 // Announce tells this node that something was revoked by RevokeAll or RevokeSerial, so that nobody waits for the next look.
 func (c *CA) Announce() { c.announce() }
 
-// RevokedOf returns the serials of a principal's certificates that are revoked or held and not expired: the newest first, up
-// to limit.
+// noneOnHold refuses a host another certificate of a profile while one that it has is on hold: a hold suspends the host's
+// service, and a new certificate would end it behind the back of who holds.
+func noneOnHold(ctx context.Context, tx *db.Tx, by access.Principal, profile string, now time.Time) error {
+	var serial []byte
+	err := tx.QueryRow(ctx, `SELECT serial FROM certificate WHERE requester = $1 AND profile = $2 AND state = $3 AND not_after >= $4
+		ORDER BY id DESC LIMIT 1`, by.ID, profile, string(Held), db.Micros(now)).Scan(&serial)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for what of %s is on hold: %w", by.Name, err)
+	}
+	text := cert.FormatSerial(new(big.Int).SetBytes(serial))
+	return fault.New(fault.Conflict, "certificate %s of %s is on hold, and until that is decided it gets no other of profile %q", text, by.Name, profile).
+		WithHint("chancery cert release %s ends the hold; chancery cert revoke %s makes way for a new certificate", text, text)
+}
+
+// RevokedOf returns the serials of a principal's certificates that are revoked for good and not expired: the newest first, up
+// to limit. What is on hold is none of them, since it may come back.
 func RevokedOf(ctx context.Context, tx *db.Tx, requester string, now time.Time, limit int) ([]*big.Int, error) {
-	rows, err := tx.Query(ctx, `SELECT serial FROM certificate WHERE requester = $1 AND state <> 'valid' AND not_after >= $2
-		ORDER BY id DESC LIMIT $3`, requester, db.Micros(now), int64(limit))
+	rows, err := tx.Query(ctx, `SELECT serial FROM certificate WHERE requester = $1 AND state = $2 AND not_after >= $3
+		ORDER BY id DESC LIMIT $4`, requester, string(Revoked), db.Micros(now), int64(limit))
 	if err != nil {
 		return nil, fmt.Errorf("read what of %s is revoked: %w", requester, err)
 	}

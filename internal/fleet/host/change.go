@@ -32,7 +32,7 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 		return nil, fmt.Errorf("add host %s: %w", quoted(in.Name), err)
 	}
 	now := time.Now()
-	r := &row{id: db.NewID(), name: in.Name, pool: in.Pool, principal: db.NewID(), state: client.HostPending, created: now}
+	r := &row{id: db.NewID(), name: in.Name, pool: in.Pool, principal: db.NewID(), state: client.HostPending, created: now, profiles: in.Profiles}
 	made, err := s.withToken(ctx, by, asked, life, now, func(tx *db.Tx) (*row, int64, error) {
 		there, err := find(ctx, tx, `host.name = $1 AND host.removed_at = 0`, r.name)
 		if err != nil {
@@ -54,7 +54,7 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 			return nil, 0, err
 		}
 		return r, noMachine, s.audit(ctx, tx, by.Actor(), "host.add", r.name, map[string]any{
-			"pool": r.pool, "dns": in.DNS, "ip": in.IP, "placements": in.Placements,
+			"pool": r.pool, "dns": in.DNS, "ip": in.IP, "placements": in.Placements, "profiles": in.Profiles,
 		}, now)
 	})
 	if err != nil {
@@ -80,6 +80,9 @@ func (s *Service) checkNew(ctx context.Context, in *client.AddHostRequest) (life
 		return 0, err
 	}
 	if in.Placements, err = s.checkPlacements(in.Placements); err != nil {
+		return 0, err
+	}
+	if in.Profiles, err = s.checkProfiles(ctx, in.Profiles); err != nil {
 		return 0, err
 	}
 	if in.Pool == "" {
@@ -168,7 +171,7 @@ func again(ctx context.Context, tx *db.Tx, first string) (*row, int64, error) {
 	return r, t.reason, nil
 }
 
-// Set changes a host's names, addresses or placements; what is nil stays.
+// Set changes a host's names, addresses, placements or profiles; what is nil stays.
 func (s *Service) Set(ctx context.Context, by access.Principal, name string, in client.ChangeHostRequest, key string) (*client.Host, error) {
 	if err := by.May(access.ManageHosts); err != nil {
 		return nil, err
@@ -180,6 +183,12 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 	var orders []client.PlacementOrder
 	if in.Placements != nil {
 		if orders, err = s.checkPlacements(*in.Placements); err != nil {
+			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
+		}
+	}
+	var profiles []string
+	if in.Profiles != nil {
+		if profiles, err = s.checkProfiles(ctx, *in.Profiles); err != nil {
 			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 		}
 	}
@@ -200,6 +209,9 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 				return err
 			}
 			detail["placements"] = orders
+		}
+		if in.Profiles != nil {
+			r.profiles, detail["profiles"] = profiles, profiles
 		}
 		if err := r.judge(ctx, tx); err != nil {
 			return err

@@ -2,8 +2,10 @@ package host
 
 import (
 	"context"
+	"strings"
 
 	"chancery/client"
+	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/cert"
@@ -19,11 +21,15 @@ func (s *Service) Entitlements(ctx context.Context, by access.Principal) (map[st
 	}
 	var r *row
 	var dns, addresses []string
+	var may allowance
 	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
 		if r, err = ofPrincipal(ctx, tx, by.ID); err != nil || r == nil {
 			return err
 		}
-		dns, addresses, err = namesOf(ctx, tx, r.id)
+		if dns, addresses, err = namesOf(ctx, tx, r.id); err != nil {
+			return err
+		}
+		may, err = s.allowed(ctx, tx, r)
 		return err
 	})
 	if err != nil {
@@ -42,12 +48,50 @@ func (s *Service) Entitlements(ctx context.Context, by access.Principal) (map[st
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]string{"host.names": dns, "host.addresses": addresses, "host.pool": {of}, "host.authorities": authorities}, nil
+	entitled := map[string][]string{"host.names": dns, "host.addresses": addresses, "host.pool": {of}, "host.authorities": authorities}
+	if r != nil {
+		entitled[ca.HostProfiles], entitled[ca.HostPlacements] = may.profiles, may.placements
+	}
+	return entitled, nil
 }
 
-// AdmitHost refuses, in the transaction that would record what a host gets, a host that was removed, replaced or found
-// suspect since its order was judged.
-func (s *Service) AdmitHost(ctx context.Context, tx *db.Tx, by access.Principal) error {
+// allowance is which profiles a host may have certificates of, and for what.
+type allowance struct {
+	profiles   []string
+	placements []string // "nginx (server)", for refusals
+}
+
+// allowed are the profiles of a host's placements, and those that an operator listed for it: a recipe that is a file of the
+// host must not say itself what the host may have.
+func (s *Service) allowed(ctx context.Context, tx *db.Tx, r *row) (a allowance, err error) {
+	placements, err := readPlacements(ctx, tx, `host = $1`, r.id)
+	if err != nil {
+		return a, err
+	}
+	for _, p := range placements {
+		var profiles []string
+		if known, ok := s.Recipe(p.Recipe); ok {
+			profiles = known.Profiles(p.Parameters)
+		}
+		a.profiles = append(a.profiles, profiles...)
+		text := "placement " + p.Name
+		if len(profiles) > 0 {
+			text += " (" + strings.Join(profiles, ", ") + ")"
+		} else {
+			text += " (of the host's own recipe, which allows nothing by itself)"
+		}
+		a.placements = append(a.placements, text)
+	}
+	if len(r.profiles) > 0 {
+		a.profiles = append(a.profiles, r.profiles...)
+		a.placements = append(a.placements, "and is allowed "+strings.Join(r.profiles, ", "))
+	}
+	return a, nil
+}
+
+// AdmitHost refuses, in the transaction that would record what a host gets of a profile, a host that was removed, replaced or
+// found suspect since its order was judged, or on which nothing is of that profile any more.
+func (s *Service) AdmitHost(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error {
 	r, err := ofPrincipal(ctx, tx, by.ID)
 	switch {
 	case err != nil:
@@ -62,7 +106,11 @@ func (s *Service) AdmitHost(ctx context.Context, tx *db.Tx, by access.Principal)
 	case r.state == client.HostSuspect:
 		return suspect(r)
 	}
-	return nil
+	may, err := s.allowed(ctx, tx, r)
+	if err != nil {
+		return err
+	}
+	return ca.AdmitProfile(r.name, profile, may.profiles, may.placements)
 }
 
 // CheckNoHost refuses a principal that is a machine of a host: it ends with its host, and what it holds with it.

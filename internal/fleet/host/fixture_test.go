@@ -112,8 +112,12 @@ func newCSR(t testing.TB, names ...string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
+// add adds a host, which may have certificates of servers unless the test says otherwise.
 func (a *authority) add(in client.AddHostRequest) *client.HostToken {
 	a.t.Helper()
+	if in.Profiles == nil {
+		in.Profiles = []string{"server"}
+	}
 	return must[*client.HostToken](a.t)(a.Hosts.Add(a.t.Context(), operator, in, ""))
 }
 

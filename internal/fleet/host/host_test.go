@@ -162,9 +162,9 @@ func TestOrderJudgedBeforeTheRemoval(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		m := a.join(client.AddHostRequest{Name: "web1"})
-		check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal) }))
+		check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal, "server") }))
 		check(t, a.Hosts.Remove(ctx, operator, "web1", "", ""))
-		refused(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal) }), fault.Denied, "is no host here")
+		refused(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal, "server") }), fault.Denied, "is no host here")
 	})
 }
 
@@ -172,7 +172,7 @@ func TestOrderJudgedBeforeTheRemoval(t *testing.T) {
 func TestLaw10(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
-		m := a.join(client.AddHostRequest{Name: "kvm1", Pool: "lab"})
+		m := a.join(client.AddHostRequest{Name: "kvm1", Pool: "lab", Profiles: []string{"server", "libvirt-server"}})
 		own := must[*ca.Certificate](t)(a.issue(m, ca.Order{}, "kvm1"))
 		if own.Issuer.Name != "lab" {
 			t.Fatalf("an order without a pool was issued by %s", own.Issuer.Name)

@@ -230,7 +230,7 @@ func TestCloneIsExposed(t *testing.T) {
 				refused(t, err, fault.Denied, "is suspect, and nothing is issued to it")
 				_, err = a.renew(m, 2, newCSR(t), "k9")
 				refused(t, err, fault.Denied, "")
-				refused(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal) }), fault.Denied, "suspect")
+				refused(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Hosts.AdmitHost(ctx, tx, m.principal, "server") }), fault.Denied, "suspect")
 				// What it holds stays good until somebody decides; a replacement ends it, and the suspicion.
 				if got := a.state(held); got != "valid" {
 					t.Fatalf("its certificate is %s", got)

@@ -132,6 +132,26 @@ func (s *Service) checkPlacements(given []client.PlacementOrder) ([]client.Place
 	return orders, nil
 }
 
+// maxProfiles bounds the profiles that a host is allowed beside those of its placements.
+const maxProfiles = 32
+
+// checkProfiles judges the profiles that a host is to be allowed. One that is not there would allow nothing, and is misspelt.
+func (s *Service) checkProfiles(ctx context.Context, given []string) ([]string, error) {
+	profiles := []string{}
+	for _, name := range given {
+		if err := s.CA.HasProfile(ctx, name); err != nil {
+			return nil, at(err, "/profiles")
+		}
+		if !slices.Contains(profiles, name) {
+			profiles = append(profiles, name)
+		}
+	}
+	if len(profiles) > maxProfiles {
+		return nil, fault.New(fault.Invalid, "%d profiles were given; at most %d pass", len(profiles), maxProfiles).At("/profiles")
+	}
+	return profiles, nil
+}
+
 func (s *Service) checkOrder(order *client.PlacementOrder) error {
 	name, local := strings.CutPrefix(order.Recipe, localRecipe)
 	if !plainName.MatchString(name) {

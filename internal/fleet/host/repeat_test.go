@@ -16,7 +16,7 @@ import (
 func TestRepeatedCalls(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
-		in := client.AddHostRequest{Name: "web1", DNS: []string{"www"}}
+		in := client.AddHostRequest{Name: "web1", DNS: []string{"www"}, Profiles: []string{"server"}}
 		first := must[*client.HostToken](t)(a.Hosts.Add(ctx, operator, in, "k-add"))
 		second := must[*client.HostToken](t)(a.Hosts.Add(ctx, operator, in, "k-add"))
 		if first.Token == second.Token || second.Host.Name != "web1" {
@@ -92,7 +92,7 @@ func TestLostCommits(t *testing.T) {
 				var made *client.HostToken
 				fail()
 				again(t, func() (err error) {
-					made, err = a.Hosts.Add(ctx, operator, client.AddHostRequest{Name: "web1"}, "k1")
+					made, err = a.Hosts.Add(ctx, operator, client.AddHostRequest{Name: "web1", Profiles: []string{"server"}}, "k1")
 					return err
 				})
 				in := client.JoinRequest{Token: made.Token, CSR: newCSR(t)}

@@ -24,21 +24,25 @@ type row struct {
 	identitySPKI                              []byte // its SHA-256
 	identityEnds                              time.Time
 	agent                                     string
+	profiles                                  []string // beside those of its placements
+	identityUsed                              bool     // a call was made with the newest identity's key
 	created, joined, removed                  time.Time
 }
 
 const hostColumns = `host.id, host.name, host.pool, host.principal, host.state, host.message, host.problem, host.generation,
-	host.identity_issuer, host.identity_serial, host.identity_spki, host.identity_ends, host.agent, host.created_at, host.joined_at, host.removed_at`
+	host.identity_issuer, host.identity_serial, host.identity_spki, host.identity_ends, host.agent, host.created_at, host.joined_at, host.removed_at,
+	host.profiles, host.identity_used`
 
 func scanRow(scan func(...any) error) (*row, error) {
 	var r row
-	var problem, ends, created, joined, removed int64
+	var problem, ends, created, joined, removed, used int64
+	var profiles string
 	err := scan(&r.id, &r.name, &r.pool, &r.principal, &r.state, &r.message, &problem, &r.generation, &r.identityIssuer,
-		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed)
+		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed, &profiles, &used)
 	if err != nil {
 		return nil, err
 	}
-	r.problem, r.created = problem != 0, db.FromMicros(created)
+	r.problem, r.created, r.profiles, r.identityUsed = problem != 0, db.FromMicros(created), strings.Fields(profiles), used != 0
 	r.identitySPKI = append([]byte{}, r.identitySPKI...) // SQLite reads an empty one as NULL, which it does not take back
 	for _, t := range []struct {
 		to *time.Time
@@ -90,9 +94,9 @@ func (r *row) insert(ctx context.Context, tx *db.Tx) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO host (id, name, pool, principal, state, message, problem, generation, identity_issuer, identity_serial,
-		identity_spki, identity_ends, agent, change, created_at, joined_at, removed_at)
-		VALUES ($1, $2, $3, $4, $5, '', 0, 0, '', '', $6, 0, '', $7, $8, 0, 0)`,
-		r.id, r.name, r.pool, r.principal, r.state, []byte{}, change, db.Micros(r.created))
+		identity_spki, identity_ends, agent, change, created_at, joined_at, removed_at, profiles, identity_used)
+		VALUES ($1, $2, $3, $4, $5, '', 0, 0, '', '', $6, 0, '', $7, $8, 0, 0, $9, 0)`,
+		r.id, r.name, r.pool, r.principal, r.state, []byte{}, change, db.Micros(r.created), strings.Join(r.profiles, "\n"))
 	return err
 }
 
@@ -103,9 +107,11 @@ func (r *row) update(ctx context.Context, tx *db.Tx) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `UPDATE host SET principal = $1, state = $2, message = $3, problem = $4, generation = $5, identity_issuer = $6,
-		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13 WHERE id = $14`,
+		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13,
+		profiles = $14, identity_used = $15 WHERE id = $16`,
 		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
-		r.agent, change, moment(r.joined), moment(r.removed), r.id)
+		r.agent, change, moment(r.joined), moment(r.removed),
+		strings.Join(r.profiles, "\n"), bit(r.identityUsed), r.id)
 	if err != nil {
 		return fmt.Errorf("write host %s: %w", r.name, err)
 	}

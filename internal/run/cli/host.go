@@ -28,6 +28,7 @@ type hostAddCommand struct {
 	Recipe    []string `sep:"none" placeholder:"NAME[:key=value,…]" help:"What it shall hold: a recipe with its parameters; local/NAME is a recipe file of the host's own. May be repeated."`
 	DNS       []string `name:"dns" placeholder:"N" help:"Another DNS name of the host. May be repeated."`
 	IP        []string `name:"ip" placeholder:"A" help:"An IP address of the host. May be repeated."`
+	Profile   []string `placeholder:"P" help:"A profile whose certificates it may have beside those of its recipes; a recipe of its own (local/NAME) needs one. May be repeated."`
 	Pool      string   `default:"default" placeholder:"P" help:"The pool whose hosts it trusts, and that trust it."`
 	TokenLife string   `default:"24h" placeholder:"L" help:"How long the join token is good: 24h, 7d; 30d at most."`
 }
@@ -44,7 +45,7 @@ func (c *hostAddCommand) Run(ctx context.Context, g *globals) error {
 	}
 	defer api.Close()
 	made, err := api.AddHost(ctx, client.AddHostRequest{
-		Name: c.Name, Pool: c.Pool, DNS: c.DNS, IP: c.IP, Placements: orders, TokenLife: c.TokenLife,
+		Name: c.Name, Pool: c.Pool, DNS: c.DNS, IP: c.IP, Placements: orders, Profiles: c.Profile, TokenLife: c.TokenLife,
 	})
 	if err != nil {
 		return err
@@ -77,11 +78,12 @@ func (g *globals) printToken(made *client.HostToken) error {
 }
 
 type hostSetCommand struct {
-	Name   string   `arg:"" name:"NAME" help:"The host."`
-	Recipe []string `sep:"none" placeholder:"NAME[:key=value,…]" help:"What it shall hold from now on. May be repeated."`
-	DNS    []string `name:"dns" placeholder:"N" help:"Its DNS names beside its own. May be repeated."`
-	IP     []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
-	Clear  []string `enum:"recipe,dns,ip" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
+	Name    string   `arg:"" name:"NAME" help:"The host."`
+	Recipe  []string `sep:"none" placeholder:"NAME[:key=value,…]" help:"What it shall hold from now on. May be repeated."`
+	DNS     []string `name:"dns" placeholder:"N" help:"Its DNS names beside its own. May be repeated."`
+	IP      []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
+	Profile []string `placeholder:"P" help:"The profiles whose certificates it may have beside those of its recipes. May be repeated."`
+	Clear   []string `enum:"recipe,dns,ip,profile" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
 }
 
 // Run changes a host.
@@ -99,6 +101,7 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 		{"recipe", len(c.Recipe), func() { in.Placements = &orders }},
 		{"dns", len(c.DNS), func() { in.DNS = &c.DNS }},
 		{"ip", len(c.IP), func() { in.IP = &c.IP }},
+		{"profile", len(c.Profile), func() { in.Profiles = &c.Profile }},
 	} {
 		cleared := slices.Contains(c.Clear, l.name)
 		if cleared && l.given > 0 {
@@ -109,12 +112,12 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 		}
 	}
 	if in == (client.ChangeHostRequest{}) {
-		return usage("give what to change: --recipe, --dns, --ip or --clear")
+		return usage("give what to change: --recipe, --dns, --ip, --profile or --clear")
 	}
 	if in.Placements != nil && *in.Placements == nil {
 		in.Placements = &[]client.PlacementOrder{}
 	}
-	for _, names := range []*[]string{in.DNS, in.IP} {
+	for _, names := range []*[]string{in.DNS, in.IP, in.Profiles} {
 		if names != nil && *names == nil {
 			*names = []string{}
 		}
@@ -242,6 +245,7 @@ func (g *globals) showHost(h *client.Host) error {
 	fields := []field{
 		{"name", printable(h.Name)}, {"pool", h.Pool}, {"state", h.State}, {"message", printable(h.Message)}, {"dns", strings.Join(h.DNS, ", ")},
 		{"ip", strings.Join(h.IP, ", ")}, {"added", stamp(h.CreatedAt)}, {"joined", stamp(h.JoinedAt)}, {"seen", stamp(h.SeenAt)},
+		{"profiles beside", strings.Join(h.Profiles, ", ")},
 		{"join token until", stamp(h.TokenExpires)}, {"agent", printable(h.Agent)}, {"identity until", stamp(h.IdentityEnds)},
 	}
 	for _, p := range h.Placements {

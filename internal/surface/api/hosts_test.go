@@ -80,7 +80,7 @@ func walkHosts(t *testing.T, a *authority) {
 	ctx, operator := t.Context(), a.as(access.Operator)
 	made, err := operator.AddHost(ctx, client.AddHostRequest{
 		Name: "Web1.Example.com", DNS: []string{"www.example.com"}, IP: []string{"192.0.2.7"},
-		Placements: []client.PlacementOrder{{Recipe: "local/web"}},
+		Placements: []client.PlacementOrder{{Recipe: "local/web"}}, Profiles: []string{"server"},
 	})
 	must(t, err)
 	if made.Host.Name != "web1.example.com" || made.Host.State != client.HostPending || len(made.Host.DNS) != 2 {
@@ -170,7 +170,7 @@ func (a *authority) follow() {
 func TestDesiredIsAwaited(t *testing.T) {
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	a.follow()
-	m := a.join(client.AddHostRequest{Name: "db1", Placements: []client.PlacementOrder{{Recipe: "local/db"}}})
+	m := a.join(client.AddHostRequest{Name: "db1", Placements: []client.PlacementOrder{{Recipe: "local/db"}}, Profiles: []string{"server"}})
 	agent := a.agent(m)
 	first, err := agent.Desired(t.Context(), "", 0)
 	must(t, err)

@@ -53,7 +53,9 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		Entitlements: func(ctx context.Context, by access.Principal) (map[string][]string, error) {
 			return s.Hosts.Entitlements(ctx, by)
 		},
-		AdmitHost: func(ctx context.Context, tx *db.Tx, by access.Principal) error { return s.Hosts.AdmitHost(ctx, tx, by) },
+		AdmitHost: func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error {
+			return s.Hosts.AdmitHost(ctx, tx, by, profile)
+		},
 	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
