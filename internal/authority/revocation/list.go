@@ -125,23 +125,28 @@ func (s *Service) Current(ctx context.Context, nameOrID string, scope Scope) (*L
 type Numbered struct {
 	Number     string
 	NextUpdate time.Time
+	Change     int64 // the last change of a status that it takes into account
+	Entries    int64
 }
 
 // CurrentNumbers returns the complete CRL in force of each issuer, by the issuer's ID; one without a CRL is not in it.
 func CurrentNumbers(ctx context.Context, tx *db.Tx) (map[string]Numbered, error) {
-	rows, err := tx.Query(ctx, `SELECT issuer, number, next_update FROM crl WHERE scope = 'complete' AND state = 'current'`)
+	rows, err := tx.Query(ctx, `SELECT issuer, number, next_update, change, entries FROM crl
+		WHERE scope = 'complete' AND state = 'current'`)
 	if err != nil {
 		return nil, fmt.Errorf("read the numbers of the current CRLs: %w", err)
 	}
 	defer rows.Close()
 	numbers := make(map[string]Numbered)
 	for rows.Next() {
-		var issuer, number string
+		var issuer string
+		var n Numbered
 		var next int64
-		if err := rows.Scan(&issuer, &number, &next); err != nil {
+		if err := rows.Scan(&issuer, &n.Number, &next, &n.Change, &n.Entries); err != nil {
 			return nil, fmt.Errorf("read the numbers of the current CRLs: %w", err)
 		}
-		numbers[issuer] = Numbered{number, db.FromMicros(next)}
+		n.NextUpdate = db.FromMicros(next)
+		numbers[issuer] = n
 	}
 	return numbers, rows.Err()
 }

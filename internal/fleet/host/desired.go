@@ -23,13 +23,19 @@ const MaxWait = 5 * time.Minute
 const maxRevoked = 100
 
 // Desired returns what a host shall hold. Where that is still what has the etag, it waits for a change, and returns nil when
-// there was none for so long, or when the node ends.
+// there was none for so long, or when the node ends. Where it is not to wait for changes, it waits a moment for CRLs that are
+// being signed; see settle.
 func (s *Service) Desired(ctx context.Context, by access.Principal, etag string, wait time.Duration) (*client.Desired, error) {
 	if err := by.May(access.ActAsHost); err != nil {
 		return nil, err
 	}
 	if wait < 0 || wait > MaxWait {
 		return nil, fault.New(fault.Invalid, "a wait of %v was asked for; up to %v can be had", wait, MaxWait).At("query wait")
+	}
+	if wait == 0 {
+		if err := s.settle(ctx, by); err != nil {
+			return nil, err
+		}
 	}
 	var timer *time.Timer
 	var w *waiter
@@ -41,7 +47,10 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 			return nil, err
 		}
 		if w == nil {
-			s.noteSeen(host, now)
+			s.noteSeen(host.id, now)
+			if err := s.witness(ctx, by, host, 0, now); err != nil {
+				return nil, err
+			}
 		}
 		if desired.ETag != etag {
 			return desired, s.addCheckpoint(ctx, desired, now)
@@ -50,7 +59,7 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 			return nil, nil
 		}
 		if w == nil {
-			w = &waiter{host: host, principal: by.ID, pool: desired.Pool, woken: make(chan struct{}, 1)}
+			w = &waiter{host: host.id, principal: by.ID, pool: desired.Pool, woken: make(chan struct{}, 1)}
 			entered, ok := s.waiting.enter(w)
 			if !ok {
 				return nil, nil // the node ends
@@ -76,9 +85,9 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 }
 
 // desired is what a host shall hold now, without the checkpoint.
-func (s *Service) desired(ctx context.Context, by access.Principal, now time.Time) (*client.Desired, string, error) {
+func (s *Service) desired(ctx context.Context, by access.Principal, now time.Time) (*client.Desired, *row, error) {
 	d := &client.Desired{}
-	var host string
+	var host *row
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		*d = client.Desired{}
 		r, err := ofPrincipal(ctx, tx, by.ID)
@@ -88,7 +97,7 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 		if r == nil || !r.removed.IsZero() {
 			return noHost(by)
 		}
-		host, d.Host, d.Pool = r.id, r.name, r.pool
+		host, d.Host, d.Pool = r, r.name, r.pool
 		if d.DNS, d.IP, err = namesOf(ctx, tx, r.id); err != nil {
 			return err
 		}
@@ -107,15 +116,15 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 		return err
 	})
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	text, err := json.Marshal(d)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	trust, err := s.trustOf(ctx, d.Pool, now)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	// The trust set is large and the same for a whole pool, so its hash stands for it.
 	sum := sha256.Sum256(append(text, trust.hash[:]...))
