@@ -12,14 +12,33 @@ import (
 	"chancery/internal/pki/checkpoint"
 )
 
-// lastDesired is what the host was last told to hold; nil where it never was.
+// lastDesired is what the host was last told to hold; nil where it never was. One that cannot be read is an *unreadable.
 func (s *State) lastDesired() (*client.Desired, error) {
 	var d client.Desired
 	found, err := s.readJSON(&d, fileDesired)
 	if err != nil || !found {
 		return nil, err
 	}
+	if d.Host == "" {
+		return nil, &unreadable{path: s.path(fileDesired), err: errors.New("it names no host")}
+	}
 	return &d, nil
+}
+
+// lastKnown is the last desired state. One that cannot be read counts as one that is not there, for the authority has it
+// still; the problem says so.
+func (a *Agent) lastKnown() (d *client.Desired, problem string, err error) {
+	d, err = a.state.lastDesired()
+	broken, is := errors.AsType[*unreadable](err)
+	if !is {
+		return d, "", err
+	}
+	kept, err := a.state.putAway(fileDesired)
+	if err != nil {
+		return nil, "", errors.Join(broken, err)
+	}
+	a.log.Error("the last desired state cannot be read, and is asked for anew", "error", broken, "kept", kept)
+	return nil, fmt.Sprintf("the last desired state could not be read (%v), was set aside as %s, and is asked for anew", broken, kept), nil
 }
 
 // takeDesired keeps a desired state that came from the authority, and the audit checkpoint that came with it. What it says
@@ -67,24 +86,28 @@ func (a *Agent) takeCheckpoint(text string) (problem string, err error) {
 	if kept != nil {
 		before, err := checkpoint.Parse(kept)
 		if err != nil {
-			return "", fmt.Errorf("read the kept audit checkpoint: %w", err)
-		}
-		if err := offered.CheckSuccessor(before); err != nil {
+			aside, wrong := a.state.putAway(fileCheckpoint)
+			if wrong != nil {
+				return "", errors.Join(fmt.Errorf("read the kept audit checkpoint: %w", err), wrong)
+			}
+			problem = fmt.Sprintf("the kept audit checkpoint could not be read (%v) and was set aside as %s, so that checkpoint %d could not be held against it",
+				err, aside, offered.Number)
+		} else if err := offered.CheckSuccessor(before); err != nil {
 			return fmt.Sprintf("the audit went back: this host has seen checkpoint %d, and was sent checkpoint %d: %v", before.Number, offered.Number, err), nil
 		}
 	}
-	return "", a.state.write([]byte(text), fileCheckpoint)
+	return problem, a.state.write([]byte(text), fileCheckpoint)
 }
 
 // fetch asks the authority what the host shall hold, without waiting; where that fails, it is what was last known.
 func (a *Agent) fetch(ctx context.Context) (*client.Desired, []string, error) {
-	last, err := a.state.lastDesired()
-	if err != nil {
-		return nil, nil, err
-	}
 	if a.api == nil {
 		return nil, nil, fault.New(fault.Conflict, "this host has not joined").
 			WithHint("chancery agent join --token-file F --state %s", a.state.dir)
+	}
+	last, lost, err := a.lastKnown()
+	if err != nil {
+		return nil, nil, err
 	}
 	etag := ""
 	if last != nil {
@@ -98,6 +121,9 @@ func (a *Agent) fetch(ctx context.Context) (*client.Desired, []string, error) {
 			message = a.advice(err)
 		}
 		if last == nil {
+			if lost != "" {
+				err = fmt.Errorf("%w; %s", err, lost)
+			}
 			return nil, nil, fmt.Errorf("ask what this host shall hold: %w", err)
 		}
 		return last, []string{message}, nil
@@ -112,7 +138,7 @@ func (a *Agent) fetch(ctx context.Context) (*client.Desired, []string, error) {
 		}
 		return last, []string{"what the authority sent is not taken: " + err.Error()}, nil
 	}
-	return fresh, nonEmpty(problem), nil
+	return fresh, nonEmpty(lost, problem), nil
 }
 
 // clockAdvice says that a node's certificate which is not valid yet may be a clock that is behind.

@@ -165,6 +165,8 @@ const (
 type folder struct {
 	state *State
 	name  string
+	work  *Record  // the record that is worked on: the first that was read
+	told  []string // what was set aside
 }
 
 func (s *State) folder(name string) (*folder, error) {
@@ -192,10 +194,52 @@ func (s *State) folders() ([]string, error) {
 	return names, nil
 }
 
+// read reads a file of the placement. One that cannot be read is set aside and counts as one that is not there: what it
+// held can be had again, and leaving it would fail the placement for ever. Who only looks leaves it and is told.
+func (f *folder) read(value any, parse func() error, name, instead string) (bool, error) {
+	found, err := f.state.readJSON(value, dirPlacements, f.name, name)
+	if err == nil && found && parse != nil {
+		if wrong := parse(); wrong != nil {
+			err = &unreadable{path: f.state.path(dirPlacements, f.name, name), err: wrong}
+		}
+	}
+	broken, is := errors.AsType[*unreadable](err)
+	if !is || f.state.lock == nil {
+		return found && err == nil, err
+	}
+	kept, err := f.state.putAway(dirPlacements, f.name, name)
+	if err != nil {
+		return false, errors.Join(broken, err)
+	}
+	f.state.log.Warn("a file of the state directory cannot be read, and is set aside", "placement", f.name, "file", broken.path, "because", broken.err,
+		"kept", kept)
+	f.told = append(f.told, fmt.Sprintf("%s could not be read (%v) and was set aside as %s: %s", broken.path, broken.err, kept, instead))
+	f.work.tell(f.told[len(f.told)-1:], f.state.now())
+	return false, nil
+}
+
+// tell notes what was repaired, beside what was less than a day ago.
+func (r *Record) tell(what []string, now time.Time) {
+	if r == nil || len(what) == 0 {
+		return
+	}
+	if now.Sub(r.MendedAt) >= toldFor {
+		r.Repaired = nil
+	}
+	r.Repaired, r.MendedAt = append(r.Repaired, what...), now
+}
+
 func (f *folder) record() (*Record, error) {
-	var r Record
-	_, err := f.state.readJSON(&r, dirPlacements, f.name, fileRecord)
-	return &r, err
+	r := &Record{}
+	found, err := f.read(r, nil, fileRecord, "the placement is looked at anew, and its consumer told again")
+	if err != nil || !found {
+		r = &Record{}
+	}
+	if f.work == nil && err == nil {
+		f.work = r
+		r.tell(f.told, f.state.now())
+	}
+	return r, err
 }
 
 func (f *folder) keepRecord(r *Record) error {
@@ -205,12 +249,9 @@ func (f *folder) keepRecord(r *Record) error {
 // held reads what is placed for a certificate, or with suffixNext what is to be; nil where there is none.
 func (f *folder) held(id, suffix string) (*held, error) {
 	var h held
-	found, err := f.state.readJSON(&h, dirPlacements, f.name, id+suffix)
+	found, err := f.read(&h, h.parse, id+suffix, "where a certificate is wanted in its place, a new one is asked for")
 	if err != nil || !found {
 		return nil, err
-	}
-	if err := h.parse(); err != nil {
-		return nil, fmt.Errorf("read %s: %w", f.state.path(dirPlacements, f.name, id+suffix), err)
 	}
 	return &h, nil
 }
@@ -221,7 +262,8 @@ func (f *folder) keepHeld(h *held, suffix string) error {
 
 func (f *folder) wanted(id string) (*wanted, error) {
 	var w wanted
-	found, err := f.state.readJSON(&w, dirPlacements, f.name, id+suffixWanted)
+	parse := func() error { _, err := keyfile.ParsePrivateKey([]byte(w.Key), nil); return err }
+	found, err := f.read(&w, parse, id+suffixWanted, "the certificate is asked for with another key")
 	if err != nil || !found {
 		return nil, err
 	}

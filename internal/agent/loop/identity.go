@@ -40,6 +40,9 @@ type enrolment struct {
 	Key            string `json:"key"`
 	CSR            string `json:"csr"`
 	Generation     int64  `json:"generation,omitempty"` // 0: at join
+	// Token is the SHA-256 of the token that a join redeems: a key that may have been enrolled with one token proves who
+	// that one was for, and is of no use with another.
+	Token string `json:"token,omitempty"`
 }
 
 // graceAfterExpiry is how long after its end an identity may still be renewed with its own key.
@@ -67,14 +70,24 @@ func (id *identity) parse() error {
 	return nil
 }
 
-// newEnrolment makes a key and a request, or takes those that were made for the same generation and may have been sent.
-func (s *State) newEnrolment(generation int64) (*enrolment, error) {
+// newEnrolment makes a key and a request, or takes those that were made for the same generation, at join with the same
+// token, and may have been sent. Those that cannot be read any more are set aside.
+func (s *State) newEnrolment(generation int64, token string) (*enrolment, error) {
+	if token != "" {
+		token = fmt.Sprintf("%x", client.Fingerprint([]byte(token)))
+	}
 	var e enrolment
 	found, err := s.readJSON(&e, fileEnrolment)
+	if broken, is := errors.AsType[*unreadable](err); is {
+		if _, err = s.putAway(fileEnrolment); err != nil {
+			return nil, errors.Join(broken, err)
+		}
+		found = false
+	}
 	if err != nil {
 		return nil, err
 	}
-	if found && e.Generation == generation {
+	if found && e.Generation == generation && e.Token == token {
 		return &e, nil
 	}
 	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
@@ -89,7 +102,7 @@ func (s *State) newEnrolment(generation int64) (*enrolment, error) {
 	if err != nil {
 		return nil, err
 	}
-	e = enrolment{IdempotencyKey: rand.Text(), Key: string(text), CSR: csr, Generation: generation}
+	e = enrolment{IdempotencyKey: rand.Text(), Key: string(text), CSR: csr, Generation: generation, Token: token}
 	return &e, s.writeJSON(e, fileEnrolment)
 }
 
@@ -121,7 +134,7 @@ type Joined struct {
 
 // Join redeems a token for an identity. The roots that the authority shows are believed only where the token names one of
 // them, and the token's secret is sent only over a connection that chains to it. A join that was cut short is repeated with
-// the same token: the key is kept, and so the answer is the same.
+// the same token: the key is kept, and so the answer is the same. With another token another key is made.
 func Join(ctx context.Context, o JoinOptions) (*Joined, error) {
 	s, err := OpenState(o.State, o.Cut)
 	if err != nil {
@@ -156,7 +169,7 @@ func Join(ctx context.Context, o JoinOptions) (*Joined, error) {
 		return nil, err
 	}
 	defer api.Close()
-	ask, err := s.newEnrolment(0)
+	ask, err := s.newEnrolment(0, o.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -261,10 +274,11 @@ func (a *Agent) renewIdentity(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	if now.After(leaf.NotAfter.Add(graceAfterExpiry)) {
-		return fault.New(fault.Denied, "the identity of this host ended on %s, over 30 days ago, and cannot renew itself any more", leaf.NotAfter.UTC().Format(time.RFC3339)).
-			WithHint("chancery host token %s, and on this host: chancery agent join --again --token-file F", id.Host)
+		return fault.New(fault.Denied, "the identity of this host ended on %s, over 30 days ago, and cannot renew itself any more; "+
+			"to let the host in again: chancery host replace %s, and on this host: chancery agent join --again --token-file F",
+			leaf.NotAfter.UTC().Format(time.RFC3339), id.Host)
 	}
-	ask, err := a.state.newEnrolment(id.Generation)
+	ask, err := a.state.newEnrolment(id.Generation, "")
 	if err != nil {
 		return err
 	}
@@ -290,6 +304,7 @@ func (a *Agent) renewIdentity(ctx context.Context, now time.Time) error {
 		return err
 	}
 	a.setIdentity(fresh)
+	a.setGone(nil)
 	a.api.Close() // the next call shows the new one
 	a.tries.succeeded("identity")
 	a.log.Info("identity renewed", "host", id.Host, "generation", fresh.Generation, "not_after", fresh.pair.Leaf.NotAfter)

@@ -104,7 +104,10 @@ func (w *work) look(ctx context.Context, c *consumer) error {
 
 // mended notes drift that was repaired. It is told for a day.
 func (w *work) mended(what []string) {
-	w.record.Repaired, w.record.MendedAt = what, w.now
+	if w.record.MendedAt.Before(w.now) {
+		w.record.Repaired = nil // of an earlier pass
+	}
+	w.record.Repaired, w.record.MendedAt = append(w.record.Repaired, what...), w.now
 	for _, one := range what {
 		w.agent.log.Warn("drift repaired", "placement", w.folder.name, "what", one)
 	}

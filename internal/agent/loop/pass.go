@@ -50,7 +50,10 @@ func (a *Agent) Once(ctx context.Context) (*Result, error) {
 }
 
 // Repair ends what a crash left in the middle, from the journal alone: it needs no network, and tells no consumer.
-func (a *Agent) Repair(ctx context.Context) ([]string, error) { return a.placer.Repair(ctx) }
+func (a *Agent) Repair(ctx context.Context) ([]string, error) {
+	a.state.now, a.state.log = a.now, a.log
+	return a.placer.Repair(ctx)
+}
 
 // pass converges every placement of a desired state, one after the other.
 func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) (*Result, error) {
@@ -61,7 +64,8 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 			result.Problems = append(result.Problems, text)
 		}
 	}
-	if !a.away() {
+	// An authority that knows this host no more, because its identity ended, lets it renew that identity all the same.
+	if !a.away() || a.refused() && now.After(a.identity().pair.Leaf.NotAfter) {
 		if err := a.renewIdentity(ctx, now); err != nil {
 			problem(err.Error())
 			a.log.Warn("identity not renewed", "because", err)
@@ -90,6 +94,13 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 	}
 	problem(a.clockProblem())
 	return result, nil
+}
+
+// refused reports whether the authority was reached the last time, and refused this host for what it is.
+func (a *Agent) refused() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.api != nil && standing(a.gone)
 }
 
 // letGo marks the placements that are not desired any more. Their files stay: a consumer that still reads them must not
@@ -174,23 +185,23 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.log.Warn("repaired", "what", m)
 		}
 	}
-	desired, err := a.state.lastDesired()
+	desired, lost, err := a.lastKnown()
 	if err != nil {
 		a.log.Error("the last desired state is of no use, and is asked for anew", "error", err)
-		desired = nil
+		lost = err.Error()
 	}
 	etag := ""
 	if desired != nil {
 		etag = desired.ETag
 	}
-	news := make(chan *client.Desired)
+	news := make(chan told)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		a.watch(ctx, etag, news)
 	}()
 	defer func() { <-done }()
-	var problems []string
+	problems := nonEmpty(lost)
 	for {
 		if desired != nil {
 			a.passAndReport(ctx, desired, problems)
@@ -202,16 +213,18 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		case fresh := <-news:
 			wait.Stop()
-			if fresh == nil { // reached again, and nothing new
+			if fresh.desired == nil { // reached again, and nothing new
 				continue
 			}
-			problem, err := a.takeDesired(fresh)
+			problem, err := a.takeDesired(fresh.desired)
+			fresh.taken <- err == nil
 			if err != nil {
-				a.log.Error("what the authority sent is not taken", "error", err)
-				problems = []string{"what the authority sent is not taken: " + err.Error()}
+				a.log.Error("what the authority sent is not taken, and is asked for again", "error", err)
+				problems = []string{"what the authority sent is not taken, and is asked for again: " + err.Error()}
 				continue
 			}
-			desired, problems = fresh, nonEmpty(problem)
+			desired, problems = fresh.desired, nonEmpty(lost, problem)
+			lost = ""
 		case <-wait.C:
 		}
 	}
@@ -228,13 +241,26 @@ func (a *Agent) passAndReport(ctx context.Context, d *client.Desired, problems [
 	a.report(ctx, d, result, false)
 }
 
-// watch polls. What is new is handed on; nil is handed on when the authority is reached after it was away.
-func (a *Agent) watch(ctx context.Context, etag string, news chan<- *client.Desired) {
-	hand := func(d *client.Desired) {
+// told is what a poll brought; desired is nil where nothing is new. Whether it was taken is answered once.
+type told struct {
+	desired *client.Desired
+	taken   chan bool // with room for one
+}
+
+// watch polls. What is new is handed on; nil is handed on when the authority is reached after it was away. What could not
+// be taken, on a full disk say, is asked for again: only what was taken counts as known.
+func (a *Agent) watch(ctx context.Context, etag string, news chan<- told) {
+	hand := func(d *client.Desired) (taken bool) {
+		t := told{desired: d, taken: make(chan bool, 1)}
 		select {
-		case news <- d:
+		case news <- t:
 		case <-ctx.Done():
+			return false
 		}
+		if d == nil {
+			return true
+		}
+		return <-t.taken
 	}
 	pause := func(d time.Duration) {
 		select {
@@ -258,8 +284,12 @@ func (a *Agent) watch(ctx context.Context, etag string, news chan<- *client.Desi
 		a.setGone(err)
 		switch {
 		case err == nil && fresh != nil:
+			if !hand(fresh) {
+				failures++
+				pause(a.pace.backoff(failures))
+				continue
+			}
 			failures, wait, etag = 0, a.pace.Wait, fresh.ETag
-			hand(fresh)
 			pause(jitter(200 * time.Millisecond)) // whatever the node says, it is not asked without pause
 		case err == nil:
 			if failures, wait = 0, a.pace.Wait; returned {

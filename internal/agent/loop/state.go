@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/gofrs/flock"
 
@@ -36,6 +38,8 @@ type State struct {
 	lock *flock.Flock // nil where it was opened to look only
 	// cut is called before and after each change, so that tests can end the process there.
 	cut func(step string)
+	now func() time.Time
+	log *slog.Logger
 }
 
 // OpenState opens the state directory, makes it if need be, and locks it.
@@ -75,7 +79,7 @@ func lookState(dir string) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the state directory: %w", err)
 	}
-	return &State{dir: absolute}, nil
+	return &State{dir: absolute, now: time.Now, log: slog.New(slog.DiscardHandler)}, nil
 }
 
 // Close gives the lock back.
@@ -247,7 +251,32 @@ func (s *State) writeJSON(value any, parts ...string) error {
 	return s.write(text, parts...)
 }
 
-// readJSON reads a value and reports whether it was there. A file that cannot be read is named with what to do.
+// unreadable is a file of the state directory that is there, and is not what the agent wrote.
+type unreadable struct {
+	path string
+	err  error
+}
+
+func (u *unreadable) Error() string { return fmt.Sprintf("read state: %s: %v", u.path, u.err) }
+
+func (u *unreadable) Unwrap() error { return u.err }
+
+// putAway renames a file that cannot be read, so that another takes its place and this one can still be looked at.
+func (s *State) putAway(parts ...string) (string, error) {
+	path, name := s.path(parts...), strings.Join(parts, "/")
+	kept := path + ".unreadable-" + s.now().UTC().Format("20060102T150405.000000000Z")
+	s.step("before setting aside " + name)
+	if err := os.Rename(path, kept); err != nil {
+		return "", fmt.Errorf("set aside state that cannot be read: %w", err)
+	}
+	if err := syncDirectory(filepath.Dir(path)); err != nil {
+		return "", err
+	}
+	s.step("after setting aside " + name)
+	return kept, nil
+}
+
+// readJSON reads a value and reports whether it was there. One that is there and cannot be read is an *unreadable.
 func (s *State) readJSON(value any, parts ...string) (bool, error) {
 	text, err := s.read(parts...)
 	if err != nil || text == nil {
@@ -255,7 +284,7 @@ func (s *State) readJSON(value any, parts ...string) (bool, error) {
 	}
 	defer clear(text)
 	if err := json.Unmarshal(text, value); err != nil {
-		return false, fmt.Errorf("read state: %s: %w", s.path(parts...), err)
+		return false, &unreadable{path: s.path(parts...), err: err}
 	}
 	return true, nil
 }

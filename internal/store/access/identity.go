@@ -104,7 +104,8 @@ func (b Bound) FreeFor(principalID string) error {
 }
 
 func otherOwner() error {
-	return fault.New(fault.Conflict, "this key is the identity of another principal already; a key proves one only")
+	return fault.New(fault.Conflict, "this key is the identity of another principal already; a key proves one only").
+		WithHint("make a new key for this one: a host does so by itself when it joins with a new token, which chancery host replace prints")
 }
 
 func bound(ctx context.Context, tx *db.Tx, issuer string, hash [sha256.Size]byte) (Bound, error) {
