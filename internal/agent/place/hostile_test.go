@@ -197,6 +197,29 @@ func TestLinksThatAreFollowed(t *testing.T) {
 	}
 }
 
+// TestExceptions are not accepted under a wider prefix, not over a link either, and are where they are named.
+func TestExceptions(t *testing.T) {
+	s := newScene(t)
+	if err := os.MkdirAll(s.path("/srv/trust"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("trust", s.path("/srv/also")); err != nil {
+		t.Fatal(err)
+	}
+	for path, passes := range map[string]map[string]bool{
+		"/srv/trust/x": {"/srv": false, "/srv/trust": true, "/srv/trust/x": true}, "/srv/also/x": {"/srv": false, "/srv/trust": false},
+		"/srv/trusty/x": {"/srv": true}, "/srv/trust": {"/srv": false},
+	} {
+		for prefix, pass := range passes {
+			p := s.placer(t, func(o *Options) { o.Accept = Accept{Prefixes: []string{prefix}, Except: []string{"/srv/trust"}} })
+			_, err := p.Difference(one(path))
+			if refused := fault.Is(err, fault.Denied); refused == pass {
+				t.Errorf("%s where %s is accepted: %v", path, prefix, err)
+			}
+		}
+	}
+}
+
 // TestLinkOfAnotherUser is refused wherever it leads. For root that is a link of nobody; for anybody else, his own link where
 // no root of his own makes him stand for root.
 func TestLinkOfAnotherUser(t *testing.T) {

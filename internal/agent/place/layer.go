@@ -27,7 +27,7 @@ const maxFile = 32 << 20
 // component in an open directory and never follow a link.
 type Layer struct {
 	root     string // what / of the host's paths is; "" is /
-	accept   []string
+	accept   Accept
 	reserved string // the agent's own directory, if it lies below the root
 	trusted  []int  // whose links to directories are followed
 	cut      func(Operation) error

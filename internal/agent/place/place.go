@@ -78,6 +78,9 @@ type Directory struct {
 // Accept is what the host's own configuration lets be placed.
 type Accept struct {
 	Prefixes []string // directories; a path must be one of them or lie under one, after links were followed
+	// Except are paths that are not accepted under a wider prefix: a prefix must be one of them, or lie in it, to take effect
+	// there.
+	Except []string
 }
 
 // Consumer is the program that reads a placement's files. Each call is bounded by its context.

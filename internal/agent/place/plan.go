@@ -281,8 +281,8 @@ func (pl *plan) change(at spot, want *state, e entry, words []string, isOurs boo
 	default:
 		pl.differ(at.real, append(words, "and is not ours"))
 		pl.strangers = append(pl.strangers,
-			fault.New(fault.Conflict, "%s is there, was not placed by this agent, and is not what is wanted", at.real).
-				WithHint("adopt it, and a copy is kept beside it; or move it away"))
+			fault.New(fault.Conflict, "%s is there, was not placed by this agent, and is not what is wanted: move it away, or say "+
+				"chancery agent run --once --adopt=%s, which keeps a copy beside it", at.real, pl.set.Name))
 	}
 	return err
 }

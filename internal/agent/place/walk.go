@@ -26,14 +26,29 @@ func newLayer(root string, accept Accept, cut func(Operation) error) (*Layer, er
 		}
 		l.trusted = append(l.trusted, os.Geteuid())
 	}
-	for _, prefix := range accept.Prefixes {
-		p, err := l.clean(path.Clean(prefix))
-		if err != nil {
-			return nil, err
+	for _, prefixes := range []struct {
+		from []string
+		to   *[]string
+	}{{accept.Prefixes, &l.accept.Prefixes}, {accept.Except, &l.accept.Except}} {
+		for _, prefix := range prefixes.from {
+			p, err := l.clean(path.Clean(prefix))
+			if err != nil {
+				return nil, err
+			}
+			*prefixes.to = append(*prefixes.to, p)
 		}
-		l.accept = append(l.accept, p)
 	}
 	return l, nil
+}
+
+// Holds reports whether a path is accepted; where it is not, excepted is the exception that it lies in, if that is why.
+func (a Accept) Holds(p string) (accepted bool, excepted string) {
+	for _, e := range a.Except {
+		if within(p, e) && !slices.ContainsFunc(a.Prefixes, func(prefix string) bool { return within(p, prefix) && within(prefix, e) }) {
+			return false, e
+		}
+	}
+	return slices.ContainsFunc(a.Prefixes, func(prefix string) bool { return within(p, prefix) }), ""
 }
 
 // clean judges the text of a path, and takes the root off one that has it already.
@@ -64,12 +79,15 @@ func within(p, prefix string) bool {
 
 // accepted refuses a path that the host's own configuration does not let be placed.
 func (l *Layer) accepted(p string) error {
-	if slices.ContainsFunc(l.accept, func(prefix string) bool { return within(p, prefix) }) {
-		return nil
-	}
+	accepted, excepted := l.accept.Holds(p)
 	would := "nothing is accepted here"
-	if len(l.accept) > 0 {
-		would = "paths below " + strings.Join(l.accept, ", ") + " would pass"
+	switch {
+	case accepted:
+		return nil
+	case excepted != "":
+		would = excepted + " is the system's own, and is accepted only where it is named itself"
+	case len(l.accept.Prefixes) > 0:
+		would = "paths below " + strings.Join(l.accept.Prefixes, ", ") + " would pass"
 	}
 	return fault.New(fault.Denied, "this host does not accept files at %s: %s", p, would).
 		WithHint("only root on this host can widen it: prefixes in agent.yaml")
