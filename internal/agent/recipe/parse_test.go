@@ -12,7 +12,7 @@ import (
 const sound = `name: sample
 title: a sample
 parameters:
-  - {name: dir, type: path, default: /etc/sample}
+  - {name: dir, type: path, default: /etc/sample, trusted: true}
   - {name: kind, type: choice, choices: [one, two], default: one}
   - {name: on, type: bool, default: "false"}
   - {name: port, type: port, default: "443"}
@@ -180,6 +180,8 @@ func TestParseRefuses(t *testing.T) {
 		{"pid file", "pid_file: /run/sampled.pid", "pid_file: sampled.pid", "is not absolute"},
 		{"reload unreachable", "{name: reload, when: fact.version >= 1.2, signal", "{name: reload, signal", "never reached"},
 		{"interrupting check", "timeout: 5s}\nreload", "timeout: 5s, interrupts: true}\nreload", "only a step of reload"},
+		{"not marked", "/etc/sample, trusted: true}", "/etc/sample}", "dir is used as argument, config: say trusted: true"},
+		{"marked for nothing", "default: \"443\"}", "default: \"443\", trusted: true}", "leave trusted out"},
 		{"check by signal", "command: [sampled, --check, \"${param.dir}\"]", "signal: {pid_file: /run/s, process: s, signal: HUP}", "checks nothing"},
 		{"timeout", "timeout: 5s}\nreload", "timeout: 1h}\nreload", "at most 10m"},
 		{"program", "command: [systemctl, ", "command: ['system ctl', ", "an absolute path or the name of a program"},

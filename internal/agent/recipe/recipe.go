@@ -60,6 +60,9 @@ type Parameter struct {
 	Default  string   `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
 	Choices  []string `yaml:"choices,omitempty"`
 	Required bool     `yaml:"required,omitempty"`
+	// Trusted marks a path that is used otherwise than to place a file: a program is given it, or it is read, connected to,
+	// or names the process to signal. It must be marked, and a host holds it to what it accepts: see Reads.
+	Trusted bool `yaml:"trusted,omitempty"`
 }
 
 // FactRule is something that is to be found out on the host before the recipe is resolved. The first kind that is set is
@@ -164,8 +167,9 @@ type Step struct {
 	Command []string `yaml:"command,omitempty"` // an argument vector; each variable stays within its argument
 	User    string   `yaml:"user,omitempty"`    // who runs the command; root where it is empty
 	Signal  *Signal  `yaml:"signal,omitempty"`
-	Action  string   `yaml:"action,omitempty"` // drop-revoked-clients: see the agent's loop
-	// With is what the action needs. drop-revoked-clients: program (virt-admin), uri, server.
+	Action  string   `yaml:"action,omitempty"` // drop-revoked-clients, match-pair, set-haproxy-certificate: see the agent's loop
+	// With is what the action needs. drop-revoked-clients: program (virt-admin), uri, server. set-haproxy-certificate: socket
+	// and pid_file. match-pair: nothing.
 	With    map[string]string `yaml:"with,omitempty"`
 	Timeout Duration          `yaml:"timeout,omitempty"` // 30 s where it is 0
 	// Interrupts says that connections are lost; such a step is taken only for new key material, and explain says so.

@@ -46,6 +46,7 @@ func (v *validation) all() {
 	}
 	v.steps()
 	v.probe()
+	v.reads()
 	for i, name := range r.Conflicts {
 		if at := fmt.Sprintf("conflicts[%d]", i); !plainName.MatchString(name) || name == r.Name {
 			v.add(at, "%q is not the name of another recipe", name)
