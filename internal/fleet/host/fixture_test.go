@@ -126,7 +126,7 @@ func (a *authority) redeem(token string) *machine {
 	a.t.Helper()
 	m := &machine{csr: newCSR(a.t)}
 	m.joined = must[*client.Joined](a.t)(a.Hosts.Join(a.t.Context(), client.JoinRequest{Token: token, CSR: m.csr, Agent: "test"}))
-	m.principal = must[access.Principal](a.t)(a.Access.PrincipalNamed(a.t.Context(), m.joined.Host))
+	m.principal = must[access.Principal](a.t)(a.Access.PrincipalNamed(a.t.Context(), m.joined.Host)).Showing(m.certificate(a.t).RawSubjectPublicKeyInfo)
 	return m
 }
 

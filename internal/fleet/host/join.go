@@ -185,6 +185,7 @@ func (s *Service) identify(ctx context.Context, tx *db.Tx, r *row, issued *ca.Ce
 	}
 	sum, before := sha256.Sum256(issued.PublicKey()), r.identitySPKI
 	r.generation++
+	r.identityUsed = time.Time{}
 	r.identityIssuer, r.identitySerial, r.identitySPKI, r.identityEnds = issued.Issuer.ID, issued.Serial.Text(16), sum[:], issued.NotAfter
 	// The key before goes on proving the host until the next renewal, so that an answer that was lost locks nobody out.
 	if err := access.KeepKeys(ctx, tx, r.principal, sum[:], before); err != nil {
@@ -256,15 +257,20 @@ func (s *Service) auditKey(ctx context.Context) (string, error) {
 	return text, nil
 }
 
-// errGeneration says that a renewal carried another generation than the host's.
+// errGeneration says that a renewal carried another generation than the host's, or showed another key than its newest.
 var errGeneration = errors.New("the generation is not the host's")
 
 // RenewIdentity gives a host its next identity, for the key of the CSR. The call carries the number of the identity that the
-// agent has. A repeated call, with its key, gets the same answer; whoever shows a number that was used already has a copy of
-// this host's identity, and the host becomes suspect.
+// agent has, and shows its key: a number may be guessed. A repeated call, with its idempotency key, gets the same answer; where
+// a number was used already, or a key that is not the newest is shown, two machines have this host's identity, and the host
+// becomes suspect.
 func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in client.RenewIdentityRequest, key string) (*client.Joined, error) {
 	if err := by.May(access.ActAsHost); err != nil {
 		return nil, err
+	}
+	shown, ok := by.ShownKey()
+	if !ok {
+		return nil, fault.New(fault.Denied, "a host renews its identity by showing it, and %s showed none", by.Name)
 	}
 	now := time.Now()
 	request, err := cert.CSRLimits{}.ParsePEM([]byte(in.CSR))
@@ -283,7 +289,7 @@ func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in cli
 			return noHost(by)
 		case r.state == client.HostSuspect:
 			return suspect(r)
-		case r.generation != in.Generation:
+		case r.generation != in.Generation || !bytes.Equal(shown, r.identitySPKI):
 			return errGeneration
 		}
 		if err := s.identify(ctx, tx, r, issued, by.Actor(), now); err != nil {
@@ -314,7 +320,7 @@ func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in cli
 	return s.joined(ctx, r)
 }
 
-// oldGeneration decides on a renewal with a number that is not the newest. One that brings the very key that the newest
+// oldGeneration decides on a renewal with a number or a key that is not the newest. One that brings the very key that the newest
 // identity is for, made for that renewal, is the same renewal again, whose answer and whose idempotency key were both lost: no
 // copy of the old identity has it. Everything else is a copy.
 func (s *Service) oldGeneration(ctx context.Context, by access.Principal, spki []byte, generation int64, now time.Time) (*client.Joined, error) {
@@ -339,13 +345,11 @@ func (s *Service) oldGeneration(ctx context.Context, by access.Principal, spki [
 				return err
 			}
 		}
-		r.state, r.problem = client.HostSuspect, true
-		r.message = fmt.Sprintf("two machines used one identity: at %s one renewed it with generation %d, and another has had generation %d since %s",
-			now.UTC().Format(time.RFC3339), generation, r.generation, r.joinedOrRenewed())
-		if err := r.update(ctx, tx); err != nil {
-			return err
+		what := fmt.Sprintf("would renew it with generation %d", generation)
+		if shown, _ := by.ShownKey(); !bytes.Equal(shown, r.identitySPKI) {
+			what += " and another key than the newest"
 		}
-		return s.audit(ctx, tx, by.Actor(), "host.suspect", r.name, map[string]any{"shown": generation, "generation": r.generation}, now)
+		return s.suspect(ctx, tx, by, r, what, generation, now)
 	})
 	switch {
 	case err != nil:
@@ -357,6 +361,18 @@ func (s *Service) oldGeneration(ctx context.Context, by access.Principal, spki [
 	}
 	s.waiting.wakeHost(r.id)
 	return nil, suspect(r)
+}
+
+// suspect makes a host suspect. Its message says that one of two machines is a copy, and not which: the copy may have been
+// the faster.
+func (s *Service) suspect(ctx context.Context, tx *db.Tx, by access.Principal, r *row, what string, generation int64, now time.Time) error {
+	r.state, r.problem = client.HostSuspect, true
+	r.message = fmt.Sprintf("two machines used one identity, and one of them is a copy; which one, this does not say: at %s one %s, and one has had "+
+		"generation %d since %s", now.UTC().Format(time.RFC3339), what, r.generation, r.joinedOrRenewed())
+	if err := r.update(ctx, tx); err != nil {
+		return err
+	}
+	return s.audit(ctx, tx, by.Actor(), "host.suspect", r.name, map[string]any{"shown": generation, "generation": r.generation}, now)
 }
 
 // joinedOrRenewed is when the newest identity was issued, as far as its end tells.

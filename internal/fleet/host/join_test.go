@@ -148,9 +148,13 @@ func TestSecretsAreStoredNowhere(t *testing.T) {
 // second is the error of two values.
 func second[T any](_ T, err error) error { return err }
 
-// renew renews an identity as an agent does, with a new key.
+// renew renews an identity as an agent does, with a new key, which the machine shows from then on.
 func (a *authority) renew(m *machine, generation int64, csr, key string) (*client.Joined, error) {
-	return a.Hosts.RenewIdentity(a.t.Context(), m.principal, client.RenewIdentityRequest{CSR: csr, Generation: generation}, key)
+	joined, err := a.Hosts.RenewIdentity(a.t.Context(), m.principal, client.RenewIdentityRequest{CSR: csr, Generation: generation}, key)
+	if err == nil {
+		m.principal = m.principal.Showing((&machine{joined: joined}).certificate(a.t).RawSubjectPublicKeyInfo)
+	}
+	return joined, err
 }
 
 func TestIdentityIsRenewed(t *testing.T) {
@@ -202,6 +206,12 @@ func TestCloneIsExposed(t *testing.T) {
 		"two that renew with the key that both have": func(t *testing.T, a *authority, m *machine) error {
 			must[*client.Joined](t)(a.renew(m, 1, m.csr, "k1"))
 			_, err := a.renew(m, 1, m.csr, "k2")
+			return err
+		},
+		"a copy that shows the key before, and the right number": func(t *testing.T, a *authority, m *machine) error {
+			copied := *m
+			must[*client.Joined](t)(a.renew(m, 1, newCSR(t), "k1"))
+			_, err := a.renew(&copied, 2, newCSR(t), "k2")
 			return err
 		},
 		"a number from the future": func(t *testing.T, a *authority, m *machine) error {

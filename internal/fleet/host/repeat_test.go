@@ -105,7 +105,8 @@ func TestLostCommits(t *testing.T) {
 				if joined.Generation != 1 {
 					t.Fatalf("joined as %+v", joined)
 				}
-				m := &machine{joined: joined, principal: must[access.Principal](t)(a.Access.PrincipalNamed(ctx, "web1"))}
+				m := &machine{joined: joined}
+				m.principal = must[access.Principal](t)(a.Access.PrincipalNamed(ctx, "web1")).Showing(m.certificate(t).RawSubjectPublicKeyInfo)
 				held := must[*ca.Certificate](t)(a.issue(m, ca.Order{}, "web1"))
 				csr := newCSR(t)
 				fail()
@@ -163,6 +164,9 @@ func TestReportWritesOnlyWhatChanged(t *testing.T) {
 		before := faults.Commits()
 		do()
 		return faults.Commits() - before
+	}
+	if n := commits(func() { must[*client.Desired](t)(a.Hosts.Desired(ctx, m.principal, "", 0)) }); n != 1 {
+		t.Fatalf("the first call with the identity's key took %d commits", n)
 	}
 	if n := commits(func() { check(t, a.Hosts.Report(ctx, m.principal, report)) }); n != 1 {
 		t.Fatalf("the first report took %d commits", n)

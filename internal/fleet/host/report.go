@@ -37,6 +37,9 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 		return err
 	}
 	s.noteSeen(r.id, now)
+	if err := s.witness(ctx, by, r, in.Generation, now); err != nil {
+		return err
+	}
 	if len(news) == 0 && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
 		return nil
 	}

@@ -24,8 +24,8 @@ type row struct {
 	identitySPKI                              []byte // its SHA-256
 	identityEnds                              time.Time
 	agent                                     string
-	profiles                                  []string // beside those of its placements
-	identityUsed                              bool     // a call was made with the newest identity's key
+	profiles                                  []string  // beside those of its placements
+	identityUsed                              time.Time // when the first call was made with the newest identity's key
 	created, joined, removed                  time.Time
 }
 
@@ -42,12 +42,12 @@ func scanRow(scan func(...any) error) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.problem, r.created, r.profiles, r.identityUsed = problem != 0, db.FromMicros(created), strings.Fields(profiles), used != 0
+	r.problem, r.created, r.profiles = problem != 0, db.FromMicros(created), strings.Fields(profiles)
 	r.identitySPKI = append([]byte{}, r.identitySPKI...) // SQLite reads an empty one as NULL, which it does not take back
 	for _, t := range []struct {
 		to *time.Time
 		us int64
-	}{{&r.identityEnds, ends}, {&r.joined, joined}, {&r.removed, removed}} {
+	}{{&r.identityEnds, ends}, {&r.joined, joined}, {&r.removed, removed}, {&r.identityUsed, used}} {
 		if t.us != 0 {
 			*t.to = db.FromMicros(t.us)
 		}
@@ -111,7 +111,7 @@ func (r *row) update(ctx context.Context, tx *db.Tx) error {
 		profiles = $14, identity_used = $15 WHERE id = $16`,
 		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
 		r.agent, change, moment(r.joined), moment(r.removed),
-		strings.Join(r.profiles, "\n"), bit(r.identityUsed), r.id)
+		strings.Join(r.profiles, "\n"), moment(r.identityUsed), r.id)
 	if err != nil {
 		return fmt.Errorf("write host %s: %w", r.name, err)
 	}

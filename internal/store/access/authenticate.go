@@ -70,7 +70,10 @@ func (s *Store) AuthenticateCertificate(ctx context.Context, issuer string, spki
 		return Principal{}, refused()
 	}
 	k, err := s.prove(ctx, proof{issuer, sha256.Sum256(spki)}, time.Now(), s.loadIdentity)
-	return k.principal, err
+	if err != nil {
+		return Principal{}, err
+	}
+	return k.principal.Showing(spki), nil
 }
 
 // prove answers from memory if it can. Only good answers are kept: a bad one must not hide a credential that is made in

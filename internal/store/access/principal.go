@@ -13,6 +13,7 @@ package access
 
 import (
 	"context"
+	"crypto/sha256"
 	"slices"
 	"strings"
 	"time"
@@ -64,6 +65,18 @@ type Principal struct {
 	system bool
 	// tokenEnds is when the token ends by which the caller was proven; zero for a certificate.
 	tokenEnds time.Time
+	// shown is the SHA-256 of the key by which the caller was proven; empty for a token.
+	shown string
+}
+
+// ShownKey is the SHA-256 of the SubjectPublicKeyInfo of the key by which the caller was proven, and false where a token was.
+func (p Principal) ShownKey() ([]byte, bool) { return []byte(p.shown), p.shown != "" }
+
+// Showing is the principal as one that was proven by a key.
+func (p Principal) Showing(spki []byte) Principal {
+	sum := sha256.Sum256(spki)
+	p.shown = string(sum[:])
+	return p
 }
 
 // TokenEnds is when the token ends by which the caller was proven, and false where he showed a certificate. What a caller
