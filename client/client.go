@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -109,7 +110,7 @@ func New(o Options) (*Client, error) {
 	return &Client{
 		base: &url.URL{Scheme: base.Scheme, Host: base.Host},
 		http: &http.Client{
-			Transport: transport,
+			Transport: &connections{now: transport},
 			// Nodes never redirect, and a redirect would carry a token elsewhere.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -117,8 +118,31 @@ func New(o Options) (*Client, error) {
 	}, nil
 }
 
-// Close drops the idle connections.
+// Close drops the idle connections, and those in use when their calls are over: later calls show what Certificate gives then.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// connections are made anew after CloseIdleConnections. A connection that is in use then would be idle later, and prove its
+// caller by what it showed when it was made.
+type connections struct {
+	mu  sync.Mutex
+	now *http.Transport
+}
+
+func (c *connections) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.mu.Lock()
+	now := c.now
+	c.mu.Unlock()
+	return now.RoundTrip(r)
+}
+
+// CloseIdleConnections is what http.Client calls.
+func (c *connections) CloseIdleConnections() {
+	c.mu.Lock()
+	before := c.now
+	c.now = before.Clone()
+	c.mu.Unlock()
+	before.CloseIdleConnections()
+}
 
 // Address is the address of the node.
 func (c *Client) Address() string { return c.base.String() }

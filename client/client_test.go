@@ -217,3 +217,42 @@ func TestCancelledCallsEnd(t *testing.T) {
 		t.Fatal("no error")
 	}
 }
+
+// TestCloseEndsConnectionsInUse has a call under way while the caller's identity changes: its connection proves the old one, and
+// must not serve the next call.
+func TestCloseEndsConnectionsInUse(t *testing.T) {
+	var mu sync.Mutex
+	var from []string
+	arrived, release := make(chan struct{}), make(chan struct{})
+	c := node(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		from = append(from, r.RemoteAddr)
+		first := len(from) == 1
+		mu.Unlock()
+		if first {
+			close(arrived)
+			<-release
+		}
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, "{}")
+	})
+	done := make(chan error)
+	go func() {
+		_, err := c.Host(t.Context(), "one")
+		done <- err
+	}()
+	<-arrived
+	c.Close()
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := c.Host(t.Context(), "two"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(from) != 3 || from[1] == from[0] || from[2] != from[1] {
+		t.Fatalf("calls came from %q: the second from another connection than the first, and the third from the second's", from)
+	}
+}
