@@ -283,12 +283,7 @@ func (c *agentRepairCommand) Run(ctx context.Context, g *globals) error {
 	if _, err := os.Stat(c.State); errors.Is(err, os.ErrNotExist) {
 		return nil // no agent was here, so it left nothing: the unit runs at every boot
 	}
-	agent, err := loop.New(c.options(g))
-	if err != nil {
-		return err
-	}
-	defer agent.Close()
-	mended, err := agent.Repair(ctx)
+	mended, err := loop.Repair(ctx, c.options(g))
 	for _, m := range mended {
 		g.say("repaired: %s", printable(m))
 	}
