@@ -28,6 +28,12 @@ func (d digests) gently(other digests) bool {
 	return d == other
 }
 
+// trustStays reports whether what is trusted is the same in the other, so that a consumer which has read it needs to be told
+// of certificates only.
+func (d digests) trustStays(other digests) bool {
+	return d.Keys != "" && d.Anchors == other.Anchors && d.CRLs == other.CRLs
+}
+
 // digestsOf are the digests of a plan and what goes into its files.
 func digestsOf(plan *recipe.Plan, m map[string]*probe.Material) (digests, error) {
 	text, err := json.Marshal(plan)

@@ -116,6 +116,9 @@ func (b *builder) step(s Step) (Step, bool) {
 		filled := make(map[string]string, len(s.With))
 		for key, text := range s.With {
 			filled[key] = b.fill(what, text, func(value string) error {
+				if key == "socket" || key == "pid_file" {
+					return checkPath(key, value)
+				}
 				if strings.HasPrefix(value, "-") {
 					return fault.New(fault.Invalid, "%s is %q, which would be read as an option", key, value)
 				}

@@ -17,6 +17,9 @@ func (s *Step) does(text func(string) string) string {
 		for _, key := range slices.Sorted(maps.Keys(s.With)) {
 			with = append(with, key+" "+text(s.With[key]))
 		}
+		if with == nil {
+			return s.Action
+		}
 		return s.Action + " (" + strings.Join(with, ", ") + ")"
 	}
 	return sayCommand(s.Command, s.User, text)

@@ -1,6 +1,7 @@
 package recipe
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path"
@@ -15,9 +16,14 @@ var (
 	endSignals    = []string{"TERM", "INT", "QUIT"}
 )
 
-// actions are what the agent does itself, and what each needs.
-var actions = map[string][]string{
-	"drop-revoked-clients": {"program", "server", "uri"},
+// actions are what the agent does itself: among which steps each belongs, and what it needs.
+var actions = map[string]struct {
+	among string
+	needs []string
+}{
+	"drop-revoked-clients":    {"after", []string{"program", "server", "uri"}},
+	"match-pair":              {"checks", nil},
+	"set-haproxy-certificate": {"reload", []string{"pid_file", "socket"}},
 }
 
 var (
@@ -92,7 +98,7 @@ func (v *validation) signal(field, at string, s *Step) {
 }
 
 func (v *validation) action(field, at string, s *Step) {
-	needs, ok := actions[s.Action]
+	action, ok := actions[s.Action]
 	switch {
 	case s.Action == "":
 		if len(s.With) > 0 {
@@ -102,14 +108,18 @@ func (v *validation) action(field, at string, s *Step) {
 	case !ok:
 		v.add(at+".action", "%q is not one of %s", s.Action, strings.Join(slices.Sorted(maps.Keys(actions)), ", "))
 		return
-	case field != "after":
-		v.add(at+".action", "%s is done after all is in place: put it into after", s.Action)
+	case field != action.among:
+		v.add(at+".action", "%s is no step of %s: put it into %s", s.Action, field, action.among)
 	}
-	if given := slices.Sorted(maps.Keys(s.With)); !slices.Equal(given, needs) {
-		v.add(at+".with", "%s needs %s; there are %s", s.Action, strings.Join(needs, ", "), strings.Join(given, ", "))
+	if given := slices.Sorted(maps.Keys(s.With)); !slices.Equal(given, action.needs) {
+		v.add(at+".with", "%s needs %s; there are %s", s.Action, cmp.Or(strings.Join(action.needs, ", "), "nothing"), strings.Join(given, ", "))
 	}
 	for key, text := range s.With {
-		v.text(at+".with."+key, text, nil, func(string) error { return nil })
+		check := func(string) error { return nil }
+		if key == "socket" || key == "pid_file" {
+			check = func(value string) error { return checkPath(key, value) }
+		}
+		v.text(at+".with."+key, text, nil, check)
 	}
 }
 
