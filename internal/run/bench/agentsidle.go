@@ -112,7 +112,7 @@ func (b *bench) hold(ctx context.Context, a *authority, at string, n int) error 
 }
 
 // hear measures how long it takes until all have heard of a change that concerns all, and until one has heard of one that
-// concerns it alone, which no other is told of.
+// concerns it alone.
 func (b *bench) hear(ctx context.Context, a *authority, at string, members []crewMember) error {
 	for _, change := range []struct {
 		what  string
@@ -138,10 +138,10 @@ func (b *bench) hear(ctx context.Context, a *authority, at string, members []cre
 			return err
 		}
 		answered := time.Since(begin)
+		var n int
 		var last int64
 		err = b.crewUntil(ctx, at, func(s *crewState) bool {
-			n := 0
-			last = 0
+			n, last = 0, 0
 			for _, at := range s.Heard {
 				if at >= begin.UnixNano() {
 					n++
@@ -158,7 +158,7 @@ func (b *bench) hear(ctx context.Context, a *authority, at string, members []cre
 			return err
 		}
 		b.add(row{what: change.what, who: fmt.Sprintf("%d agents", len(members)), engine: a.engine, store: empty, cpu: (after - before) / time.Duration(change.heard),
-			most: time.Duration(last - begin.UnixNano()), note: fmt.Sprintf("from the call, which was answered in %s, to the last agent", short(answered))})
+			most: time.Duration(last - begin.UnixNano()), note: fmt.Sprintf("from the call, which was answered in %s, to the last of %d that were told", short(answered), n)})
 	}
 	return nil
 }
