@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -141,6 +140,9 @@ func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Se
 	return set, nil
 }
 
+// mostPassword bounds the file of a password, of which the first line counts.
+const mostPassword = 4 << 10
+
 // password reads the password of a key store: that of the agent, where it made one, else the operator's file; where there
 // is none, the agent makes one, keeps it, and places the file.
 func (w *work) password(path string) ([]byte, error) {
@@ -148,7 +150,7 @@ func (w *work) password(path string) ([]byte, error) {
 	if err != nil || own != nil {
 		return own, err
 	}
-	text, err := os.ReadFile(w.agent.system.Path(path))
+	text, err := place.ReadPlain(w.agent.root, path, mostPassword)
 	if errors.Is(err, fs.ErrNotExist) {
 		made := []byte(rand.Text())
 		return made, w.folder.keepPassword(path, made)

@@ -88,6 +88,7 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 		o := a.converge(ctx, order, d, t, now)
 		listed[o.Placement] = true
 		result.Observations = append(result.Observations, o)
+		a.beat()
 	}
 	if err := a.letGo(listed); err != nil {
 		problem(err.Error())
@@ -202,20 +203,21 @@ func (a *Agent) Run(ctx context.Context) error {
 	}()
 	defer func() { <-done }()
 	problems := nonEmpty(lost)
+	beats, end := a.beats()
+	defer end()
 	for {
+		a.beat()
 		if desired != nil {
 			a.passAndReport(ctx, desired, problems)
 		}
-		wait := time.NewTimer(a.untilDue(desired))
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return nil
-		case fresh := <-news:
-			wait.Stop()
-			if fresh.desired == nil { // reached again, and nothing new
-				continue
+		fresh := a.await(ctx, a.untilDue(desired), news, beats)
+		switch {
+		case ctx.Err() != nil:
+			if fresh.taken != nil {
+				fresh.taken <- false
 			}
+			return nil
+		case fresh.desired != nil:
 			problem, err := a.takeDesired(fresh.desired)
 			fresh.taken <- err == nil
 			if err != nil {
@@ -225,7 +227,24 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 			desired, problems = fresh.desired, nonEmpty(lost, problem)
 			lost = ""
+		}
+	}
+}
+
+// await waits for news, until something is due, or until ctx ends; it brings nothing where there is no news.
+func (a *Agent) await(ctx context.Context, d time.Duration, news <-chan told, beats <-chan time.Time) told {
+	wait := time.NewTimer(d)
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return told{}
+		case fresh := <-news:
+			return fresh
 		case <-wait.C:
+			return told{}
+		case <-beats:
+			a.beat()
 		}
 	}
 }
