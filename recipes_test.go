@@ -22,7 +22,7 @@ func TestGoldenReferenceRecipes(t *testing.T) {
 		"parameters that you give; `chancery recipe show NAME` prints the recipe, which is where to begin with one of your own, and",
 		"`chancery recipe test FILE` judges that. How the language works is in the [guide to recipes](recipe-language.md).", "")
 	all := recipe.Builtins()
-	p.atLeast("built-in recipes", len(all), 5)
+	p.atLeast("built-in recipes", len(all), 8)
 	p.head("recipe", "for")
 	for _, r := range all {
 		p.row("["+r.Name+"](#"+r.Name+")", r.Title)

@@ -109,7 +109,7 @@ func (w *world) newHost(t testing.TB, name string, m machine) *host {
 func (h *host) directory(m machine) bool { return m.directory || os.Geteuid() != 0 }
 
 // machineFiles are those of the machine's /etc that programs of a host need.
-var machineFiles = []string{"alternatives", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
+var machineFiles = []string{"alternatives", "apache2", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
 	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl", "java-17-openjdk"}
 
 // settle fills the host's /etc.

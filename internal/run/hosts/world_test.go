@@ -1,5 +1,5 @@
-// Package hosts_test runs an authority's node, agents and the consumers that read what agents place: libvirtd, nginx and
-// PostgreSQL, each in its usual place. Every host has a mount table of its own, in which /etc, /run, /home and /opt are its
+// Package hosts_test runs an authority's node, agents and the consumers that read what agents place: libvirtd, nginx,
+// PostgreSQL, Apache, HAProxy and stunnel, each in its usual place. Every host has a mount table of its own, in which /etc, /run, /home and /opt are its
 // own, so that nothing of the machine is touched. An ordinary user's hosts are directories instead (--root).
 package hosts_test
 
