@@ -54,6 +54,7 @@ type ChangeHostRequest struct {
 	IP         *[]string         `json:"ip,omitempty" maxItems:"100"`
 	Placements *[]PlacementOrder `json:"placements,omitempty" maxItems:"64"`
 	Profiles   *[]string         `json:"profiles,omitempty" maxItems:"32"`
+	RevokeNow  bool              `json:"revoke_now,omitempty" doc:"revoke the certificates of its machine with names that it no longer has, whether it has others already or not"`
 }
 
 // Host is a machine that holds certificates.
@@ -72,6 +73,17 @@ type Host struct {
 	IdentityEnds time.Time   `json:"identity_ends,omitzero"`
 	Profiles     []string    `json:"profiles,omitempty" doc:"whose certificates it may have beside those of its placements"`
 	Placements   []Placement `json:"placements,omitempty"`
+	// Both are only said of a host that is shown alone.
+	FormerNames        []RemainingCertificate `json:"former_names,omitempty" doc:"good certificates of its machine with names that it no longer has"`
+	OthersCertificates []RemainingCertificate `json:"others_certificates,omitempty" doc:"good certificates with its names that others requested; they stay good when it is removed"`
+}
+
+// RemainingCertificate is a certificate that is good for names, or on hold.
+type RemainingCertificate struct {
+	Serial    string    `json:"serial"`
+	Requester string    `json:"requester"`
+	Names     []string  `json:"names"`
+	NotAfter  time.Time `json:"not_after"`
 }
 
 // Placement is a recipe on a host: as desired, and as observed there.

@@ -47,7 +47,7 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 		if err := r.insert(ctx, tx); err != nil {
 			return nil, 0, err
 		}
-		if err := takeNames(ctx, tx, r.id, in.DNS, in.IP); err != nil {
+		if err := takeNames(ctx, tx, r.id, in.DNS, in.IP, now); err != nil {
 			return nil, 0, err
 		}
 		if err := putPlacements(ctx, tx, r.id, in.Placements); err != nil {
@@ -200,7 +200,7 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 		}
 		detail := map[string]any{}
 		if in.DNS != nil || in.IP != nil {
-			if err := changeNames(ctx, tx, r, in, detail); err != nil {
+			if err := changeNames(ctx, tx, r, in, detail, now); err != nil {
 				return err
 			}
 		}
@@ -213,6 +213,12 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 		if in.Profiles != nil {
 			r.profiles, detail["profiles"] = profiles, profiles
 		}
+		if in.RevokeNow {
+			if err := s.revokeFormer(ctx, tx, by, r, now); err != nil {
+				return err
+			}
+			detail["revokeNow"] = true
+		}
 		if err := r.judge(ctx, tx); err != nil {
 			return err
 		}
@@ -224,10 +230,13 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 	if err != nil {
 		return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 	}
+	if in.RevokeNow {
+		s.CA.Announce()
+	}
 	return s.Show(ctx, by, name)
 }
 
-func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostRequest, detail map[string]any) error {
+func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostRequest, detail map[string]any, now time.Time) error {
 	dns, addresses, err := namesOf(ctx, tx, r.id)
 	if err != nil {
 		return err
@@ -244,7 +253,7 @@ func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostReq
 		}
 		detail["ip"] = addresses
 	}
-	return takeNames(ctx, tx, r.id, dns, addresses)
+	return takeNames(ctx, tx, r.id, dns, addresses, now)
 }
 
 // judge sets whether the host is a problem.

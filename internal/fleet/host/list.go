@@ -32,8 +32,10 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 		if err != nil {
 			return err
 		}
-		found, err = s.view(ctx, tx, r)
-		return err
+		if found, err = s.view(ctx, tx, r); err != nil {
+			return err
+		}
+		return s.addRemaining(ctx, tx, r, &found, time.Now())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("show host %s: %w", quoted(name), err)

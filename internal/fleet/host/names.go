@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/agent/recipe"
@@ -178,7 +179,12 @@ func (s *Service) checkOrder(order *client.PlacementOrder) error {
 }
 
 // takeNames gives a host names and addresses that no other host has, in place of those it had.
-func takeNames(ctx context.Context, tx *db.Tx, id string, dns, addresses []string) error {
+func takeNames(ctx context.Context, tx *db.Tx, id string, dns, addresses []string, now time.Time) error {
+	oldDNS, oldAddresses, err := namesOf(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	had := slices.Concat(oldDNS, oldAddresses)
 	if _, err := tx.Exec(ctx, `DELETE FROM host_name WHERE host = $1`, id); err != nil {
 		return err
 	}
@@ -192,6 +198,11 @@ func takeNames(ctx context.Context, tx *db.Tx, id string, dns, addresses []strin
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
+		}
+		if !slices.Contains(had, name) {
+			if err := uncertified(ctx, tx, id, kind, name, now); err != nil {
+				return err
+			}
 		}
 		position++
 		_, err = tx.Exec(ctx, `INSERT INTO host_name (name, kind, host, position) VALUES ($1, $2, $3, $4)`, name, kind, id, position)

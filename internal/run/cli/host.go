@@ -78,12 +78,13 @@ func (g *globals) printToken(made *client.HostToken) error {
 }
 
 type hostSetCommand struct {
-	Name    string   `arg:"" name:"NAME" help:"The host."`
-	Recipe  []string `sep:"none" placeholder:"NAME[:key=value,…]" help:"What it shall hold from now on. May be repeated."`
-	DNS     []string `name:"dns" placeholder:"N" help:"Its DNS names beside its own. May be repeated."`
-	IP      []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
-	Profile []string `placeholder:"P" help:"The profiles whose certificates it may have beside those of its recipes. May be repeated."`
-	Clear   []string `enum:"recipe,dns,ip,profile" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
+	Name      string   `arg:"" name:"NAME" help:"The host."`
+	Recipe    []string `sep:"none" placeholder:"NAME[:key=value,…]" help:"What it shall hold from now on. May be repeated."`
+	DNS       []string `name:"dns" placeholder:"N" help:"Its DNS names beside its own. May be repeated."`
+	IP        []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
+	Profile   []string `placeholder:"P" help:"The profiles whose certificates it may have beside those of its recipes. May be repeated."`
+	RevokeNow bool     `help:"Revoke the certificates of its machine with names that it no longer has, at once."`
+	Clear     []string `enum:"recipe,dns,ip,profile" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
 }
 
 // Run changes a host.
@@ -111,8 +112,9 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 			l.set()
 		}
 	}
+	in.RevokeNow = c.RevokeNow
 	if in == (client.ChangeHostRequest{}) {
-		return usage("give what to change: --recipe, --dns, --ip, --profile or --clear")
+		return usage("give what to change: --recipe, --dns, --ip, --profile, --clear or --revoke-now")
 	}
 	if in.Placements != nil && *in.Placements == nil {
 		in.Placements = &[]client.PlacementOrder{}
@@ -130,6 +132,10 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 	host, err := api.ChangeHost(ctx, c.Name, in)
 	if err != nil {
 		return err
+	}
+	for _, left := range host.FormerNames {
+		g.say("certificate %s of %s is good until %s for %s; once its agent has another, chancery host set %s --revoke-now ends it", left.Serial,
+			printable(host.Name), stamp(left.NotAfter), printable(strings.Join(left.Names, ", ")), printable(host.Name))
 	}
 	return g.showHost(host)
 }
@@ -283,10 +289,18 @@ func (c *hostRemoveCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
+	host, err := api.Host(ctx, c.Name) // whose names are gone afterwards
+	if err != nil {
+		return err
+	}
 	if err := api.RemoveHost(ctx, c.Name, c.Reason); err != nil {
 		return err
 	}
-	g.say("host %s is removed, and what it held is revoked", printable(c.Name))
+	for _, left := range host.OthersCertificates {
+		g.say("certificate %s, which %s requested, stays good until %s for %s: chancery cert revoke %s", left.Serial, printable(left.Requester),
+			stamp(left.NotAfter), printable(strings.Join(left.Names, ", ")), left.Serial)
+	}
+	g.say("host %s is removed, and what its machine held is revoked", printable(c.Name))
 	return nil
 }
 
