@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"chancery/internal/agent/place"
 	"chancery/internal/agent/probe"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fault"
@@ -30,6 +30,7 @@ type consumer struct {
 	skipped bool
 	// trusted: the consumer has read all of the trust that is placed, and is to be told of certificates only.
 	trusted bool
+	beat    func()       // tells that the agent got on
 	served  *probe.Seen  // the last that was seen on the live port
 	note    func(string) // takes how it was told, where that was not as usual
 }
@@ -40,11 +41,12 @@ func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gent
 			w.notes = append(w.notes, text)
 		}
 	}
-	return &consumer{system: w.agent.system, plan: plan, want: want, now: w.now, gentle: gentle, note: note}
+	return &consumer{system: w.agent.system, plan: plan, want: want, now: w.now, gentle: gentle, beat: w.agent.beat, note: note}
 }
 
 // Down reports whether the consumer does not run. It is known of one that has a port, or a file with its process's number.
 func (c *consumer) Down(ctx context.Context) bool {
+	c.beat()
 	if p := c.plan.Probe; p != nil && p.Address != "" {
 		_, err := probe.Look(ctx, *p, nil)
 		return probe.IsDown(err)
@@ -92,6 +94,7 @@ func (c *consumer) Reload(ctx context.Context) error {
 
 // Probe looks whether the consumer serves what was placed.
 func (c *consumer) Probe(ctx context.Context) error {
+	c.beat()
 	p := c.plan.Probe
 	switch {
 	case p == nil:
@@ -121,6 +124,7 @@ func (c *consumer) Probe(ctx context.Context) error {
 
 // do takes one step: its time is bounded, and no shell is between.
 func (c *consumer) do(ctx context.Context, step recipe.Step) error {
+	c.beat()
 	var err error
 	switch {
 	case len(step.Command) > 0:
@@ -169,21 +173,19 @@ func (c *consumer) signal(s recipe.Signal) error {
 	return process.Signal(number)
 }
 
+// mostPIDFile bounds the file with a process's number, which may hold other lines.
+const mostPIDFile = 4 << 10
+
 // process finds the process of a signal. It is taken hold of before its name is read (a pidfd, where the kernel has it), so
 // that the signal goes to the process that was looked at, and not to a later one with its number.
 func (c *consumer) process(s recipe.Signal) (*os.Process, error) {
 	file := c.system.Path(s.PIDFile)
-	f, err := os.Open(file)
+	text, err := place.ReadPlain(c.system.Root, s.PIDFile, mostPIDFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s does not exist", errNotRunning, file)
 	}
 	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the number of its process: %w", err)
 	}
 	line, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
