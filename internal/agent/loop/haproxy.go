@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"time"
 
+	"chancery/internal/agent/place"
 	"chancery/internal/agent/recipe"
+	"chancery/internal/pki/keyfile"
 )
 
 // actionHAProxy is the action that hands HAProxy a new certificate over its stats socket, whose level must be admin: no
@@ -62,7 +63,7 @@ func (c *consumer) haproxyFiles() ([]haproxyFile, error) {
 			continue
 		}
 		path := c.system.Path(f.Path)
-		text, err := os.ReadFile(path)
+		text, err := place.ReadPlain(c.system.Root, f.Path, keyfile.MaxFile)
 		if err != nil {
 			return nil, err
 		}

@@ -6,9 +6,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
+	"chancery/internal/agent/place"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
@@ -68,7 +68,7 @@ func (c *consumer) onDisk(f recipe.PlannedFile) (onDisk, error) {
 	if !f.Secret() && !leaf {
 		return found, nil
 	}
-	text, err := os.ReadFile(c.system.Path(f.Path))
+	text, err := place.ReadPlain(c.system.Root, f.Path, keyfile.MaxFile)
 	if err != nil {
 		return found, err
 	}
