@@ -2,6 +2,7 @@ package hosts_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,7 @@ type scene struct {
 
 const (
 	sceneFiles = "/opt/libvirt"
+	scenePaths = "paths: [" + sceneFiles + "]\n" // of agent.yaml
 	sceneCert  = sceneFiles + "/servercert.pem"
 	sceneKey   = sceneFiles + "/private/serverkey.pem"
 	sceneCRL   = sceneFiles + "/cacrl.pem"
@@ -39,7 +41,7 @@ func newScene(t *testing.T, parameters ...string) *scene {
 		must(t, os.Mkdir(s.h.path(d), 0o755))
 	}
 	port := s.h.configure(elsewhere(s.h.inside(sceneFiles))...)
-	s.h.write("/etc/chancery/agent.yaml", s.h.restarts())
+	s.h.write("/etc/chancery/agent.yaml", scenePaths+s.h.restarts())
 	s.h.join(order("libvirt-server", append(parameters, "conf="+s.h.conf())...))
 	s.h.converge()
 	s.d, s.c = s.h.libvirtd(port), w.peer(t, s.pool, "client")
@@ -111,14 +113,14 @@ func (s *scene) renews() {
 
 func (s *scene) rollsBack() {
 	before, key := parsed(s, s.h.read(sceneCert)), string(s.h.read(sceneKey))
-	s.h.write("/etc/chancery/agent.yaml", "steps:\n  libvirt-server:\n    restart: [/bin/false]\n")
+	s.h.write("/etc/chancery/agent.yaml", scenePaths+"steps:\n  libvirt-server:\n    restart: [/bin/false]\n")
 	s.w.chancery(s, "host", "set", s.h.name, "--dns", "again-"+s.h.name)
 	s.h.refuses("the old files are back")
 	if !parsed(s, s.h.read(sceneCert)).Equal(before) || string(s.h.read(sceneKey)) != key {
 		s.Error("the old pair was not put back")
 	}
 	s.d.serves(s.c, before)
-	s.h.write("/etc/chancery/agent.yaml", s.h.restarts())
+	s.h.write("/etc/chancery/agent.yaml", scenePaths+s.h.restarts())
 	s.h.converge()
 	s.d.serves(s.c, parsed(s, s.h.read(sceneCert)))
 }
@@ -172,7 +174,7 @@ func (h *host) conf() string {
 	if h.root == "" {
 		return libvirtConf
 	}
-	return filepath.Join(h.root, "opt/virt/libvirtd.conf")
+	return h.path(libvirtConf)
 }
 
 // prepare is what a daemon needs that is not alone in its /etc and /run.
@@ -180,6 +182,10 @@ func (h *host) prepare(port string, settings ...string) *consumer.Libvirtd {
 	h.t.Helper()
 	d, err := consumer.PrepareLibvirtd(h.path("/opt/virt"), h.at+":"+port, settings...)
 	must(h.t, err)
+	must(h.t, os.MkdirAll(filepath.Dir(h.conf()), 0o755))
+	if err := os.Symlink(h.path("/opt/virt/libvirtd.conf"), h.conf()); !errors.Is(err, fs.ErrExist) {
+		must(h.t, err)
+	}
 	h.env = d.Env()
 	return d
 }

@@ -82,6 +82,7 @@ func TestLocationsOfTheProxyDaemon(t *testing.T) {
 	must(t, os.Mkdir(programs, 0o755))
 	must(t, os.WriteFile(filepath.Join(programs, "virtproxyd"), []byte("#!/bin/sh\necho 'virtproxyd (libvirt) 11.9.0'\n"), 0o755))
 	h.run("mount", "--bind", programs, "/usr/local/sbin")
+	h.write("/etc/chancery/agent.yaml", "paths: [/opt/libvirt]\n")
 	h.join(order("libvirt-server", "daemon=virtproxyd"))
 	h.converge()
 	h.absent("/etc/pki")
