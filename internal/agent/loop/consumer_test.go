@@ -57,6 +57,8 @@ func newServer(t testing.TB, at string) *tlsServer {
 		at = l.Addr().String()
 	}
 	m := newMachine(t, client.PlacementOrder{Name: "server", Recipe: "local/server", Parameters: map[string]string{"address": at}})
+	_, err = m.node.admin.ChangeHost(t.Context(), m.name, client.ChangeHostRequest{Profiles: &[]string{"server"}}) // its recipe is its own
+	must(t, err)
 	s := &tlsServer{t: t, m: m, listener: l, told: filepath.Join(t.TempDir(), "told")}
 	must(t, os.MkdirAll(m.path(loop.RecipeDirectory), 0o755))
 	must(t, os.WriteFile(filepath.Join(m.path(loop.RecipeDirectory), "server.yaml"), []byte(ownRecipe), 0o644))

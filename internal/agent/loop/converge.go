@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"chancery/internal/agent/probe"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fault"
-	"chancery/internal/pki/cert"
 )
 
 // work is one pass over one placement.
@@ -26,23 +24,62 @@ type work struct {
 	trust  *trust
 	now    time.Time
 	folder *folder
+	asks   *folder // where what is asked for is kept until it is placed; not folder itself while the last plan is kept up
 	record *Record
 
 	plan  *recipe.Plan
 	facts recipe.Facts
 	seen  *probe.Seen // on the live port, the last time
 	down  bool
+	back  bool     // the old files were put back in this pass, and the consumer told
 	wrong []string // what is not as desired
 	notes []string // what is worth saying all the same
 }
 
-// fail notes what is not as desired.
+// fail notes what is not as desired, and what would mend it.
 func (w *work) fail(err error) {
-	for line := range strings.SplitSeq(err.Error(), "\n") {
+	for line := range strings.SplitSeq(said(err), "\n") {
 		if !slices.Contains(w.wrong, line) {
 			w.wrong = append(w.wrong, line)
 		}
 	}
+}
+
+// said is an error in lines, with the hints of what it was made of after it.
+func said(err error) string {
+	text := err.Error()
+	for _, hint := range hints(err) {
+		if hint = "hint: " + hint; !strings.Contains(text, hint) {
+			text += "\n" + hint
+		}
+	}
+	return text
+}
+
+// hints are the operator's next commands, outermost first.
+func hints(err error) []string {
+	hint := ""
+	switch e := err.(type) {
+	case *fault.Error:
+		hint = e.Hint
+	case *client.Problem:
+		hint = e.Hint
+	}
+	var all []string
+	if hint != "" {
+		all = append(all, hint)
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			all = append(all, hints(one)...)
+		}
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			all = append(all, hints(inner)...)
+		}
+	}
+	return all
 }
 
 // converge makes one placement as desired, as far as it can be done now, and says what was seen. Nothing that goes wrong
@@ -54,11 +91,11 @@ func (a *Agent) converge(ctx context.Context, order client.DesiredPlacement, d *
 	w := &work{agent: a, order: order, pool: d.Pool, trust: t, now: now, host: hostOf(d)}
 	folder, err := a.state.folder(order.Name)
 	if err != nil {
-		return client.Observation{Placement: order.Name, State: client.PlacementFailed, Message: err.Error(), At: now}
+		return client.Observation{Placement: order.Name, State: client.PlacementFailed, Message: said(err), At: now}
 	}
-	w.folder = folder
+	w.folder, w.asks = folder, folder
 	if w.record, err = folder.record(); err != nil {
-		return client.Observation{Placement: order.Name, State: client.PlacementFailed, Message: err.Error(), At: now}
+		return client.Observation{Placement: order.Name, State: client.PlacementFailed, Message: said(err), At: now}
 	}
 	w.record.Order, w.record.Gone = order.PlacementOrder, false
 	w.record.Offline = nil
@@ -79,16 +116,26 @@ func hostOf(d *client.Desired) recipe.Host {
 	return recipe.Host{Name: d.Host, DNS: d.DNS, IP: d.IP, Authority: d.Trust.Authority}
 }
 
-// run is the pass: what is wanted, with which certificates, and whether the host has it. Certificates are asked for only
-// after the plan has shown that they can be placed here.
+// run is the pass: what is wanted, with which certificates, and whether the host has it. Where what is wanted cannot be had
+// now, what was placed before is kept up: an order that cannot be carried out stops nothing that works.
 func (w *work) run(ctx context.Context) error {
+	settled, err := w.follow(ctx)
+	if err != nil {
+		w.fail(err)
+	}
+	if settled {
+		return nil
+	}
+	return w.keepUp(ctx)
+}
+
+// follow goes where the order says, and reports whether the host is there. Certificates are asked for only after the plan
+// has shown that they can be placed here.
+func (w *work) follow(ctx context.Context) (settled bool, err error) {
 	if err := w.resolve(ctx); err != nil {
-		return err
+		return false, err
 	}
-	if uses(w.plan, "crls") && !w.trust.loaded {
-		w.trust.loaded = true
-		w.trust.load()
-	}
+	w.loadCRLs(w.plan)
 	held := map[string]*held{}
 	complete := true
 	for _, planned := range w.plan.Certificates {
@@ -102,14 +149,15 @@ func (w *work) run(ctx context.Context) error {
 		}
 		held[planned.ID] = h
 	}
-	if complete {
-		err := w.check(held)
-		if err == nil {
-			return w.settle(ctx, held)
-		}
-		w.fail(err)
+	if !complete {
+		return false, nil
 	}
-	return w.fallBack(ctx)
+	if err := w.check(held); err != nil {
+		return false, err
+	}
+	err = w.settle(ctx, held)
+	_, not := errors.AsType[unplaced](err)
+	return !not, err
 }
 
 // resolve makes the plan: recipe, parameters, facts, the host's own steps; and holds its paths against what is accepted.
@@ -122,18 +170,14 @@ func (w *work) resolve(ctx context.Context) error {
 	if err := r.CheckParameters(w.order.Parameters); err != nil {
 		return err
 	}
-	rules, err := r.FactRules(w.order.Parameters)
+	found, err := w.gather(ctx, r)
 	if err != nil {
 		return err
 	}
-	facts, unknown, err := probe.Gather(ctx, a.system, rules)
-	if err != nil {
-		return err
-	}
-	w.facts = mentioned(r, facts)
-	if w.plan, err = r.Resolve(w.host, w.order.Parameters, facts); err != nil {
-		if len(unknown) > 0 {
-			err = fmt.Errorf("%w (not known of this host: %s)", err, strings.Join(unknown, "; "))
+	w.facts = mentioned(r, found.Facts)
+	if w.plan, err = r.Resolve(w.host, w.order.Parameters, found.Facts); err != nil {
+		if len(found.Unknown) > 0 {
+			err = fmt.Errorf("%w (not known of this host: %s)", err, strings.Join(found.Unknown, "; "))
 		}
 		return err
 	}
@@ -149,10 +193,10 @@ func (c *Config) replaceSteps(name string, plan *recipe.Plan) {
 		vector, ok := own[s.Name]
 		switch {
 		case !ok:
-		case s.Action != "":
+		case s.Action == actionDrop:
 			s.With = withProgram(s.With, vector)
 		default:
-			s.Command, s.Signal = vector, nil
+			s.Command, s.Signal, s.Action, s.With = vector, nil, "", nil
 		}
 	}
 	for i := range plan.Checks {
@@ -173,39 +217,6 @@ func (c *Config) replaceSteps(name string, plan *recipe.Plan) {
 	}
 }
 
-// acceptsPaths refuses a plan with a path that this host does not accept, before a certificate is asked for. A consumer's
-// configuration may name paths that have the root before them already.
-func (c *Config) acceptsPaths(plan *recipe.Plan, root string) error {
-	var outside []string
-	look := func(path string) {
-		if below, ok := strings.CutPrefix(path, filepath.Clean(root)+"/"); ok && root != "" {
-			path = "/" + below
-		}
-		for _, prefix := range c.Paths {
-			if path == prefix || strings.HasPrefix(path, prefix+"/") {
-				return
-			}
-		}
-		if !slices.Contains(outside, path) {
-			outside = append(outside, path)
-		}
-	}
-	for _, d := range plan.Directories {
-		look(d.Path)
-	}
-	for _, f := range plan.Files {
-		look(f.Path)
-		if f.PasswordFile != "" {
-			look(f.PasswordFile)
-		}
-	}
-	if outside == nil {
-		return nil
-	}
-	return fault.New(fault.Denied, "this host accepts files under %s, and not %s", strings.Join(c.Paths, ", "), strings.Join(outside, ", ")).
-		WithHint("name a prefix of it in paths in %s", ConfigFile)
-}
-
 // check judges everything for this consumer before a file is touched (law 3). What was issued and does not pass is
 // dropped, so that another is asked for; what is placed stays where it is.
 func (w *work) check(held map[string]*held) error {
@@ -217,9 +228,9 @@ func (w *work) check(held map[string]*held) error {
 			continue
 		}
 		wrong = append(wrong, err)
-		next, looked := w.folder.held(planned.ID, suffixNext)
+		next, looked := w.asks.held(planned.ID, suffixNext)
 		if looked == nil && next != nil && next.serial() == h.serial() && !w.judgedByTrust(h, planned) {
-			wrong = append(wrong, w.folder.drop(planned.ID, suffixNext))
+			wrong = append(wrong, w.asks.drop(planned.ID, suffixNext))
 		}
 	}
 	return errors.Join(wrong...)
@@ -243,9 +254,9 @@ func (w *work) materials(held map[string]*held) map[string]*probe.Material {
 	return m
 }
 
-// settle brings the host to what is wanted, which has been checked. Where both the trust and a key change, the trust is
-// placed first, with the certificates of before: no host shows a certificate that its own consumers do not trust yet, and
-// a new key that fails does not keep a revocation from taking effect.
+// settle brings the host to what is wanted, which has been checked. Where the trust changes and something else does too, the
+// trust is placed first, with the plan and the certificates of before: no host shows a certificate that its own consumers do
+// not trust yet, and a new key or plan that fails does not keep a revocation from taking effect.
 func (w *work) settle(ctx context.Context, held map[string]*held) error {
 	want := w.materials(held)
 	goal, err := digestsOf(w.plan, want)
@@ -254,51 +265,33 @@ func (w *work) settle(ctx context.Context, held map[string]*held) error {
 	}
 	before := w.record.Placed
 	if goal == before && w.record.Owed == "" {
+		w.ofOrder()
+		if w.back {
+			return nil // it was looked at a moment ago
+		}
 		return w.mind(ctx, want)
 	}
-	if before.Plan == goal.Plan && before.Keys != goal.Keys && (before.Anchors != goal.Anchors || before.CRLs != goal.CRLs) {
-		if current, err := w.current(); err == nil && w.check(current) == nil {
-			m := w.materials(current)
-			step, err := digestsOf(w.plan, m)
-			if err != nil {
-				return err
-			}
-			if err := w.change(ctx, current, m, step); err != nil {
-				w.fail(fmt.Errorf("place the trust: %w", err))
-			}
+	if w.asks == w.folder && w.record.Plan != nil && (before.Plan != goal.Plan || before.Keys != goal.Keys) && w.accepted(w.record.Plan) == nil {
+		if err := w.beside(func() error { return w.trustFirst(ctx) }); err != nil {
+			w.fail(fmt.Errorf("place the trust: %w", err))
 		}
 	}
 	return w.change(ctx, held, want, goal)
 }
 
-// current are the certificates that are placed, one for each of the plan.
-func (w *work) current() (map[string]*held, error) {
-	all := map[string]*held{}
-	for _, planned := range w.plan.Certificates {
-		h, err := w.folder.held(planned.ID, suffixHeld)
-		if err != nil {
-			return nil, err
-		}
-		if h == nil {
-			return nil, fault.New(fault.NotFound, "no certificate %s is placed", planned.ID)
-		}
-		all[planned.ID] = h
-	}
-	return all, nil
-}
-
 // change places something new. That a reload is owed is written first, and taken back last: whoever comes after a crash
 // knows that what lies on disk may not be what the consumer serves.
 func (w *work) change(ctx context.Context, held map[string]*held, want map[string]*probe.Material, goal digests) error {
-	a, what := w.agent, "place "+w.folder.name
+	a, what := w.agent, "place "+w.asks.name
 	if !a.tries.may(what, w.now) {
-		return fmt.Errorf("it could not be placed, and is tried again after %s", a.tries[what].next.UTC().Format("15:04:05"))
+		return unplaced{fmt.Errorf("it could not be placed, and is tried again after %s", a.tries[what].next.UTC().Format("15:04:05"))}
 	}
 	set, err := w.render(w.plan, want)
 	if err != nil {
-		return err
+		return unplaced{err}
 	}
-	old := w.lastGood()
+	old, before := w.lastGood(), w.record.Owed
+	trusted := w.record.Owed == "" && w.record.Placed.trustStays(goal)
 	owed := owedReload
 	if w.record.Owed != owedReload && w.record.Placed.gently(goal) {
 		owed = owedGentle
@@ -310,20 +303,30 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		}
 	}
 	c := w.consumer(w.plan, want, owed == owedGentle)
+	c.trusted = trusted
 	began := w.now
 	outcome, err := a.placer.Place(ctx, set, old, c)
 	w.hear(c, outcome)
 	if err != nil {
 		a.tries.failed(what, w.now, a.pace)
-		if outcome.RolledBack {
+		switch w.back = outcome.RolledBack; {
+		case w.back:
 			w.record.Owed = ""
+		case len(outcome.Changed) == 0:
+			w.record.Owed = before // no file was touched
 		}
-		return err
+		return unplaced{err}
+	}
+	if c.served == nil && !outcome.Down && len(outcome.Changed) == 0 { // nothing had to be done, so nobody looked
+		if err := w.look(ctx, c); err != nil && w.record.Plan != nil && w.record.Placed.Plan != goal.Plan {
+			a.tries.failed(what, w.now, a.pace)
+			w.record.Owed = before
+			return unplaced{err}
+		} else if err != nil {
+			w.fail(err)
+		}
 	}
 	a.tries.succeeded(what)
-	if c.served == nil && !outcome.Down && len(outcome.Changed) == 0 {
-		w.look(ctx, c) // nothing had to be done, so nobody looked
-	}
 	if err := w.promote(held, want, goal); err != nil {
 		return err
 	}
@@ -345,6 +348,13 @@ func (w *work) hear(c *consumer, o place.Outcome) {
 	}
 }
 
+// ofOrder notes that what is placed is what is ordered now.
+func (w *work) ofOrder() {
+	if w.asks == w.folder {
+		w.record.Recipe = w.order.Recipe
+	}
+}
+
 // promote keeps what is placed now as such.
 func (w *work) promote(held map[string]*held, want map[string]*probe.Material, goal digests) error {
 	for _, planned := range w.plan.Certificates {
@@ -352,13 +362,15 @@ func (w *work) promote(held map[string]*held, want map[string]*probe.Material, g
 		if err := w.folder.keepHeld(h, suffixHeld); err != nil {
 			return err
 		}
-		next, err := w.folder.held(planned.ID, suffixNext)
-		if err != nil {
-			return err
-		}
-		if next != nil && next.serial() == h.serial() {
-			if err := w.folder.drop(planned.ID, suffixNext); err != nil {
+		for _, from := range w.sources() {
+			next, err := from.held(planned.ID, suffixNext)
+			if err != nil {
 				return err
+			}
+			if next != nil && next.serial() == h.serial() {
+				if err := from.drop(planned.ID, suffixNext); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -367,67 +379,8 @@ func (w *work) promote(held map[string]*held, want map[string]*probe.Material, g
 		return err
 	}
 	w.record.Plan, w.record.Placed = w.plan, goal
-	return nil
-}
-
-// lastGood is the set that was placed before; nil where there is none, or where it is not worth going back to: a certificate
-// that ended or is revoked serves nobody, and hides that something must be done.
-func (w *work) lastGood() *place.Set {
-	set, m, err := w.placedSet()
-	if err != nil {
-		return nil
-	}
-	plan := *w.record.Plan
-	plan.Trust.CRLs = false // a list that ended is no reason to keep a new set that fails
-	for _, planned := range plan.Certificates {
-		of := *m[planned.ID]
-		of.CRLs = nil
-		revoked := slices.Contains(w.order.Revoked, cert.FormatSerial(of.Path[0].SerialNumber))
-		if revoked || probe.Check(&of, &plan, planned, w.now) != nil {
-			return nil
-		}
-	}
-	return set
-}
-
-// placedSet renders what the record says is placed.
-func (w *work) placedSet() (*place.Set, map[string]*probe.Material, error) {
-	plan := w.record.Plan
-	if plan == nil {
-		return nil, nil, fault.New(fault.NotFound, "nothing is placed yet")
-	}
-	var kept keptTrust
-	if found, err := w.folder.state.readJSON(&kept, dirPlacements, w.folder.name, fileTrust); err != nil || !found {
-		return nil, nil, errors.Join(err, fault.New(fault.NotFound, "no trust is placed yet"))
-	}
-	m := map[string]*probe.Material{}
-	for _, planned := range plan.Certificates {
-		h, err := w.folder.held(planned.ID, suffixHeld)
-		if err != nil {
-			return nil, nil, err
-		}
-		if h == nil {
-			return nil, nil, fault.New(fault.NotFound, "no certificate %s is placed", planned.ID)
-		}
-		if m[planned.ID], err = kept.material(h); err != nil {
-			return nil, nil, err
-		}
-	}
-	set, err := w.render(plan, m)
-	return &set, m, err
-}
-
-// fallBack keeps what was placed as it was placed, where nothing newer can be.
-func (w *work) fallBack(ctx context.Context) error {
-	_, m, err := w.placedSet()
-	if fault.Is(err, fault.NotFound) {
-		return nil // why there is nothing has been said
-	}
-	if err != nil {
-		return err
-	}
-	w.plan = w.record.Plan
-	return w.mind(ctx, m)
+	w.ofOrder()
+	return w.endUpkeep()
 }
 
 // grouped joins texts of the form "PATH: WHAT" that say the same of many paths.

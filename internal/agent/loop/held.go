@@ -67,6 +67,8 @@ type wanted struct {
 	// for a certificate of its own.
 	Replaces string `json:"replaces,omitempty"`
 	Renew    bool   `json:"renew,omitempty"`
+	// Refused is what came and was not fit to be placed, the first time; nil where nothing like that came.
+	Refused *refused `json:"refused,omitempty"`
 }
 
 // newWanted makes a key, or takes the pinned one, and the request for it.
@@ -137,8 +139,12 @@ func plainAlgorithm(a keyfile.Algorithm) keyfile.Algorithm {
 type Record struct {
 	Order client.PlacementOrder `json:"order"`
 	Plan  *recipe.Plan          `json:"plan,omitempty"` // as it was placed; nil before
+	// Recipe is that plan's, by the name under which this host accepts it. The order may be another one meanwhile.
+	Recipe string `json:"recipe,omitempty"`
 	// Placed are digests of what was placed.
 	Placed digests `json:"placed,omitzero"`
+	// Known are the facts that commands told the last time that they did, by name.
+	Known map[string]knownFact `json:"known,omitempty"`
 	// Owed is the reload that a placement which was begun still owes: owedReload, or owedGentle.
 	Owed string `json:"owed,omitempty"`
 	// Dropped are the subjects whose clients were disconnected, and how often each was revoked then.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/agent/probe"
@@ -21,6 +22,28 @@ const (
 	whyEnded = "it ended"
 )
 
+// refused is a certificate that the authority issued and that was not fit to be placed.
+type refused struct {
+	Serial string    `json:"serial"`
+	Cause  string    `json:"cause"`
+	At     time.Time `json:"at"`
+}
+
+// insist is for how long a call that brought something unfit is repeated word for word, which brings the same certificate,
+// or the right one where it was changed on the way. Only then is another asked for.
+const insist = time.Hour
+
+// over reports whether another certificate may be asked for in the place of one that was refused: an hour went by, or that
+// one was revoked, so that somebody has looked.
+func (r *refused) over(w *work) bool {
+	return !w.now.Before(r.At.Add(insist)) || slices.Contains(w.order.Revoked, r.Serial)
+}
+
+func (r *refused) Error() string {
+	return fmt.Sprintf("ALARM: certificate %s, which the authority issued, is not placed: %s (another is asked for after %s, or once it is revoked)",
+		r.Serial, r.Cause, r.At.Add(insist).UTC().Format("15:04:05"))
+}
+
 // candidate is the certificate to place for one of the plan: what was issued and is not placed yet, what is placed, or,
 // where neither will do and the authority can be asked, a new one. The error says why there is no better one; the
 // candidate may be there all the same.
@@ -29,15 +52,21 @@ func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate)
 	if err != nil {
 		return nil, err
 	}
-	next, err := w.folder.held(planned.ID, suffixNext)
-	if err != nil {
-		return nil, err
-	}
-	if next != nil {
-		if why := w.replace(next, planned); why == "" {
+	for _, from := range w.sources() {
+		next, err := from.held(planned.ID, suffixNext)
+		if err != nil {
+			return nil, err
+		}
+		if next == nil {
+			continue
+		}
+		if w.replace(next, planned) == "" {
 			return next, nil
 		}
-		if err := w.folder.drop(planned.ID, suffixNext); err != nil {
+		if from != w.asks {
+			continue // it may do for the plan that it was asked for
+		}
+		if err := from.drop(planned.ID, suffixNext); err != nil {
 			return nil, err
 		}
 	}
@@ -84,13 +113,17 @@ func (w *work) holder(id string) string { return w.agent.Host() + "/" + w.folder
 // obtain asks for a certificate and keeps it as the next one. The key and the call are on disk before the call is made: a
 // crash asks again with the same words, and gets the same certificate.
 func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, current *held, why string) (*held, error) {
-	a, what := w.agent, "issue "+w.folder.name+"/"+planned.ID
-	ask, err := w.folder.wanted(planned.ID)
+	a, what := w.agent, "issue "+w.asks.name+"/"+planned.ID
+	ask, err := w.asks.wanted(planned.ID)
 	if err != nil {
 		return nil, err
 	}
 	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool || ask.Epoch != w.agent.identity().Epoch) {
 		ask = nil // what was wanted then is not wanted any more
+	}
+	if ask != nil && ask.Refused != nil && ask.Refused.over(w) {
+		ask = nil
+		a.tries.succeeded(what)
 	}
 	if a.away() {
 		return nil, errors.New("the authority cannot be asked")
@@ -99,6 +132,9 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 		return nil, errors.New(problem)
 	}
 	if !a.tries.may(what, w.now) {
+		if ask != nil && ask.Refused != nil {
+			return nil, ask.Refused
+		}
 		return nil, fmt.Errorf("it was refused, and is asked for again after %s", a.tries[what].next.UTC().Format("15:04:05"))
 	}
 	if ask == nil {
@@ -114,7 +150,7 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 		if why == whyDue && a.tries[what].failures == 0 {
 			ask.Replaces, ask.Renew = current.serial(), pinned != nil
 		}
-		if err := w.folder.keepWanted(ask); err != nil {
+		if err := w.asks.keepWanted(ask); err != nil {
 			return nil, err
 		}
 	}
@@ -129,14 +165,14 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 	return fresh, nil
 }
 
-// ask makes the call and checks what comes back before it is kept. What is of no use is not kept, and the call that brought
-// it is forgotten, so that the next one may bring another.
+// ask makes the call and checks what comes back before it is kept. What is of no use is not kept. The call that brought it
+// is kept, so that it is repeated instead of another certificate being issued with each try.
 func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 	id := ask.Planned.ID
 	result, err := w.call(client.WithIdempotencyKey(ctx, ask.IdempotencyKey), ask)
 	if err != nil {
 		if p, ok := errors.AsType[*client.Problem](err); ok && final(p) {
-			err = errors.Join(err, w.folder.drop(id, suffixWanted))
+			err = errors.Join(err, w.asks.drop(id, suffixWanted))
 		}
 		return nil, err
 	}
@@ -160,15 +196,22 @@ func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("ALARM: what the authority issued is not placed: %w", err), w.folder.drop(id, suffixWanted))
+		if ask.Refused == nil {
+			ask.Refused = &refused{At: w.now}
+		}
+		ask.Refused.Serial, ask.Refused.Cause = result.Certificate.Serial, err.Error()
+		if len(fresh.path) > 0 {
+			ask.Refused.Serial = fresh.serial() // whatever the answer says beside it
+		}
+		return nil, errors.Join(ask.Refused, w.asks.keepWanted(ask))
 	}
 	if err := keyfile.CheckPair(fresh.key.Public(), fresh.leaf()); err != nil {
 		return nil, err
 	}
-	if err := w.folder.keepHeld(fresh, suffixNext); err != nil {
+	if err := w.asks.keepHeld(fresh, suffixNext); err != nil {
 		return nil, err
 	}
-	return fresh, w.folder.drop(id, suffixWanted)
+	return fresh, w.asks.drop(id, suffixWanted)
 }
 
 // call asks for a certificate: for one in the place of another, so that the authority knows that the other one is not

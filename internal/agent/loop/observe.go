@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -133,6 +134,47 @@ func (n accountNames) group(id uint32) string {
 	}
 	n.groups[id] = cut(name, 64)
 	return n.groups[id]
+}
+
+// knownFact is what a command told, and which: the answer of another command says nothing of this one.
+type knownFact struct {
+	Command []string `json:"command"`
+	Pattern string   `json:"pattern,omitempty"`
+	Value   string   `json:"value"`
+}
+
+// gather finds out the facts of a recipe. What commands tell is kept for a pass in which they fail.
+func (w *work) gather(ctx context.Context, r *recipe.Recipe) (*probe.Findings, error) {
+	rules, err := r.FactRules(w.order.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.acceptsReads(r, nil); err != nil {
+		return nil, err
+	}
+	last := recipe.Facts{}
+	for _, rule := range rules {
+		if k, ok := w.record.Known[rule.Name]; ok && slices.Equal(k.Command, rule.Command) && k.Pattern == rule.Pattern {
+			last[rule.Name] = k.Value
+		}
+	}
+	found, err := probe.Gather(ctx, w.agent.system, rules, last)
+	if err != nil {
+		return nil, err
+	}
+	w.record.Known = nil
+	for _, rule := range rules {
+		value, ok := found.Facts[rule.Name]
+		if !ok || len(rule.Command) == 0 {
+			continue
+		}
+		if w.record.Known == nil {
+			w.record.Known = map[string]knownFact{}
+		}
+		w.record.Known[rule.Name] = knownFact{Command: rule.Command, Pattern: rule.Pattern, Value: value}
+	}
+	w.notes = append(w.notes, found.Assumed...)
+	return found, w.acceptsReads(r, found.Facts)
 }
 
 // mentioned are the facts that the recipe speaks of. A consumer's configuration holds more, passwords among it, and none of

@@ -112,7 +112,7 @@ func (a *Agent) offline(order client.PlacementOrder, host recipe.Host, t *trust)
 		return nil, err
 	}
 	record.Order = order
-	return &work{agent: a, order: client.DesiredPlacement{PlacementOrder: order}, host: host, trust: t, now: a.now(), folder: folder, record: record}, nil
+	return &work{agent: a, order: client.DesiredPlacement{PlacementOrder: order}, host: host, trust: t, now: a.now(), folder: folder, asks: folder, record: record}, nil
 }
 
 // PlaceOffline places what a bundle brings, for the key that CSR made or that is placed already. It reaches nothing but the

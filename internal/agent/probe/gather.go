@@ -20,28 +20,50 @@ const factTimeout = 10 * time.Second
 // mostFact bounds the length of a fact.
 const mostFact = 4096
 
-// Gather finds out what the rules ask for. What could not be found out is said and left out of the facts: a program, file
-// or account that is not there is no error, because a recipe's conditions decide what that means. The error is for rules
-// that cannot be followed on any host, for a configuration that is there and cannot be read to its end (half of it would
-// make a plan for another machine), and for a context that ended.
-func Gather(ctx context.Context, sys System, rules []recipe.FactRule) (recipe.Facts, []string, error) {
-	facts := recipe.Facts{}
-	var unknown []string
+// Findings are what was found out of a host.
+type Findings struct {
+	Facts recipe.Facts
+	// Unknown says what this host does not have, and why it is not known.
+	Unknown []string
+	// Assumed says which facts are what they were known to be before, because their commands failed, and how.
+	Assumed []string
+}
+
+// Gather finds out what the rules ask for. What the host does not have is said and left out of the facts: a program, file
+// or account that is not there is no error, because a recipe's conditions decide what that means. A program that is there
+// and fails, or does not end, says nothing of the host: the fact is what it last was, and where that is not known it is
+// an error, for a plan made without it could be one for another machine. The error is also for rules that cannot be
+// followed on any host, for a configuration that is there and cannot be read to its end, and for a context that ended.
+func Gather(ctx context.Context, sys System, rules []recipe.FactRule, last recipe.Facts) (*Findings, error) {
+	f := &Findings{Facts: recipe.Facts{}}
 	for _, rule := range rules {
-		if err := ctx.Err(); err != nil {
-			return nil, nil, err
+		err := gather(ctx, sys, rule, f.Facts)
+		if ended := ctx.Err(); ended != nil {
+			return nil, ended
 		}
-		err := gather(ctx, sys, rule, facts)
+		broken, failed := errors.AsType[commandFailed](err)
+		value, known := last[rule.Name]
 		switch {
 		case err == nil:
+		case failed && known:
+			f.Facts[rule.Name] = value
+			f.Assumed = append(f.Assumed, fmt.Sprintf("%s could not be found out now and is taken to be %s, as before: %s", rule.Name, value, broken))
+		case failed:
+			return nil, fmt.Errorf("fact %s could not be found out, and what it was before is not known: %w", rule.Name, broken)
 		case fault.Is(err, fault.Invalid):
-			return nil, nil, fmt.Errorf("fact %s: %w", rule.Name, err)
+			return nil, fmt.Errorf("fact %s: %w", rule.Name, err)
 		default:
-			unknown = append(unknown, fmt.Sprintf("%s: %s", rule.Name, err))
+			f.Unknown = append(f.Unknown, fmt.Sprintf("%s: %s", rule.Name, err))
 		}
 	}
-	return facts, unknown, nil
+	return f, nil
 }
+
+// commandFailed is the error of a command that is there and did not do what it is for: its exit status was not 0, it was
+// killed when its time was over, or it could not be started. An exit with 0 is an answer, whatever was printed.
+type commandFailed struct{ error }
+
+func (c commandFailed) Unwrap() error { return c.error }
 
 // gather adds what one rule finds to the facts.
 func gather(ctx context.Context, sys System, rule recipe.FactRule, facts recipe.Facts) error {
@@ -96,8 +118,12 @@ func factOfCommand(ctx context.Context, sys System, rule recipe.FactRule) (strin
 		return "", fault.New(fault.Invalid, "the pattern %q is no regular expression: %w", rule.Pattern, err)
 	}
 	out, err := sys.Run(ctx, Command{Args: rule.Command, Timeout: factTimeout})
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrNoCommand), fault.Is(err, fault.Invalid):
 		return "", err
+	default:
+		return "", commandFailed{err}
 	}
 	found := re.FindSubmatch(out)
 	if found == nil {

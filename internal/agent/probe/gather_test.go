@@ -2,11 +2,13 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -19,12 +21,11 @@ func TestGather(t *testing.T) {
 		"etc/passwd": passwd, "etc/group": group, "etc/libvirt/libvirtd.conf": "listen_tls = 1\ncert_file = \"/opt/libvirt/server.pem\"\n",
 		"run/there": "",
 	})
-	facts, unknown, err := Gather(t.Context(), sys, []recipe.FactRule{
+	found, err := Gather(t.Context(), sys, []recipe.FactRule{
 		{Name: "version", Command: []string{"echo", "libvirtd (libvirt) 9.0.0"}, Pattern: `libvirt\) ([0-9.]+)`},
 		{Name: "whole", Command: []string{"echo", "one two"}, Pattern: `t..`},
 		{Name: "line", Command: []string{"printf", "\n first \n second\n"}},
 		{Name: "absent", Command: []string{"no-such-command"}},
-		{Name: "fails", Command: []string{"false"}},
 		{Name: "unmatched", Command: []string{"echo", "something"}, Pattern: "else"},
 		{Name: "forged", Command: []string{"printf", "1\t2"}, Pattern: `1.2`},
 		{Name: "conf", Config: "/etc/libvirt/libvirtd.conf", Syntax: "libvirt"},
@@ -35,7 +36,7 @@ func TestGather(t *testing.T) {
 		{Name: "path", Paths: []string{"/run/not-there", "/run/there"}},
 		{Name: "home", Home: "libvirt-qemu"},
 		{Name: "homeless", Home: "qemu"},
-	})
+	}, recipe.Facts{"absent": "of a program that was removed"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,18 +44,60 @@ func TestGather(t *testing.T) {
 		"version": "9.0.0", "whole": "two", "line": "first", "conf.listen_tls": "1", "conf.cert_file": "/opt/libvirt/server.pem", "group": "libvirt-qemu",
 		"user": "libvirt-qemu", "path": "/run/there", "home": "/var/lib/libvirt",
 	}
-	if diff := cmp.Diff(want, facts); diff != "" {
+	if diff := cmp.Diff(want, found.Facts); diff != "" {
 		t.Error(diff)
 	}
-	said := strings.Join(unknown, "\n")
-	for _, name := range []string{"absent: ", "fails: ", "unmatched: ", "forged: ", "proxy: ", "nogroup: ", "homeless: "} {
+	said := strings.Join(found.Unknown, "\n")
+	for _, name := range []string{"absent: ", "unmatched: ", "forged: ", "proxy: ", "nogroup: ", "homeless: "} {
 		if !strings.Contains(said, name) {
 			t.Errorf("nothing is said of %s\n%s", name, said)
 		}
 	}
-	if len(unknown) != 7 {
-		t.Errorf("%d facts are unknown:\n%s", len(unknown), said)
+	if len(found.Unknown) != 6 || len(found.Assumed) > 0 {
+		t.Errorf("%d facts are unknown:\n%s\n%q", len(found.Unknown), said, found.Assumed)
 	}
+}
+
+// TestGatherKeepsWhatItKnew: a program that is there and fails says nothing of the host.
+func TestGatherKeepsWhatItKnew(t *testing.T) {
+	for name, command := range map[string][]string{
+		"exit status": {"sh", "-c", "echo 1.0.0; exit 1"}, "killed": {"sh", "-c", "kill -9 $$"}, "cannot be started": {brokenProgram(t)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rules := []recipe.FactRule{{Name: "version", Command: command, Pattern: `([0-9.]+)`}}
+			found, err := Gather(t.Context(), System{}, rules, recipe.Facts{"version": "11.6.0"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found.Facts["version"] != "11.6.0" || len(found.Unknown) > 0 || len(found.Assumed) != 1 || !strings.Contains(found.Assumed[0], "11.6.0") {
+				t.Errorf("%+v", found)
+			}
+			if _, err := Gather(t.Context(), System{}, rules, nil); err == nil || fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "version") {
+				t.Errorf("without one that was known: %v", err)
+			}
+		})
+	}
+	rule := recipe.FactRule{Name: "version", Command: []string{"sleep", "600"}}
+	if err := gatherFor(t, 50*time.Millisecond, rule); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a context that ended meanwhile: %v", err)
+	}
+}
+
+func gatherFor(t *testing.T, d time.Duration, rule recipe.FactRule) error {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	_, err := Gather(ctx, System{}, []recipe.FactRule{rule}, recipe.Facts{rule.Name: "1"})
+	return err
+}
+
+// brokenProgram is a program whose interpreter is not there, as in the middle of an upgrade.
+func brokenProgram(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "broken")
+	write(t, path, []byte("#!/no/such/interpreter\n"))
+	if err := os.Chmod(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func TestGatherRefusesRulesThatNoHostCanFollow(t *testing.T) {
@@ -64,13 +107,13 @@ func TestGatherRefusesRulesThatNoHostCanFollow(t *testing.T) {
 		{Name: "empty"}, {Name: "pattern", Command: []string{"true"}, Pattern: "("}, {Name: "syntax", Config: "/etc/passwd", Syntax: "yaml"},
 		{Name: "relative", Command: []string{"bin/true"}}, {Name: "broken", Config: broken, Syntax: "libvirt"},
 	} {
-		if _, _, err := Gather(t.Context(), System{}, []recipe.FactRule{rule}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), rule.Name) {
+		if _, err := Gather(t.Context(), System{}, []recipe.FactRule{rule}, recipe.Facts{rule.Name: "1"}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), rule.Name) {
 			t.Errorf("%s: %v", rule.Name, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := Gather(ctx, System{}, []recipe.FactRule{{Name: "a", Command: []string{"true"}}}); err == nil {
+	if _, err := Gather(ctx, System{}, []recipe.FactRule{{Name: "a", Command: []string{"true"}}}, nil); err == nil {
 		t.Error("a context that ended is no error")
 	}
 }
