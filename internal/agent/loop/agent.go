@@ -27,6 +27,9 @@ type Options struct {
 	Root string
 	// Config is the host's word on what is accepted; nil reads agent.yaml under the root.
 	Config *Config
+	// Adopt is a placement, or AdoptAll, whose files that are there and are not the agent's are taken over while this Agent is
+	// open. It is for one pass that an operator looks at; agent.yaml says it for good.
+	Adopt string
 	// Now is the agent's notion of time; time.Now where it is nil.
 	Now     func() time.Time
 	Logger  *slog.Logger // nil logs nothing
@@ -42,11 +45,15 @@ type Options struct {
 	CutFiles func(place.Operation) error
 }
 
+// AdoptAll adopts for every placement. It is no name that a placement can have.
+const AdoptAll = "*"
+
 // Agent is the agent of one host. It holds the lock of its state directory until Close.
 type Agent struct {
 	state   *State
 	root    string
 	config  *Config
+	adopt   string
 	now     func() time.Time
 	log     *slog.Logger
 	version string
@@ -90,7 +97,7 @@ func assemble(state *State, o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		state: state, root: settled.Root, config: o.Config, now: o.Now, log: o.Logger, version: o.Version, pace: o.Pace.filled(),
+		state: state, root: settled.Root, config: o.Config, adopt: o.Adopt, now: o.Now, log: o.Logger, version: o.Version, pace: o.Pace.filled(),
 		tries: attempts{}, alone: o.Alone,
 	}
 	if a.now == nil {
@@ -106,7 +113,7 @@ func assemble(state *State, o Options) (*Agent, error) {
 	}
 	a.system = probe.System{Root: a.root, AsRoot: os.Geteuid() == 0, Self: o.Self}
 	a.placer, err = place.New(place.Options{
-		State: state.path(dirJournal), System: a.system, Accept: place.Accept{Prefixes: a.config.Paths}, Log: a.log, Cut: o.CutFiles,
+		State: state.path(dirJournal), System: a.system, Accept: a.config.placeable(), Log: a.log, Cut: o.CutFiles,
 	})
 	if err != nil {
 		return nil, err

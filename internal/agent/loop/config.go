@@ -38,18 +38,13 @@ type Config struct {
 	Recipes []string `yaml:"recipes,omitempty"`
 	// Paths are prefixes, whole components, under which files may be placed. DefaultPaths where absent.
 	Paths []string `yaml:"paths,omitempty"`
+	// Reads are files, or directories above them, that a recipe's parameters may name to be run, handed to a program, read,
+	// connected to or signalled by. DefaultReads where absent.
+	Reads []string `yaml:"reads,omitempty"`
 	// Steps replace a recipe's steps: recipe, name of the step, argument vector. For another init system, say.
 	Steps map[string]map[string][]string `yaml:"steps,omitempty"`
 	// Adopt takes over files that are there and are not the agent's; a copy is kept beside each.
 	Adopt bool `yaml:"adopt,omitempty"`
-}
-
-// DefaultPaths are where the built-in recipes usually place files.
-func DefaultPaths() []string {
-	return []string{
-		"/etc/chancery/placed", "/etc/libvirt", "/etc/nginx", "/etc/pki", "/etc/postgresql", "/etc/ssl", "/opt/libvirt",
-		"/var/lib/pgsql", "/var/lib/postgresql",
-	}
 }
 
 // DefaultConfig is what holds where there is no agent.yaml.
@@ -98,6 +93,9 @@ func (c *Config) fill() {
 	if c.Paths == nil {
 		c.Paths = DefaultPaths()
 	}
+	if c.Reads == nil {
+		c.Reads = DefaultReads()
+	}
 }
 
 // validate names every fault, not the first.
@@ -116,9 +114,11 @@ func (c *Config) validate() error {
 			refuse("recipes: %q is no built-in recipe; one of the host's own is %s%s", name, local, name)
 		}
 	}
-	for _, p := range c.Paths {
-		if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || strings.ContainsAny(p, "\x00\n") {
-			refuse("paths: %q is no clean absolute path below /; /etc/pki would pass", p)
+	for key, paths := range map[string][]string{"paths": c.Paths, "reads": c.Reads} {
+		for _, p := range paths {
+			if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || strings.ContainsAny(p, "\x00\n") {
+				refuse("%s: %q is no clean absolute path below /; /etc/pki would pass", key, p)
+			}
 		}
 	}
 	for name, steps := range c.Steps {

@@ -28,6 +28,7 @@ func TestConfigOfAHostIsReadStrictly(t *testing.T) {
 		"paths: [/]":                                     `"/"`,
 		"paths: [/etc/../etc]":                           "clean",
 		"paths: [etc]":                                   "absolute",
+		"reads: [/run/]":                                 "reads: ",
 		"steps: {nginx: {reload: []}}":                   "argument vector",
 		"steps: {nginx: {reload: [reload-nginx]}}":       "absolute path",
 		"steps: {apache9: {reload: [/bin/true]}}":        "apache9",

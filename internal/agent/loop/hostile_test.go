@@ -403,3 +403,22 @@ func TestBundleHoldsNoKeyAndIsPlaced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPathsThatTheHostDoesNotAccept: what an operator could name to become root on a host, or to be trusted by all of it,
+// is refused before a certificate is asked for or a program is run, and the refusal is reported.
+func TestPathsThatTheHostDoesNotAccept(t *testing.T) {
+	for want, order := range map[string]client.PlacementOrder{
+		"does not accept /srv/evil.conf as what a program is given": {Recipe: "nginx", Parameters: map[string]string{"conf": "/srv/evil.conf", "probe": "false"}},
+		"decides what every program of this host trusts":            plain(map[string]string{"trust": "/etc/ssl/certs/5ad8a5d6.0"}),
+		"not /etc/nginx/conf.d/a.conf":                              plain(map[string]string{"cert": "/etc/nginx/conf.d/a.conf"}),
+	} {
+		m := newMachine(t, order)
+		o := m.once().Observations[0]
+		if o.State != client.PlacementFailed || !strings.Contains(o.Message, want) {
+			t.Errorf("%s: %+v", want, o)
+		}
+		if n := len(m.issued()); n != 0 {
+			t.Errorf("%s: %d certificates were issued", want, n)
+		}
+	}
+}

@@ -65,3 +65,36 @@ func TestClonedMachineShows(t *testing.T) {
 	}
 	m.pair("/etc/ssl/a.pem", "/etc/ssl/a.key") // what is there is kept
 }
+
+// TestStateThatWasLostIsJoinedAgain: the files of before are nobody's then, and are taken over in one pass that is told to.
+func TestStateThatWasLostIsJoinedAgain(t *testing.T) {
+	m := newMachine(t, plain(nil))
+	m.settled()
+	key := m.read("/etc/ssl/a.key")
+	must(t, os.RemoveAll(m.state))
+	token, err := m.node.admin.ReplaceHost(t.Context(), m.name, client.ReplaceHostRequest{})
+	must(t, err)
+	_, err = loop.Join(t.Context(), loop.JoinOptions{State: m.state, Root: m.root, Token: token.Token, Version: "test"})
+	must(t, err)
+	for _, adopt := range []string{"", "other"} {
+		m.options.Adopt = adopt
+		o := m.once().Observations[0]
+		if o.State != client.PlacementFailed || !strings.Contains(o.Message, "chancery agent run --once --adopt=plain") {
+			t.Errorf("adopting %q: %+v", adopt, o)
+		}
+		if string(key) != string(m.read("/etc/ssl/a.key")) {
+			t.Fatalf("adopting %q: the file of before is not there any more", adopt)
+		}
+	}
+	m.options.Adopt = "plain"
+	m.settled()
+	m.pair("/etc/ssl/a.pem", "/etc/ssl/a.key")
+	copies, err := filepath.Glob(m.path("/etc/ssl/a.key.chancery-before-*"))
+	must(t, err)
+	if len(copies) != 1 {
+		t.Errorf("%d copies of the key of before", len(copies))
+	}
+	m.options.Adopt = ""
+	must(t, os.WriteFile(m.path("/etc/ssl/a.pem"), nil, 0o644)) // it is ours again
+	m.settled()
+}

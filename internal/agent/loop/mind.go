@@ -121,7 +121,7 @@ func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Se
 	if err != nil {
 		return place.Set{}, err
 	}
-	set.Name, set.Adopt = w.folder.name, w.agent.config.Adopt
+	set.Name, set.Adopt = w.folder.name, w.agent.adopts(w.folder.name)
 	var ours []place.File
 	for _, f := range plan.Files {
 		known := func(o place.File) bool { return o.Path == f.PasswordFile }

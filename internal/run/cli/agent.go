@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"chancery/client"
@@ -68,15 +70,39 @@ func (c *agentJoinCommand) Run(ctx context.Context, g *globals) error {
 
 type agentRunCommand struct {
 	stateFlag `embed:""`
-	Once      bool `help:"Converge once and end: with 0 when every placement is in place, and probed where it can be."`
+	Once      bool      `help:"Converge once and end: with 0 when every placement is in place, and probed where it can be."`
+	Adopt     adoptFlag `placeholder:"PLACEMENT" help:"With --once, take over files that are there and are not the agent's, and keep a copy of each; of one placement with --adopt=PLACEMENT."`
+}
+
+// adoptFlag is --adopt, for every placement, or --adopt=PLACEMENT.
+type adoptFlag string
+
+// IsBool says that the flag may stand without a value.
+func (*adoptFlag) IsBool() bool { return true }
+
+// Decode takes the value where there is one.
+func (f *adoptFlag) Decode(ctx *kong.DecodeContext) error {
+	*f = loop.AdoptAll
+	if ctx.Scan.Peek().Type != kong.FlagValueToken {
+		return nil
+	}
+	name, _ := ctx.Scan.Pop().Value.(string)
+	if name == "" {
+		return errors.New("--adopt= needs the name of a placement; --adopt alone is for all of them")
+	}
+	*f = adoptFlag(name)
+	return nil
 }
 
 // Run converges once, or until it is told to stop.
 func (c *agentRunCommand) Run(ctx context.Context, g *globals) error {
+	if c.Adopt != "" && !c.Once {
+		return usage("--adopt is for one pass that somebody looks at: give --once too; adopt: true in agent.yaml is for good")
+	}
 	loop.Frugal()
 	logger, end := g.logger("info")
 	o := c.options(g)
-	o.Alone = true
+	o.Alone, o.Adopt = true, string(c.Adopt)
 	if !c.Once {
 		o.Logger = logger
 	}
@@ -97,6 +123,10 @@ func (c *agentRunCommand) once(ctx context.Context, g *globals, agent *loop.Agen
 	stop()
 	if err != nil {
 		return err
+	}
+	known := func(o client.Observation) bool { return o.Placement == string(c.Adopt) }
+	if c.Adopt != "" && c.Adopt != loop.AdoptAll && !slices.ContainsFunc(result.Observations, known) {
+		g.say("warning: nothing was adopted: this host has no placement %s", printable(string(c.Adopt)))
 	}
 	return g.converged(result)
 }
@@ -250,6 +280,7 @@ func (c *agentCSRCommand) Run(ctx context.Context, g *globals) error {
 type agentPlaceCommand struct {
 	stateFlag `embed:""`
 	Offline   string `required:"" type:"path" placeholder:"BUNDLE" help:"Bundle that chancery cert issue --bundle wrote."`
+	Adopt     bool   `help:"Take over files that are there and are not the agent's, and keep a copy of each."`
 }
 
 // Run places a bundle.
@@ -262,7 +293,11 @@ func (c *agentPlaceCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Offline, err)
 	}
-	agent, err := loop.New(c.options(g))
+	o := c.options(g)
+	if c.Adopt {
+		o.Adopt = loop.AdoptAll
+	}
+	agent, err := loop.New(o)
 	if err != nil {
 		return err
 	}

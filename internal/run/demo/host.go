@@ -204,10 +204,14 @@ func (h *host) end() error {
 	return errors.Join(wrong...)
 }
 
-// configure writes the host's agent.yaml: the argument vectors that take the place of a recipe's steps here, where there is
-// no systemd and a stand-in may serve.
+// configure writes the host's agent.yaml: that the daemon's own directory holds its configuration and pid file, and the
+// argument vectors that take the place of a recipe's steps here, where there is no systemd and a stand-in may serve.
 func (h *host) configure(recipe string, steps map[string][]string) error {
-	text, err := json.Marshal(map[string]any{"steps": map[string]any{recipe: steps}}) // YAML too
+	says := map[string]any{"reads": []string{h.daemon.home}}
+	if steps != nil {
+		says["steps"] = map[string]any{recipe: steps}
+	}
+	text, err := json.Marshal(says) // YAML too
 	if err != nil {
 		return err
 	}
@@ -265,7 +269,7 @@ func (s *story) web(ctx context.Context, h *host) error {
 		"address": h.daemon.address, "conf": nginx.Config, "pid_file": nginx.PIDFile,
 	}}}
 	if !s.missing(ctx, h.daemon, "nginx", kindNginx) {
-		return nil
+		return h.configure("nginx", nil)
 	}
 	h.daemon.standIn(s.Program, files{h.path(key), h.path(certificate), "", ""}, nginx.PIDFile)
 	return h.configure("nginx", map[string][]string{
@@ -289,6 +293,9 @@ func (s *story) database(ctx context.Context, h *host) error {
 	if missing {
 		h.daemon.standIn(s.Program, of, pidFile)
 		return h.configure("postgresql", map[string][]string{"reload": append(s.Program, "hup", pidFile)})
+	}
+	if err := h.configure("postgresql", nil); err != nil {
+		return err
 	}
 	const hba = "/etc/postgresql/pg_hba.conf"
 	if err := h.write(hba, "local all postgres trust\nhostssl all all 127.0.0.1/32 cert\n"); err != nil {

@@ -64,10 +64,14 @@ func (w *world) databaseHost(t *testing.T, m machine) *database {
 		fmt.Fprintf(&conf, "%s = '%s'\n", name, value)
 	}
 	h.write("/etc/postgresql/postgresql.conf", conf.String())
+	h.write("/etc/chancery/agent.yaml", d.reads())
 	h.join(order("postgresql", "conf="+h.inside("/etc/postgresql/postgresql.conf"), "data="+d.home+"/data", "address="+h.at+":"+d.port,
 		"user="+owner, "group="+group))
 	return d
 }
+
+// reads has the host accept where its server's pid file is: the lines of agent.yaml.
+func (d *database) reads() string { return "reads: [/etc/postgresql, " + d.home + "]\n" }
 
 // account is who runs the server: it does not run as root.
 func (d *database) account() (owner, group string) {
@@ -291,7 +295,7 @@ func TestDatabaseReloadThatFails(t *testing.T) {
 			d.h.write("/opt/spoil", strings.NewReplacer("DONE", d.h.inside("/opt/spoilt"), "OTHER", d.h.inside("/opt/other.key"),
 				"KEY", d.h.inside(pgKey), "PID", d.home+"/data/postmaster.pid").Replace("#!/bin/sh\n[ -e DONE ] || cat OTHER >KEY\n: >DONE\nexec kill -HUP $(head -n 1 PID)\n"))
 			must(t, os.Chmod(d.h.path("/opt/spoil"), 0o755))
-			d.h.write("/etc/chancery/agent.yaml", "steps:\n  postgresql:\n    reload: ["+strings.ReplaceAll(c.reload, "SPOIL", spoil)+"]\n")
+			d.h.write("/etc/chancery/agent.yaml", d.reads()+"steps:\n  postgresql:\n    reload: ["+strings.ReplaceAll(c.reload, "SPOIL", spoil)+"]\n")
 			w.chancery(t, "host", "set", d.h.name, "--dns", "other-"+d.h.name)
 			d.h.refuses("the old files are back")
 			if seen := d.h.observed("postgresql"); seen.State != client.PlacementFailed || !strings.Contains(seen.Message, c.says) ||
@@ -305,7 +309,7 @@ func TestDatabaseReloadThatFails(t *testing.T) {
 				t.Errorf("%s is served", seen)
 			}
 			d.lets(trust, app, "app")
-			must(t, os.Remove(d.h.path("/etc/chancery/agent.yaml")))
+			d.h.write("/etc/chancery/agent.yaml", d.reads())
 			d.h.converge()
 			if after := parsed(t, d.h.read(pgCert)); after.Equal(before) {
 				t.Error("the new pair is not placed when it can be")
