@@ -154,7 +154,7 @@ func newMachine(t testing.TB, recipes ...client.PlacementOrder) *machine {
 		must(t, os.MkdirAll(filepath.Join(m.root, dir), 0o755))
 	}
 	m.options = loop.Options{State: m.state, Version: "test"}
-	added, err := n.admin.AddHost(t.Context(), client.AddHostRequest{Name: m.name, DNS: []string{m.name + ".example"}, Placements: recipes})
+	added, err := n.admin.AddHost(t.Context(), client.AddHostRequest{Name: m.name, DNS: []string{m.name + ".example"}, Placements: recipes, Profiles: []string{"server"}})
 	must(t, err)
 	_, err = loop.Join(t.Context(), loop.JoinOptions{State: m.state, Root: m.root, Token: added.Token, Version: "test"})
 	must(t, err)
