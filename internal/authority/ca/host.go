@@ -132,6 +132,19 @@ func (c *CA) revokeIn(ctx context.Context, tx *db.Tx, r *record, reason crl.Reas
 // Announce tells this node that something was revoked by RevokeAll or RevokeSerial, so that nobody waits for the next look.
 func (c *CA) Announce() { c.announce() }
 
+// admitInTx refuses, in the transaction that records it, what a host may not have of a profile now. Others pass.
+func (c *CA) admitInTx(ctx context.Context, tx *db.Tx, who access.Principal, profile string, now time.Time) error {
+	if !isHost(who) {
+		return nil
+	}
+	if c.admitHost != nil {
+		if err := c.admitHost(ctx, tx, who, profile); err != nil {
+			return err
+		}
+	}
+	return noneOnHold(ctx, tx, who, profile, now)
+}
+
 // noneOnHold refuses a host another certificate of a profile while one that it has is on hold: a hold suspends the host's
 // service, and a new certificate would end it behind the back of who holds.
 func noneOnHold(ctx context.Context, tx *db.Tx, by access.Principal, profile string, now time.Time) error {

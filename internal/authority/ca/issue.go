@@ -245,15 +245,8 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	if err := s.checkKey(ctx, tx); err != nil {
 		return nil, err
 	}
-	if isHost(by) {
-		if c.admitHost != nil {
-			if err := c.admitHost(ctx, tx, by, crt.Profile); err != nil {
-				return nil, err
-			}
-		}
-		if err := noneOnHold(ctx, tx, by, crt.Profile, now); err != nil {
-			return nil, err
-		}
+	if err := c.admitInTx(ctx, tx, by, crt.Profile, now); err != nil {
+		return nil, err
 	}
 	same, err := c.guard(ctx, tx, by, s, now)
 	if err != nil {

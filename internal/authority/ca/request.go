@@ -301,6 +301,9 @@ func (c *CA) Approve(ctx context.Context, by access.Principal, id string) (*Requ
 		if err := errors.Join(r.approvable(ctx, tx, by), r.stillFrom(ctx, tx, requester)); err != nil {
 			return err
 		}
+		if err := c.admitInTx(ctx, tx, requester, p.profile, now); err != nil {
+			return err
+		}
 		if issued, err = c.record(ctx, tx, by, s, now); err != nil {
 			return err
 		}
