@@ -236,26 +236,6 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 	return s.Show(ctx, by, name)
 }
 
-func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostRequest, detail map[string]any, now time.Time) error {
-	dns, addresses, err := namesOf(ctx, tx, r.id)
-	if err != nil {
-		return err
-	}
-	if in.DNS != nil {
-		if dns, err = checkDNSNames(r.name, *in.DNS); err != nil {
-			return err
-		}
-		detail["dns"] = dns
-	}
-	if in.IP != nil {
-		if addresses, err = checkAddresses(*in.IP); err != nil {
-			return err
-		}
-		detail["ip"] = addresses
-	}
-	return takeNames(ctx, tx, r.id, dns, addresses, now)
-}
-
 // judge sets whether the host is a problem.
 func (r *row) judge(ctx context.Context, tx *db.Tx) error {
 	var failed, refused int64

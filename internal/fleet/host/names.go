@@ -178,6 +178,26 @@ func (s *Service) checkOrder(order *client.PlacementOrder) error {
 	return r.CheckParameters(order.Parameters)
 }
 
+func changeNames(ctx context.Context, tx *db.Tx, r *row, in client.ChangeHostRequest, detail map[string]any, now time.Time) error {
+	dns, addresses, err := namesOf(ctx, tx, r.id)
+	if err != nil {
+		return err
+	}
+	if in.DNS != nil {
+		if dns, err = checkDNSNames(r.name, *in.DNS); err != nil {
+			return err
+		}
+		detail["dns"] = dns
+	}
+	if in.IP != nil {
+		if addresses, err = checkAddresses(*in.IP); err != nil {
+			return err
+		}
+		detail["ip"] = addresses
+	}
+	return takeNames(ctx, tx, r.id, dns, addresses, now)
+}
+
 // takeNames gives a host names and addresses that no other host has, in place of those it had.
 func takeNames(ctx context.Context, tx *db.Tx, id string, dns, addresses []string, now time.Time) error {
 	oldDNS, oldAddresses, err := namesOf(ctx, tx, id)
