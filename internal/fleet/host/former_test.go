@@ -20,7 +20,9 @@ func TestNameThatWasTakenStaysCertified(t *testing.T) {
 		a, ctx := newAuthority(t, d), t.Context()
 		m := a.join(client.AddHostRequest{Name: "web1", DNS: []string{"www"}, IP: []string{"192.0.2.7"}})
 		old := must[*ca.Certificate](t)(a.issue(m, ca.Order{Names: []string{"dns:web1", "dns:www", "ip:192.0.2.7"}}))
-		set := func(host string, in client.ChangeHostRequest) (*client.Host, error) { return a.Hosts.Set(ctx, operator, host, in, "") }
+		set := func(host string, in client.ChangeHostRequest) (*client.Host, error) {
+			return a.Hosts.Set(ctx, operator, host, in, "")
+		}
 		h := must[*client.Host](t)(set("web1", client.ChangeHostRequest{DNS: &[]string{}, IP: &[]string{}}))
 		if len(h.FormerNames) != 1 || !slices.Equal(h.FormerNames[0].Names, []string{"www", "192.0.2.7"}) || a.state(old) != "valid" {
 			t.Fatalf("what stays good is said to be %+v", h.FormerNames)
