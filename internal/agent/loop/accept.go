@@ -20,7 +20,7 @@ import (
 func DefaultPaths() []string {
 	return []string{
 		"/etc/apache2/tls", "/etc/chancery/placed", "/etc/haproxy/tls", "/etc/httpd/tls", "/etc/nginx/tls", "/etc/pki", "/etc/postgresql/tls",
-		"/etc/ssl", "/etc/stunnel/tls",
+		"/etc/ssl", "/etc/stunnel/tls", "/opt/libvirt/etc/pki",
 	}
 }
 
