@@ -234,7 +234,7 @@ func (a *Agent) ownerOf(b *Bundle) (string, *held, error) {
 		WithHint("chancery agent csr makes the key and prints the request for it")
 }
 
-// asked are the keys of a placement that a certificate may come for: asked for, or placed.
+// asked are the keys of a placement that a certificate may come for: asked for, placed, or brought before and not placed yet.
 func (f *folder) asked() ([]held, error) {
 	var all []held
 	entries, err := f.state.list(dirPlacements, f.name)
@@ -249,7 +249,13 @@ func (f *folder) asked() ([]held, error) {
 				return nil, err
 			}
 			all = append(all, held{Planned: w.Planned, Key: w.Key})
-		case name == fileRecord || name == fileTrust || strings.HasSuffix(name, suffixNext) || !strings.HasSuffix(name, suffixHeld):
+		case name == fileRecord || name == fileTrust || !strings.HasSuffix(name, suffixHeld):
+		case strings.HasSuffix(name, suffixNext):
+			h, err := f.held(strings.TrimSuffix(name, suffixNext), suffixNext)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, *h)
 		default:
 			h, err := f.held(strings.TrimSuffix(name, suffixHeld), suffixHeld)
 			if err != nil {

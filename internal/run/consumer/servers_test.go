@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // asks fetches a page over TLS, and wants a certificate shown and words said.
@@ -21,6 +22,13 @@ func asks(t *testing.T, address string, authority, leaf *x509.Certificate, words
 	_, port, _ := net.SplitHostPort(address)
 	page := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
 	answer, err := page.Get("https://localhost:" + port + "/")
+	for range 50 { // a server that reloads opens its port anew, and resets who came in between
+		if err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+		answer, err = page.Get("https://localhost:" + port + "/")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
