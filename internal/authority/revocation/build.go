@@ -8,6 +8,7 @@ import (
 	"iter"
 	"maps"
 	"math/big"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -122,6 +123,12 @@ func (l *List) renewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
 // partitions is how many there are of an issuer: 1 where its list is not partitioned.
 func partitions(issuer *ca.Issuer) int { return max(1, issuer.CRL.Partitions) }
 
+// longList is from how many octets of entries on memory matters more than the milliseconds of a collection.
+const (
+	longList        = 8 << 20
+	longListPercent = 40 // GOGC meanwhile
+)
+
 // sign reads the entries in one transaction and signs them on their way to w.
 func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings,
 	signer crypto.Signer) error {
@@ -164,6 +171,11 @@ func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.I
 	}
 	if err != nil {
 		return err
+	}
+	if src.octets > longList {
+		// What earlier load left is given back, and less garbage is let lie, so that a long list does not come on top of it.
+		debug.FreeOSMemory()
+		defer debug.SetGCPercent(debug.SetGCPercent(longListPercent))
 	}
 	frame, err := crl.Sign(w, spec, src.octets, src.entries(ctx, tx, issuer), signer)
 	if err != nil {
