@@ -124,10 +124,7 @@ func (l *List) renewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
 func partitions(issuer *ca.Issuer) int { return max(1, issuer.CRL.Partitions) }
 
 // longList is from how many octets of entries on memory matters more than the milliseconds of a collection.
-const (
-	longList        = 8 << 20
-	longListPercent = 40 // GOGC meanwhile
-)
+const longList = 8 << 20
 
 // sign reads the entries in one transaction and signs them on their way to w.
 func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings,
@@ -173,9 +170,7 @@ func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.I
 		return err
 	}
 	if src.octets > longList {
-		// What earlier load left is given back, and less garbage is let lie, so that a long list does not come on top of it.
-		debug.FreeOSMemory()
-		defer debug.SetGCPercent(debug.SetGCPercent(longListPercent))
+		debug.FreeOSMemory() // what earlier load left is given back, so that a long list does not come on top of it
 	}
 	frame, err := crl.Sign(w, spec, src.octets, src.entries(ctx, tx, issuer), signer)
 	if err != nil {
