@@ -33,13 +33,14 @@ type PlacementOrder struct {
 
 // AddHostRequest adds a host, which then joins with the token of the answer.
 type AddHostRequest struct {
-	Name       string           `json:"name" minLength:"1" maxLength:"253"`
-	Pool       string           `json:"pool,omitempty" maxLength:"56" doc:"default where absent"`
-	DNS        []string         `json:"dns,omitempty" maxItems:"100" doc:"other names; the host's own is always one"`
-	IP         []string         `json:"ip,omitempty" maxItems:"100"`
-	Placements []PlacementOrder `json:"placements,omitempty" maxItems:"64"`
-	Profiles   []string         `json:"profiles,omitempty" maxItems:"32" doc:"whose certificates it may have beside those of its placements"`
-	TokenLife  string           `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
+	Name       string            `json:"name" minLength:"1" maxLength:"253"`
+	Pool       string            `json:"pool,omitempty" maxLength:"56" doc:"default where absent"`
+	DNS        []string          `json:"dns,omitempty" maxItems:"100" doc:"other names; the host's own is always one"`
+	IP         []string          `json:"ip,omitempty" maxItems:"100"`
+	Placements []PlacementOrder  `json:"placements,omitempty" maxItems:"64"`
+	Profiles   []string          `json:"profiles,omitempty" maxItems:"32" doc:"whose certificates it may have beside those of its placements"`
+	Labels     map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"what the host is known by in waves: site=berlin, canary=true"`
+	TokenLife  string            `json:"token_life,omitempty" maxLength:"32" doc:"24h where absent, 30d at most"`
 }
 
 // HostToken is a host and the text of its one-time join token, which is shown once.
@@ -50,29 +51,31 @@ type HostToken struct {
 
 // ChangeHostRequest changes what is given, and leaves the rest. A list that is given replaces the whole list.
 type ChangeHostRequest struct {
-	DNS        *[]string         `json:"dns,omitempty" maxItems:"100"`
-	IP         *[]string         `json:"ip,omitempty" maxItems:"100"`
-	Placements *[]PlacementOrder `json:"placements,omitempty" maxItems:"64"`
-	Profiles   *[]string         `json:"profiles,omitempty" maxItems:"32"`
-	RevokeNow  bool              `json:"revoke_now,omitempty" doc:"revoke the certificates of its machine with names that it no longer has, whether it has others already or not"`
+	DNS        *[]string          `json:"dns,omitempty" maxItems:"100"`
+	IP         *[]string          `json:"ip,omitempty" maxItems:"100"`
+	Placements *[]PlacementOrder  `json:"placements,omitempty" maxItems:"64"`
+	Profiles   *[]string          `json:"profiles,omitempty" maxItems:"32"`
+	Labels     *map[string]string `json:"labels,omitempty" maxProperties:"32"`
+	RevokeNow  bool               `json:"revoke_now,omitempty" doc:"revoke the certificates of its machine with names that it no longer has, whether it has others already or not"`
 }
 
 // Host is a machine that holds certificates.
 type Host struct {
-	Name         string      `json:"name"`
-	Pool         string      `json:"pool"`
-	DNS          []string    `json:"dns" doc:"its own name first"`
-	IP           []string    `json:"ip,omitempty"`
-	State        string      `json:"state" enum:"pending,joined,suspect,removed"`
-	Message      string      `json:"message,omitempty" doc:"why it is suspect"`
-	CreatedAt    time.Time   `json:"created_at"`
-	JoinedAt     time.Time   `json:"joined_at,omitzero"`
-	SeenAt       time.Time   `json:"seen_at,omitzero" doc:"when its agent last called"`
-	TokenExpires time.Time   `json:"token_expires,omitzero" doc:"of a join token that was not redeemed"`
-	Agent        string      `json:"agent,omitempty" doc:"the agent's version"`
-	IdentityEnds time.Time   `json:"identity_ends,omitzero"`
-	Profiles     []string    `json:"profiles,omitempty" doc:"whose certificates it may have beside those of its placements"`
-	Placements   []Placement `json:"placements,omitempty"`
+	Name         string            `json:"name"`
+	Pool         string            `json:"pool"`
+	DNS          []string          `json:"dns" doc:"its own name first"`
+	IP           []string          `json:"ip,omitempty"`
+	State        string            `json:"state" enum:"pending,joined,suspect,removed"`
+	Message      string            `json:"message,omitempty" doc:"why it is suspect"`
+	CreatedAt    time.Time         `json:"created_at"`
+	JoinedAt     time.Time         `json:"joined_at,omitzero"`
+	SeenAt       time.Time         `json:"seen_at,omitzero" doc:"when its agent last called"`
+	TokenExpires time.Time         `json:"token_expires,omitzero" doc:"of a join token that was not redeemed"`
+	Agent        string            `json:"agent,omitempty" doc:"the agent's version"`
+	IdentityEnds time.Time         `json:"identity_ends,omitzero"`
+	Profiles     []string          `json:"profiles,omitempty" doc:"whose certificates it may have beside those of its placements"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Placements   []Placement       `json:"placements,omitempty"`
 	// Both are only said of a host that is shown alone.
 	FormerNames        []RemainingCertificate `json:"former_names,omitempty" doc:"good certificates of its machine with names that it no longer has"`
 	OthersCertificates []RemainingCertificate `json:"others_certificates,omitempty" doc:"good certificates with its names that others requested; they stay good when it is removed"`
@@ -106,7 +109,22 @@ type Observation struct {
 	AllowList string            `json:"allow_list,omitempty" maxLength:"2000" doc:"the subject in encoded order, for the consumer's list of names"`
 	Repaired  []string          `json:"repaired,omitempty" maxItems:"64" doc:"drift that was found and mended"`
 	CRLs      map[string]string `json:"crls,omitempty" maxProperties:"64" doc:"issuer → the CRLNumber placed"`
-	At        time.Time         `json:"at"`
+	CRLEnds   time.Time         `json:"crl_ends,omitzero" doc:"when the first of the CRLs placed ends"`
+	// Trust is the version of the trust set that is placed and in use, CRLs included where the consumer takes them; 0 where
+	// none is in full. A placement without trust says the version that it was told.
+	Trust    int64  `json:"trust,omitempty"`
+	Issuer   string `json:"issuer,omitempty" maxLength:"64" doc:"SHA-256, in hexadecimal, of the certificate of the issuer of what is placed"`
+	Reissued int64  `json:"reissued,omitempty" doc:"the number under which what is placed was asked for"`
+	// What a plan for a rollout tells: the step that makes the consumer read its files, and where it listens.
+	Reload     string `json:"reload,omitempty" maxLength:"200"`
+	Interrupts bool   `json:"interrupts,omitempty" doc:"connections are lost at the reload"`
+	Address    string `json:"address,omitempty" maxLength:"300" doc:"where the agent probes, as the host sees it: HOST:PORT"`
+	StartTLS   string `json:"starttls,omitempty" maxLength:"16"`
+	// Announced are certificates that were issued and wait until all who pin them hold them: PEM, leaf only.
+	Announced []string `json:"announced,omitempty" maxItems:"8"`
+	// Pinned are the SHA-256 fingerprints of the pinned certificates that are placed and in use.
+	Pinned []string  `json:"pinned,omitempty" maxItems:"1000"`
+	At     time.Time `json:"at"`
 }
 
 // ObservedFile is a file as it lies on the host.
@@ -149,8 +167,12 @@ type Desired struct {
 	DNS        []string           `json:"dns"`
 	IP         []string           `json:"ip,omitempty"`
 	Placements []DesiredPlacement `json:"placements,omitempty"`
-	Trust      TrustSet           `json:"trust"`
-	Checkpoint string             `json:"checkpoint,omitempty" doc:"the newest signed checkpoint of the audit; an agent refuses an older one than it knows"`
+	Trust      TrustSet           `json:"trust" doc:"what is for general purposes"`
+	TrustSets  []TrustSet         `json:"trust_sets,omitempty" doc:"those for other purposes"`
+	// IdentityAfter asks for a new identity while the generation of the agent's is not above it.
+	IdentityAfter int64   `json:"identity_after,omitempty"`
+	Proofs        []Proof `json:"proofs,omitempty" doc:"revocations that the host is to try upon its consumers"`
+	Checkpoint    string  `json:"checkpoint,omitempty" doc:"the newest signed checkpoint of the audit; an agent refuses an older one than it knows"`
 }
 
 // DesiredPlacement is a placement as the agent is to make it.
@@ -159,10 +181,19 @@ type DesiredPlacement struct {
 	// Revoked are the serial numbers of certificates of this host that were revoked and are not expired: what is placed
 	// under one of them is re-keyed at once.
 	Revoked []string `json:"revoked,omitempty"`
+	// Issuer is the name of the issuer under which its certificates shall be; empty leaves it to the authority.
+	Issuer string `json:"issuer,omitempty"`
+	// Reissue is a number that grows: certificates that were asked for under a smaller one are re-keyed.
+	Reissue int64 `json:"reissue,omitempty"`
+	// Released are the serial numbers of announced certificates that may be placed, since all who pin them hold them.
+	Released []string `json:"released,omitempty"`
 }
 
-// TrustSet is what the hosts of a pool trust.
+// TrustSet is what the hosts of a pool trust for one purpose.
 type TrustSet struct {
+	Purpose   string        `json:"purpose,omitempty" doc:"general where absent"`
+	Version   int64         `json:"version,omitempty" doc:"grows with each change of anchors and issuers"`
+	Pinned    []string      `json:"pinned,omitempty" doc:"PEM: certificates that are trusted as they are, and sign nothing"`
 	Authority string        `json:"authority" doc:"the common name of the pool's root"`
 	Anchors   []string      `json:"anchors" doc:"PEM: the roots"`
 	Issuers   []TrustIssuer `json:"issuers,omitempty" doc:"all issuers of the pool's certification paths, the roots included"`
@@ -177,6 +208,8 @@ type TrustIssuer struct {
 	PEM        string    `json:"pem"`
 	CRLNumber  string    `json:"crl_number,omitempty"`
 	NextUpdate time.Time `json:"next_update,omitzero"`
+	// Entry is set where it is no issuer of the authority: its CRL is fetched from /agent/trust/ENTRY/crl.
+	Entry string `json:"entry,omitempty"`
 }
 
 // Report is what an agent saw.

@@ -106,6 +106,8 @@ type Certificate struct {
 	Names []string `yaml:"names,omitempty"`
 	// Usages that this consumer must see in extKeyUsage: serverAuth, clientAuth.
 	Usages []string `yaml:"usages,omitempty"`
+	// Announce names a purpose: peers pin this certificate under it, so a new one is placed only when all of them hold it.
+	Announce string `yaml:"announce,omitempty"`
 }
 
 // KeyRule is which key a consumer takes.
@@ -121,6 +123,8 @@ type KeyRule struct {
 
 // Trust is what of the pool's trust the consumer is given.
 type Trust struct {
+	// Purpose names the pool's trust set that is meant; general where it is empty.
+	Purpose string `yaml:"purpose,omitempty"`
 	// Intermediates puts the issuers into the trust file too, for consumers that do not take them from the peer's path.
 	Intermediates bool `yaml:"intermediates,omitempty"`
 	// CRLs are wanted, one for every issuer of the path.
@@ -242,6 +246,7 @@ type PlannedCertificate struct {
 	Names     []string // dns:NAME, ip:ADDRESS
 	Usages    []string
 	KeyUsages []string // of the key rule that was taken
+	Announce  string   `json:",omitempty"` // the purpose under which peers pin it
 }
 
 // PlannedDirectory is a directory to be. Owner is never empty; an empty Group is the primary group of Owner.

@@ -1,0 +1,46 @@
+package client
+
+import "time"
+
+// The kinds of a trust entry.
+const (
+	TrustAnchor       = "anchor" // a root that certification paths end at
+	TrustIntermediate = "issuer" // an issuer below a root, for consumers that do not take it from the peer
+	TrustPinned       = "pinned" // one certificate, trusted as it is
+)
+
+// TrustGeneral is the purpose of what consumers trust where their recipe names none.
+const TrustGeneral = "general"
+
+// TrustEntry is a certificate that the hosts of a pool trust.
+type TrustEntry struct {
+	ID          string    `json:"id"`
+	Pool        string    `json:"pool"`
+	Purpose     string    `json:"purpose"`
+	Kind        string    `json:"kind" enum:"anchor,issuer,pinned"`
+	Subject     string    `json:"subject"`
+	Fingerprint string    `json:"fingerprint" doc:"SHA-256, in hexadecimal"`
+	Issuer      string    `json:"issuer,omitempty" doc:"the name of the issuer of ours that it is"`
+	Host        string    `json:"host,omitempty" doc:"whose certificate it is, where an agent announced it"`
+	State       string    `json:"state" enum:"trusted,staged,leaving,announced" doc:"staged: not yet at all hosts; leaving: not any more at all"`
+	NotAfter    time.Time `json:"not_after"`
+	CRLNumber   string    `json:"crl_number,omitempty"`
+	NextUpdate  time.Time `json:"next_update,omitzero" doc:"of its CRL"`
+	Comment     string    `json:"comment,omitempty"`
+	PEM         string    `json:"pem"`
+	CreatedAt   time.Time `json:"created_at"`
+}
+
+// AddTrustRequest adds certificates to what the hosts of a pool trust.
+type AddTrustRequest struct {
+	Purpose string `json:"purpose,omitempty" maxLength:"32" doc:"general where absent"`
+	Pinned  bool   `json:"pinned,omitempty" doc:"trust the certificates as they are, and nothing below them"`
+	PEM     string `json:"pem" minLength:"1" maxLength:"1048576"`
+	Comment string `json:"comment,omitempty" maxLength:"200"`
+}
+
+// DropTrustRequest takes an entry out. Where hosts still present certificates under it, it is refused, and they are named,
+// unless Because says why that is meant.
+type DropTrustRequest struct {
+	Because string `json:"because,omitempty" maxLength:"500"`
+}
