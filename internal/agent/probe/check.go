@@ -21,6 +21,7 @@ type Material struct {
 	Path      []*x509.Certificate // leaf first, the root left out
 	Anchors   []*x509.Certificate // the roots that the consumer is to trust
 	Issuers   []*x509.Certificate // all issuers of the pool's paths
+	Pinned    []*x509.Certificate // certificates that the consumer is to trust as they are, and nothing below them
 	CRLs      [][]byte            // DER
 	Authority string              // the common name of the pool's root
 }
