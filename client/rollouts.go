@@ -1,6 +1,9 @@
 package client
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // The kinds of a rollout.
 const (
@@ -122,4 +125,16 @@ type CompleteRolloutRequest struct {
 	Root   string `json:"root,omitempty" maxLength:"65536" doc:"PEM: a new root's own certificate"`
 	Issuer string `json:"issuer" maxLength:"65536" doc:"PEM"`
 	CRL    string `json:"crl,omitempty" maxLength:"1048576" doc:"PEM: a new root's first CRL"`
+}
+
+// StartRollout starts a rollout, or with DryRun says what it would do.
+func (c *Client) StartRollout(ctx context.Context, in StartRolloutRequest) (*Rollout, error) {
+	var out Rollout
+	return &out, c.do(ctx, post("rollouts").with(in), &out)
+}
+
+// Rollout shows one.
+func (c *Client) Rollout(ctx context.Context, id string) (*Rollout, error) {
+	var out Rollout
+	return &out, c.do(ctx, get("rollouts", id), &out)
 }

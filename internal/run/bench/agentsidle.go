@@ -29,7 +29,7 @@ func (b *bench) idleAgents(ctx context.Context, a *authority) (err error) {
 	if err := a.stop(); err != nil {
 		return err
 	}
-	members, err := b.enrol(ctx, a)
+	members, err := b.enrol(ctx, a, b.idleCount, "")
 	if err != nil {
 		return fmt.Errorf("add hosts that have joined: %w", err)
 	}
@@ -196,14 +196,18 @@ func (b *bench) inuse(a *authority) func(context.Context, string) (*profile, err
 
 // enrol adds hosts to the stopped authority and redeems their tokens, by the services that the node itself has: each host has
 // all rows, certificate and audit events that it would have by the API.
-func (b *bench) enrol(ctx context.Context, a *authority) ([]crewMember, error) {
-	members := make([]crewMember, b.idleCount)
+func (b *bench) enrol(ctx context.Context, a *authority, n int, pool string) ([]crewMember, error) {
+	members := make([]crewMember, n)
+	domain := "bench.example"
+	if pool != "" {
+		domain = pool + "." + domain
+	}
 	err := a.open(ctx, func(s *setup.Services) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(128) // writers share a commit
 		for i := range members {
 			g.Go(func() (err error) {
-				members[i], err = enrolOne(ctx, s, fmt.Sprintf("idle-%05d.bench.example", i))
+				members[i], err = enrolOne(ctx, s, fmt.Sprintf("idle-%05d.%s", i, domain), pool)
 				return err
 			})
 		}
@@ -212,7 +216,7 @@ func (b *bench) enrol(ctx context.Context, a *authority) ([]crewMember, error) {
 	return members, err
 }
 
-func enrolOne(ctx context.Context, s *setup.Services, name string) (crewMember, error) {
+func enrolOne(ctx context.Context, s *setup.Services, name, pool string) (crewMember, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return crewMember{}, err
@@ -225,7 +229,7 @@ func enrolOne(ctx context.Context, s *setup.Services, name string) (crewMember, 
 	if err != nil {
 		return crewMember{}, err
 	}
-	added, err := s.Hosts.Add(ctx, access.System("bench"), client.AddHostRequest{Name: name, Placements: placements("server")}, "")
+	added, err := s.Hosts.Add(ctx, access.System("bench"), client.AddHostRequest{Name: name, Pool: pool, Placements: placements("server")}, "")
 	if err != nil {
 		return crewMember{}, err
 	}

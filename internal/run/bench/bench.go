@@ -23,7 +23,7 @@ type Options struct {
 	StepCA   string   // the peer; empty, and what is compared with it is missed
 	Dir      string   // where the throw-away stores are made; empty means the system's place for temporary files
 	Profiles string   // where profiles of missed budgets are written
-	Only     []string // parts (issuance, ocsp, revocation, crl, start, agents) and engines (sqlite, postgres); empty means all
+	Only     []string // parts (issuance, ocsp, revocation, crl, start, agents, rollouts) and engines (sqlite, postgres); empty means all
 	Scale    Scale
 	Out      io.Writer // the table and the budgets
 	Err      io.Writer // progress
@@ -79,12 +79,13 @@ var (
 func Run(ctx context.Context, o Options) error {
 	b := &bench{Options: o, Scale: o.Scale, profiles: map[string]*profile{}, start: time.Now()}
 	for _, name := range o.Only {
-		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partAgents, sqliteEngine, postgresEngine}, name) {
-			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, agents, sqlite and postgres, not %q", name)
+		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partAgents, partRollouts, sqliteEngine, postgresEngine}, name) {
+			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, agents, rollouts, sqlite and postgres, not %q", name)
 		}
 	}
 	b.budgets = slices.DeleteFunc(wanted(b.engines(), b.part), func(budget Budget) bool {
-		return strings.HasPrefix(budget.Name, "agents-") && strings.Contains(budget.Name, postgresEngine) && !b.agentsOn(postgresEngine)
+		return strings.Contains(budget.Name, postgresEngine) && (strings.HasPrefix(budget.Name, "agents-") && !b.fleetOn(partAgents, postgresEngine) ||
+			strings.HasPrefix(budget.Name, "rollout-") && !b.fleetOn(partRollouts, postgresEngine))
 	})
 	dir, err := os.MkdirTemp(o.Dir, "chancery-bench-")
 	if err != nil {
@@ -104,14 +105,14 @@ func (b *bench) part(name string) bool {
 	return len(only) == 0 || slices.Contains(only, name)
 }
 
-// agentsOn reports whether agents are measured on an engine: on PostgreSQL where they are asked for by name, so that the whole
-// stays under twenty minutes.
-func (b *bench) agentsOn(engine string) bool {
-	return b.part(partAgents) && (engine == sqliteEngine || slices.Contains(b.Only, partAgents))
+// fleetOn reports whether agents or rollouts are measured on an engine: on PostgreSQL where they are asked for by name, so that
+// the whole stays under twenty minutes.
+func (b *bench) fleetOn(part, engine string) bool {
+	return b.part(part) && (engine == sqliteEngine || slices.Contains(b.Only, part))
 }
 
-// onlyAgents reports whether nothing but agents is to be measured, which have an authority of their own.
-func (b *bench) onlyAgents() bool {
+// onlyFleets reports whether nothing but agents and rollouts is to be measured, which have authorities of their own.
+func (b *bench) onlyFleets() bool {
 	return !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart}, b.part)
 }
 
@@ -139,11 +140,16 @@ func (b *bench) all(ctx context.Context) (err error) {
 		if err := b.engine(ctx, engine); err != nil {
 			return fmt.Errorf("%s: %w", engine, err)
 		}
-		if !b.agentsOn(engine) {
-			continue
-		}
-		if err := b.agents(ctx, engine); err != nil {
-			return fmt.Errorf("%s: agents: %w", engine, err)
+		for _, fleet := range []struct {
+			part    string
+			measure func(context.Context, string) error
+		}{{partAgents, b.agents}, {partRollouts, b.rollouts}} {
+			if !b.fleetOn(fleet.part, engine) {
+				continue
+			}
+			if err := fleet.measure(ctx, engine); err != nil {
+				return fmt.Errorf("%s: %s: %w", engine, fleet.part, err)
+			}
 		}
 	}
 	if b.stepIssued > 0 {
@@ -164,7 +170,7 @@ type stage struct {
 
 // engine measures one engine: with an empty store, a full one, and one with as many revocations.
 func (b *bench) engine(ctx context.Context, engine string) error {
-	if b.onlyAgents() {
+	if b.onlyFleets() {
 		return nil
 	}
 	b.say("%s: empty store", engine)

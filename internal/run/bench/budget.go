@@ -28,6 +28,7 @@ const (
 	partCRL        = "crl"
 	partStart      = "start"
 	partAgents     = "agents"
+	partRollouts   = "rollouts"
 )
 
 // bound is what a budget asks.
@@ -59,6 +60,10 @@ var budgets = []struct {
 	{"agent-pass", bound{partAgents, []string{empty}, false, 50, "ms"}},
 	{"agent-memory", bound{partAgents, []string{empty}, false, 20, "MB"}},
 	{"agents-held-memory", bound{partAgents, []string{empty}, false, 1000, "MB"}},
+	{"rollout-root", bound{partRollouts, []string{empty}, false, 120, "s"}},
+	{"rollout-failures", bound{partRollouts, []string{empty}, false, 0, ""}},
+	{"rollout-linear", bound{partRollouts, []string{empty}, false, 1.5, "x"}},
+	{"rollout-memory", bound{partRollouts, []string{empty}, false, 1000, "MB"}},
 }
 
 // Budget is one measured bound. It prints as a line "BUDGET name measured bound ok|missed".

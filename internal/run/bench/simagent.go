@@ -31,6 +31,11 @@ type crewOrder struct {
 	// only wait for changes, each on a connection of its own with an identity of its own.
 	Dir string
 
+	// Consume says that each real agent has a consumer beside it, which visits those of the others.
+	Consume bool
+	// Hold says that those without a directory get certificates and report, as real ones do, and keep them in memory.
+	Hold bool
+
 	Authority string // of those that only wait: host:port
 	Roots     string // PEM
 	Wait      time.Duration
@@ -55,8 +60,9 @@ type crewState struct {
 
 // crew is a process of simulated agents.
 type crew struct {
-	order crewOrder
-	begun chan struct{}
+	order  crewOrder
+	begun  chan struct{}
+	visits visits
 
 	joined, waiting, polls atomic.Int64
 	heard                  []atomic.Int64
@@ -92,9 +98,11 @@ func ServeAgents(ctx context.Context, file string) error {
 			panic(http.ErrAbortHandler)
 		}
 	})
+	c.visits.serve(mux)
 	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: mux}
 	var all sync.WaitGroup
 	defer all.Wait()
+	defer c.visits.end()
 	life := c.live
 	if c.order.Dir == "" {
 		roots := x509.NewCertPool()
@@ -152,6 +160,11 @@ func (c *crew) live(ctx context.Context, i int) error {
 		return err
 	}
 	c.joined.Add(1)
+	if c.order.Consume {
+		if err := c.visits.add(m.Name, root); err != nil {
+			return err
+		}
+	}
 	agent, err := loop.New(loop.Options{State: state, Version: "bench"})
 	if err != nil {
 		return err
@@ -175,6 +188,11 @@ func (c *crew) wait(ctx context.Context, i int, roots *x509.CertPool, turn chan 
 		target: &target{address: c.order.Authority, tls: &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: []tls.Certificate{pair}}},
 		reader: bufio.NewReaderSize(nil, 4<<10),
 	}}
+	if c.order.Hold {
+		h := &holder{name: m.Name}
+		h.poller.caller = p.caller
+		return c.hold(ctx, i, turn, h)
+	}
 	defer p.close()
 	ended := context.AfterFunc(ctx, p.interrupt)
 	defer ended()
@@ -209,6 +227,7 @@ func (c *crew) wait(ctx context.Context, i int, roots *x509.CertPool, turn chan 
 type poller struct {
 	caller
 	etag string
+	told *wants // what the last answer said; nil where nobody wants to know
 
 	mu   sync.Mutex // guards open
 	open net.Conn   // the connection, while it may be interrupted
@@ -281,11 +300,19 @@ func (p *poller) poll(wait time.Duration) (changed bool, err error) {
 	var d struct {
 		ETag string `json:"etag"`
 	}
+	into := any(&d)
+	if p.told != nil {
+		*p.told = wants{}
+		into = p.told
+	}
 	if status != http.StatusOK {
 		return false, fmt.Errorf("status %d: %.300s", status, p.body)
 	}
-	if err := json.Unmarshal(p.body, &d); err != nil {
+	if err := json.Unmarshal(p.body, into); err != nil {
 		return false, err
+	}
+	if p.told != nil {
+		d.ETag = p.told.ETag
 	}
 	changed = d.ETag != p.etag
 	p.etag, p.body = d.ETag, nil
