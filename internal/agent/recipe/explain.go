@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"slices"
 	"strings"
 
 	"chancery/internal/fault"
@@ -75,6 +74,7 @@ type ExplainedPath struct {
 	Of           string   `json:"of,omitempty"`
 	Content      []string `json:"content,omitempty"`
 	Format       string   `json:"format,omitempty"`
+	Merge        bool     `json:"merge,omitempty"`
 	PasswordFile string   `json:"password_file,omitempty"`
 	Owner        string   `json:"owner"`
 	Group        string   `json:"group"`
@@ -381,8 +381,8 @@ func (e *explainer) files(x *Explanation) {
 		f := &e.recipe.Files[i]
 		if when, possible := e.when(f.When); possible {
 			mode, _ := f.mode()
-			p := ExplainedPath{Path: e.text(f.Path), When: when, Content: f.Content, Format: f.format(), PasswordFile: e.text(f.PasswordFile)}
-			if len(x.Certificates) > 1 && slices.ContainsFunc(f.Content, func(c string) bool { return c != "anchors" && c != "crls" }) {
+			p := ExplainedPath{Path: e.text(f.Path), When: when, Content: f.Content, Format: f.format(), Merge: f.Merge, PasswordFile: e.text(f.PasswordFile)}
+			if len(x.Certificates) > 1 && ofCertificate(f.Content) {
 				p.Of = e.recipe.of(f)
 			}
 			look(&p, f.Owner, f.Group, f.Label, mode)

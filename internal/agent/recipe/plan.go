@@ -52,10 +52,11 @@ func (b *builder) files() {
 		mode, err := f.mode()
 		b.problem(what, err)
 		p := PlannedFile{
-			Of: b.recipe.of(f), Content: slices.Clone(f.Content), Format: f.format(), Mode: mode,
+			Of: b.recipe.of(f), Content: slices.Clone(f.Content), Format: f.format(), Merge: f.Merge, Mode: mode,
 			Path:         b.fill(what, f.Path, func(value string) error { return checkPath("file", value) }),
 			PasswordFile: b.optional(what, f.PasswordFile, func(value string) error { return checkPath("password file", value) }),
 			Alias:        b.optional(what, f.Alias, func(string) error { return nil }),
+			TrustFlags:   b.optional(what, f.TrustFlags, checkTrustFlags),
 		}
 		p.Owner, p.Group, p.Label = b.ownership(what, f.Owner, f.Group, f.Label)
 		if p.usesCertificate() && b.plan.Certificate(p.Of) == nil {
@@ -150,6 +151,7 @@ func (b *builder) probe() {
 		b.problem("probe", err)
 	}
 	p.User = b.optional("probe", p.User, checkUserAndGroup)
+	p.Holds = b.optional("probe", p.Holds, func(value string) error { return checkPath("file", value) })
 	if p.ClientCertificate != "" && b.plan.Certificate(p.ClientCertificate) == nil {
 		b.problem("probe", fault.New(fault.Conflict, "certificate %s, which it shows, is not wanted on this host", p.ClientCertificate))
 	}
@@ -181,15 +183,18 @@ func (b *builder) overlaps() {
 	for _, d := range b.plan.Directories {
 		claim(d.Path, "directory")
 	}
+	own := func(f PlannedFile) bool { return f.Format == "certdir" || f.Format == "nss" } // with directories' owner and mode
 	for _, f := range b.plan.Files {
-		claim(f.Path, "file")
+		if !own(f) || seen[f.Path] != "directory" {
+			claim(f.Path, "file")
+		}
 	}
 	for _, f := range b.plan.Files {
 		if f.PasswordFile != "" && seen[f.PasswordFile] != "" && seen[f.PasswordFile] != "password file" {
 			claim(f.PasswordFile, "password file")
 		}
 		for _, other := range b.plan.Paths() {
-			if other != f.Path && within(f.Path, other) {
+			if other != f.Path && !own(f) && within(f.Path, other) {
 				b.problem("file "+other, fault.New(fault.Invalid, "it would be below the file %s", f.Path))
 			}
 		}
@@ -228,5 +233,5 @@ func (p *Plan) Paths() []string {
 
 // usesCertificate reports whether something of one certificate is in the file.
 func (f PlannedFile) usesCertificate() bool {
-	return slices.ContainsFunc(f.Content, func(c string) bool { return c != "anchors" && c != "crls" })
+	return ofCertificate(f.Content)
 }

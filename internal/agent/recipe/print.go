@@ -110,6 +110,9 @@ func pathSection(title string, paths []ExplainedPath) section {
 		if p.Of != "" {
 			holds += " of " + p.Of
 		}
+		if p.Merge {
+			holds += ", beside what else is there"
+		}
 		if p.PasswordFile != "" {
 			holds += ", password in " + p.PasswordFile
 		}

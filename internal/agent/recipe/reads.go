@@ -122,6 +122,7 @@ func (r *Recipe) uses() map[string][]Use {
 	}
 	if r.Probe != nil {
 		vector(r.Probe.Command)
+		note(r.Probe.Holds, UseConfig)
 	}
 	for _, uses := range found {
 		slices.SortFunc(uses, func(a, b Use) int { return slices.Index(gravity, a) - slices.Index(gravity, b) })

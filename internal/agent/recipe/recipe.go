@@ -24,8 +24,9 @@ type Recipe struct {
 	// Require are conditions without which nothing is placed.
 	Require []Requirement `yaml:"require,omitempty"`
 
-	// Certificates are what it holds; the first is the main one, and files mean it unless they name another.
-	Certificates []Certificate `yaml:"certificates"`
+	// Certificates are what it holds; the first is the main one, and files mean it unless they name another. A recipe of which
+	// every file holds trust alone needs none.
+	Certificates []Certificate `yaml:"certificates,omitempty"`
 	Trust        Trust         `yaml:"trust,omitempty"`
 	Directories  []Directory   `yaml:"directories,omitempty"`
 	Files        []File        `yaml:"files"`
@@ -144,19 +145,23 @@ type Directory struct {
 	Label string `yaml:"label,omitempty"`
 }
 
-// File is one file, or one hash-linked directory, that the consumer reads.
+// File is one file that the consumer reads; or a directory of hash links, of one file for each certificate, or of NSS.
 type File struct {
 	Path string `yaml:"path"`
 	When string `yaml:"when,omitempty"`
 	// Of is the certificate that key, leaf and path are of; the first where it is empty.
 	Of string `yaml:"of,omitempty"`
 	// Content, in this order: key, leaf, path (the leaf and what is above it, without the root), issuers (path without
-	// the leaf), path-reversed, anchors (trust), crls.
+	// the leaf), path-reversed, anchors (trust), pinned (certificates to be trusted as they are), crls.
 	Content []string `yaml:"content"`
-	Format  string   `yaml:"format,omitempty"` // pem (the default), der, pkcs12, jks, hashdir
+	Format  string   `yaml:"format,omitempty"` // pem (the default), der, pkcs12, jks, hashdir, certdir, nss
+	// Merge leaves in the file what is there and was not placed by the agent: a trust store with public CAs.
+	Merge bool `yaml:"merge,omitempty"`
 	// PasswordFile holds the password of a key store. It is the operator's file, or is made by the agent where it is not there.
 	PasswordFile string `yaml:"password_file,omitempty"`
-	Alias        string `yaml:"alias,omitempty"`
+	Alias        string `yaml:"alias,omitempty"` // of the key's entry; in nss its nickname
+	// TrustFlags are certutil's, of the anchors in an NSS database; CT,, where it is empty.
+	TrustFlags string `yaml:"trust_flags,omitempty"`
 	Owner        string `yaml:"owner,omitempty"` // root where it is empty
 	Group        string `yaml:"group,omitempty"`
 	Mode         string `yaml:"mode,omitempty"`  // octal; 0644, and 0600 where there is a key
@@ -204,6 +209,8 @@ type Probe struct {
 	// not a client's; what counts is what was seen until then.
 	AcceptRefusal bool     `yaml:"accept_refusal,omitempty"`
 	Command       []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
+	// Holds is, instead of a connection, a file in PEM that the reload makes: all anchors are in it when they are in use.
+	Holds string `yaml:"holds,omitempty"`
 	User          string   `yaml:"user,omitempty"`
 	Timeout       Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
 }
@@ -260,10 +267,23 @@ type PlannedFile struct {
 	Path, Of            string
 	Content             []string
 	Format              string
+	Merge               bool `json:",omitempty"`
 	PasswordFile, Alias string
+	TrustFlags          string `json:",omitempty"`
 	Owner, Group, Label string
 	Mode                fs.FileMode
 }
+
+// Shared reports whether what is in the file beside ours is somebody else's, and stays.
+func (f PlannedFile) Shared() bool { return f.Merge || f.Format == "nss" }
+
+// IsDirectory reports whether the path is that of a directory in which files are placed.
+func (f PlannedFile) IsDirectory() bool { return isDirectory(f.Format) }
+
+func isDirectory(format string) bool { return format == "hashdir" || format == "certdir" || format == "nss" }
+
+// TrustOnly reports whether the file holds nothing of a certificate of the host's own.
+func (f PlannedFile) TrustOnly() bool { return !f.usesCertificate() }
 
 // Secret reports whether the file holds a key.
 func (f PlannedFile) Secret() bool {

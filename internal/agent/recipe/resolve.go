@@ -365,9 +365,6 @@ func (b *builder) certificates() {
 		}
 		b.plan.Certificates = append(b.plan.Certificates, planned)
 	}
-	if len(b.plan.Certificates) == 0 {
-		b.problem("certificates", fault.New(fault.Conflict, "none is wanted on this host"))
-	}
 }
 
 func (b *builder) key(what string, c *Certificate, planned *PlannedCertificate) bool {

@@ -59,6 +59,9 @@ func (p *Probe) says(text func(string) string) string {
 	if len(p.Command) > 0 {
 		return sayCommand(p.Command, p.User, text) + " succeeds"
 	}
+	if p.Holds != "" {
+		return text(p.Holds) + ", which the reload makes, holds every anchor"
+	}
 	said := text(p.Address) + " serves the new certificate over TLS"
 	if start := text(p.StartTLS); start != "" && start != "none" {
 		said += " after STARTTLS of " + start
@@ -85,7 +88,7 @@ func (p *Plan) Explain() *Explanation {
 			Mode: fmt.Sprintf("%04o", d.Mode.Perm())})
 	}
 	for _, f := range p.Files {
-		file := ExplainedPath{Path: f.Path, Content: f.Content, Format: f.Format, PasswordFile: f.PasswordFile, Owner: f.Owner, Group: f.Group,
+		file := ExplainedPath{Path: f.Path, Content: f.Content, Format: f.Format, Merge: f.Merge, PasswordFile: f.PasswordFile, Owner: f.Owner, Group: f.Group,
 			Label: f.Label, Mode: fmt.Sprintf("%04o", f.Mode.Perm())}
 		if f.usesCertificate() && len(p.Certificates) > 1 {
 			file.Of = f.Of

@@ -294,8 +294,20 @@ func (v *validation) probe() {
 		return
 	}
 	v.condition("probe.when", p.When)
-	if (p.Address != "") == (len(p.Command) > 0) {
-		v.add("probe", "exactly one of address and command is wanted")
+	kinds := 0
+	for _, set := range []bool{p.Address != "", len(p.Command) > 0, p.Holds != ""} {
+		if set {
+			kinds++
+		}
+	}
+	if kinds != 1 {
+		v.add("probe", "exactly one of address, command and holds is wanted")
+	}
+	if p.Address != "" && len(v.recipe.Certificates) == 0 {
+		v.add("probe.address", "there is no certificate that could be seen there: this recipe is of trust alone")
+	}
+	if p.Holds != "" {
+		v.text("probe.holds", p.Holds, nil, func(value string) error { return checkPath("file", value) })
 	}
 	if p.Address != "" {
 		v.text("probe.address", p.Address, nil, checkAddress)
@@ -313,7 +325,7 @@ func (v *validation) probe() {
 	v.vector("probe.command", p.Command)
 	v.user("probe.user", p.User, len(p.Command) > 0)
 	v.timeout("probe.timeout", p.Timeout)
-	if len(p.Command) > 0 && (p.StartTLS != "" || len(p.Names) > 0 || p.CommonName || p.ClientCertificate != "" || p.AcceptRefusal) {
+	if p.Address == "" && (p.StartTLS != "" || len(p.Names) > 0 || p.CommonName || p.ClientCertificate != "" || p.AcceptRefusal) {
 		v.add("probe", "starttls, names, common_name, client_certificate and accept_refusal belong to an address")
 	}
 }

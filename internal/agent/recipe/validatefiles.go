@@ -15,8 +15,9 @@ import (
 )
 
 func (v *validation) certificates() {
-	if len(v.recipe.Certificates) == 0 {
-		v.add("certificates", "at least one is wanted")
+	trust := len(v.recipe.Files) > 0 && !slices.ContainsFunc(v.recipe.Files, func(f File) bool { return ofCertificate(f.Content) })
+	if len(v.recipe.Certificates) == 0 && !trust {
+		v.add("certificates", "at least one is wanted, unless every file holds nothing but anchors, pinned and crls")
 	}
 	seen := map[string]bool{}
 	for i := range v.recipe.Certificates {
@@ -144,7 +145,7 @@ func (v *validation) files() {
 			}
 		}
 		for j, d := range v.recipe.Directories {
-			if d.Path == f.Path {
+			if d.Path == f.Path && !f.sharesDirectory() {
 				v.add(at+".path", "%s is directories[%d]", f.Path, j)
 			}
 		}
@@ -152,7 +153,12 @@ func (v *validation) files() {
 }
 
 // contents are what a file may hold.
-var contents = []string{"key", "leaf", "path", "issuers", "path-reversed", "anchors", "crls"}
+var contents = []string{"key", "leaf", "path", "issuers", "path-reversed", "anchors", "pinned", "crls"}
+
+// ofCertificate reports whether a content holds something of one certificate of the host's.
+func ofCertificate(content []string) bool {
+	return slices.ContainsFunc(content, func(c string) bool { return c != "anchors" && c != "pinned" && c != "crls" })
+}
 
 func (f *File) has(content string) bool { return slices.Contains(f.Content, content) }
 
@@ -182,7 +188,11 @@ func (f *File) contentProblem() error {
 }
 
 // formats are the forms of a file; the first is the default.
-var formats = []string{"pem", "der", "pkcs12", "jks", "hashdir"}
+var formats = []string{"pem", "der", "pkcs12", "jks", "hashdir", "certdir", "nss"}
+
+// sharesDirectory reports whether the file is a directory whose owner and mode the recipe may say, and in which others may
+// have files.
+func (f *File) sharesDirectory() bool { return f.Format == "certdir" || f.Format == "nss" }
 
 func (f *File) format() string {
 	if f.Format == "" {
@@ -204,17 +214,50 @@ func (f *File) formatProblem() error {
 			return fault.New(fault.Invalid, "%s holds neither CRLs nor a path in another order", f.Format)
 		case f.has("key") != leaf:
 			return fault.New(fault.Invalid, "%s: a key entry is key with leaf or path; anchors alone make a trust store", f.Format)
-		case !leaf && !f.has("anchors"):
+		case !leaf && !f.has("anchors") && !f.has("pinned"):
 			return fault.New(fault.Invalid, "%s: issuers alone are neither a key entry nor a trust store", f.Format)
 		}
 	case "hashdir":
-		for _, c := range f.Content {
-			if c != "anchors" && c != "issuers" && c != "crls" {
-				return fault.New(fault.Invalid, "hashdir holds anchors, issuers and crls, which are found by their names' hashes; not %s", c)
-			}
+		if c := f.other("anchors", "issuers", "pinned", "crls"); c != "" {
+			return fault.New(fault.Invalid, "hashdir holds anchors, issuers, pinned and crls, which are found by their names' hashes; not %s", c)
+		}
+	case "certdir":
+		if c := f.other("anchors", "issuers", "pinned"); c != "" {
+			return fault.New(fault.Invalid, "certdir holds a file for each of anchors, issuers and pinned; not %s", c)
+		}
+	case "nss":
+		switch leaf := f.has("leaf") || f.has("path"); {
+		case f.has("crls") || f.has("path-reversed"):
+			return fault.New(fault.Invalid, "nss takes neither a path in another order nor CRLs: a CRL that ends in the database refuses everybody, and nobody sees why")
+		case f.has("key") != leaf:
+			return fault.New(fault.Invalid, "nss: a key is imported with its certificate: key with leaf or path")
 		}
 	default:
 		return fault.New(fault.Invalid, "%q is not one of %s", f.Format, strings.Join(formats, ", "))
+	}
+	return f.mergeProblem()
+}
+
+// other is a content that is none of some; empty where all are.
+func (f *File) other(some ...string) string {
+	for _, c := range f.Content {
+		if !slices.Contains(some, c) {
+			return c
+		}
+	}
+	return ""
+}
+
+// mergeProblem refuses to merge what cannot be: what is placed in a file of somebody else's is trust, and never a key.
+func (f *File) mergeProblem() error {
+	if !f.Merge {
+		return nil
+	}
+	if !slices.Contains([]string{"pem", "pkcs12", "jks"}, f.format()) {
+		return fault.New(fault.Invalid, "merge is for pem, pkcs12 and jks; %s leaves what is not ours as it is anyway", f.format())
+	}
+	if c := f.other("anchors", "issuers", "pinned"); c != "" {
+		return fault.New(fault.Invalid, "a file that is merged takes anchors, issuers and pinned, not %s: give that a file of its own", c)
 	}
 	return nil
 }
@@ -222,8 +265,14 @@ func (f *File) formatProblem() error {
 // store judges what belongs to key stores only.
 func (v *validation) store(at string, f *File) {
 	isStore := f.Format == "pkcs12" || f.Format == "jks"
-	if isStore != (f.PasswordFile != "") {
-		v.add(at+".password_file", "pkcs12 and jks need the path of a file with their password, and no other format has one")
+	if f.Format != "nss" && isStore != (f.PasswordFile != "") {
+		v.add(at+".password_file", "pkcs12 and jks need the path of a file with their password, nss may have one, and no other format has one")
+	}
+	if f.TrustFlags != "" {
+		if f.Format != "nss" {
+			v.add(at+".trust_flags", "only nss has trust flags")
+		}
+		v.text(at+".trust_flags", f.TrustFlags, nil, checkTrustFlags)
 	}
 	if f.PasswordFile != "" {
 		v.text(at+".password_file", f.PasswordFile, nil, func(value string) error { return checkPath("password file", value) })
@@ -236,8 +285,8 @@ func (v *validation) store(at string, f *File) {
 	if f.Alias == "" {
 		return
 	}
-	if !isStore {
-		v.add(at+".alias", "only entries of pkcs12 and jks have an alias")
+	if !isStore && f.Format != "nss" {
+		v.add(at+".alias", "only entries of pkcs12 and jks have an alias, and of nss a nickname")
 	}
 	v.text(at+".alias", f.Alias, nil, func(value string) error {
 		if !plainName.MatchString(value) {
@@ -259,6 +308,16 @@ func (f *File) mode() (fs.FileMode, error) {
 		return parseMode(f.Mode, 0o755, 0o755)
 	}
 	return parseMode(f.Mode, 0o644, 0o644)
+}
+
+var trustFlags = regexp.MustCompile(`^[pPcCT]{0,5},[pPcCT]{0,5},[pPcCT]{0,5}$`)
+
+// checkTrustFlags holds flags against certutil's -t: for TLS, for mail, for code.
+func checkTrustFlags(value string) error {
+	if !trustFlags.MatchString(value) {
+		return fault.New(fault.Invalid, "trust flags %q: three groups of p, P, c, C and T, such as CT,, for the CAs of TLS servers and clients", value)
+	}
+	return nil
 }
 
 var octal = regexp.MustCompile(`^0?[0-7]{3}$`)
