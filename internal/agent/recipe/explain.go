@@ -124,13 +124,16 @@ func (r *Recipe) explain(parameters map[string]string, decide bool) (*Explanatio
 		Conflicts: r.Conflicts}
 	for i := range r.Parameters {
 		p := &r.Parameters[i]
-		explained := ExplainedParameter{Name: p.Name, Accepts: p.short(), Default: e.text(p.Default), About: p.About, Value: parameters[p.Name]}
+		explained := ExplainedParameter{Name: p.Name, Accepts: p.short(), Default: e.text(e.defaultOf(p)), About: p.About, Value: parameters[p.Name]}
 		if p.Required {
 			explained.Default = "required"
 		}
 		if _, given := parameters[p.Name]; !given {
 			e.parameters[p.Name] = explained.Default
-			if p.Default == "" && !e.decide {
+			if len(p.Defaults) > 0 && !e.decide {
+				explained.Default = e.defaults(p)
+				e.parameters[p.Name] = strings.ToUpper(p.Name)
+			} else if p.Default == "" && !e.decide {
 				e.parameters[p.Name], e.blank[p.Name] = strings.ToUpper(p.Name), true // as in a manual
 			}
 		}
@@ -156,6 +159,24 @@ func (r *Recipe) explain(parameters map[string]string, decide bool) (*Explanatio
 		}
 	}
 	return x, nil
+}
+
+// defaultOf is the default of a parameter by what is known of the others.
+func (e *explainer) defaultOf(p *Parameter) string {
+	return p.defaultText(func(name string) string { value, _ := e.known(name); return value })
+}
+
+// defaults are all of a parameter's defaults in words, for a manual.
+func (e *explainer) defaults(p *Parameter) string {
+	var all []string
+	for _, d := range p.Defaults {
+		said, _ := e.said(d.When)
+		all = append(all, e.text(d.Value)+" where "+said)
+	}
+	if p.Default != "" {
+		all = append(all, "else "+e.text(p.Default))
+	}
+	return strings.Join(all, "; ")
 }
 
 func prefixed(when, text string) string {

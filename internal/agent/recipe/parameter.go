@@ -168,6 +168,25 @@ func isAddress(value string) bool {
 	return err == nil && isPort(port) && isHost(host) && net.JoinHostPort(host, port) == value
 }
 
+// defaultText is the default that is meant, by the values of earlier parameters.
+func (p *Parameter) defaultText(value func(string) string) string {
+	for _, d := range p.Defaults {
+		if c, err := parseCondition(d.When); err == nil && c.judge(value) == holds {
+			return d.Value
+		}
+	}
+	return p.Default
+}
+
+// defaultTexts are all that the default may be.
+func (p *Parameter) defaultTexts() []string {
+	all := []string{p.Default}
+	for _, d := range p.Defaults {
+		all = append(all, d.Value)
+	}
+	return all
+}
+
 func (r *Recipe) parameter(name string) *Parameter {
 	for i := range r.Parameters {
 		if r.Parameters[i].Name == name {

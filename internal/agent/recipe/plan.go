@@ -113,22 +113,28 @@ func (b *builder) step(s Step) (Step, bool) {
 		signal.PIDFile = b.fill(what, signal.PIDFile, func(value string) error { return checkPath("pid_file", value) })
 		s.Signal = &signal
 	}
-	if s.With != nil {
-		filled := make(map[string]string, len(s.With))
-		for key, text := range s.With {
-			filled[key] = b.fill(what, text, func(value string) error {
-				if key == "socket" || key == "pid_file" {
-					return checkPath(key, value)
-				}
-				if strings.HasPrefix(value, "-") {
-					return fault.New(fault.Invalid, "%s is %q, which would be read as an option", key, value)
-				}
-				return printableText(key, value)
-			})
-		}
-		s.With = filled
-	}
+	s.With = b.with(what, s.With)
 	return s, true
+}
+
+// with fills what an action is given.
+func (b *builder) with(what string, with map[string]string) map[string]string {
+	if with == nil {
+		return nil
+	}
+	filled := make(map[string]string, len(with))
+	for key, text := range with {
+		filled[key] = b.fill(what, text, func(value string) error {
+			if isPathOfWith(key) {
+				return checkPath(key, value)
+			}
+			if strings.HasPrefix(value, "-") {
+				return fault.New(fault.Invalid, "%s is %q, which would be read as an option", key, value)
+			}
+			return printableText(key, value)
+		})
+	}
+	return filled
 }
 
 func (b *builder) probe() {
@@ -151,6 +157,7 @@ func (b *builder) probe() {
 		b.problem("probe", err)
 	}
 	p.User = b.optional("probe", p.User, checkUserAndGroup)
+	p.With = b.with("probe", p.With)
 	p.Holds = b.optional("probe", p.Holds, func(value string) error { return checkPath("file", value) })
 	if p.ClientCertificate != "" && b.plan.Certificate(p.ClientCertificate) == nil {
 		b.problem("probe", fault.New(fault.Conflict, "certificate %s, which it shows, is not wanted on this host", p.ClientCertificate))

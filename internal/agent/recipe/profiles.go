@@ -16,7 +16,7 @@ func (r *Recipe) Profiles(parameters map[string]string) []string {
 	for i := range r.Parameters {
 		p := &r.Parameters[i]
 		if _, given := parameters[p.Name]; !given {
-			e.parameters[p.Name] = e.text(p.Default)
+			e.parameters[p.Name] = e.text(e.defaultOf(p))
 		}
 	}
 	var all []string

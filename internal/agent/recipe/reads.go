@@ -47,9 +47,10 @@ func (r *Recipe) Reads(parameters map[string]string, facts Facts) ([]Read, error
 			if facts == nil && !static[p.Name] {
 				continue
 			}
-			eachPathOf(p.Default, func(name string) { own[p.Name] = own[p.Name] && own[name] })
+			text := p.defaultText(s.value)
+			eachPathOf(text, func(name string) { own[p.Name] = own[p.Name] && own[name] })
 			var err error
-			if value, err = s.values(nil).fill(p.Default); err != nil {
+			if value, err = s.values(nil).fill(text); err != nil {
 				continue // Resolve says what is not known of this host
 			}
 		}
@@ -90,7 +91,9 @@ func (r *Recipe) uses() map[string][]Use {
 				if p.Type == "path" {
 					found[name] = append(found[name], use)
 				}
-				note(p.Default, use)
+				for _, text := range p.defaultTexts() {
+					note(text, use)
+				}
 			} else if rule, _ := r.factRule(used.variable); !isParameter && rule != nil {
 				for _, source := range slices.Concat(rule.Paths, []string{rule.Config}) {
 					note(source, use)
@@ -117,12 +120,19 @@ func (r *Recipe) uses() map[string][]Use {
 			note(s.Signal.PIDFile, UsePIDFile)
 		}
 		for key, text := range s.With {
-			note(text, useOfWith(key))
+			if use := useOfWith(key); use != "" {
+				note(text, use)
+			}
 		}
 	}
 	if r.Probe != nil {
 		vector(r.Probe.Command)
 		note(r.Probe.Holds, UseConfig)
+		for key, text := range r.Probe.With {
+			if use := useOfWith(key); use != "" {
+				note(text, use)
+			}
+		}
 	}
 	for _, uses := range found {
 		slices.SortFunc(uses, func(a, b Use) int { return slices.Index(gravity, a) - slices.Index(gravity, b) })
@@ -130,12 +140,14 @@ func (r *Recipe) uses() map[string][]Use {
 	return found
 }
 
-// useOfWith is what an action does with what it is given.
+// useOfWith is what an action does with what it is given; empty for the directory in which files are placed.
 func useOfWith(key string) Use {
 	switch key {
+	case "dir":
+		return ""
 	case "program":
 		return UseProgram
-	case "socket":
+	case "socket", "sockets":
 		return UseSocket
 	case "pid_file":
 		return UsePIDFile

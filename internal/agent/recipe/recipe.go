@@ -55,15 +55,24 @@ type Note struct {
 // Parameter is a value that the operator may give. What it may be is its type; a text that could be read as another word
 // of a command or another line of a file is refused for all types.
 type Parameter struct {
-	Name     string   `yaml:"name"`
-	Type     string   `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm, label
-	About    string   `yaml:"about"`
-	Default  string   `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
-	Choices  []string `yaml:"choices,omitempty"`
-	Required bool     `yaml:"required,omitempty"`
+	Name    string `yaml:"name"`
+	Type    string `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm, label
+	About   string `yaml:"about"`
+	Default string `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
+	// Defaults come before Default: the first whose condition holds. Their conditions are of earlier parameters whose own
+	// defaults use no facts.
+	Defaults []DefaultRule `yaml:"defaults,omitempty"`
+	Choices  []string      `yaml:"choices,omitempty"`
+	Required bool          `yaml:"required,omitempty"`
 	// Trusted marks a path that is used otherwise than to place a file: a program is given it, or it is read, connected to,
 	// or names the process to signal. It must be marked, and a host holds it to what it accepts: see Reads.
 	Trusted bool `yaml:"trusted,omitempty"`
+}
+
+// DefaultRule is a default where its condition holds.
+type DefaultRule struct {
+	When  string `yaml:"when"`
+	Value string `yaml:"value"`
 }
 
 // FactRule is something that is to be found out on the host before the recipe is resolved. The first kind that is set is
@@ -162,10 +171,10 @@ type File struct {
 	Alias        string `yaml:"alias,omitempty"` // of the key's entry; in nss its nickname
 	// TrustFlags are certutil's, of the anchors in an NSS database; CT,, where it is empty.
 	TrustFlags string `yaml:"trust_flags,omitempty"`
-	Owner        string `yaml:"owner,omitempty"` // root where it is empty
-	Group        string `yaml:"group,omitempty"`
-	Mode         string `yaml:"mode,omitempty"`  // octal; 0644, and 0600 where there is a key
-	Label        string `yaml:"label,omitempty"` // SELinux
+	Owner      string `yaml:"owner,omitempty"` // root where it is empty
+	Group      string `yaml:"group,omitempty"`
+	Mode       string `yaml:"mode,omitempty"`  // octal; 0644, and 0600 where there is a key
+	Label      string `yaml:"label,omitempty"` // SELinux
 }
 
 // Step is something that is done. Exactly one of Command, Signal and Action is set. A host may replace a step by name in
@@ -197,7 +206,7 @@ type Signal struct {
 type Probe struct {
 	When    string `yaml:"when,omitempty"`    // else: placed, not probed
 	Address string `yaml:"address,omitempty"` // HOST:PORT
-	// StartTLS is postgres, smtp, imap, pop3, ldap or xmpp; empty or none is TLS from the beginning, and a Plan has it empty.
+	// StartTLS is postgres, smtp, imap, pop3, ldap, xmpp, vnc or nbd; empty or none is TLS from the beginning, and a Plan has it empty.
 	StartTLS string `yaml:"starttls,omitempty"`
 	// Names are checked one by one against what is served; the certificate's own where it is empty. CommonName accepts a
 	// certificate without alternative names by its common name, as GnuTLS does.
@@ -209,10 +218,14 @@ type Probe struct {
 	// not a client's; what counts is what was seen until then.
 	AcceptRefusal bool     `yaml:"accept_refusal,omitempty"`
 	Command       []string `yaml:"command,omitempty"` // instead of a connection: succeeds when what was placed is in use
+	// Action is instead of both: the agent finds the consumer's ports itself. look-at-qemu-vnc and look-at-libvirt-vnc look at
+	// the display of every machine that runs; With is as in a Step.
+	Action string            `yaml:"action,omitempty"`
+	With   map[string]string `yaml:"with,omitempty"`
 	// Holds is, instead of a connection, a file in PEM that the reload makes: all anchors are in it when they are in use.
-	Holds string `yaml:"holds,omitempty"`
-	User          string   `yaml:"user,omitempty"`
-	Timeout       Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
+	Holds   string   `yaml:"holds,omitempty"`
+	User    string   `yaml:"user,omitempty"`
+	Timeout Duration `yaml:"timeout,omitempty"` // for the new certificate to be seen; 10 s where it is 0
 }
 
 // Duration is a time.Duration written as 30s, 5m, 12h, 90d.
@@ -280,7 +293,9 @@ func (f PlannedFile) Shared() bool { return f.Merge || f.Format == "nss" }
 // IsDirectory reports whether the path is that of a directory in which files are placed.
 func (f PlannedFile) IsDirectory() bool { return isDirectory(f.Format) }
 
-func isDirectory(format string) bool { return format == "hashdir" || format == "certdir" || format == "nss" }
+func isDirectory(format string) bool {
+	return format == "hashdir" || format == "certdir" || format == "nss"
+}
 
 // TrustOnly reports whether the file holds nothing of a certificate of the host's own.
 func (f PlannedFile) TrustOnly() bool { return !f.usesCertificate() }

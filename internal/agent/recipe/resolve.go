@@ -27,7 +27,7 @@ func (r *Recipe) FactRules(parameters map[string]string) ([]FactRule, error) {
 		case ok:
 			s.parameters[p.Name] = given
 		case static[p.Name]:
-			value, err := s.values(nil).fill(p.Default)
+			value, err := s.values(nil).fill(p.defaultText(s.value))
 			if err == nil && value != "" {
 				err = p.check(value)
 			}
@@ -222,7 +222,7 @@ func (s *scope) fillParameters(given map[string]string) error {
 			s.parameters[p.Name] = value
 			continue
 		}
-		value, err := s.values(nil).fill(p.Default)
+		value, err := s.values(nil).fill(p.defaultText(s.value))
 		if p.Type == "address" {
 			value = bracketed(value)
 		}

@@ -13,16 +13,20 @@ func (s *Step) does(text func(string) string) string {
 	case s.Signal != nil:
 		return fmt.Sprintf("SIG%s to %s, whose number is in %s", s.Signal.Signal, s.Signal.Process, text(s.Signal.PIDFile))
 	case s.Action != "":
-		var with []string
-		for _, key := range slices.Sorted(maps.Keys(s.With)) {
-			with = append(with, key+" "+text(s.With[key]))
-		}
-		if with == nil {
-			return s.Action
-		}
-		return s.Action + " (" + strings.Join(with, ", ") + ")"
+		return sayAction(s.Action, s.With, text)
 	}
 	return sayCommand(s.Command, s.User, text)
+}
+
+func sayAction(name string, given map[string]string, text func(string) string) string {
+	var with []string
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		with = append(with, key+" "+text(given[key]))
+	}
+	if with == nil {
+		return name
+	}
+	return name + " (" + strings.Join(with, ", ") + ")"
 }
 
 func sayCommand(command []string, user string, text func(string) string) string {
@@ -58,6 +62,9 @@ func (p *Probe) says(text func(string) string) string {
 	}
 	if len(p.Command) > 0 {
 		return sayCommand(p.Command, p.User, text) + " succeeds"
+	}
+	if p.Action != "" {
+		return sayAction(p.Action, p.With, text)
 	}
 	if p.Holds != "" {
 		return text(p.Holds) + ", which the reload makes, holds every anchor"

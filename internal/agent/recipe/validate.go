@@ -105,22 +105,54 @@ func (v *validation) parameters() {
 				v.add(at+".choices", "%q is there twice, or is not letters, digits and ._-", choice)
 			}
 		}
-		if p.Default == "" {
-			continue
+		v.defaults(i, at)
+	}
+}
+
+// defaults judges what a parameter is where it is not given.
+func (v *validation) defaults(i int, at string) {
+	p := &v.recipe.Parameters[i]
+	if p.Required && (p.Default != "" || len(p.Defaults) > 0) {
+		v.add(at+".default", "a parameter that is required has no default")
+	}
+	if len(p.Defaults) > maxAll {
+		v.add(at+".defaults", "%d entries: %d at most", len(p.Defaults), maxAll)
+		return
+	}
+	static := v.recipe.staticParameters()
+	for j, d := range p.Defaults {
+		where := fmt.Sprintf("%s.defaults[%d]", at, j)
+		if strings.TrimSpace(d.When) == "" || d.Value == "" {
+			v.add(where, "when and value are wanted; what holds everywhere is the default")
 		}
-		if p.Required {
-			v.add(at+".default", "a parameter that is required has no default")
-		}
-		later := v.recipe.Parameters[i:]
-		pieces, _ := parseText(p.Default) // an error is found below
-		eachVariable(pieces, func(used piece) {
-			if slices.ContainsFunc(later, func(other Parameter) bool { return "param."+other.Name == used.variable }) {
-				v.add(at+".default", "%s stands later, or is the parameter itself; a default may use earlier parameters and facts",
-					used.variable)
+		v.condition(where+".when", d.When)
+		c, _ := parseCondition(d.When)
+		c.comparisons(func(c *condition) {
+			for _, side := range []operand{c.left, c.right} {
+				name, isParam := strings.CutPrefix(side.variable, "param.")
+				earlier := slices.ContainsFunc(v.recipe.Parameters[:i], func(other Parameter) bool { return other.Name == name })
+				if side.variable != "" && (!isParam || !earlier || !static[name]) {
+					v.add(where+".when", "%s: only earlier parameters whose defaults use no facts can decide a default", side.variable)
+				}
 			}
 		})
-		v.text(at+".default", p.Default, nil, p.check)
+		v.defaultText(where+".value", i, d.Value)
 	}
+	v.defaultText(at+".default", i, p.Default)
+}
+
+func (v *validation) defaultText(at string, i int, text string) {
+	if text == "" {
+		return
+	}
+	later := v.recipe.Parameters[i:]
+	pieces, _ := parseText(text) // an error is found below
+	eachVariable(pieces, func(used piece) {
+		if slices.ContainsFunc(later, func(other Parameter) bool { return "param."+other.Name == used.variable }) {
+			v.add(at, "%s stands later, or is the parameter itself; a default may use earlier parameters and facts", used.variable)
+		}
+	})
+	v.text(at, text, nil, v.recipe.Parameters[i].check)
 }
 
 // staticParameters are those whose values are known before any fact is: their defaults use earlier ones that are, and
@@ -129,11 +161,13 @@ func (r *Recipe) staticParameters() map[string]bool {
 	static := map[string]bool{}
 	for _, p := range r.Parameters {
 		good := true
-		pieces, _ := parseText(p.Default)
-		eachVariable(pieces, func(used piece) {
-			name, isParam := strings.CutPrefix(used.variable, "param.")
-			good = good && isParam && static[name]
-		})
+		for _, text := range p.defaultTexts() {
+			pieces, _ := parseText(text)
+			eachVariable(pieces, func(used piece) {
+				name, isParam := strings.CutPrefix(used.variable, "param.")
+				good = good && isParam && static[name]
+			})
+		}
 		static[p.Name] = good
 	}
 	return static
@@ -295,14 +329,15 @@ func (v *validation) probe() {
 	}
 	v.condition("probe.when", p.When)
 	kinds := 0
-	for _, set := range []bool{p.Address != "", len(p.Command) > 0, p.Holds != ""} {
+	for _, set := range []bool{p.Address != "", len(p.Command) > 0, p.Holds != "", p.Action != ""} {
 		if set {
 			kinds++
 		}
 	}
 	if kinds != 1 {
-		v.add("probe", "exactly one of address, command and holds is wanted")
+		v.add("probe", "exactly one of address, command, holds and action is wanted; %d are there", kinds)
 	}
+	v.actionWith("probe", "probe", p.Action, p.With)
 	if p.Address != "" && len(v.recipe.Certificates) == 0 {
 		v.add("probe.address", "there is no certificate that could be seen there: this recipe is of trust alone")
 	}
@@ -331,7 +366,7 @@ func (v *validation) probe() {
 }
 
 // startTLS are the protocols in which a connection becomes TLS.
-var startTLS = []string{"postgres", "smtp", "imap", "pop3", "ldap", "xmpp"}
+var startTLS = []string{"postgres", "smtp", "imap", "pop3", "ldap", "xmpp", "vnc", "nbd"}
 
 func checkStartTLS(value string) error {
 	if value == "" || value == "none" || slices.Contains(startTLS, value) {

@@ -21,9 +21,15 @@ var actions = map[string]struct {
 	among string
 	needs []string
 }{
+	"check-qemu-credentials":  {"checks", []string{"dir", "program"}},
 	"drop-revoked-clients":    {"after", []string{"program", "server", "uri"}},
+	"look-at-libvirt-vnc":     {"probe", []string{"program", "uri"}},
+	"look-at-qemu-vnc":        {"probe", []string{"dir", "sockets"}},
 	"match-pair":              {"checks", nil},
+	"reload-libvirt-vnc":      {"reload", []string{"program", "uri"}},
+	"reload-qemu-vnc":         {"reload", []string{"dir", "sockets"}},
 	"set-haproxy-certificate": {"reload", []string{"pid_file", "socket"}},
+	"set-openldap-files":      {"reload", []string{"socket"}},
 }
 
 var (
@@ -77,7 +83,7 @@ func (v *validation) step(field, at string, s *Step) {
 	if s.Signal != nil {
 		v.signal(field, at, s)
 	}
-	v.action(field, at, s)
+	v.actionWith(field, at, s.Action, s.With)
 }
 
 func (v *validation) signal(field, at string, s *Step) {
@@ -97,30 +103,36 @@ func (v *validation) signal(field, at string, s *Step) {
 	}
 }
 
-func (v *validation) action(field, at string, s *Step) {
-	action, ok := actions[s.Action]
+// actionWith judges an action of a step or of the probe, and what it is given.
+func (v *validation) actionWith(field, at, name string, with map[string]string) {
+	action, ok := actions[name]
 	switch {
-	case s.Action == "":
-		if len(s.With) > 0 {
+	case name == "":
+		if len(with) > 0 {
 			v.add(at+".with", "only an action has with")
 		}
 		return
 	case !ok:
-		v.add(at+".action", "%q is not one of %s", s.Action, strings.Join(slices.Sorted(maps.Keys(actions)), ", "))
+		v.add(at+".action", "%q is not one of %s", name, strings.Join(slices.Sorted(maps.Keys(actions)), ", "))
 		return
 	case field != action.among:
-		v.add(at+".action", "%s is no step of %s: put it into %s", s.Action, field, action.among)
+		v.add(at+".action", "%s is no step of %s: put it into %s", name, field, action.among)
 	}
-	if given := slices.Sorted(maps.Keys(s.With)); !slices.Equal(given, action.needs) {
-		v.add(at+".with", "%s needs %s; there are %s", s.Action, cmp.Or(strings.Join(action.needs, ", "), "nothing"), strings.Join(given, ", "))
+	if given := slices.Sorted(maps.Keys(with)); !slices.Equal(given, action.needs) {
+		v.add(at+".with", "%s needs %s; there are %s", name, cmp.Or(strings.Join(action.needs, ", "), "nothing"), strings.Join(given, ", "))
 	}
-	for key, text := range s.With {
+	for key, text := range with {
 		check := func(string) error { return nil }
-		if key == "socket" || key == "pid_file" {
+		if isPathOfWith(key) {
 			check = func(value string) error { return checkPath(key, value) }
 		}
 		v.text(at+".with."+key, text, nil, check)
 	}
+}
+
+// isPathOfWith reports whether what an action is given under the key is a path.
+func isPathOfWith(key string) bool {
+	return slices.Contains([]string{"socket", "sockets", "pid_file", "dir"}, key)
 }
 
 // shells run their -c argument as a program.

@@ -123,6 +123,9 @@ func FuzzJKS(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if raw, err := rawJKS(data, nil); err != nil || len(raw) != len(entries) {
+			t.Fatalf("%d entries, and %d as they are in the file: %v", len(entries), len(raw), err)
+		}
 		out, err := EncodeJKS(entries, []byte("s"), []byte("k"))
 		if err != nil {
 			return // aliases that only differ in case, keys without their certificate

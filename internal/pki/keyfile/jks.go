@@ -1,7 +1,6 @@
 package keyfile
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/hmac"
 	"crypto/sha1"
@@ -159,18 +158,9 @@ func DecodeJKS(data, storePassword, keyPassword []byte) ([]Entry, error) {
 	if err := readable(data); err != nil {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(data, jceksMagic):
-		return nil, fault.New(fault.Invalid, "the key store is of type JCEKS; JKS and PKCS#12 are read").
-			WithHint("keytool -importkeystore -srckeystore FILE -srcstoretype JCEKS -destkeystore NEW -deststoretype PKCS12")
-	case !bytes.HasPrefix(data, jksMagic):
-		return nil, fault.New(fault.Invalid, "the file is not a JKS key store")
-	case len(data) < 12+sha1.Size:
-		return nil, errJKS
-	}
-	content, digest := data[:len(data)-sha1.Size], data[len(data)-sha1.Size:]
-	if storePassword != nil && !hmac.Equal(digest, jksDigest(storePassword, content)) {
-		return nil, wrongPassword("key store")
+	content, err := jksContent(data, storePassword)
+	if err != nil {
+		return nil, err
 	}
 	if keyPassword == nil {
 		keyPassword = storePassword

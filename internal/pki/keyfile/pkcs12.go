@@ -58,9 +58,14 @@ func EncodePKCS12(entries []Entry, password []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return sealPKCS12(keyBags, certBags, password)
+}
+
+// sealPKCS12 makes a key store of bags: those of sealed keys as they are, the others sealed together.
+func sealPKCS12(keyBags, otherBags [][]byte, password []byte) ([]byte, error) {
 	safe := cryptobyte.NewBuilder(nil)
 	safe.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		addEncryptedSafe(b, certBags, password)
+		addEncryptedSafe(b, otherBags, password)
 		if len(keyBags) > 0 {
 			addContentInfo(b, oidData, func(b *cryptobyte.Builder) { b.AddASN1OctetString(sequence(keyBags)) })
 		}

@@ -35,6 +35,8 @@ type reader12 struct {
 	left     *budget
 	bags     []bag
 	keys     int
+	keep     bool       // bags are kept as they are and not opened
+	raw      []rawEntry // they
 }
 
 // DecodePKCS12 reads a key store as OpenSSL, GnuTLS, NSS (in BER), Java and Windows write it, old encryptions and PBMAC1
@@ -49,43 +51,48 @@ func decodePKCS12(data, password []byte, left *budget) ([]Entry, error) {
 	if err := readable(data); err != nil {
 		return nil, err
 	}
+	r := &reader12{password: password, bmp: bmpPassword(password), left: left}
+	if err := r.open(data); err != nil {
+		return nil, err
+	}
+	return r.entries()
+}
+
+// open reads the file's bags.
+func (r *reader12) open(data []byte) error {
 	der, err := berToDER(data)
 	if err != nil {
-		return nil, errPKCS12
+		return errPKCS12
 	}
 	in := cryptobyte.String(der)
 	var pfx, content, macData cryptobyte.String
 	var version int
 	if !in.ReadASN1(&pfx, asn1.SEQUENCE) || !in.Empty() || !pfx.ReadASN1Integer(&version) {
-		return nil, errPKCS12
+		return errPKCS12
 	}
 	if version != 3 {
-		return nil, fault.New(fault.Invalid, "the PKCS#12 file has version %d; 3 is read", version)
+		return fault.New(fault.Invalid, "the PKCS#12 file has version %d; 3 is read", version)
 	}
 	oid, content, ok := readContentInfo(&pfx)
 	if !ok {
-		return nil, errPKCS12
+		return errPKCS12
 	}
 	if !oid.Equal(oidData) {
-		return nil, fault.New(fault.Invalid, "the PKCS#12 file is sealed by a public key; one sealed by a password is read")
+		return fault.New(fault.Invalid, "the PKCS#12 file is sealed by a public key; one sealed by a password is read")
 	}
 	var safe cryptobyte.String
 	if !content.ReadASN1(&safe, asn1.OCTET_STRING) {
-		return nil, errPKCS12
+		return errPKCS12
 	}
-	r := &reader12{password: password, bmp: bmpPassword(password), left: left}
 	if !pfx.Empty() {
 		if !pfx.ReadASN1(&macData, asn1.SEQUENCE) || !pfx.Empty() {
-			return nil, errPKCS12
+			return errPKCS12
 		}
 		if err := r.checkMAC(macData, safe); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := r.readSafe(safe); err != nil {
-		return nil, err
-	}
-	return r.entries()
+	return r.readSafe(safe)
 }
 
 func readContentInfo(in *cryptobyte.String) (oid encasn1.ObjectIdentifier, content cryptobyte.String, ok bool) {
@@ -264,6 +271,7 @@ func (r *reader12) readBags(content []byte, depth int) error {
 		var one, value, attributes cryptobyte.String
 		var oid encasn1.ObjectIdentifier
 		var has bool
+		element := list
 		if !list.ReadASN1(&one, asn1.SEQUENCE) || !one.ReadASN1ObjectIdentifier(&oid) || !one.ReadASN1(&value, explicit0) ||
 			!one.ReadOptionalASN1(&attributes, &has, asn1.SET) || !one.Empty() {
 			return errPKCS12
@@ -277,6 +285,12 @@ func (r *reader12) readBags(content []byte, depth int) error {
 		b := bag{}
 		if err := b.readAttributes(attributes); err != nil {
 			return err
+		}
+		if r.keep {
+			if err := r.keepBag(element[:len(element)-len(list)], &b, oid, value); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := r.readBag(&b, oid, value); err != nil {
 			return err
