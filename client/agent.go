@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -158,4 +159,12 @@ func (c *Client) desired(ctx context.Context, etag string, wait time.Duration) (
 // Report tells the authority what the agent saw.
 func (c *Client) Report(ctx context.Context, in Report) error {
 	return c.do(ctx, post("agent", "report").with(in), nil)
+}
+
+// TrustCRL writes the newest CRL of a trust anchor that is none of the authority's to w, in DER. The calling host must be of
+// a pool that trusts it.
+func (c *Client) TrustCRL(ctx context.Context, w io.Writer, entry string) error {
+	k := get("agent", "trust", entry, "crl")
+	k.accept = "application/pkix-crl"
+	return c.stream(ctx, k, w)
 }

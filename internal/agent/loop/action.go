@@ -25,7 +25,7 @@ const actionDrop = "drop-revoked-clients"
 func (w *work) dropRevoked(ctx context.Context, step recipe.Step) error {
 	counts := map[string]int{}
 	fresh := map[string]bool{} // allow-list lines, as virt-admin prints subjects
-	for _, der := range w.trust.revoked {
+	for _, der := range w.trusts.general.revoked {
 		key := base64.RawStdEncoding.EncodeToString(client.Fingerprint(der)[:16])
 		counts[key]++
 		if counts[key] > w.record.Dropped[key] {

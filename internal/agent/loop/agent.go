@@ -64,6 +64,7 @@ type Agent struct {
 	tries   attempts
 	alone   bool
 
+	trustEnds  time.Time // when the first of what is trusted ends, as of the last pass; zero where nothing does
 	reported   string    // digest of the last report that was taken
 	reportedAt time.Time // by the agent's clock
 

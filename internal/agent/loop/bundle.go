@@ -128,7 +128,7 @@ func (b *Bundle) take(block *pem.Block) error {
 }
 
 // trust is the bundle's, with each CRL beside its issuer.
-func (b *Bundle) trust() (*trust, error) {
+func (b *Bundle) trust() (*trusts, error) {
 	t := &trust{authority: b.Authority, anchors: b.Anchors, loaded: true}
 	add := func(list []*x509.Certificate) {
 		for _, c := range list {
@@ -160,7 +160,7 @@ func (b *Bundle) trust() (*trust, error) {
 			return nil, fault.New(fault.Invalid, "CRL %d of the bundle is of none of its issuers", n+1)
 		}
 	}
-	return t, nil
+	return &trusts{general: t}, nil
 }
 
 // nameOf is what an issuer is called where the authority's own name for it is not known.

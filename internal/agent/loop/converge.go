@@ -21,15 +21,18 @@ type work struct {
 	order  client.DesiredPlacement
 	host   recipe.Host
 	pool   string
-	trust  *trust
+	trusts *trusts
 	now    time.Time
 	folder *folder
 	asks   *folder // where what is asked for is kept until it is placed; not folder itself while the last plan is kept up
 	record *Record
 
 	plan  *recipe.Plan
+	reads []recipe.Read // what plan was resolved from reads and runs
 	facts recipe.Facts
 	seen  *probe.Seen // on the live port, the last time
+	goal  digests     // of the last that was to be placed
+	sure  bool        // what the record says is placed was found on disk in this pass, and the consumer has taken it
 	down  bool
 	back  bool     // the old files were put back in this pass, and the consumer told
 	wrong []string // what is not as desired
@@ -84,11 +87,11 @@ func hints(err error) []string {
 
 // converge makes one placement as desired, as far as it can be done now, and says what was seen. Nothing that goes wrong
 // with one placement stops another.
-func (a *Agent) converge(ctx context.Context, order client.DesiredPlacement, d *client.Desired, t *trust, now time.Time) client.Observation {
+func (a *Agent) converge(ctx context.Context, order client.DesiredPlacement, d *client.Desired, t *trusts, now time.Time) client.Observation {
 	if order.Name == "" {
 		order.Name = order.Recipe
 	}
-	w := &work{agent: a, order: order, pool: d.Pool, trust: t, now: now, host: hostOf(d)}
+	w := &work{agent: a, order: order, pool: d.Pool, trusts: t, now: now, host: hostOf(d)}
 	folder, err := a.state.folder(order.Name)
 	if err != nil {
 		return client.Observation{Placement: order.Name, State: client.PlacementFailed, Message: said(err), At: now}
@@ -183,6 +186,12 @@ func (w *work) resolve(ctx context.Context) error {
 	}
 	w.notes = append(w.notes, w.plan.Notes...)
 	a.config.replaceSteps(w.order.Recipe, w.plan)
+	if w.reads, err = r.Reads(w.order.Parameters, found.Facts); err != nil {
+		return err
+	}
+	if err := w.knownPurpose(w.plan); err != nil {
+		return err
+	}
 	return a.config.acceptsPaths(w.plan, a.root)
 }
 
@@ -221,9 +230,12 @@ func (c *Config) replaceSteps(name string, plan *recipe.Plan) {
 // dropped, so that another is asked for; what is placed stays where it is.
 func (w *work) check(held map[string]*held) error {
 	var wrong []error
+	if len(w.plan.Certificates) == 0 {
+		return probe.CheckTrust(w.material(nil, w.plan), w.plan, w.now)
+	}
 	for _, planned := range w.plan.Certificates {
 		h := held[planned.ID]
-		err := probe.Check(w.trust.material(h, w.plan), w.plan, planned, w.now)
+		err := probe.Check(w.material(h, w.plan), w.plan, planned, w.now)
 		if err == nil {
 			continue
 		}
@@ -239,7 +251,7 @@ func (w *work) check(held map[string]*held) error {
 // judgedByTrust reports whether a certificate does by itself, so that it was the CRLs that did not pass: a new certificate
 // would not mend that.
 func (w *work) judgedByTrust(h *held, planned recipe.PlannedCertificate) bool {
-	m := w.trust.material(h, w.plan)
+	m := w.material(h, w.plan)
 	m.CRLs = nil
 	plan := *w.plan
 	plan.Trust.CRLs = false
@@ -248,8 +260,11 @@ func (w *work) judgedByTrust(h *held, planned recipe.PlannedCertificate) bool {
 
 func (w *work) materials(held map[string]*held) map[string]*probe.Material {
 	m := map[string]*probe.Material{}
+	if len(w.plan.Certificates) == 0 {
+		m[""] = w.material(nil, w.plan)
+	}
 	for id, h := range held {
-		m[id] = w.trust.material(h, w.plan)
+		m[id] = w.material(h, w.plan)
 	}
 	return m
 }
@@ -264,9 +279,11 @@ func (w *work) settle(ctx context.Context, held map[string]*held) error {
 		return err
 	}
 	before := w.record.Placed
+	w.goal = goal
 	if goal == before && w.record.Owed == "" {
 		w.ofOrder()
 		if w.back {
+			w.sure = true
 			return nil // it was looked at a moment ago
 		}
 		return w.mind(ctx, want)
@@ -311,7 +328,7 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		a.tries.failed(what, w.now, a.pace)
 		switch w.back = outcome.RolledBack; {
 		case w.back:
-			w.record.Owed = ""
+			w.record.Owed, w.sure = "", true
 		case len(outcome.Changed) == 0:
 			w.record.Owed = before // no file was touched
 		}
@@ -325,6 +342,8 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		} else if err != nil {
 			w.fail(err)
 		}
+	} else {
+		w.sure = true
 	}
 	a.tries.succeeded(what)
 	if err := w.promote(held, want, goal); err != nil {
@@ -351,7 +370,7 @@ func (w *work) hear(c *consumer, o place.Outcome) {
 // ofOrder notes that what is placed is what is ordered now.
 func (w *work) ofOrder() {
 	if w.asks == w.folder {
-		w.record.Recipe = w.order.Recipe
+		w.record.Recipe, w.record.Reads = w.order.Recipe, w.reads
 	}
 }
 
@@ -374,7 +393,8 @@ func (w *work) promote(held map[string]*held, want map[string]*probe.Material, g
 			}
 		}
 	}
-	kept := keepTrust(want[w.plan.Certificates[0].ID])
+	kept := keepTrust(want[mainOf(w.plan)])
+	w.record.CRLEnds = endOf(kept.CRLs)
 	if err := w.folder.state.writeJSON(kept, dirPlacements, w.folder.name, fileTrust); err != nil {
 		return err
 	}

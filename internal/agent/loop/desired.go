@@ -47,7 +47,7 @@ func (a *Agent) takeDesired(d *client.Desired) (problem string, err error) {
 	if host := a.Host(); d.Host != host {
 		return "", fmt.Errorf("the authority sent the desired state of %q, and this host is %q", d.Host, host)
 	}
-	if _, err := parseTrust(d.Trust); err != nil {
+	if _, err := parseTrusts(d); err != nil {
 		return "", err
 	}
 	problem, err = a.takeCheckpoint(d.Checkpoint)

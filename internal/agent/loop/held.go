@@ -33,9 +33,10 @@ const (
 type held struct {
 	Planned recipe.PlannedCertificate `json:"planned"` // what it was asked for as
 	Pool    string                    `json:"pool,omitempty"`
-	Epoch   string                    `json:"epoch,omitempty"` // of the join in whose name it was issued
-	Key     string                    `json:"key"`             // PKCS#8, PEM
-	Path    string                    `json:"path"`            // PEM, leaf first, the root left out
+	Epoch   string                    `json:"epoch,omitempty"`   // of the join in whose name it was issued
+	Reissue int64                     `json:"reissue,omitempty"` // the number under which it was asked for
+	Key     string                    `json:"key"`               // PKCS#8, PEM
+	Path    string                    `json:"path"`              // PEM, leaf first, the root left out
 
 	key  crypto.Signer
 	path []*x509.Certificate
@@ -62,6 +63,7 @@ type wanted struct {
 	Key            string                    `json:"key"`
 	IdempotencyKey string                    `json:"idempotency_key"`
 	Epoch          string                    `json:"epoch,omitempty"`
+	Reissue        int64                     `json:"reissue,omitempty"`
 	Request        client.IssueRequest       `json:"request"`
 	// Replaces is the serial number of the certificate that is re-keyed, or with Renew renewed. Where it is empty the call is
 	// for a certificate of its own.
@@ -141,8 +143,12 @@ type Record struct {
 	Plan  *recipe.Plan          `json:"plan,omitempty"` // as it was placed; nil before
 	// Recipe is that plan's, by the name under which this host accepts it. The order may be another one meanwhile.
 	Recipe string `json:"recipe,omitempty"`
+	// Reads are what that plan reads and runs beside its files.
+	Reads []recipe.Read `json:"reads,omitempty"`
 	// Placed are digests of what was placed.
 	Placed digests `json:"placed,omitzero"`
+	// CRLEnds is when the first of the CRLs ends that were placed.
+	CRLEnds time.Time `json:"crl_ends,omitzero"`
 	// Known are the facts that commands told the last time that they did, by name.
 	Known map[string]knownFact `json:"known,omitempty"`
 	// Owed is the reload that a placement which was begun still owes: owedReload, or owedGentle.

@@ -266,11 +266,13 @@ func safeName(text string) string {
 	return fmt.Sprintf("x%x", client.Fingerprint([]byte(text))[:16])
 }
 
-// renewIdentity takes a new identity when two thirds of the old one's life are over, and for 30 days after its end.
-func (a *Agent) renewIdentity(ctx context.Context, now time.Time) error {
+// renewIdentity takes a new identity when two thirds of the old one's life are over, and for 30 days after its end; and where
+// the authority asks for one of a generation above after.
+func (a *Agent) renewIdentity(ctx context.Context, after int64, now time.Time) error {
 	id := a.identity()
 	leaf := id.pair.Leaf
-	if now.Before(dueAt(leaf, id.Host+"/identity")) || !a.tries.may("identity", now) {
+	asked := after > 0 && id.Generation <= after
+	if !asked && now.Before(dueAt(leaf, id.Host+"/identity")) || !a.tries.may("identity", now) {
 		return nil
 	}
 	if now.After(leaf.NotAfter.Add(graceAfterExpiry)) {

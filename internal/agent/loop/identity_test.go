@@ -16,7 +16,7 @@ func TestIdentityThatEndedLongAgoSaysWhatHelps(t *testing.T) {
 	now := time.Now()
 	leaf := &x509.Certificate{NotBefore: now.Add(-90 * 24 * time.Hour), NotAfter: now.Add(-31 * 24 * time.Hour)}
 	a := &Agent{id: &identity{Host: "web1", pair: tls.Certificate{Leaf: leaf}}, tries: attempts{}}
-	err := a.renewIdentity(t.Context(), now)
+	err := a.renewIdentity(t.Context(), 0, now)
 	if err == nil || !strings.Contains(err.Error(), "chancery host replace web1") || strings.Contains(err.Error(), "host token") {
 		t.Errorf("it says %v", err)
 	}

@@ -52,6 +52,10 @@ func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate)
 	if err != nil {
 		return nil, err
 	}
+	if name := w.order.Issuer; name != "" && w.trusts.general.issuer(name) == nil {
+		return current, fault.New(fault.Conflict, "its certificates are to be under issuer %s, which is not in the trust that came with the order; "+
+			"until it is, none is asked for", name)
+	}
 	for _, from := range w.sources() {
 		next, err := from.held(planned.ID, suffixNext)
 		if err != nil {
@@ -61,7 +65,7 @@ func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate)
 			continue
 		}
 		if w.replace(next, planned) == "" {
-			return next, nil
+			return w.released(planned, current, next)
 		}
 		if from != w.asks {
 			continue // it may do for the plan that it was asked for
@@ -78,7 +82,7 @@ func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate)
 	if err != nil {
 		return current, fmt.Errorf("a certificate is wanted, because %s: %w", why, err)
 	}
-	return fresh, nil
+	return w.released(planned, current, fresh)
 }
 
 // replace says why a certificate does not do, and nothing where it does.
@@ -100,8 +104,12 @@ func (w *work) replace(h *held, planned recipe.PlannedCertificate) string {
 		return "the host has joined anew since, and what it held before is revoked"
 	case h.Pool != w.pool:
 		return fmt.Sprintf("the host is of pool %s now", w.pool)
-	case !slices.ContainsFunc(w.trust.issuers, func(i trustIssuer) bool { return leaf.CheckSignatureFrom(i.certificate) == nil }):
+	case w.trusts.general.issuerOf(leaf) == nil:
 		return fmt.Sprintf("its issuer, %s, is not one of the pool's any more", leaf.Issuer)
+	case w.order.Issuer != "" && !w.trusts.general.under(leaf, w.order.Issuer):
+		return fmt.Sprintf("it is to be under issuer %s, and is under %s", w.order.Issuer, leaf.Issuer)
+	case h.Reissue < w.order.Reissue:
+		return fmt.Sprintf("all are issued anew (number %d; it is of number %d)", w.order.Reissue, h.Reissue)
 	case !w.now.Before(dueAt(leaf, w.holder(planned.ID))):
 		return whyDue
 	}
@@ -118,7 +126,8 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 	if err != nil {
 		return nil, err
 	}
-	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool || ask.Epoch != w.agent.identity().Epoch) {
+	if ask != nil && (!sameWish(ask.Planned, planned) || ask.Request.Pool != w.pool || ask.Request.Issuer != w.order.Issuer ||
+		ask.Reissue < w.order.Reissue || ask.Epoch != w.agent.identity().Epoch) {
 		ask = nil // what was wanted then is not wanted any more
 	}
 	if ask != nil && ask.Refused != nil && ask.Refused.over(w) {
@@ -146,7 +155,7 @@ func (w *work) obtain(ctx context.Context, planned recipe.PlannedCertificate, cu
 		if ask, err = newWanted(planned, w.pool, pinned, why, w.now); err != nil {
 			return nil, err
 		}
-		ask.Epoch = a.identity().Epoch
+		ask.Epoch, ask.Reissue, ask.Request.Issuer = a.identity().Epoch, w.order.Reissue, w.order.Issuer
 		if why == whyDue && a.tries[what].failures == 0 {
 			ask.Replaces, ask.Renew = current.serial(), pinned != nil
 		}
@@ -182,10 +191,10 @@ func (w *work) ask(ctx context.Context, ask *wanted) (*held, error) {
 	// It begins when it was issued, which is after this pass began: where a profile does not backdate, and the authority was
 	// slow, the time of the pass would be too early for it.
 	w.now = w.agent.now()
-	fresh := &held{Planned: ask.Planned, Pool: w.pool, Epoch: w.agent.identity().Epoch, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
+	fresh := &held{Planned: ask.Planned, Pool: w.pool, Epoch: w.agent.identity().Epoch, Reissue: ask.Reissue, Key: ask.Key, Path: result.Certificate.PEM + result.Certificate.Chain}
 	err = fresh.parse()
 	if err == nil {
-		err = probe.Check(w.trust.material(fresh, w.plan), w.plan, ask.Planned, w.now)
+		err = probe.Check(w.material(fresh, w.plan), w.plan, ask.Planned, w.now)
 		if err != nil && w.judgedByTrust(fresh, ask.Planned) {
 			err = nil // it waits for the CRLs, and those of a new pool are seconds away; check says so
 		}

@@ -38,6 +38,7 @@ func (w *work) mind(ctx context.Context, want map[string]*probe.Material) error 
 			w.mended(drift)
 		}
 		if c.served != nil || outcome.Down {
+			w.sure = true
 			return nil
 		}
 	}
@@ -70,12 +71,12 @@ func (w *work) unconfirmed() bool {
 // look probes. Where something else is served than what lies on disk, the consumer is told again, now and then.
 func (w *work) look(ctx context.Context, c *consumer) error {
 	if c.Down(ctx) {
-		w.down = true
+		w.down, w.sure = true, true
 		return nil
 	}
 	err := c.Probe(ctx)
 	w.seen = c.served
-	if err == nil {
+	if w.sure = err == nil; w.sure {
 		return nil
 	}
 	what := "reload " + w.folder.name
@@ -95,7 +96,7 @@ func (w *work) look(ctx context.Context, c *consumer) error {
 		w.seen = c.served
 		return err
 	}
-	w.seen = c.served
+	w.seen, w.sure = c.served, true
 	w.agent.tries.succeeded(what)
 	w.mended([]string{"it served something else than what is placed, and was told again: " + err.Error()})
 	return nil

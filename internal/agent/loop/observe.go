@@ -41,9 +41,12 @@ func (w *work) observe() client.Observation {
 		o.Files = w.files(plan)
 		w.observeCertificate(&o, plan)
 		if uses(plan, "crls") {
-			o.CRLs = w.trust.numbers()
+			o.CRLs = w.trustOf(plan).numbers()
 		}
 	}
+	w.observeTrust(&o)
+	w.observeUse(&o)
+	o.Announced = w.announced()
 	switch {
 	case len(w.wrong) > 0:
 		o.State = client.PlacementFailed
@@ -71,7 +74,10 @@ func (w *work) observeCertificate(o *client.Observation, plan *recipe.Plan) {
 	if w.seen != nil {
 		o.Served = cert.FormatSerial(w.seen.Leaf().SerialNumber)
 	}
-	id := plan.Certificates[0].ID
+	id := mainOf(plan)
+	if id == "" {
+		return
+	}
 	h, err := w.folder.held(id, suffixHeld)
 	if err != nil || h == nil {
 		return

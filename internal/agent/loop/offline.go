@@ -36,7 +36,7 @@ func (a *Agent) CSR(ctx context.Context, o CSROrder) (string, error) {
 		}
 		o.Host = hostOf(last)
 	}
-	w, err := a.offline(o.Placement, o.Host, &trust{})
+	w, err := a.offline(o.Placement, o.Host, &trusts{general: &trust{}})
 	if err != nil {
 		return "", err
 	}
@@ -102,7 +102,7 @@ func choose(plan *recipe.Plan, id string) (recipe.PlannedCertificate, error) {
 }
 
 // offline begins the work on a placement that the authority does not know of.
-func (a *Agent) offline(order client.PlacementOrder, host recipe.Host, t *trust) (*work, error) {
+func (a *Agent) offline(order client.PlacementOrder, host recipe.Host, t *trusts) (*work, error) {
 	folder, err := a.state.folder(order.Name)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (a *Agent) offline(order client.PlacementOrder, host recipe.Host, t *trust)
 		return nil, err
 	}
 	record.Order = order
-	return &work{agent: a, order: client.DesiredPlacement{PlacementOrder: order}, host: host, trust: t, now: a.now(), folder: folder, asks: folder, record: record}, nil
+	return &work{agent: a, order: client.DesiredPlacement{PlacementOrder: order}, host: host, trusts: t, now: a.now(), folder: folder, asks: folder, record: record}, nil
 }
 
 // PlaceOffline places what a bundle brings, for the key that CSR made or that is placed already. It reaches nothing but the

@@ -66,20 +66,24 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 	}
 	// An authority that knows this host no more, because its identity ended, lets it renew that identity all the same.
 	if !a.away() || a.refused() && now.After(a.identity().pair.Leaf.NotAfter) {
-		if err := a.renewIdentity(ctx, now); err != nil {
+		if err := a.renewIdentity(ctx, d.IdentityAfter, now); err != nil {
 			problem(err.Error())
 			a.log.Warn("identity not renewed", "because", err)
 		}
 	}
-	t, err := parseTrust(d.Trust)
+	t, err := parseTrusts(d)
 	if err != nil {
 		return nil, err
 	}
-	t.load = func() {
-		for _, wrong := range a.loadCRLs(ctx, t, now) {
-			problem(wrong)
+	for _, set := range t.all() {
+		set.prune(now)
+		set.load = func() {
+			for _, wrong := range a.loadCRLs(ctx, set, now) {
+				problem(wrong)
+			}
 		}
 	}
+	a.trustEnds = t.ends(now)
 	listed := map[string]bool{}
 	for _, order := range d.Placements {
 		if ctx.Err() != nil {
@@ -359,6 +363,7 @@ func (a *Agent) due(d *client.Desired, now time.Time) time.Time {
 			earlier(r.Observed.RekeyAt)
 		}
 	}
+	earlier(a.trustEnds)
 	for _, t := range a.tries {
 		if t.next.After(now) {
 			earlier(t.next)

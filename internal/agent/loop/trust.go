@@ -2,13 +2,17 @@ package loop
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/big"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -22,12 +26,22 @@ import (
 // maxCRL bounds a CRL that is fetched: a million entries and some.
 const maxCRL = 64 << 20
 
-// trust is what the consumers of this host are to trust, parsed.
+// trusts are what the consumers of this host are to trust, by what it is for.
+type trusts struct {
+	general *trust
+	others  map[string]*trust
+}
+
+// trust is what is trusted for one purpose, parsed.
 type trust struct {
+	purpose   string
+	version   int64
 	authority string
 	anchors   []*x509.Certificate
 	issuers   []trustIssuer
+	pinned    []*x509.Certificate
 	revoked   [][]byte // subjects
+	ended     []string // what was left out, since it has ended
 
 	load   func() // brings the CRLs, the first time that a plan wants them
 	loaded bool
@@ -45,12 +59,62 @@ type keptTrust struct {
 	Authority string   `json:"authority"`
 	Anchors   string   `json:"anchors"` // PEM
 	Issuers   string   `json:"issuers,omitempty"`
+	Pinned    string   `json:"pinned,omitempty"`
+	PathRoots string   `json:"path_roots,omitempty"`
 	CRLs      [][]byte `json:"crls,omitempty"`
 }
 
-// parseTrust reads the trust set of a desired state.
+// parseTrusts reads the trust sets of a desired state.
+func parseTrusts(d *client.Desired) (*trusts, error) {
+	general, err := parseTrust(d.Trust)
+	if err != nil {
+		return nil, err
+	}
+	if len(general.anchors) == 0 {
+		return nil, fault.New(fault.Invalid, "the desired state holds no trust anchor")
+	}
+	all := &trusts{general: general, others: map[string]*trust{}}
+	for _, in := range d.TrustSets {
+		t, err := parseTrust(in)
+		if err != nil {
+			return nil, fmt.Errorf("what is trusted for %s: %w", in.Purpose, err)
+		}
+		if all.of(t.purpose) != nil {
+			return nil, fault.New(fault.Invalid, "the desired state says twice what is trusted for %s", t.purpose)
+		}
+		all.others[t.purpose] = t
+	}
+	return all, nil
+}
+
+// of is what is trusted for a purpose; nil where that is not known.
+func (all *trusts) of(purpose string) *trust {
+	if purpose == "" || purpose == client.TrustGeneral {
+		return all.general
+	}
+	return all.others[purpose]
+}
+
+func (all *trusts) all() []*trust {
+	return append([]*trust{all.general}, slices.Collect(maps.Values(all.others))...)
+}
+
+// ends is when the first of all that is trusted ends; zero where nothing does.
+func (all *trusts) ends(now time.Time) time.Time {
+	var first time.Time
+	for _, t := range all.all() {
+		for _, c := range slices.Concat(t.anchors, t.certificates(), t.pinned) {
+			if c.NotAfter.After(now) && (first.IsZero() || c.NotAfter.Before(first)) {
+				first = c.NotAfter.Add(time.Second)
+			}
+		}
+	}
+	return first
+}
+
+// parseTrust reads one trust set.
 func parseTrust(in client.TrustSet) (*trust, error) {
-	t := &trust{authority: in.Authority, revoked: in.RevokedSubjects}
+	t := &trust{purpose: in.Purpose, version: in.Version, authority: in.Authority, revoked: in.RevokedSubjects}
 	for _, text := range in.Anchors {
 		certificates, err := keyfile.ParseCertificates([]byte(text))
 		if err != nil {
@@ -58,8 +122,12 @@ func parseTrust(in client.TrustSet) (*trust, error) {
 		}
 		t.anchors = append(t.anchors, certificates...)
 	}
-	if len(t.anchors) == 0 {
-		return nil, fault.New(fault.Invalid, "the desired state holds no trust anchor")
+	for _, text := range in.Pinned {
+		certificates, err := keyfile.ParseCertificates([]byte(text))
+		if err != nil {
+			return nil, fmt.Errorf("read a pinned certificate: %w", err)
+		}
+		t.pinned = append(t.pinned, certificates...)
 	}
 	for _, issuer := range in.Issuers {
 		certificates, err := keyfile.ParseCertificates([]byte(issuer.PEM))
@@ -69,6 +137,71 @@ func parseTrust(in client.TrustSet) (*trust, error) {
 		t.issuers = append(t.issuers, trustIssuer{TrustIssuer: issuer, certificate: certificates[0]})
 	}
 	return t, nil
+}
+
+// prune leaves out what has ended. One CA that has ended in the file of those that are trusted keeps libvirtd and QEMU from
+// starting, whatever else is in it; so it does not wait until the authority is reached. Where no anchor would be left they
+// stay, for an empty file helps nobody, and what is checked before placing says why.
+func (t *trust) prune(now time.Time) {
+	over := func(c *x509.Certificate) bool { return now.After(c.NotAfter) }
+	say := func(what string, c *x509.Certificate) {
+		t.ended = append(t.ended, fmt.Sprintf("%s %s ended on %s and is left out of what is trusted here", what, c.Subject, c.NotAfter.UTC().Format(time.RFC3339)))
+	}
+	left := slices.DeleteFunc(slices.Clone(t.anchors), over)
+	if len(left) == 0 && len(t.anchors) > 0 {
+		return
+	}
+	for _, c := range t.anchors {
+		if over(c) {
+			say("trust anchor", c)
+		}
+	}
+	t.anchors = left
+	for _, i := range t.issuers {
+		if over(i.certificate) && !selfIssued(i.certificate) {
+			say("issuer", i.certificate)
+		}
+	}
+	t.issuers = slices.DeleteFunc(t.issuers, func(i trustIssuer) bool { return over(i.certificate) })
+	t.pinned = slices.DeleteFunc(t.pinned, over) // each host says of its own that it ends
+}
+
+func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
+
+// issuer is the one that the authority calls so; nil where there is none.
+func (t *trust) issuer(name string) *trustIssuer {
+	for i := range t.issuers {
+		if t.issuers[i].Name == name {
+			return &t.issuers[i]
+		}
+	}
+	return nil
+}
+
+// issuerOf is the one that signed a certificate; nil where it was none of them.
+func (t *trust) issuerOf(c *x509.Certificate) *trustIssuer {
+	for i := range t.issuers {
+		if signedBy(c, t.issuers[i].certificate) {
+			return &t.issuers[i]
+		}
+	}
+	return nil
+}
+
+// under reports whether the issuer of that name signed a certificate.
+func (t *trust) under(c *x509.Certificate, name string) bool {
+	i := t.issuer(name)
+	return i != nil && signedBy(c, i.certificate)
+}
+
+// signedBy compares names first, since a signature takes a while to check and there may be many issuers.
+func signedBy(c, issuer *x509.Certificate) bool {
+	return bytes.Equal(c.RawIssuer, issuer.RawSubject) && c.CheckSignatureFrom(issuer) == nil
+}
+
+// whole reports whether the CRL is at hand of everyone of whom there is one.
+func (t *trust) whole() bool {
+	return !slices.ContainsFunc(t.issuers, func(i trustIssuer) bool { return i.CRLNumber != "" && i.crl == nil })
 }
 
 func (t *trust) certificates() []*x509.Certificate {
@@ -95,11 +228,16 @@ func (t *trust) numbers() map[string]string {
 	numbers := map[string]string{}
 	for _, i := range t.issuers {
 		if i.list != nil && i.list.Number != nil {
-			numbers[i.Name] = i.list.Number.String()
+			if name := i.called(); len(numbers) < mostListed && len(name) <= 255 {
+				numbers[name] = i.list.Number.String()
+			}
 		}
 	}
 	return numbers
 }
+
+// called is what the authority calls it, or its subject where it is none of the authority's.
+func (i *trustIssuer) called() string { return cmp.Or(i.Name, nameOf(i.certificate)) }
 
 func crlFile(i *trustIssuer) string {
 	return fmt.Sprintf("%x.crl", client.Fingerprint(i.certificate.Raw)[:16])
@@ -115,14 +253,14 @@ func (a *Agent) loadCRLs(ctx context.Context, t *trust, now time.Time) (wrong []
 		}
 		if a.crlIsDue(i, now) {
 			if err := a.fetchCRL(ctx, i, now); err != nil {
-				a.tries.failed("crl "+i.Name, now, a.pace)
+				a.tries.failed("crl "+crlFile(i), now, a.pace)
 				wrong = append(wrong, err.Error())
 			} else {
-				a.tries.succeeded("crl " + i.Name)
+				a.tries.succeeded("crl " + crlFile(i))
 			}
 		}
 		if i.list != nil && now.After(lateIn(i.list)) {
-			wrong = append(wrong, fmt.Sprintf("the CRL of %s ends on %s, and there is no newer one", i.Name, i.list.NextUpdate.UTC().Format(time.RFC3339)))
+			wrong = append(wrong, fmt.Sprintf("the CRL of %s ends on %s, and there is no newer one", i.called(), i.list.NextUpdate.UTC().Format(time.RFC3339)))
 		}
 	}
 	return wrong
@@ -141,7 +279,7 @@ func (a *Agent) loadCRL(i *trustIssuer) error {
 		err = list.CheckIssuer(i.certificate)
 	}
 	if err != nil {
-		return fmt.Errorf("the kept CRL of %s is of no use: %w", i.Name, err)
+		return fmt.Errorf("the kept CRL of %s is of no use: %w", i.called(), err)
 	}
 	i.crl, i.list = der, list
 	return nil
@@ -150,7 +288,7 @@ func (a *Agent) loadCRL(i *trustIssuer) error {
 // crlIsDue reports whether a CRL is to be fetched: the authority says that there is a newer one, or half of its life is
 // over. Half of seven days is well before its end, and well after the day on which the authority makes the next.
 func (a *Agent) crlIsDue(i *trustIssuer, now time.Time) bool {
-	if a.away() || !a.tries.may("crl "+i.Name, now) {
+	if a.away() || !a.tries.may("crl "+crlFile(i), now) {
 		return false
 	}
 	if i.list == nil {
@@ -167,15 +305,19 @@ func (a *Agent) crlIsDue(i *trustIssuer, now time.Time) bool {
 func (a *Agent) fetchCRL(ctx context.Context, i *trustIssuer, now time.Time) error {
 	var body limited
 	body.room = maxCRL
-	if err := a.api.DownloadCRL(ctx, &body, i.Name, "current", "", "der"); err != nil {
-		return fmt.Errorf("fetch the CRL of %s: %w", i.Name, err)
+	fetch := func() error { return a.api.DownloadCRL(ctx, &body, i.Name, "current", "", "der") }
+	if i.Entry != "" {
+		fetch = func() error { return a.api.TrustCRL(ctx, &body, i.Entry) }
+	}
+	if err := fetch(); err != nil {
+		return fmt.Errorf("fetch the CRL of %s: %w", i.called(), err)
 	}
 	list, _, err := probe.CheckCRL(body.Bytes(), []*x509.Certificate{i.certificate}, now)
 	if err == nil && i.list != nil && !bytes.Equal(i.list.Raw, list.Raw) {
 		err = list.CheckSuccessor(i.list)
 	}
 	if err != nil {
-		return fmt.Errorf("the CRL of %s that the authority gave is not taken: %w", i.Name, err)
+		return fmt.Errorf("the CRL of %s that the authority gave is not taken: %w", i.called(), err)
 	}
 	i.crl, i.list = body.Bytes(), list
 	there, err := a.state.read(dirCRLs, crlFile(i))
@@ -198,35 +340,106 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Buffer.Write(p)
 }
 
-// material joins a held certificate and the trust.
-func (t *trust) material(h *held, plan *recipe.Plan) *probe.Material {
-	m := &probe.Material{Key: h.key, Path: h.path, Anchors: t.anchors, Issuers: t.certificates(), Authority: t.authority}
+// knownPurpose refuses a plan whose purpose nothing is known to be trusted for.
+func (w *work) knownPurpose(plan *recipe.Plan) error {
+	if !takesTrust(plan) || w.trusts.of(plan.Trust.Purpose) != nil {
+		return nil
+	}
+	return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and the pool has nothing for that purpose", plan.Recipe, plan.Trust.Purpose).
+		WithHint("chancery pool trust add %s --purpose %s --file F", w.pool, plan.Trust.Purpose)
+}
+
+// trustOf is what a plan's consumer is to trust. Where nothing is known for its purpose it is nobody; who resolves a plan, or
+// takes up an old one, has refused it before.
+func (w *work) trustOf(plan *recipe.Plan) *trust {
+	if t := w.trusts.of(plan.Trust.Purpose); t != nil {
+		return t
+	}
+	return &trust{purpose: plan.Trust.Purpose}
+}
+
+// material joins a held certificate, where there is one, and what its consumer is to trust. The certificate itself is judged by what is trusted
+// in general, as its peers do.
+func (w *work) material(h *held, plan *recipe.Plan) *probe.Material {
+	t, general := w.trustOf(plan), w.trusts.general
+	m := &probe.Material{Anchors: t.anchors, Issuers: t.certificates(), Authority: general.authority}
+	if h != nil {
+		m.Key, m.Path = h.key, h.path
+	}
+	if t != general {
+		m.PathRoots = general.anchors
+	}
+	if uses(plan, "pinned") {
+		m.Pinned = t.pinned
+	}
 	if uses(plan, "crls") {
 		m.CRLs = t.crls()
 	}
 	return m
 }
 
-func (m *keptTrust) material(h *held) (*probe.Material, error) {
-	anchors, err := keyfile.ParseCertificates([]byte(m.Anchors))
-	if err != nil {
-		return nil, err
+// material joins a held certificate and the trust that was placed, but for what of that has ended since: what is put back
+// after a failure is to work.
+func (m *keptTrust) material(h *held, now time.Time) (*probe.Material, error) {
+	out := &probe.Material{CRLs: m.CRLs, Authority: m.Authority}
+	if h != nil {
+		out.Key, out.Path = h.key, h.path
 	}
-	var issuers []*x509.Certificate
-	if m.Issuers != "" {
-		if issuers, err = keyfile.ParseCertificates([]byte(m.Issuers)); err != nil {
+	for _, part := range []struct {
+		from string
+		to   *[]*x509.Certificate
+	}{{m.Anchors, &out.Anchors}, {m.Issuers, &out.Issuers}, {m.Pinned, &out.Pinned}, {m.PathRoots, &out.PathRoots}} {
+		if part.from == "" {
+			continue
+		}
+		all, err := keyfile.ParseCertificates([]byte(part.from))
+		if err != nil {
 			return nil, err
 		}
+		left := slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return now.After(c.NotAfter) })
+		if *part.to = left; len(left) == 0 {
+			*part.to = all
+		}
 	}
-	return &probe.Material{Key: h.key, Path: h.path, Anchors: anchors, Issuers: issuers, CRLs: m.CRLs, Authority: m.Authority}, nil
+	return out, nil
 }
 
 func keepTrust(m *probe.Material) keptTrust {
-	k := keptTrust{Authority: m.Authority, Anchors: string(keyfile.EncodeCertificates(m.Anchors...)), CRLs: m.CRLs}
-	if len(m.Issuers) > 0 {
-		k.Issuers = string(keyfile.EncodeCertificates(m.Issuers...))
+	text := func(all []*x509.Certificate) string {
+		if len(all) == 0 {
+			return ""
+		}
+		return string(keyfile.EncodeCertificates(all...))
 	}
-	return k
+	return keptTrust{Authority: m.Authority, Anchors: text(m.Anchors), Issuers: text(m.Issuers), Pinned: text(m.Pinned), PathRoots: text(m.PathRoots), CRLs: m.CRLs}
+}
+
+// endOf is when the first of some CRLs ends; zero where there is none.
+func endOf(crls [][]byte) time.Time {
+	var first time.Time
+	for _, der := range crls {
+		if list, err := crl.Parse(der); err == nil && !list.NextUpdate.IsZero() && (first.IsZero() || list.NextUpdate.Before(first)) {
+			first = list.NextUpdate
+		}
+	}
+	return first
+}
+
+// issuersOf is a digest of whose CRLs there are, in whatever order; empty where there is none.
+func issuersOf(crls [][]byte) string {
+	var all []string
+	for _, der := range crls {
+		list, err := crl.Parse(der)
+		if err != nil {
+			return "unreadable"
+		}
+		all = append(all, hex.EncodeToString(client.Fingerprint(slices.Concat(list.RawIssuer, list.AuthorityKeyID))))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	slices.Sort(all)
+	return hex.EncodeToString(client.Fingerprint([]byte(strings.Join(all, " "))))
 }
 
 // revokedIn is a digest of everything that CRLs revoke, whatever the order. Where it is the same, a newer CRL says nothing

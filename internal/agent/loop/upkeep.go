@@ -53,16 +53,18 @@ func (w *work) sources() []*folder {
 
 // loadCRLs brings the CRLs where a plan wants them.
 func (w *work) loadCRLs(plan *recipe.Plan) {
-	if uses(plan, "crls") && !w.trust.loaded && w.trust.load != nil {
-		w.trust.loaded = true
-		w.trust.load()
+	if t := w.trustOf(plan); uses(plan, "crls") && !t.loaded && t.load != nil {
+		t.loaded = true
+		t.load()
 	}
 }
 
-// accepted refuses the last plan where the host does not accept its recipe or its paths any more: the host has the last
-// word, and what it took back is not written or run.
+// accepted refuses the last plan where the host does not accept its recipe, its paths or what it reads and runs any more: the
+// host has the last word, and what it took back is not written or run. Nor is anything written where there is no trust for the
+// plan's purpose any more.
 func (w *work) accepted(plan *recipe.Plan) error {
-	return errors.Join(w.agent.config.accepts(cmp.Or(w.record.Recipe, plan.Recipe)), w.agent.config.acceptsPaths(plan, w.agent.root))
+	return errors.Join(w.agent.config.accepts(cmp.Or(w.record.Recipe, plan.Recipe)), w.agent.config.acceptsPaths(plan, w.agent.root),
+		w.agent.config.acceptsReads(w.record.Reads, w.agent.root), w.knownPurpose(plan))
 }
 
 // trustFirst places the trust of now with the plan and the certificates of before, where those still do.
@@ -80,7 +82,7 @@ func (w *work) trustFirst(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if before := w.record.Placed; goal.Anchors == before.Anchors && goal.CRLs == before.CRLs {
+	if before := w.record.Placed; goal.Anchors == before.Anchors && goal.CRLs == before.CRLs && goal.Pinned == before.Pinned {
 		return nil
 	}
 	return w.change(ctx, held, want, goal)
@@ -185,6 +187,9 @@ func (w *work) lastGood() *place.Set {
 	}
 	plan := *w.record.Plan
 	plan.Trust.CRLs = false // a list that ended is no reason to keep a new set that fails
+	if of := m[""]; of != nil && probe.CheckTrust(&probe.Material{Anchors: of.Anchors, Issuers: of.Issuers, Pinned: of.Pinned}, &plan, w.now) != nil {
+		return nil
+	}
 	for _, planned := range plan.Certificates {
 		of := *m[planned.ID]
 		of.CRLs = nil
@@ -207,6 +212,12 @@ func (w *work) placedSet() (*place.Set, map[string]*probe.Material, error) {
 		return nil, nil, errors.Join(err, fault.New(fault.NotFound, "no trust is placed yet"))
 	}
 	m := map[string]*probe.Material{}
+	if len(plan.Certificates) == 0 {
+		var err error
+		if m[""], err = kept.material(nil, w.now); err != nil {
+			return nil, nil, err
+		}
+	}
 	for _, planned := range plan.Certificates {
 		h, err := w.folder.held(planned.ID, suffixHeld)
 		if err != nil {
@@ -215,7 +226,7 @@ func (w *work) placedSet() (*place.Set, map[string]*probe.Material, error) {
 		if h == nil {
 			return nil, nil, fault.New(fault.NotFound, "no certificate %s is placed", planned.ID)
 		}
-		if m[planned.ID], err = kept.material(h); err != nil {
+		if m[planned.ID], err = kept.material(h, w.now); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -22,8 +22,17 @@ type Material struct {
 	Anchors   []*x509.Certificate // the roots that the consumer is to trust
 	Issuers   []*x509.Certificate // all issuers of the pool's paths
 	Pinned    []*x509.Certificate // certificates that the consumer is to trust as they are, and nothing below them
+	PathRoots []*x509.Certificate // the roots that its peers have, where Anchors are for another purpose; nil: Anchors
 	CRLs      [][]byte            // DER
 	Authority string              // the common name of the pool's root
+}
+
+// Roots are those by which peers judge the path.
+func (m *Material) Roots() []*x509.Certificate {
+	if len(m.PathRoots) > 0 {
+		return m.PathRoots
+	}
+	return m.Anchors
 }
 
 // Check says before a file is touched whether the consumer that plan describes would start with m and be accepted by its
@@ -64,6 +73,25 @@ func Check(m *Material, plan *recipe.Plan, certificate recipe.PlannedCertificate
 	}
 	slices.Sort(broken)
 	return fault.New(fault.Invalid, "certificate %s of recipe %s: %s", certificate.ID, plan.Recipe, strings.Join(slices.Compact(broken), "; "))
+}
+
+// CheckTrust is Check for a plan that places no certificate of the host's own, but whom to trust.
+func CheckTrust(m *Material, plan *recipe.Plan, now time.Time) error {
+	var broken []string
+	wrong := checkCRLs(m, plan, nil, now)
+	if places(plan, "anchors") {
+		wrong = append(wrong, checkAnchors(m, plan, now)...)
+	}
+	for _, err := range wrong {
+		if err != nil {
+			broken = append(broken, message(err))
+		}
+	}
+	if len(broken) == 0 {
+		return nil
+	}
+	slices.Sort(broken)
+	return fault.New(fault.Invalid, "recipe %s: %s", plan.Recipe, strings.Join(slices.Compact(broken), "; "))
 }
 
 // message is what a refusal says, without the hint of the check that it came from.
@@ -150,14 +178,14 @@ func purposes(names []string) ([]asn1.ObjectIdentifier, error) {
 // checkPath checks the path as a peer with only the roots would, for each usage, and returns the root that it ends in.
 func checkPath(m *Material, usages []asn1.ObjectIdentifier, now time.Time) (*x509.Certificate, error) {
 	var root *x509.Certificate
-	if found := rootsOf(m.Path[len(m.Path)-1], m.Anchors); len(found) > 0 {
+	if found := rootsOf(m.Path[len(m.Path)-1], m.Roots()); len(found) > 0 {
 		root = found[0]
 	}
 	if len(usages) == 0 {
-		return root, judgePath(m.Path, m.Anchors, nil, now)
+		return root, judgePath(m.Path, m.Roots(), nil, now)
 	}
 	for _, usage := range usages {
-		if err := judgePath(m.Path, m.Anchors, []asn1.ObjectIdentifier{usage}, now); err != nil {
+		if err := judgePath(m.Path, m.Roots(), []asn1.ObjectIdentifier{usage}, now); err != nil {
 			return root, err
 		}
 	}

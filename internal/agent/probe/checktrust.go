@@ -26,9 +26,20 @@ func trusted(m *Material, trust recipe.Trust) []*x509.Certificate {
 	return list
 }
 
-// checkTrust looks at every certificate of the trust file: one of them that is expired, not valid yet, or no CA stops
-// libvirtd and QEMU.
+// checkTrust looks at the trust file of a consumer that is to show leaf.
 func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time.Time) []error {
+	broken := checkAnchors(m, plan, now)
+	// libvirtd looks for the issuer of its certificate in this file only, whatever the certificate's own file has.
+	if plan.Trust.Intermediates && len(m.PathRoots) == 0 && len(rootsOf(leaf, trusted(m, plan.Trust))) == 0 {
+		broken = append(broken, fault.New(fault.Invalid, "the issuer of the certificate, %s, is not in the trust file, where this consumer looks for it",
+			leaf.Issuer))
+	}
+	return broken
+}
+
+// checkAnchors looks at every certificate of the trust file: one of them that is expired, not valid yet, or no CA stops
+// libvirtd and QEMU.
+func checkAnchors(m *Material, plan *recipe.Plan, now time.Time) []error {
 	var broken []error
 	list := trusted(m, plan.Trust)
 	if len(list) == 0 {
@@ -36,11 +47,6 @@ func checkTrust(m *Material, plan *recipe.Plan, leaf *x509.Certificate, now time
 	}
 	for _, c := range list {
 		broken = append(broken, checkTimes(c, now), checkStrength(c), checkCA(c))
-	}
-	// libvirtd looks for the issuer of its certificate in this file only, whatever the certificate's own file has.
-	if plan.Trust.Intermediates && len(rootsOf(leaf, list)) == 0 {
-		broken = append(broken, fault.New(fault.Invalid, "the issuer of the certificate, %s, is not in the trust file, where this consumer looks for it",
-			leaf.Issuer))
 	}
 	return append(broken, checkSize(list, plan.Trust, "the trust file"))
 }
@@ -78,7 +84,8 @@ func checkSize(list []*x509.Certificate, trust recipe.Trust, what string) error 
 // of the path where the recipe asks for CRLs; and refuses a path of which a certificate is revoked.
 func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.Time) []error {
 	var broken []error
-	issuers := slices.Concat(m.Path[1:], m.Issuers, m.Anchors)
+	above := m.Path[min(1, len(m.Path)):]
+	issuers := slices.Concat(above, m.Issuers, m.Anchors)
 	covered := map[string]bool{} // by the issuer's key
 	full := m.Path
 	if root != nil && !root.Equal(full[len(full)-1]) {
@@ -104,10 +111,10 @@ func checkCRLs(m *Material, plan *recipe.Plan, root *x509.Certificate, now time.
 			}
 		}
 	}
-	if !plan.Trust.CRLs || !places(plan, "crls") || root == nil {
-		return broken
+	if !plan.Trust.CRLs || !places(plan, "crls") || root == nil || len(m.PathRoots) > 0 {
+		return broken // what it trusts for a purpose of its own is not what its own path ends in
 	}
-	for _, issuer := range append(slices.Clone(m.Path[1:]), root) {
+	for _, issuer := range append(slices.Clone(above), root) {
 		if !covered[string(issuer.RawSubjectPublicKeyInfo)] {
 			broken = append(broken, fault.New(fault.Invalid, "there is no CRL in force of %s, and this consumer needs one of every issuer of the path",
 				issuer.Subject))
