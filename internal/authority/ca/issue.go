@@ -124,6 +124,7 @@ type signed struct {
 	limits      settings.Limits
 	runs        []int64 // the IDs that the runs of its transaction gave it
 	within      Within  // nil for most
+	control     bool    // of a proof of revocation: see IssueControl
 }
 
 func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
@@ -137,7 +138,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 	if s.call, err = issueCall(by, order); err != nil {
 		return nil, err
 	}
-	s.within = order.within
+	s.within, s.control = order.within, order.control
 	defer c.settle(s)
 	s.ahead = s.reads()
 	together := db.Ahead{Key: aheadKey{}, Item: s.ahead, Read: readAhead}
@@ -245,8 +246,10 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 	if err := s.checkKey(ctx, tx); err != nil {
 		return nil, err
 	}
-	if err := c.admitInTx(ctx, tx, by, crt.Profile, now); err != nil {
-		return nil, err
+	if !s.control { // whose own within says who gets one
+		if err := c.admitInTx(ctx, tx, by, crt.Profile, now); err != nil {
+			return nil, err
+		}
 	}
 	same, err := c.guard(ctx, tx, by, s, now)
 	if err != nil {
@@ -269,17 +272,20 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 			return nil, err
 		}
 	}
+	if err := c.auditIssued(ctx, tx, by, &crt, now); err != nil {
+		return nil, err
+	}
+	return &crt, nil
+}
+
+func (c *CA) auditIssued(ctx context.Context, tx *db.Tx, by access.Principal, crt *Certificate, now time.Time) error {
 	sum := sha256.Sum256(crt.DER)
-	err = c.audit.Append(ctx, tx, audit.Event{
+	return c.audit.Append(ctx, tx, audit.Event{
 		Time: now, Actor: by.Actor(), Action: actionIssue, Object: cert.FormatSerial(crt.Serial), Detail: issueDetail{
 			Certificate: crt.ID, Issuer: crt.Issuer.Name, Profile: crt.Profile, Version: crt.ProfileVersion, Replaces: crt.Replaces,
 			SHA256: hex.EncodeToString(sum[:]), Subject: crt.Subject, NotAfter: utc(crt.NotAfter),
 		},
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &crt, nil
 }
 
 type issueDetail struct {

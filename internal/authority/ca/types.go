@@ -144,7 +144,8 @@ type Order struct {
 	replaces  *Certificate // what this renews or re-keys
 	responder bool         // of OCSP, which a retired issuer needs too
 	identity  bool         // of IssueIdentity
-	within    Within       // of IssueIdentity
+	within    Within       // of IssueIdentity and IssueControl
+	control   bool         // of IssueControl
 }
 
 // idBits are the low bits of an ID that tell apart what was issued in the same microsecond.

@@ -156,6 +156,12 @@ type ApprovalPolicy struct {
 	TwoPerson bool     `yaml:"two_person,omitempty"` // who asked may not approve
 }
 
+// Names that no profile may have: the inventory has certificates of proofs of revocation under them, which no profile describes.
+const (
+	ReservedTwin    = "proof-twin"
+	ReservedControl = "proof-control"
+)
+
 // maxProfile bounds the text of a profile.
 const maxProfile = 64 << 10
 

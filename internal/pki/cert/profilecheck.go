@@ -104,6 +104,9 @@ func (p *Profile) Validate() error {
 		len(p.Name) > 64 {
 		found.add("name", "%q must be 1 to 64 small letters, digits and hyphens, and not begin with a hyphen", p.Name)
 	}
+	if p.Name == ReservedTwin || p.Name == ReservedControl {
+		found.add("name", "%q is what the inventory names certificates of proofs of revocation by; another name would pass", p.Name)
+	}
 	p.Names.validate(&found)
 	p.Key.validate(&found)
 	p.validateUsage(&found)

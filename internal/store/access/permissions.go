@@ -11,6 +11,7 @@ const (
 	ReadCertificates  Action = "certificate.read"
 	IssueCertificate  Action = "certificate.issue"
 	RevokeCertificate Action = "certificate.revoke"
+	ProveRevocation   Action = "certificate.prove"
 	SubmitRequest     Action = "request.submit"
 	ReadRequests      Action = "request.read"
 	DecideRequest     Action = "request.decide"
@@ -53,6 +54,7 @@ func Permissions() []Permission {
 		{ReadCertificates, everyone, "search and read certificates; a host its own"},
 		{IssueCertificate, []Role{Admin, Officer, Operator, Host}, "get certificates at once, as the profile allows; renew and re-key"},
 		{RevokeCertificate, []Role{Admin, Officer, Host}, "revoke, hold and release; a host revokes its own"},
+		{ProveRevocation, []Role{Admin, Officer}, "have hosts try a revoked certificate upon their own consumers"},
 		{SubmitRequest, []Role{Admin, Officer, Operator, Host}, "ask for a certificate that an officer decides on"},
 		{ReadRequests, everyone, "list and read requests; a host its own"},
 		{DecideRequest, []Role{Admin, Officer}, "assign, approve and reject requests"},

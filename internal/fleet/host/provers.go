@@ -1,0 +1,95 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+// Prover is a host that can be asked to try something upon its own consumers. The functions about provers are for the keeper
+// of proofs, and work in his transaction.
+type Prover struct {
+	ID, Name, Pool string
+	Placements     []string // by name, in their order
+}
+
+// Provers are the hosts of a pool that a machine is, or was, and on which something is placed, by name. A suspect one is one
+// of them: its consumers listen on.
+func Provers(ctx context.Context, tx *db.Tx, pool string) ([]Prover, error) {
+	rows, err := tx.Query(ctx, `SELECT h.id, h.name, p.name FROM host h JOIN host_placement p ON p.host = h.id
+		WHERE h.pool = $1 AND h.removed_at = 0 AND h.state IN ($2, $3) ORDER BY h.name, h.id, p.position`, pool, client.HostJoined, client.HostSuspect)
+	if err != nil {
+		return nil, fmt.Errorf("find the hosts of pool %s: %w", pool, err)
+	}
+	defer rows.Close()
+	var all []Prover
+	for rows.Next() {
+		var id, name, placement string
+		if err := rows.Scan(&id, &name, &placement); err != nil {
+			return nil, fmt.Errorf("find the hosts of pool %s: %w", pool, err)
+		}
+		if n := len(all); n == 0 || all[n-1].ID != id {
+			all = append(all, Prover{ID: id, Name: name, Pool: pool})
+		}
+		last := &all[len(all)-1]
+		last.Placements = append(last.Placements, placement)
+	}
+	return all, rows.Err()
+}
+
+// ProverOf is the host that a caller is the machine of. One that was removed or is suspect is refused.
+func ProverOf(ctx context.Context, tx *db.Tx, by access.Principal) (*Prover, error) {
+	r, err := ofPrincipal(ctx, tx, by.ID)
+	switch {
+	case err != nil:
+		return nil, err
+	case r == nil || !r.removed.IsZero():
+		return nil, noHost(by)
+	case r.state == client.HostSuspect:
+		return nil, suspect(r)
+	}
+	return &Prover{ID: r.id, Name: r.name, Pool: r.pool}, nil
+}
+
+// Stir numbers a change of hosts, so that whoever of them waits for news is woken, on whichever node that is.
+func Stir(ctx context.Context, tx *db.Tx, hosts []string) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	change, err := nextChange(ctx, tx)
+	if err != nil {
+		return err
+	}
+	for _, id := range hosts {
+		if _, err := tx.Exec(ctx, `UPDATE host SET change = $1 WHERE id = $2`, change, id); err != nil {
+			return fmt.Errorf("number the change of a host: %w", err)
+		}
+	}
+	return nil
+}
+
+// SeenAt is when the agent of a host last called, within a minute; zero where it never did.
+func SeenAt(ctx context.Context, tx *db.Tx, id string) (time.Time, error) {
+	var at int64
+	err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(seen_at), 0) FROM host_seen WHERE host = $1`, id).Scan(&at)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read when a host was seen: %w", err)
+	}
+	if at == 0 {
+		return time.Time{}, nil
+	}
+	return db.FromMicros(at), nil
+}
+
+// CheckPoolOf refuses a host what is of another pool.
+func (p *Prover) CheckPoolOf(what, pool string) error {
+	if p.Pool == pool {
+		return nil
+	}
+	return fault.New(fault.Denied, "%s is a host of pool %q, and %s is of pool %q", p.Name, p.Pool, what, pool)
+}
