@@ -3,7 +3,8 @@
 //
 // Standards: RFC 8446 and RFC 5246 (TLS), RFC 6066 section 3 (server_name), RFC 9525 (names), RFC 5280 sections 4 to 6,
 // RFC 4514 (names as text); STARTTLS as in RFC 3207 (smtp), RFC 9051 (imap), RFC 2595 (pop3), RFC 4511 section 4.14
-// (ldap), RFC 6120 section 5 (xmpp) and the SSLRequest of PostgreSQL's protocol.
+// (ldap), RFC 6120 section 5 (xmpp), the SSLRequest of PostgreSQL's protocol, RFC 6143 with the VeNCrypt security type of its
+// community (vnc), and NBD_OPT_STARTTLS of the NBD protocol (nbd).
 //
 // Divergences, all deliberate:
 //

@@ -37,8 +37,12 @@ func starter(protocol string) (startTLS, error) {
 		return startLDAP, nil
 	case "xmpp":
 		return startXMPP, nil
+	case "vnc":
+		return startVNC, nil
+	case "nbd":
+		return startNBD, nil
 	}
-	return nil, fault.New(fault.Invalid, "starttls: %q is none of postgres, smtp, imap, pop3, ldap and xmpp", protocol)
+	return nil, fault.New(fault.Invalid, "starttls: %q is none of postgres, smtp, imap, pop3, ldap, xmpp, vnc and nbd", protocol)
 }
 
 // startPostgres sends an SSLRequest; the answer is one octet.

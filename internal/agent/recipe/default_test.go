@@ -13,7 +13,7 @@ func TestDefaultsByCondition(t *testing.T) {
      value: /etc/news}], default: /etc/web}
 `, 1)
 	text = strings.Replace(text, `"${param.dir}/cert.pem"`, `"${param.base}/cert.pem"`, 1)
-	r, err := Parse([]byte(text))
+	r, err := Parse([]byte(text), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestDefaultsByConditionRefused(t *testing.T) {
 	} {
 		text := strings.Replace(sound, "parameters:\n", "parameters:\n  - {name: service, type: choice, choices: [web, mail], default: web}\n"+
 			"  - {name: base, type: path, "+c.defaults+"}\n", 1)
-		_, err := Parse([]byte(text))
+		_, err := Parse([]byte(text), "test")
 		refused(t, err, c.words)
 	}
 }
@@ -87,7 +87,7 @@ func TestProbeByAction(t *testing.T) {
 		at := strings.Index(sound, "probe: {address")
 		end := at + strings.IndexByte(sound[at:], '\n')
 		text := strings.Replace(sound[:at]+c.probe+sound[end:], "parameters:\n", "parameters:\n  - {name: base, type: path, default: /run/base}\n", 1)
-		_, err := Parse([]byte(text))
+		_, err := Parse([]byte(text), "test")
 		refused(t, err, c.words)
 	}
 }

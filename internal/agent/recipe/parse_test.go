@@ -198,7 +198,7 @@ func TestParseRefuses(t *testing.T) {
 		{"shell, options joined", "command: [systemctl, restart, sampled]", `command: [/bin/bash, -ec, "echo ${host.name}"]`, "would be read as part of it"},
 		{"step's user", "command: [systemctl, restart, sampled]", `command: [x], user: "a b"`, "is no user or group"},
 		{"user without command", "name: drop,", "name: drop, user: root,", "there is none"},
-		{"action", "action: drop-revoked-clients", "action: drop-all", "is not one of drop-revoked-clients"},
+		{"action", "action: drop-revoked-clients", "action: drop-all", "is not one of check-qemu-credentials, drop-revoked-clients"},
 		{"action needs", `uri: "x:///", `, "", "needs program, server, uri; there are program, server"},
 		{"action's place", "name: drop, action: drop-revoked-clients, with: {program: virt-admin, uri: \"x:///\", server: x}", "name: drop, action: match-pair",
 			"match-pair is no step of after: put it into checks"},

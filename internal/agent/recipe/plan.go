@@ -138,17 +138,21 @@ func (b *builder) with(what string, with map[string]string) map[string]string {
 }
 
 func (b *builder) probe() {
-	if b.recipe.Probe == nil || !b.applies("probe", b.recipe.Probe.When) {
+	taken := b.recipe.Probe
+	for taken != nil && !b.applies("probe", taken.When) {
+		taken = taken.Else
+	}
+	if taken == nil {
 		return
 	}
-	p := *b.recipe.Probe
-	p.When = ""
+	p := *taken
+	p.When, p.Else = "", nil
 	p.Address = b.optional("probe", p.Address, checkAddress)
 	if p.StartTLS = b.optional("probe", p.StartTLS, checkStartTLS); p.StartTLS == "none" {
 		p.StartTLS = ""
 	}
 	p.Names = nil
-	for _, name := range b.recipe.Probe.Names {
+	for _, name := range taken.Names {
 		p.Names = append(p.Names, b.each("probe", name, checkHost)...)
 	}
 	if p.Command != nil {

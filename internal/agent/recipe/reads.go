@@ -125,10 +125,10 @@ func (r *Recipe) uses() map[string][]Use {
 			}
 		}
 	}
-	if r.Probe != nil {
-		vector(r.Probe.Command)
-		note(r.Probe.Holds, UseConfig)
-		for key, text := range r.Probe.With {
+	for p := r.Probe; p != nil; p = p.Else {
+		vector(p.Command)
+		note(p.Holds, UseConfig)
+		for key, text := range p.With {
 			if use := useOfWith(key); use != "" {
 				note(text, use)
 			}

@@ -222,6 +222,8 @@ type Probe struct {
 	// the display of every machine that runs; With is as in a Step.
 	Action string            `yaml:"action,omitempty"`
 	With   map[string]string `yaml:"with,omitempty"`
+	// Else is another probe, where When does not hold.
+	Else *Probe `yaml:"else,omitempty"`
 	// Holds is, instead of a connection, a file in PEM that the reload makes: all anchors are in it when they are in use.
 	Holds   string   `yaml:"holds,omitempty"`
 	User    string   `yaml:"user,omitempty"`

@@ -30,6 +30,7 @@ func TestGoldenPlans(t *testing.T) {
 	fedora := func(version string) Facts {
 		return Facts{"version": version, "group": "qemu", "socket": "/run/libvirt/virtproxyd-admin-sock"}
 	}
+	qemu := Facts{"user": "libvirt-qemu", "group": "libvirt-qemu", "libvirt": "/run/libvirt/libvirt-sock"}
 	overridden := Facts{"version": "9.0.0", "group": "libvirt-qemu", "conf.key_file": "/opt/libvirt/key.pem", "conf.cert_file": "/opt/libvirt/cert.pem",
 		"conf.ca_file": "/opt/libvirt/ca.pem", "conf.crl_file": "/opt/libvirt/crl.pem", "conf.tls_port": "26514", "conf.listen_addr": "127.0.0.1"}
 	cases := []struct {
@@ -72,6 +73,13 @@ func TestGoldenPlans(t *testing.T) {
 			Facts{"program": "/usr/bin/stunnel4", "pid": "/run/stunnel4/stunnel.pid"}},
 		{"Fedora", "stunnel", map[string]string{"address": "localhost:6514"}, Facts{"program": "/usr/bin/stunnel"}},
 		{"Debian, started by the other name", "stunnel", map[string]string{"process": "stunnel", "probe": "false"}, Facts{"program": "/usr/bin/stunnel4"}},
+		{"Debian, both roles", "qemu", nil, qemu},
+		{"Debian, VNC under libvirt", "qemu", map[string]string{"service": "vnc"}, qemu},
+		{"VNC without libvirt", "qemu", map[string]string{"service": "vnc", "sockets": "/run/qemu", "key": "ecdsa-p256"}, Facts{"user": "qemu", "group": "qemu"}},
+		{"Fedora, a directory that is set", "qemu", map[string]string{"service": "migrate"},
+			Facts{"user": "qemu", "group": "qemu", "conf.migrate_tls_x509_cert_dir": "/srv/tls/migrate"}},
+		{"disks, as a client", "qemu", map[string]string{"service": "nbd"}, qemu},
+		{"an export with a port", "qemu", map[string]string{"service": "backup", "address": "host1.example.com:10809"}, qemu},
 		{"PEM", "plain", map[string]string{"key": "/srv/x/key.pem", "cert": "/srv/x/cert.pem", "chain": "/srv/x/chain.pem", "trust": "/srv/x/ca.pem",
 			"crl": "/srv/x/crl.pem", "owner": "svc", "encoding": "traditional"}, nil},
 		{"all in one file for a group, pinned, with a port", "plain", map[string]string{"combined": "/srv/x/all.pem", "group": "svc", "pinned": "true",

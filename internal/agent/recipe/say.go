@@ -42,15 +42,21 @@ func sayCommand(command []string, user string, text func(string) string) string 
 }
 
 func (e *explainer) probe() string {
-	p := e.recipe.Probe
-	if p == nil {
+	var all []string
+	for p := e.recipe.Probe; p != nil; p = p.Else {
+		when, possible := e.when(p.When)
+		if !possible {
+			continue
+		}
+		all = append(all, prefixed(when, p.says(e.text)))
+		if when == "always" {
+			break
+		}
+	}
+	if all == nil {
 		return notProbed
 	}
-	when, possible := e.when(p.When)
-	if !possible {
-		return notProbed
-	}
-	return prefixed(when, p.says(e.text))
+	return strings.Join(all, "; else ")
 }
 
 const notProbed = "none: placed, not probed"

@@ -322,12 +322,25 @@ func (v *validation) trust() {
 	}
 }
 
+// maxProbes bounds how many probes stand for each other.
+const maxProbes = 8
+
 func (v *validation) probe() {
-	p := v.recipe.Probe
-	if p == nil {
-		return
+	at, n := "probe", 0
+	for p := v.recipe.Probe; p != nil; p = p.Else {
+		if n++; n > maxProbes {
+			v.add(at, "more than %d probes", maxProbes)
+			return
+		}
+		v.oneProbe(at, p)
+		if at += ".else"; p.Else != nil && p.When == "" {
+			v.add(at, "it is never reached, since the probe before it has no condition")
+		}
 	}
-	v.condition("probe.when", p.When)
+}
+
+func (v *validation) oneProbe(at string, p *Probe) {
+	v.condition(at+".when", p.When)
 	kinds := 0
 	for _, set := range []bool{p.Address != "", len(p.Command) > 0, p.Holds != "", p.Action != ""} {
 		if set {
@@ -335,33 +348,33 @@ func (v *validation) probe() {
 		}
 	}
 	if kinds != 1 {
-		v.add("probe", "exactly one of address, command, holds and action is wanted; %d are there", kinds)
+		v.add(at, "exactly one of address, command, holds and action is wanted; %d are there", kinds)
 	}
-	v.actionWith("probe", "probe", p.Action, p.With)
+	v.actionWith("probe", at, p.Action, p.With)
 	if p.Address != "" && len(v.recipe.Certificates) == 0 {
-		v.add("probe.address", "there is no certificate that could be seen there: this recipe is of trust alone")
+		v.add(at+".address", "there is no certificate that could be seen there: this recipe is of trust alone")
 	}
 	if p.Holds != "" {
-		v.text("probe.holds", p.Holds, nil, func(value string) error { return checkPath("file", value) })
+		v.text(at+".holds", p.Holds, nil, func(value string) error { return checkPath("file", value) })
 	}
 	if p.Address != "" {
-		v.text("probe.address", p.Address, nil, checkAddress)
+		v.text(at+".address", p.Address, nil, checkAddress)
 	}
-	v.text("probe.starttls", p.StartTLS, nil, checkStartTLS)
+	v.text(at+".starttls", p.StartTLS, nil, checkStartTLS)
 	for i, name := range p.Names {
-		v.each(fmt.Sprintf("probe.names[%d]", i), name, checkHost)
+		v.each(fmt.Sprintf("%s.names[%d]", at, i), name, checkHost)
 	}
 	if p.ClientCertificate != "" && v.certificate(p.ClientCertificate) == nil {
-		v.add("probe.client_certificate", "there is no certificate %q; there are %s", p.ClientCertificate, v.recipe.certificateIDs())
+		v.add(at+".client_certificate", "there is no certificate %q; there are %s", p.ClientCertificate, v.recipe.certificateIDs())
 	}
 	for i, word := range p.Command {
-		v.text(fmt.Sprintf("probe.command[%d]", i), word, nil, func(string) error { return nil })
+		v.text(fmt.Sprintf("%s.command[%d]", at, i), word, nil, func(string) error { return nil })
 	}
-	v.vector("probe.command", p.Command)
-	v.user("probe.user", p.User, len(p.Command) > 0)
-	v.timeout("probe.timeout", p.Timeout)
+	v.vector(at+".command", p.Command)
+	v.user(at+".user", p.User, len(p.Command) > 0)
+	v.timeout(at+".timeout", p.Timeout)
 	if p.Address == "" && (p.StartTLS != "" || len(p.Names) > 0 || p.CommonName || p.ClientCertificate != "" || p.AcceptRefusal) {
-		v.add("probe", "starttls, names, common_name, client_certificate and accept_refusal belong to an address")
+		v.add(at, "starttls, names, common_name, client_certificate and accept_refusal belong to an address")
 	}
 }
 
