@@ -35,16 +35,7 @@ const verdictWait = 250 * time.Millisecond
 // Look makes one connection and returns what was shown. It asks for the first of the probe's names that can be asked for,
 // or for the host of the address. It verifies nothing but that the server holds the key of the certificate it shows.
 func Look(ctx context.Context, p recipe.Probe, client *tls.Certificate) (*Seen, error) {
-	name := ""
-	for _, n := range p.Names {
-		if name = serverName(n); name != "" {
-			break
-		}
-	}
-	if host, _, err := net.SplitHostPort(p.Address); name == "" && err == nil {
-		name = serverName(host)
-	}
-	return look(ctx, p, client, name)
+	return look(ctx, p, client, askedName(p))
 }
 
 // look makes one connection that asks for serverName; empty asks for none.
@@ -104,26 +95,7 @@ func begin(conn net.Conn, start startTLS, serverName string) error {
 // wants its protocol named by ALPN.
 func handshake(ctx context.Context, conn net.Conn, client *tls.Certificate, serverName string, database bool) (*Seen, error) {
 	seen := &Seen{ServerName: serverName}
-	config := &tls.Config{
-		ServerName:             serverName,
-		MinVersion:             tls.VersionTLS12,
-		InsecureSkipVerify:     true, // what is wrong is to be seen and said; judge looks at it afterwards
-		SessionTicketsDisabled: true,
-		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) (err error) {
-			seen.Path, err = parsePath(raw)
-			return err
-		},
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			seen.Asked = true
-			if client == nil {
-				return new(tls.Certificate), nil
-			}
-			return client, nil
-		},
-	}
-	if database {
-		config.NextProtos = []string{"postgresql"}
-	}
+	config := seen.config(client, serverName, database)
 	t := tls.Client(conn, config)
 	err := t.HandshakeContext(ctx)
 	if err != nil && !seen.proven(err) {
@@ -139,6 +111,31 @@ func handshake(ctx context.Context, conn net.Conn, client *tls.Certificate, serv
 	}
 	_ = t.Close()
 	return seen, nil
+}
+
+// config notes what the server shows and asks for.
+func (s *Seen) config(client *tls.Certificate, serverName string, database bool) *tls.Config {
+	config := &tls.Config{
+		ServerName:             serverName,
+		MinVersion:             tls.VersionTLS12,
+		InsecureSkipVerify:     true, // what is wrong is to be seen and said; judge looks at it afterwards
+		SessionTicketsDisabled: true,
+		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) (err error) {
+			s.Path, err = parsePath(raw)
+			return err
+		},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			s.Asked = true
+			if client == nil {
+				return new(tls.Certificate), nil
+			}
+			return client, nil
+		},
+	}
+	if database {
+		config.NextProtos = []string{"postgresql"}
+	}
+	return config
 }
 
 // proven reports whether a handshake that failed had got as far as the proof that the server holds its key. Our own

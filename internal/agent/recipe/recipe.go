@@ -117,7 +117,9 @@ type Certificate struct {
 	// Usages that this consumer must see in extKeyUsage: serverAuth, clientAuth.
 	Usages []string `yaml:"usages,omitempty"`
 	// Announce names a purpose: peers pin this certificate under it, so a new one is placed only when all of them hold it.
-	Announce string `yaml:"announce,omitempty"`
+	// AnnounceWhen is the condition under which they do.
+	Announce     string `yaml:"announce,omitempty"`
+	AnnounceWhen string `yaml:"announce_when,omitempty"`
 }
 
 // KeyRule is which key a consumer takes.
@@ -134,7 +136,7 @@ type KeyRule struct {
 // Trust is what of the pool's trust the consumer is given.
 type Trust struct {
 	// Purpose names the pool's trust set that is meant; general where it is empty.
-	Purpose string `yaml:"purpose,omitempty"`
+	Purpose string `yaml:"purpose,omitempty" json:",omitempty"`
 	// Intermediates puts the issuers into the trust file too, for consumers that do not take them from the peer's path.
 	Intermediates bool `yaml:"intermediates,omitempty"`
 	// CRLs are wanted, one for every issuer of the path.
@@ -208,6 +210,9 @@ type Probe struct {
 	Address string `yaml:"address,omitempty"` // HOST:PORT
 	// StartTLS is postgres, smtp, imap, pop3, ldap, xmpp, vnc or nbd; empty or none is TLS from the beginning, and a Plan has it empty.
 	StartTLS string `yaml:"starttls,omitempty"`
+	// Accepts is how the consumer shows that it takes a client's certificate: http, libvirt, postgres or tls (it says nothing against
+	// it), which is meant where it is empty, but for postgres after starttls: postgres. Proofs of revocation go by it.
+	Accepts string `yaml:"accepts,omitempty"`
 	// Names are checked one by one against what is served; the certificate's own where it is empty. CommonName accepts a
 	// certificate without alternative names by its common name, as GnuTLS does.
 	Names      []string `yaml:"names,omitempty"`

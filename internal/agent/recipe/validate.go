@@ -317,6 +317,12 @@ func (v *validation) trust() {
 	if t.Intermediates && !has("anchors") {
 		v.add("trust.intermediates", "no file holds the anchors, which the intermediates are put with")
 	}
+	if t.Purpose != "" {
+		v.text("trust.purpose", t.Purpose, nil, checkPurposeOrNone)
+	}
+	if t.Purpose != "" && !has("anchors", "pinned", "crls") {
+		v.add("trust.purpose", "no file holds anything of what is trusted for it")
+	}
 	if t.MaxCertificates < 0 || t.MaxBytes < 0 {
 		v.add("trust", "max_certificates and max_bytes are 0, which is no limit, or more")
 	}
@@ -373,10 +379,16 @@ func (v *validation) oneProbe(at string, p *Probe) {
 	v.vector(at+".command", p.Command)
 	v.user(at+".user", p.User, len(p.Command) > 0)
 	v.timeout(at+".timeout", p.Timeout)
-	if p.Address == "" && (p.StartTLS != "" || len(p.Names) > 0 || p.CommonName || p.ClientCertificate != "" || p.AcceptRefusal) {
-		v.add(at, "starttls, names, common_name, client_certificate and accept_refusal belong to an address")
+	if p.Accepts != "" && !slices.Contains(accepts, p.Accepts) {
+		v.add(at+".accepts", "%q is not one of %s", p.Accepts, strings.Join(accepts, ", "))
+	}
+	if p.Address == "" && (p.StartTLS != "" || p.Accepts != "" || len(p.Names) > 0 || p.CommonName || p.ClientCertificate != "" || p.AcceptRefusal) {
+		v.add(at, "starttls, accepts, names, common_name, client_certificate and accept_refusal belong to an address")
 	}
 }
+
+// accepts are the ways in which a consumer shows that it takes a client's certificate.
+var accepts = []string{"http", "libvirt", "postgres", "tls"}
 
 // startTLS are the protocols in which a connection becomes TLS.
 var startTLS = []string{"postgres", "smtp", "imap", "pop3", "ldap", "xmpp", "vnc", "nbd"}
