@@ -32,7 +32,8 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 		return nil, fmt.Errorf("add host %s: %w", quoted(in.Name), err)
 	}
 	now := time.Now()
-	r := &row{id: db.NewID(), name: in.Name, pool: in.Pool, principal: db.NewID(), state: client.HostPending, created: now, profiles: in.Profiles}
+	r := &row{id: db.NewID(), name: in.Name, pool: in.Pool, principal: db.NewID(), state: client.HostPending, created: now, profiles: in.Profiles,
+		labels: in.Labels}
 	made, err := s.withToken(ctx, by, asked, life, now, func(tx *db.Tx) (*row, int64, error) {
 		there, err := find(ctx, tx, `host.name = $1 AND host.removed_at = 0`, r.name)
 		if err != nil {
@@ -54,7 +55,7 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 			return nil, 0, err
 		}
 		return r, noMachine, s.audit(ctx, tx, by.Actor(), "host.add", r.name, map[string]any{
-			"pool": r.pool, "dns": in.DNS, "ip": in.IP, "placements": in.Placements, "profiles": in.Profiles,
+			"pool": r.pool, "dns": in.DNS, "ip": in.IP, "placements": in.Placements, "profiles": in.Profiles, "labels": in.Labels,
 		}, now)
 	})
 	if err != nil {
@@ -83,6 +84,9 @@ func (s *Service) checkNew(ctx context.Context, in *client.AddHostRequest) (life
 		return 0, err
 	}
 	if in.Profiles, err = s.checkProfiles(ctx, in.Profiles); err != nil {
+		return 0, err
+	}
+	if err := checkLabels(in.Labels, false); err != nil {
 		return 0, err
 	}
 	if in.Pool == "" {
@@ -171,7 +175,7 @@ func again(ctx context.Context, tx *db.Tx, first string) (*row, int64, error) {
 	return r, t.reason, nil
 }
 
-// Set changes a host's names, addresses, placements or profiles; what is nil stays.
+// Set changes a host's names, addresses, placements, profiles or labels; what is nil stays, and so do labels that are not given.
 func (s *Service) Set(ctx context.Context, by access.Principal, name string, in client.ChangeHostRequest, key string) (*client.Host, error) {
 	if err := by.May(access.ManageHosts); err != nil {
 		return nil, err
@@ -192,6 +196,11 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 		}
 	}
+	if in.Labels != nil {
+		if err := checkLabels(*in.Labels, true); err != nil {
+			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
+		}
+	}
 	now := time.Now()
 	err = s.done(ctx, asked, now, func(tx *db.Tx) error {
 		r, err := named(ctx, tx, name)
@@ -208,7 +217,16 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 			if err := putPlacements(ctx, tx, r.id, orders); err != nil {
 				return err
 			}
+			if err := s.Trust.Withdraw(ctx, tx, r.id, placementNames(orders), now); err != nil {
+				return err
+			}
 			detail["placements"] = orders
+		}
+		if in.Labels != nil {
+			if err := r.relabel(*in.Labels); err != nil {
+				return err
+			}
+			detail["labels"] = *in.Labels
 		}
 		if in.Profiles != nil {
 			r.profiles, detail["profiles"] = profiles, profiles
@@ -283,6 +301,9 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name, reason,
 			if _, err := tx.Exec(ctx, statement, r.id); err != nil {
 				return err
 			}
+		}
+		if err := s.Trust.Withdraw(ctx, tx, r.id, nil, now); err != nil {
+			return err
 		}
 		r.state, r.removed, r.message, r.problem = client.HostRemoved, now, "", false
 		if err := r.update(ctx, tx); err != nil {
@@ -487,6 +508,10 @@ func (s *Service) changeMachine(ctx context.Context, tx *db.Tx, by access.Princi
 	if err := s.Access.InsertPrincipal(ctx, tx, r.asPrincipal(now), by.Actor()); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, `UPDATE host_placement SET state = 'pending', not_after = 0, observed = '', observed_at = 0 WHERE host = $1`, r.id)
+	if err := s.Trust.Withdraw(ctx, tx, r.id, nil, now); err != nil { // its peers trust no certificate of the old machine any more
+		return err
+	}
+	_, err := tx.Exec(ctx, `UPDATE host_placement SET state = 'pending', not_after = 0, observed = '', observed_at = 0, trust = 0, issuer = '', serial = '',
+		reissued = 0, crl_ends = 0 WHERE host = $1`, r.id)
 	return err
 }

@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -97,7 +99,7 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 		if r == nil || !r.removed.IsZero() {
 			return noHost(by)
 		}
-		host, d.Host, d.Pool = r, r.name, r.pool
+		host, d.Host, d.Pool, d.IdentityAfter = r, r.name, r.pool, r.identityAfter
 		if d.DNS, d.IP, err = namesOf(ctx, tx, r.id); err != nil {
 			return err
 		}
@@ -110,25 +112,47 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 			revoked = append(revoked, cert.FormatSerial(serial))
 		}
 		all, err := readPlacements(ctx, tx, `host = $1`, r.id)
-		for _, p := range all {
-			d.Placements = append(d.Placements, client.DesiredPlacement{PlacementOrder: p.PlacementOrder, Revoked: revoked})
+		if err != nil {
+			return err
 		}
-		return err
+		if s.Proofs != nil {
+			if d.Proofs, err = s.Proofs(ctx, tx, r.id, now); err != nil {
+				return err
+			}
+		}
+		var released map[string][]string
+		if slices.ContainsFunc(all, func(p placed) bool { return s.announces(p.Recipe) }) {
+			if released, err = trust.Released(ctx, tx, r.id); err != nil {
+				return err
+			}
+		}
+		for _, p := range all {
+			d.Placements = append(d.Placements, client.DesiredPlacement{
+				PlacementOrder: p.PlacementOrder, Revoked: revoked, Issuer: r.issuer, Reissue: p.reissue, Released: released[p.Name],
+			})
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, nil, err
 	}
+	sets, err := s.Trust.Of(ctx, d.Pool, host.trust, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	if d.Trust.Authority, err = s.Trust.Authority(ctx, d.Pool, host.issuer); err != nil {
+		return nil, nil, err
+	}
+	// The trust sets are large and the same for most of a pool, so their hash stands for them.
 	text, err := json.Marshal(d)
 	if err != nil {
 		return nil, nil, err
 	}
-	trust, err := s.trustOf(ctx, d.Pool, now)
-	if err != nil {
-		return nil, nil, err
-	}
-	// The trust set is large and the same for a whole pool, so its hash stands for it.
-	sum := sha256.Sum256(append(text, trust.hash[:]...))
-	d.ETag, d.Trust = hex.EncodeToString(sum[:16]), trust.set
+	sum := sha256.Sum256(append(text, sets.Hash[:]...))
+	d.ETag = hex.EncodeToString(sum[:16])
+	authority := d.Trust.Authority
+	d.Trust, d.TrustSets = sets.General, sets.Others
+	d.Trust.Authority = authority
 	return d, host, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
-	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
@@ -44,7 +43,7 @@ func (s *Service) Entitlements(ctx context.Context, by access.Principal) (map[st
 	if r != nil && r.state == client.HostSuspect {
 		return nil, suspect(r)
 	}
-	authorities, err := s.authorities(ctx, of)
+	authorities, err := s.Trust.Authorities(ctx, of)
 	if err != nil {
 		return nil, err
 	}
@@ -125,19 +124,4 @@ func (s *Service) CheckNoHost(ctx context.Context, p access.Principal) error {
 		}
 		return fault.New(fault.Conflict, "%s is a host, and is removed as one", p.Name).WithHint("chancery host remove %s", p.Name)
 	})
-}
-
-// authorities are the common names of a pool's roots.
-func (s *Service) authorities(ctx context.Context, of string) ([]string, error) {
-	issuers, err := s.issuersOf(ctx, of)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, root := range anchors(issuers) {
-		if name, err := cert.ParseNameDER(root.RawSubject); err == nil {
-			names = append(names, name.Attributes(cert.OIDCommonName)...)
-		}
-	}
-	return names, nil
 }

@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
@@ -83,6 +84,7 @@ func newAuthority(t testing.TB, d *db.DB) *authority {
 	check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Keys.Insert(ctx, tx, sealed, "test", now) }))
 	for _, name := range []string{pool.Identity, pool.Default, "lab"} {
 		must[*pool.Pool](t)(a.Pools.Add(ctx, access.System("n1"), "", pool.Spec{Name: name, Online: true}))
+		must[*trust.Sets](t)(a.Trust.Of(ctx, name, 0, now)) // the first version is written when somebody looks
 	}
 	return a
 }

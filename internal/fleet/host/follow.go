@@ -7,6 +7,7 @@ import (
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 )
 
@@ -19,15 +20,14 @@ const wakeAtOnce = 1000
 // followed is how far a node has followed.
 type followed struct {
 	begun   bool
-	host    int64             // the newest change of a host
-	revoked map[string]int64  // by issuer's ID: the newest change of a status
-	trust   map[string]string // by pool: the signature of its trust set
+	host    int64            // the newest change of a host
+	revoked map[string]int64 // by issuer's ID: the newest change of a status
 }
 
 // Follow wakes those who wait on this node when what they shall hold changes, on whichever node that was: the host itself,
-// its pool's issuers or CRLs, one of its certificates. While the database is away it waits. It returns when ctx ends.
+// what its pool trusts, CRLs included, one of its certificates. While the database is away it waits. It returns when ctx ends.
 func (s *Service) Follow(ctx context.Context) error {
-	f := &followed{revoked: map[string]int64{}, trust: map[string]string{}}
+	f := &followed{revoked: map[string]int64{}}
 	ticker := time.NewTicker(followEvery)
 	defer ticker.Stop()
 	failing := false
@@ -60,6 +60,7 @@ func (s *Service) follow(ctx context.Context, f *followed) error {
 	var hosts, requesters []string
 	var last map[string]int64
 	var numbers map[string]revocation.Numbered
+	var states map[string]trust.State
 	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
 		if newest, hosts, err = changedHosts(ctx, tx, f); err != nil {
 			return err
@@ -70,19 +71,16 @@ func (s *Service) follow(ctx context.Context, f *followed) error {
 		if requesters, err = changedRequesters(ctx, tx, issuers, f, last); err != nil {
 			return err
 		}
-		numbers, err = revocation.CurrentNumbers(ctx, tx)
+		if numbers, err = revocation.CurrentNumbers(ctx, tx); err != nil {
+			return err
+		}
+		states, err = trust.ReadStates(ctx, tx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	pools := s.changedPools(f, issuers, numbers)
-	s.trusts.mu.Lock()
-	for _, changed := range pools {
-		delete(s.trusts.byPool, changed)
-	}
-	s.trusts.followed = now
-	s.trusts.mu.Unlock()
+	pools := s.Trust.Follow(ctx, issuers, states, numbers, now)
 	if f.begun {
 		s.wake(hosts, requesters, pools)
 	} else {
@@ -150,22 +148,4 @@ func changedRequesters(ctx context.Context, tx *db.Tx, issuers []*ca.Issuer, f *
 		}
 	}
 	return all, nil
-}
-
-// changedPools are the pools whose trust set is another than at the last look.
-func (s *Service) changedPools(f *followed, issuers []*ca.Issuer, numbers map[string]revocation.Numbered) []string {
-	byPool := map[string][]*ca.Issuer{}
-	for _, i := range issuers { // by name, as signed before
-		if i.Certificate != nil {
-			byPool[i.Pool] = append(byPool[i.Pool], i)
-		}
-	}
-	var changed []string
-	for name, those := range byPool {
-		if signature := sign(those, numbers); f.trust[name] != signature {
-			f.trust[name] = signature
-			changed = append(changed, name)
-		}
-	}
-	return changed
 }

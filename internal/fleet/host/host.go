@@ -21,11 +21,13 @@ import (
 	"sync"
 	"time"
 
+	"chancery/client"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/identity"
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -41,12 +43,15 @@ type Options struct {
 	Access     *access.Store
 	Identity   *identity.Service
 	Pools      *pool.Service
+	Trust      *trust.Service
 	Settings   *settings.Store
 	Audit      *audit.Log
 	Revocation *revocation.Service
 	Keys       *keys.Store
 	Logger     *slog.Logger
 
+	// Proofs are the revocations that a host is to try upon its consumers; nil for none.
+	Proofs func(ctx context.Context, tx *db.Tx, host string, now time.Time) ([]client.Proof, error)
 	// Recipe finds a built-in recipe by its name.
 	Recipe func(name string) (*recipe.Recipe, bool)
 }
@@ -55,7 +60,6 @@ type Options struct {
 type Service struct {
 	Options
 	waiting waiters
-	trusts  trusts
 
 	mu         sync.Mutex           // guards what follows
 	seen       map[string]time.Time // by host: agents that called since the last flush
@@ -70,7 +74,6 @@ func New(o Options) *Service {
 	}
 	return &Service{
 		Options: o, seen: map[string]time.Time{}, waiting: waiters{byHost: map[string][]*waiter{}, ended: make(chan struct{})},
-		trusts: trusts{byPool: map[string]*trust{}},
 	}
 }
 

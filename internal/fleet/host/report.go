@@ -2,19 +2,27 @@ package host
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
 
-// maxObservation bounds what is kept of one placement, in octets of JSON.
-const maxObservation = 64 << 10
+const (
+	// maxObservation bounds what is kept of one placement, in octets of JSON, without the fingerprints of what it pins.
+	maxObservation = 64 << 10
+	// maxPinned bounds those.
+	maxPinned       = 1000
+	fingerprintSize = 64 + len(`"",`)
+)
 
 // Report takes what an agent saw. Only what is another than before is written: an agent that finds all in place costs the
 // store nothing. What concerns a placement that the host no longer has is left out.
@@ -49,10 +57,14 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 			return err
 		}
 		for _, o := range news {
-			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4 WHERE host = $5 AND name = $6`,
-				o.State, moment(o.NotAfter), o.text, db.Micros(now), r.id, o.Placement)
+			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
+				serial = $7, reissued = $8, crl_ends = $9 WHERE host = $10 AND name = $11`,
+				o.State, moment(o.NotAfter), o.text, db.Micros(now), o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds), r.id, o.Placement)
 			if err != nil {
 				return fmt.Errorf("write what was observed of placement %s: %w", o.Placement, err)
+			}
+			if err := s.announced(ctx, tx, by, r, o, now); err != nil {
+				return err
 			}
 		}
 		if r.state != client.HostSuspect { // why it is suspect is not the agent's to change
@@ -70,10 +82,35 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	return nil
 }
 
+// announced takes what a report says of certificates that peers pin.
+func (s *Service) announced(ctx context.Context, tx *db.Tx, by access.Principal, r *row, o observation, now time.Time) error {
+	if !s.announces(o.recipe) {
+		return nil
+	}
+	at := trust.Placement{Host: r.id, Name: o.Placement, Pool: r.pool, Purpose: s.announcedFor(o.recipe)}
+	var good []*x509.Certificate
+	for _, c := range o.leaves {
+		switch err := s.CA.CheckGiven(ctx, tx, c, by.ID, now); {
+		case err == nil:
+			good = append(good, c)
+		case fault.KindOf(err) == fault.Internal || fault.Is(err, fault.Unavailable):
+			return err
+		default: // its peers are not to trust it; what else the report says counts
+			s.Logger.WarnContext(ctx, "an announced certificate is not passed on", "host", r.name, "placement", o.Placement, "error", err)
+		}
+	}
+	if err := s.Trust.Announce(ctx, tx, at, good, now); err != nil {
+		return err
+	}
+	return s.Trust.Placed(ctx, tx, at, o.Serial, now)
+}
+
 // observation is one of a report with its stored form.
 type observation struct {
 	client.Observation
-	text string // JSON, without the time
+	text   string              // JSON, without the time
+	leaves []*x509.Certificate // that are announced
+	recipe string              // of the placement; known once it is compared
 }
 
 func encodeObservations(reported []client.Observation) ([]observation, error) {
@@ -87,20 +124,30 @@ func encodeObservations(reported []client.Observation) ([]observation, error) {
 		default:
 			return nil, fault.New(fault.Invalid, "state %.40q of a placement is not one of pending, served, placed, down, failed", o.State).At("/observations")
 		}
+		leaves, err := trust.ParseAnnounced(o.Announced)
+		if err != nil {
+			return nil, err
+		}
+		if o.Issuer != "" && !isFingerprint(o.Issuer) {
+			return nil, fault.New(fault.Invalid, "issuer %.80q of placement %.64q is no SHA-256 in lower-case hexadecimal", o.Issuer, o.Placement).At("/observations")
+		}
+		if i := slices.IndexFunc(o.Pinned, func(one string) bool { return !isFingerprint(one) }); i >= 0 {
+			return nil, fault.New(fault.Invalid, "%.80q, pinned by placement %.64q, is no SHA-256 in lower-case hexadecimal", o.Pinned[i], o.Placement).At("/observations")
+		}
 		kept := o
 		kept.At = time.Time{} // it differs each time, and the store has the time of the change
 		text, err := json.Marshal(kept)
 		if err != nil {
 			return nil, err
 		}
-		if len(text) > maxObservation {
-			return nil, fault.New(fault.TooLarge, "what was observed of placement %.64q has %d octets; at most %d pass", o.Placement, len(text),
-				maxObservation).At("/observations")
+		if size := len(text) - fingerprintSize*len(o.Pinned); size > maxObservation || len(o.Pinned) > maxPinned {
+			return nil, fault.New(fault.TooLarge, "what was observed of placement %.64q has %d octets and %d pinned certificates; at most %d and %d pass",
+				o.Placement, size, len(o.Pinned), maxObservation, maxPinned).At("/observations")
 		}
 		if slices.ContainsFunc(seen, func(other observation) bool { return other.Placement == o.Placement }) {
 			return nil, fault.New(fault.Invalid, "placement %.64q is reported twice", o.Placement).At("/observations")
 		}
-		seen = append(seen, observation{o, string(text)})
+		seen = append(seen, observation{Observation: o, text: string(text), leaves: leaves})
 	}
 	return seen, nil
 }
@@ -122,8 +169,14 @@ func compare(ctx context.Context, tx *db.Tx, by access.Principal, seen []observa
 	for _, o := range seen {
 		i := slices.IndexFunc(there, func(p placed) bool { return p.Name == o.Placement })
 		if i >= 0 && (there[i].observed != o.text || there[i].Observed.State != o.State) {
+			o.recipe = there[i].Recipe
 			news = append(news, o)
 		}
 	}
 	return r, news, nil
+}
+
+// isFingerprint reports whether a text is a SHA-256 as agents and the store write it.
+func isFingerprint(text string) bool {
+	return len(text) == 64 && strings.Trim(text, "0123456789abcdef") == ""
 }

@@ -40,7 +40,7 @@ func (s *Service) settle(ctx context.Context, by access.Principal) error {
 		return err
 	}
 	for deadline := time.Now().Add(settleFor); ; {
-		issuers, err := s.issuersOf(ctx, pool)
+		issuers, err := s.Trust.IssuersOf(ctx, pool)
 		if err != nil {
 			return err
 		}
@@ -53,7 +53,7 @@ func (s *Service) settle(ctx context.Context, by access.Principal) error {
 			return fmt.Errorf("see whether the CRLs of pool %s are signed: %w", pool, err)
 		}
 		if !awaited(issuers, numbers, wanted, set.CRL.WholeUpTo) || time.Now().After(deadline) {
-			s.trusts.forget(pool, sign(issuers, numbers))
+			s.Trust.Forget(pool, issuers, numbers)
 			return nil
 		}
 		select {
@@ -75,13 +75,4 @@ func awaited(issuers []*ca.Issuer, numbers map[string]revocation.Numbered, chang
 		}
 	}
 	return false
-}
-
-// forget drops a pool's trust set unless it was made from what the signature says.
-func (t *trusts) forget(pool, signature string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if known := t.byPool[pool]; known != nil && known.signature != signature {
-		delete(t.byPool, pool)
-	}
 }

@@ -27,20 +27,29 @@ type row struct {
 	profiles                                  []string  // beside those of its placements
 	identityUsed                              time.Time // when the first call was made with the newest identity's key
 	created, joined, removed                  time.Time
+
+	labels        map[string]string
+	trust         int64  // the version of the pool's trust that it shall have; 0 for the pool's own
+	issuer        string // the name of the one under which it shall be; empty for the pool's default
+	identityAfter int64  // a new identity is asked for while its generation is not above this
 }
 
 const hostColumns = `host.id, host.name, host.pool, host.principal, host.state, host.message, host.problem, host.generation,
 	host.identity_issuer, host.identity_serial, host.identity_spki, host.identity_ends, host.agent, host.created_at, host.joined_at, host.removed_at,
-	host.profiles, host.identity_used`
+	host.profiles, host.identity_used, host.labels, host.trust, host.issuer, host.identity_after`
 
 func scanRow(scan func(...any) error) (*row, error) {
 	var r row
 	var problem, ends, created, joined, removed, used int64
-	var profiles string
+	var profiles, labels string
 	err := scan(&r.id, &r.name, &r.pool, &r.principal, &r.state, &r.message, &problem, &r.generation, &r.identityIssuer,
-		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed, &profiles, &used)
+		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed, &profiles, &used, &labels,
+		&r.trust, &r.issuer, &r.identityAfter)
 	if err != nil {
 		return nil, err
+	}
+	if err := json.Unmarshal([]byte(labels), &r.labels); err != nil {
+		return nil, fmt.Errorf("read the labels of host %s: %w", r.name, err)
 	}
 	r.problem, r.created, r.profiles = problem != 0, db.FromMicros(created), strings.Fields(profiles)
 	r.identitySPKI = append([]byte{}, r.identitySPKI...) // SQLite reads an empty one as NULL, which it does not take back
@@ -94,9 +103,9 @@ func (r *row) insert(ctx context.Context, tx *db.Tx) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO host (id, name, pool, principal, state, message, problem, generation, identity_issuer, identity_serial,
-		identity_spki, identity_ends, agent, change, created_at, joined_at, removed_at, profiles, identity_used)
-		VALUES ($1, $2, $3, $4, $5, '', 0, 0, '', '', $6, 0, '', $7, $8, 0, 0, $9, 0)`,
-		r.id, r.name, r.pool, r.principal, r.state, []byte{}, change, db.Micros(r.created), strings.Join(r.profiles, "\n"))
+		identity_spki, identity_ends, agent, change, created_at, joined_at, removed_at, profiles, identity_used, labels)
+		VALUES ($1, $2, $3, $4, $5, '', 0, 0, '', '', $6, 0, '', $7, $8, 0, 0, $9, 0, $10)`,
+		r.id, r.name, r.pool, r.principal, r.state, []byte{}, change, db.Micros(r.created), strings.Join(r.profiles, "\n"), labelText(r.labels))
 	return err
 }
 
@@ -108,10 +117,10 @@ func (r *row) update(ctx context.Context, tx *db.Tx) error {
 	}
 	_, err = tx.Exec(ctx, `UPDATE host SET principal = $1, state = $2, message = $3, problem = $4, generation = $5, identity_issuer = $6,
 		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13,
-		profiles = $14, identity_used = $15 WHERE id = $16`,
+		profiles = $14, identity_used = $15, labels = $16 WHERE id = $17`,
 		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
 		r.agent, change, moment(r.joined), moment(r.removed),
-		strings.Join(r.profiles, "\n"), moment(r.identityUsed), r.id)
+		strings.Join(r.profiles, "\n"), moment(r.identityUsed), labelText(r.labels), r.id)
 	if err != nil {
 		return fmt.Errorf("write host %s: %w", r.name, err)
 	}
@@ -170,9 +179,10 @@ type placed struct {
 	host string
 	client.Placement
 	observed string // JSON, without the time
+	reissue  int64  // the number under which its certificates shall have been asked for, at least
 }
 
-const placementColumns = `host, name, recipe, parameters, state, observed, observed_at`
+const placementColumns = `host, name, recipe, parameters, state, observed, observed_at, reissue`
 
 func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) ([]placed, error) {
 	rows, err := tx.Query(ctx, `SELECT `+placementColumns+` FROM host_placement WHERE `+where+` ORDER BY host, position`, args...)
@@ -185,7 +195,7 @@ func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) (
 		var p placed
 		var parameters, state string
 		var at int64
-		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at); err != nil {
+		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at, &p.reissue); err != nil {
 			return nil, fmt.Errorf("read placements: %w", err)
 		}
 		if err := json.Unmarshal([]byte(parameters), &p.Parameters); err != nil {
@@ -224,15 +234,20 @@ func putPlacements(ctx context.Context, tx *db.Tx, id string, orders []client.Pl
 		if err != nil {
 			return err
 		}
-		state, observed, at, notAfter := client.PlacementPending, "", int64(0), int64(0)
-		if old, ok := before[order.Name]; ok && old.Recipe == order.Recipe {
-			observed, at, notAfter = old.observed, moment(old.Observed.At), moment(old.Observed.NotAfter)
-			if same, err := json.Marshal(old.Parameters); err == nil && string(same) == string(parameters) {
-				state = old.Observed.State
+		next, old := placed{}, before[order.Name]
+		next.Observed.State, next.reissue = client.PlacementPending, old.reissue
+		if old.Recipe == order.Recipe {
+			next.observed, next.Observed = old.observed, old.Observed
+			if same, err := json.Marshal(old.Parameters); err != nil || string(same) != string(parameters) {
+				// What it presents it still presents; whether its trust is in all its files is to be seen.
+				next.Observed.State, next.Observed.Trust = client.PlacementPending, 0
 			}
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, id, order.Name, order.Recipe, string(parameters), int64(i), state, notAfter, observed, at)
+		o := next.Observed
+		_, err = tx.Exec(ctx, `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at,
+			reissue, trust, issuer, serial, reissued, crl_ends) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+			id, order.Name, order.Recipe, string(parameters), int64(i), o.State, moment(o.NotAfter), next.observed, moment(o.At),
+			next.reissue, o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds))
 		if err != nil {
 			return fmt.Errorf("write placement %s: %w", order.Name, err)
 		}

@@ -3,17 +3,19 @@
 
 -- What the hosts of a pool trust has versions, so that a change of trust can reach them in waves. version is what hosts have
 -- that are at no other one (host.trust); newest is the greatest number given. rollout is the one that works on the pool, or empty.
+-- change grows with whatever of a pool's trust changes, pinned certificates and CRLs included.
 CREATE TABLE trust_pool (
     pool TEXT NOT NULL PRIMARY KEY,
     version BIGINT NOT NULL,
     newest BIGINT NOT NULL,
     rollout TEXT NOT NULL,
+    change BIGINT NOT NULL,
     changed_at BIGINT NOT NULL
 );
 
 -- Trust anchors, issuers below them, and certificates that are pinned by hand. kind is anchor, issuer or pinned. issuer is the
 -- ID of the issuer that it is the certificate of, empty where it is none of ours. An entry is in the versions from
--- from_version up to, and not with, to_version; 0 there is no end.
+-- from_version up to, and not with, to_version; 0 there is no end. One whose certificate has ended is in none since pruned_at.
 CREATE TABLE trust_entry (
     id TEXT NOT NULL PRIMARY KEY,
     pool TEXT NOT NULL,
@@ -25,6 +27,7 @@ CREATE TABLE trust_entry (
     not_after BIGINT NOT NULL,
     from_version BIGINT NOT NULL,
     to_version BIGINT NOT NULL,
+    pruned_at BIGINT NOT NULL,
     comment TEXT NOT NULL,
     created_at BIGINT NOT NULL
 );
@@ -59,6 +62,8 @@ CREATE TABLE trust_pinned (
 );
 
 CREATE INDEX trust_pinned_by_pool ON trust_pinned (pool, purpose);
+
+CREATE INDEX trust_pinned_announced ON trust_pinned (pool) WHERE state = 'announced';
 
 -- labels is a JSON object. trust is the version of the pool's trust that the host shall have, 0 for the pool's own; issuer the
 -- name of the issuer under which it shall be, empty for the pool's default. identity_after asks for a new identity while its

@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -36,6 +37,7 @@ type Services struct {
 	Identity   *identity.Service
 	Revocation *revocation.Service
 	Pools      *pool.Service
+	Trust      *trust.Service
 	Hosts      *host.Service
 }
 
@@ -60,8 +62,18 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
+	s.Trust = trust.New(trust.Options{
+		DB: d, CA: s.CA, Pools: s.Pools, Revocation: s.Revocation, Settings: s.Settings, Audit: log, Logger: logger,
+		// Hosts are made further down, since they need their pools' trust.
+		Presenting: func(ctx context.Context, tx *db.Tx, pool string, issuers []string, limit int) ([]trust.Presented, error) {
+			return s.Hosts.Presenting(ctx, tx, pool, issuers, limit)
+		},
+		Lacking: func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
+			return s.Hosts.Lacking(ctx, tx, p, limit)
+		},
+	})
 	s.Hosts = host.New(host.Options{
-		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
+		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Trust: s.Trust, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
 		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin,
 	})
 	return s, nil

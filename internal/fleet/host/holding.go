@@ -1,0 +1,143 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fleet/trust"
+	"chancery/internal/store/db"
+)
+
+// announces reports whether a recipe has certificates that peers pin; of a host's own recipe it is not known, so it may.
+func (s *Service) announces(name string) bool {
+	known, ok := s.Recipe(name)
+	return !ok || slices.ContainsFunc(known.Certificates, func(c recipe.Certificate) bool { return c.Announce != "" })
+}
+
+// announcedFor is the purpose under which peers pin a placement's certificate: the recipe says it. A host's own recipe says it
+// to the host alone, and its certificates are pinned for general purposes.
+func (s *Service) announcedFor(name string) string {
+	if known, ok := s.Recipe(name); ok {
+		for _, c := range known.Certificates {
+			if c.Announce != "" {
+				return c.Announce
+			}
+		}
+	}
+	return generalPurpose
+}
+
+// generalPurpose is what is meant where a recipe names no purpose.
+const generalPurpose = "general"
+
+// pins reports whether a recipe has files of the certificates that are pinned for a purpose; known is false of a host's own.
+func (s *Service) pins(name, purpose string) (pins, known bool) {
+	r, known := s.Recipe(name)
+	if !known {
+		return false, false
+	}
+	of := r.Trust.Purpose
+	if of == "" {
+		of = generalPurpose
+	}
+	return of == purpose && slices.ContainsFunc(r.Files, func(f recipe.File) bool { return slices.Contains(f.Content, "pinned") }), true
+}
+
+// Presenting finds the placements of a pool's hosts that were seen with certificates of these issuers, by the hexadecimal
+// SHA-256 of theirs, up to limit.
+func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuers []string, limit int) ([]trust.Presented, error) {
+	if len(issuers) == 0 {
+		return nil, nil
+	}
+	args := []any{pool}
+	var places []string
+	for _, one := range db.Padded(issuers) {
+		args = append(args, one)
+		places = append(places, fmt.Sprintf("$%d", len(args)))
+	}
+	args = append(args, int64(limit))
+	var found []trust.Presented
+	err := each(ctx, tx, `SELECT host.name, host_placement.name FROM host_placement JOIN host ON host.id = host_placement.host
+		WHERE host.pool = $1 AND host.removed_at = 0 AND host_placement.issuer IN (`+strings.Join(places, ", ")+`)
+		ORDER BY host.name, host_placement.position LIMIT $`+fmt.Sprint(len(args)), args, func(scan func(...any) error) error {
+		var p trust.Presented
+		err := scan(&p.Host, &p.Placement)
+		found = append(found, p)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find who presents certificates in pool %s: %w", pool, err)
+	}
+	return found, nil
+}
+
+// Lacking finds the placements of joined hosts that pin a purpose and were not seen to hold a certificate, up to limit. Which
+// pin it is known of the built-in recipes; a placement of a host's own recipe does where it holds another of the purpose.
+func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
+	recipes, own, err := s.pinning(ctx, tx, p)
+	if err != nil || len(recipes)+len(own) == 0 {
+		return nil, err
+	}
+	args := []any{p.Pool}
+	var places []string
+	for _, one := range db.Padded(append(recipes, own...)) {
+		args = append(args, one)
+		places = append(places, fmt.Sprintf("$%d", len(args)))
+	}
+	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
+		JOIN host ON host.id = host_placement.host
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND host_placement.recipe IN (`+strings.Join(places, ", ")+`)
+		ORDER BY host.name, host_placement.position`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
+	}
+	defer rows.Close()
+	var found []trust.Presented
+	for rows.Next() && len(found) < limit {
+		var at trust.Presented
+		var name, observed string
+		if err := rows.Scan(&at.Host, &at.Placement, &name, &observed); err != nil {
+			return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
+		}
+		var seen struct {
+			Pinned []string `json:"pinned"`
+		}
+		if observed != "" && !strings.Contains(observed, p.Fingerprint) {
+			if err := json.Unmarshal([]byte(observed), &seen); err != nil {
+				return nil, fmt.Errorf("read what was observed of %s at %s: %w", at.Placement, at.Host, err)
+			}
+		}
+		holds := strings.Contains(observed, p.Fingerprint)
+		pins := slices.Contains(recipes, name) || slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
+		if pins && !holds {
+			found = append(found, at)
+		}
+	}
+	return found, rows.Err()
+}
+
+// pinning are the recipes in use in a pool that pin a purpose, and those of hosts of which it is not known.
+func (s *Service) pinning(ctx context.Context, tx *db.Tx, p trust.Pinning) (recipes, own []string, err error) {
+	err = each(ctx, tx, `SELECT DISTINCT host_placement.recipe FROM host_placement JOIN host ON host.id = host_placement.host
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 ORDER BY host_placement.recipe`, []any{p.Pool}, func(scan func(...any) error) error {
+		var name string
+		if err := scan(&name); err != nil {
+			return err
+		}
+		switch pins, known := s.pins(name, p.Purpose); {
+		case pins:
+			recipes = append(recipes, name)
+		case !known:
+			own = append(own, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("find what pins certificates in pool %s: %w", p.Pool, err)
+	}
+	return recipes, own, nil
+}

@@ -1,0 +1,321 @@
+package trust
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+)
+
+// The states of a certificate that peers pin.
+const (
+	announced = "announced" // issued, and not placed until all who pin it hold it
+	released  = "released"  // to be placed
+	inPlace   = "placed"
+)
+
+// pinned is a row of trust_pinned.
+type pinned struct {
+	host, placement, serial, pool, purpose, fingerprint string
+	certificate                                         *x509.Certificate
+	notAfter                                            time.Time
+	state                                               string
+	created                                             time.Time
+}
+
+const pinnedColumns = `host, placement, serial, pool, purpose, fingerprint, certificate, not_after, state, created_at`
+
+func readPinned(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*pinned, error) {
+	rows, err := tx.Query(ctx, `SELECT `+pinnedColumns+` FROM trust_pinned WHERE `+where+` ORDER BY created_at, host, placement, serial`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read announced certificates: %w", err)
+	}
+	defer rows.Close()
+	var all []*pinned
+	for rows.Next() {
+		var p pinned
+		var der []byte
+		var notAfter, created int64
+		err := rows.Scan(&p.host, &p.placement, &p.serial, &p.pool, &p.purpose, &p.fingerprint, &der, &notAfter, &p.state, &created)
+		if err != nil {
+			return nil, fmt.Errorf("read announced certificates: %w", err)
+		}
+		if p.certificate, err = x509.ParseCertificate(slices.Clone(der)); err != nil {
+			return nil, fmt.Errorf("read announced certificate %s: %w", p.serial, err)
+		}
+		p.notAfter, p.created = db.FromMicros(notAfter), db.FromMicros(created)
+		all = append(all, &p)
+	}
+	return all, rows.Err()
+}
+
+// Placement is a placement of a host, as announcing concerns it.
+type Placement struct {
+	Host, Name string // the host's ID, and the placement's name
+	Pool       string
+	Purpose    string // under which its peers pin it
+}
+
+// maxAnnounced is how many certificates of one placement may wait: each re-key ends the ones before.
+const maxAnnounced = 8
+
+// Announce takes what an agent announced for a placement, in the transaction of its report: leaves, in PEM. What it does not
+// announce any more, and never placed, leaves. The caller has seen that the certificates are of this host.
+func (s *Service) Announce(ctx context.Context, tx *db.Tx, at Placement, leaves []*x509.Certificate, now time.Time) error {
+	there, err := readPinned(ctx, tx, `host = $1 AND placement = $2`, at.Host, at.Name)
+	if err != nil {
+		return err
+	}
+	var serials []string
+	changed := false
+	for _, c := range leaves {
+		p := &pinned{
+			host: at.Host, placement: at.Name, serial: cert.FormatSerial(c.SerialNumber), pool: at.Pool, purpose: at.Purpose,
+			fingerprint: Fingerprint(c), certificate: c, notAfter: c.NotAfter, state: announced, created: now,
+		}
+		serials = append(serials, p.serial)
+		if slices.ContainsFunc(there, func(other *pinned) bool { return other.serial == p.serial }) {
+			continue
+		}
+		changed = true
+		// Where nobody pins such certificates, nobody is waited for.
+		lacking, err := s.lacking(ctx, tx, p, 1)
+		if err != nil {
+			return err
+		}
+		if len(lacking) == 0 {
+			p.state = released
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO trust_pinned (`+pinnedColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+			p.host, p.placement, p.serial, p.pool, p.purpose, p.fingerprint, c.Raw, db.Micros(p.notAfter), p.state, db.Micros(now))
+		if err != nil {
+			return fmt.Errorf("write announced certificate %s: %w", p.serial, err)
+		}
+	}
+	for _, p := range there {
+		if p.state != inPlace && !slices.Contains(serials, p.serial) {
+			changed = true
+			if err := p.remove(ctx, tx); err != nil {
+				return err
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return touch(ctx, tx, at.Pool, now)
+}
+
+func (p *pinned) remove(ctx context.Context, tx *db.Tx) error {
+	_, err := tx.Exec(ctx, `DELETE FROM trust_pinned WHERE host = $1 AND placement = $2 AND serial = $3`, p.host, p.placement, p.serial)
+	if err != nil {
+		return fmt.Errorf("remove announced certificate %s: %w", p.serial, err)
+	}
+	return nil
+}
+
+// Placed notes that a host has placed a certificate that was announced: those before it leave.
+func (s *Service) Placed(ctx context.Context, tx *db.Tx, at Placement, serial string, now time.Time) error {
+	there, err := readPinned(ctx, tx, `host = $1 AND placement = $2`, at.Host, at.Name)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(there, func(p *pinned) bool { return p.serial == serial && p.state != inPlace })
+	if i < 0 {
+		return nil
+	}
+	_, err = tx.Exec(ctx, `UPDATE trust_pinned SET state = $1 WHERE host = $2 AND placement = $3 AND serial = $4`, inPlace, at.Host, at.Name, serial)
+	if err != nil {
+		return fmt.Errorf("note that certificate %s is placed: %w", serial, err)
+	}
+	for _, p := range there {
+		if p.serial != serial && p.created.Before(there[i].created) {
+			if err := p.remove(ctx, tx); err != nil {
+				return err
+			}
+		}
+	}
+	return touch(ctx, tx, at.Pool, now)
+}
+
+// Released are the serials of a host's announced certificates that may be placed, by placement.
+func Released(ctx context.Context, tx *db.Tx, host string) (map[string][]string, error) {
+	rows, err := tx.Query(ctx, `SELECT placement, serial FROM trust_pinned WHERE host = $1 AND state <> $2 ORDER BY placement, created_at, serial`, host, announced)
+	if err != nil {
+		return nil, fmt.Errorf("read released certificates: %w", err)
+	}
+	defer rows.Close()
+	all := map[string][]string{}
+	for rows.Next() {
+		var placement, serial string
+		if err := rows.Scan(&placement, &serial); err != nil {
+			return nil, fmt.Errorf("read released certificates: %w", err)
+		}
+		all[placement] = append(all[placement], serial)
+	}
+	return all, rows.Err()
+}
+
+// Withdraw removes what a host announced: for all placements but those kept.
+func (s *Service) Withdraw(ctx context.Context, tx *db.Tx, host string, keep []string, now time.Time) error {
+	there, err := readPinned(ctx, tx, `host = $1`, host)
+	if err != nil {
+		return err
+	}
+	pools := map[string]bool{}
+	for _, p := range there {
+		if slices.Contains(keep, p.placement) {
+			continue
+		}
+		pools[p.pool] = true
+		if err := p.remove(ctx, tx); err != nil {
+			return err
+		}
+	}
+	for pool := range pools {
+		if err := touch(ctx, tx, pool, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lacking are the placements that pin a certificate's purpose and do not hold it, its own excepted.
+func (s *Service) lacking(ctx context.Context, tx *db.Tx, p *pinned, limit int) ([]Presented, error) {
+	others, err := pinnedFor(ctx, tx, p.pool, p.purpose)
+	if err != nil {
+		return nil, err
+	}
+	return s.Lacking(ctx, tx, Pinning{Pool: p.pool, Purpose: p.purpose, Fingerprint: p.fingerprint, Others: others}, limit)
+}
+
+// pinnedFor are the fingerprints of all that is pinned for a purpose.
+func pinnedFor(ctx context.Context, tx *db.Tx, pool, purpose string) ([]string, error) {
+	rows, err := tx.Query(ctx, `SELECT fingerprint FROM trust_pinned WHERE pool = $1 AND purpose = $2
+		UNION SELECT fingerprint FROM trust_entry WHERE pool = $3 AND purpose = $4 AND kind = $5 AND pruned_at = 0`,
+		pool, purpose, pool, purpose, client.TrustPinned)
+	if err != nil {
+		return nil, fmt.Errorf("read what is pinned for %s: %w", purpose, err)
+	}
+	defer rows.Close()
+	var all []string
+	for rows.Next() {
+		var one string
+		if err := rows.Scan(&one); err != nil {
+			return nil, fmt.Errorf("read what is pinned for %s: %w", purpose, err)
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
+
+// Waits says, of each of a host's certificates that wait for others, who does not hold it yet: by placement.
+func (s *Service) Waits(ctx context.Context, tx *db.Tx, host string) (map[string]string, error) {
+	waiting, err := readPinned(ctx, tx, `host = $1 AND state = $2`, host, announced)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for _, p := range waiting {
+		lacking, err := s.lacking(ctx, tx, p, maxNamed+1)
+		if err != nil {
+			return nil, err
+		}
+		all[p.placement] = fmt.Sprintf("certificate %s waits until all who pin it hold it: %s", p.serial, naming(lacking))
+	}
+	return all, nil
+}
+
+// maxNamed is how many are named in one sentence.
+const maxNamed = 5
+
+// naming names the first placements of some.
+func naming(those []Presented) string {
+	var names []string
+	for _, p := range those[:min(len(those), maxNamed)] {
+		names = append(names, p.Host+" ("+p.Placement+")")
+	}
+	text := strings.Join(names, ", ")
+	switch {
+	case len(those) > maxNamed:
+		text += " and others"
+	case len(those) == 0:
+		text = "nobody is left, and it is released in a moment"
+	}
+	return text
+}
+
+// release releases announced certificates that all who pin them hold.
+func (s *Service) release(ctx context.Context, now time.Time) error {
+	var some bool
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
+		some = len(waiting) > 0
+		return err
+	})
+	if err != nil || !some {
+		return err
+	}
+	return s.DB.TxAlone(ctx, func(tx *db.Tx) error {
+		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
+		if err != nil {
+			return err
+		}
+		pools := map[string]bool{}
+		for _, p := range waiting {
+			lacking, err := s.lacking(ctx, tx, p, 1)
+			if err != nil {
+				return err
+			}
+			if len(lacking) > 0 {
+				continue
+			}
+			_, err = tx.Exec(ctx, `UPDATE trust_pinned SET state = $1 WHERE host = $2 AND placement = $3 AND serial = $4`, released, p.host, p.placement, p.serial)
+			if err != nil {
+				return fmt.Errorf("release certificate %s: %w", p.serial, err)
+			}
+			pools[p.pool] = true
+			err = s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: "system", Action: "trust.release", Object: p.serial, Detail: map[string]any{
+				"pool": p.pool, "purpose": p.purpose, "placement": p.placement, "fingerprint": p.fingerprint,
+			}})
+			if err != nil {
+				return err
+			}
+		}
+		for pool := range pools {
+			if err := touch(ctx, tx, pool, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ParseAnnounced reads the leaves that an agent announced.
+func ParseAnnounced(texts []string) ([]*x509.Certificate, error) {
+	if len(texts) > maxAnnounced {
+		return nil, fault.New(fault.TooLarge, "%d certificates are announced for one placement; at most %d pass", len(texts), maxAnnounced).At("/observations")
+	}
+	var all []*x509.Certificate
+	for _, text := range texts {
+		block, rest := pem.Decode([]byte(text))
+		if block == nil || block.Type != "CERTIFICATE" || strings.TrimSpace(string(rest)) != "" {
+			return nil, fault.New(fault.Invalid, "what is announced is not one certificate in PEM").At("/observations")
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "what is announced is not a certificate: %w", err).At("/observations")
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}

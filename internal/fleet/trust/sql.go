@@ -1,0 +1,219 @@
+package trust
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+)
+
+// State is a pool's row of trust_pool.
+type State struct {
+	Version int64  // what hosts have that are at no other
+	Newest  int64  // the greatest number given
+	Rollout string // that works on the pool, or empty
+	change  int64  // grows with whatever of the pool's trust changes
+}
+
+// ReadStates returns the state of each pool that has one, by the pool's name.
+func ReadStates(ctx context.Context, tx *db.Tx) (map[string]State, error) {
+	rows, err := tx.Query(ctx, `SELECT pool, version, newest, rollout, change FROM trust_pool`)
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of trust: %w", err)
+	}
+	defer rows.Close()
+	all := map[string]State{}
+	for rows.Next() {
+		var name string
+		var st State
+		if err := rows.Scan(&name, &st.Version, &st.Newest, &st.Rollout, &st.change); err != nil {
+			return nil, fmt.Errorf("read the versions of trust: %w", err)
+		}
+		all[name] = st
+	}
+	return all, rows.Err()
+}
+
+// readState returns the state of a pool; found is false where it has none yet.
+func readState(ctx context.Context, tx *db.Tx, pool string) (st State, found bool, err error) {
+	err = tx.QueryRow(ctx, `SELECT version, newest, rollout, change FROM trust_pool WHERE pool = $1`, pool).
+		Scan(&st.Version, &st.Newest, &st.Rollout, &st.change)
+	if errors.Is(err, sql.ErrNoRows) {
+		return State{}, false, nil
+	}
+	if err != nil {
+		return State{}, false, fmt.Errorf("read the version of trust of pool %s: %w", pool, err)
+	}
+	return st, true, nil
+}
+
+// StateOf reads the state of one pool in the caller's transaction. The zero State is that of a pool whose trust was not read yet.
+func StateOf(ctx context.Context, tx *db.Tx, pool string) (State, error) {
+	st, _, err := readState(ctx, tx, pool)
+	return st, err
+}
+
+// touch says that something of a pool's trust has changed.
+func touch(ctx context.Context, tx *db.Tx, pool string, now time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE trust_pool SET change = change + 1, changed_at = $1 WHERE pool = $2`, db.Micros(now), pool)
+	if err != nil {
+		return fmt.Errorf("note the change of trust of pool %s: %w", pool, err)
+	}
+	return nil
+}
+
+// entry is a row of trust_entry.
+type entry struct {
+	id, pool, purpose, kind string
+	issuer                  string // ID, empty where it is none of ours
+	fingerprint             string
+	certificate             *x509.Certificate
+	notAfter                time.Time
+	from, to                int64
+	pruned                  bool
+	comment                 string
+	created                 time.Time
+}
+
+// in reports whether the entry is in a version.
+func (e *entry) in(version int64) bool {
+	return !e.pruned && e.from <= version && (e.to == 0 || version < e.to)
+}
+
+// same reports whether two entries say the same.
+func (e *entry) same(other *entry) bool {
+	return e.fingerprint == other.fingerprint && e.purpose == other.purpose && e.kind == other.kind
+}
+
+// Fingerprint is the SHA-256 of a certificate, in hexadecimal.
+func Fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+func newEntry(pool, purpose, kind, issuer string, c *x509.Certificate, comment string, now time.Time) *entry {
+	return &entry{
+		id: db.NewID(), pool: pool, purpose: purpose, kind: kind, issuer: issuer, fingerprint: Fingerprint(c), certificate: c,
+		notAfter: c.NotAfter, comment: comment, created: now,
+	}
+}
+
+const entryColumns = `id, pool, purpose, kind, issuer, fingerprint, certificate, not_after, from_version, to_version, pruned_at, comment, created_at`
+
+// readEntries reads entries in the order in which they came to be.
+func readEntries(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*entry, error) {
+	rows, err := tx.Query(ctx, `SELECT `+entryColumns+` FROM trust_entry WHERE `+where+` ORDER BY id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read trust entries: %w", err)
+	}
+	defer rows.Close()
+	var all []*entry
+	for rows.Next() {
+		var e entry
+		var der []byte
+		var notAfter, pruned, created int64
+		err := rows.Scan(&e.id, &e.pool, &e.purpose, &e.kind, &e.issuer, &e.fingerprint, &der, &notAfter, &e.from, &e.to, &pruned, &e.comment, &created)
+		if err != nil {
+			return nil, fmt.Errorf("read trust entries: %w", err)
+		}
+		if e.certificate, err = x509.ParseCertificate(slices.Clone(der)); err != nil {
+			return nil, fmt.Errorf("read the certificate of trust entry %s: %w", e.id, err)
+		}
+		e.notAfter, e.created, e.pruned = db.FromMicros(notAfter), db.FromMicros(created), pruned != 0
+		all = append(all, &e)
+	}
+	return all, rows.Err()
+}
+
+func (e *entry) insert(ctx context.Context, tx *db.Tx) error {
+	_, err := tx.Exec(ctx, `INSERT INTO trust_entry (`+entryColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, $11, $12)`,
+		e.id, e.pool, e.purpose, e.kind, e.issuer, e.fingerprint, e.certificate.Raw, db.Micros(e.notAfter), e.from, e.to, e.comment, db.Micros(e.created))
+	if err != nil {
+		return fmt.Errorf("write trust entry %s: %w", e.id, err)
+	}
+	return nil
+}
+
+// copyFrom makes the entry anew from a version on, with its CRL: a version that was left is come back to.
+func (e *entry) copyFrom(ctx context.Context, tx *db.Tx, version int64) error {
+	again := *e
+	again.id, again.from, again.to = db.NewID(), version, 0
+	if err := again.insert(ctx, tx); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO trust_crl (entry, number, next_update, der, created_at)
+		SELECT $1, number, next_update, der, created_at FROM trust_crl WHERE entry = $2`, again.id, e.id)
+	if err != nil {
+		return fmt.Errorf("keep the CRL of trust entry %s: %w", e.id, err)
+	}
+	return nil
+}
+
+// numbered is what tells one CRL of a foreign anchor from the next.
+type numbered struct {
+	number     string
+	nextUpdate time.Time
+}
+
+// readNumbers returns the CRLs of a pool's entries, by the entry's ID.
+func readNumbers(ctx context.Context, tx *db.Tx, pool string) (map[string]numbered, error) {
+	rows, err := tx.Query(ctx, `SELECT entry, number, next_update FROM trust_crl WHERE entry IN (SELECT id FROM trust_entry WHERE pool = $1)`, pool)
+	if err != nil {
+		return nil, fmt.Errorf("read the CRLs of trust entries: %w", err)
+	}
+	defer rows.Close()
+	all := map[string]numbered{}
+	for rows.Next() {
+		var id string
+		var n numbered
+		var next int64
+		if err := rows.Scan(&id, &n.number, &next); err != nil {
+			return nil, fmt.Errorf("read the CRLs of trust entries: %w", err)
+		}
+		n.nextUpdate = db.FromMicros(next)
+		all[id] = n
+	}
+	return all, rows.Err()
+}
+
+// find finds an entry of a pool by its ID or fingerprint: one that is in the pool's version before one of another.
+func find(ctx context.Context, tx *db.Tx, st State, pool, name string) (*entry, error) {
+	found, err := readEntries(ctx, tx, `pool = $1 AND (id = $2 OR fingerprint = $3) AND pruned_at = 0`, pool, name, plainFingerprint(name))
+	if err != nil {
+		return nil, err
+	}
+	for _, version := range []int64{st.Version, st.Newest} {
+		if i := slices.IndexFunc(found, func(e *entry) bool { return e.in(version) }); i >= 0 {
+			return found[i], nil
+		}
+	}
+	if len(found) > 0 {
+		return found[len(found)-1], nil
+	}
+	return nil, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
+}
+
+// wire is the entry as it is shown; name is that of the issuer of ours.
+func (e *entry) wire(st State, name string, crl numbered) client.TrustEntry {
+	out := client.TrustEntry{
+		ID: e.id, Pool: e.pool, Purpose: e.purpose, Kind: e.kind, Subject: e.certificate.Subject.String(), Fingerprint: e.fingerprint, Issuer: name,
+		State: "trusted", NotAfter: e.notAfter, CRLNumber: crl.number, NextUpdate: crl.nextUpdate, Comment: e.comment,
+		PEM: encode(e.certificate.Raw), CreatedAt: e.created,
+	}
+	switch in, later := e.in(st.Version), e.in(st.Newest); {
+	case !in && later:
+		out.State = "staged"
+	case in && !later:
+		out.State = "leaving"
+	}
+	return out
+}

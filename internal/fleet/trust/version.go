@@ -1,0 +1,253 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/store/db"
+)
+
+// Claim makes a rollout the one that works on a pool's trust, in the caller's transaction. Until Unclaim, nobody else changes
+// it. Another rollout is a Conflict that names it.
+func (s *Service) Claim(ctx context.Context, tx *db.Tx, pool, rollout string) error {
+	n, err := tx.Exec(ctx, `UPDATE trust_pool SET rollout = $1, change = change + 1 WHERE pool = $2 AND (rollout = '' OR rollout = $3)`, rollout, pool, rollout)
+	if err != nil {
+		return fmt.Errorf("claim the trust of pool %s: %w", pool, err)
+	}
+	if n > 0 {
+		return nil
+	}
+	st, found, err := readState(ctx, tx, pool)
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return fault.New(fault.Unavailable, "what pool %q trusts was not read yet; again in a moment", pool)
+	}
+	return claimed(pool, st)
+}
+
+// claimed is the refusal of a change beside a rollout.
+func claimed(pool string, st State) error {
+	return fault.New(fault.Conflict, "rollout %s works on the trust of pool %q, and nobody else changes it until it has ended", st.Rollout, pool).
+		WithHint("chancery rollout status %s", st.Rollout)
+}
+
+// Unclaim ends a rollout's work on a pool's trust.
+func (s *Service) Unclaim(ctx context.Context, tx *db.Tx, pool, rollout string) error {
+	_, err := tx.Exec(ctx, `UPDATE trust_pool SET rollout = '', change = change + 1 WHERE pool = $1 AND rollout = $2`, pool, rollout)
+	if err != nil {
+		return fmt.Errorf("leave the trust of pool %s: %w", pool, err)
+	}
+	return nil
+}
+
+// Stage makes a new version: the one that hosts have by default, with the issuers and what is above them, and without what is
+// dropped, which is named by ID or fingerprint. No host has it yet.
+func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.Issuer, drop []string) (version int64, err error) {
+	now := time.Now()
+	st, found, err := readState(ctx, tx, pool)
+	if err != nil {
+		return 0, err
+	}
+	if !found {
+		return 0, fault.New(fault.Unavailable, "what pool %q trusts was not read yet; again in a moment", pool)
+	}
+	names := map[string]bool{}
+	for _, name := range drop {
+		names[plainFingerprint(name)] = true
+	}
+	missing := map[string]bool{}
+	for name := range names {
+		missing[name] = true
+	}
+	all, err := readEntries(ctx, tx, `pool = $1 AND pruned_at = 0`, pool)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range all {
+		delete(missing, e.id)
+		delete(missing, e.fingerprint)
+	}
+	for name := range missing {
+		return 0, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
+	}
+	return stage(ctx, tx, pool, st, all, ofIssuers(pool, add, now), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
+}
+
+// stage makes a new version of all entries of a pool: the pool's present one with others, and without some.
+func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*entry, drop func(*entry) bool, now time.Time) (int64, error) {
+	next := st.Newest + 1
+	var members []*entry
+	for _, e := range all {
+		if e.pruned {
+			continue
+		}
+		open := e.to == 0
+		switch in := e.in(st.Version) && !drop(e); {
+		case in && slices.ContainsFunc(members, e.same):
+			continue
+		case in && !open: // it had left in a version that was come back from
+			if err := e.copyFrom(ctx, tx, next); err != nil {
+				return 0, err
+			}
+			members = append(members, e)
+		case in:
+			members = append(members, e)
+		case open:
+			if _, err := tx.Exec(ctx, `UPDATE trust_entry SET to_version = $1 WHERE id = $2`, next, e.id); err != nil {
+				return 0, fmt.Errorf("end trust entry %s: %w", e.id, err)
+			}
+		}
+	}
+	for _, e := range add {
+		if slices.ContainsFunc(members, e.same) {
+			continue
+		}
+		e.from = next
+		if err := e.insert(ctx, tx); err != nil {
+			return 0, err
+		}
+		members = append(members, e)
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO trust_pool (pool, version, newest, rollout, change, changed_at) VALUES ($1, $2, $3, '', 1, $4)
+		ON CONFLICT (pool) DO UPDATE SET newest = excluded.newest, change = trust_pool.change + 1, changed_at = excluded.changed_at`,
+		pool, st.Version, next, db.Micros(now))
+	if err != nil {
+		return 0, fmt.Errorf("number the version of trust of pool %s: %w", pool, err)
+	}
+	return next, nil
+}
+
+// Adopt makes a version what the hosts of a pool have that are at no other.
+func (s *Service) Adopt(ctx context.Context, tx *db.Tx, pool string, version int64) error {
+	n, err := tx.Exec(ctx, `UPDATE trust_pool SET version = $1, change = change + 1, changed_at = $2 WHERE pool = $3 AND newest >= $4`,
+		version, db.Micros(time.Now()), pool, version)
+	if err != nil {
+		return fmt.Errorf("adopt version %d of the trust of pool %s: %w", version, pool, err)
+	}
+	if n == 0 || version < 1 {
+		return fault.New(fault.Invalid, "the trust of pool %q has no version %d", pool, version)
+	}
+	return nil
+}
+
+// ofIssuers are the entries that issuers and what is above them are of.
+func ofIssuers(pool string, issuers []*ca.Issuer, now time.Time) []*entry {
+	ours := map[string]string{}
+	for _, i := range issuers {
+		if i.Certificate != nil {
+			ours[Fingerprint(i.Certificate)] = i.ID
+		}
+	}
+	var all []*entry
+	take := func(c *x509.Certificate) {
+		kind := client.TrustIntermediate
+		if selfIssued(c) {
+			kind = client.TrustAnchor
+		}
+		e := newEntry(pool, client.TrustGeneral, kind, ours[Fingerprint(c)], c, "", now)
+		if !slices.ContainsFunc(all, e.same) {
+			all = append(all, e)
+		}
+	}
+	for _, i := range issuers { // roots first: what is trusted most is seen first
+		for _, c := range above(i) {
+			if selfIssued(c) {
+				take(c)
+			}
+		}
+	}
+	for _, i := range issuers {
+		for _, c := range above(i) {
+			take(c)
+		}
+	}
+	return all
+}
+
+// above are an issuer's certificate and those above it.
+func above(i *ca.Issuer) []*x509.Certificate {
+	if i.Certificate == nil {
+		return nil
+	}
+	return append([]*x509.Certificate{i.Certificate}, i.Chain...)
+}
+
+func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
+
+// sync brings the issuers of a pool into its general set that came to be outside rollouts: those that were in no version yet.
+// The first version has all there are, the retired ones too, since there are certificates under them.
+func (s *Service) sync(ctx context.Context, pool string, issuers []*ca.Issuer, now time.Time) error {
+	if len(issuers) == 0 || pool == ca.IdentityPool { // what is known by identities is in no trust set
+		return nil
+	}
+	lacking := false
+	look := func(tx *db.Tx) (st State, all, add []*entry, err error) {
+		st, found, err := readState(ctx, tx, pool)
+		if err != nil || st.Rollout != "" {
+			return st, nil, nil, err
+		}
+		if all, err = readEntries(ctx, tx, `pool = $1`, pool); err != nil {
+			return st, nil, nil, err
+		}
+		return st, all, unknown(pool, issuers, all, found, now), nil
+	}
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		_, _, add, err := look(tx)
+		lacking = len(add) > 0
+		return err
+	})
+	if err != nil || !lacking {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		st, all, add, err := look(tx)
+		if err != nil || len(add) == 0 {
+			return err
+		}
+		version, err := stage(ctx, tx, pool, st, all, add, func(*entry) bool { return false }, now)
+		if err != nil {
+			return err
+		}
+		return s.Adopt(ctx, tx, pool, version)
+	})
+}
+
+// unknown are the entries of issuers that no entry was ever made for.
+func unknown(pool string, issuers []*ca.Issuer, all []*entry, begun bool, now time.Time) []*entry {
+	var fresh []*ca.Issuer
+	for _, i := range issuers {
+		known := slices.ContainsFunc(all, func(e *entry) bool { return e.issuer == i.ID })
+		if !known && (!begun || i.State != ca.IssuerRetired) && now.Before(i.Certificate.NotAfter) {
+			fresh = append(fresh, i)
+		}
+	}
+	// What is above them is theirs in the same step, and of ours where it is.
+	add := ofIssuers(pool, fresh, now)
+	for _, e := range add {
+		for _, i := range issuers {
+			if e.issuer == "" && i.Certificate.Equal(e.certificate) {
+				e.issuer = i.ID
+			}
+		}
+	}
+	return slices.DeleteFunc(add, func(e *entry) bool { return !now.Before(e.notAfter) })
+}
+
+// plainFingerprint writes a fingerprint as it is stored, and leaves other texts as they are.
+func plainFingerprint(text string) string {
+	plain := strings.ToLower(strings.ReplaceAll(strings.TrimSpace(text), ":", ""))
+	if len(plain) == 64 && strings.Trim(plain, "0123456789abcdef") == "" {
+		return plain
+	}
+	return text
+}
