@@ -65,6 +65,8 @@ type ExplainedLeaf struct {
 	Subject string   `json:"subject,omitempty"`
 	Names   []string `json:"names,omitempty"`
 	Usages  []string `json:"usages,omitempty"`
+	// Announced is the purpose under which peers pin it.
+	Announced string `json:"announced,omitempty"`
 }
 
 // ExplainedPath is a file or a directory.
@@ -364,6 +366,7 @@ func (e *explainer) certificates(x *Explanation) {
 		for _, name := range c.Names {
 			leaf.Names = append(leaf.Names, e.text(name))
 		}
+		leaf.Announced = e.announced(c)
 		x.Certificates = append(x.Certificates, leaf)
 		for _, rule := range c.Key {
 			when, possible := e.when(rule.When)
@@ -377,7 +380,8 @@ func (e *explainer) certificates(x *Explanation) {
 			}
 		}
 	}
-	x.Trust = e.recipe.Trust.says()
+	x.Trust = e.recipe.Trust.says(e.text(e.recipe.Trust.Purpose))
+	x.Trust = append(x.Trust, sayAnnounced(x.Certificates)...)
 }
 
 func (e *explainer) files(x *Explanation) {

@@ -1,7 +1,6 @@
 package recipe
 
 import (
-	"maps"
 	"slices"
 	"strings"
 )
@@ -9,16 +8,7 @@ import (
 // Profiles are the authority's profiles that certificates of the recipe may be of under these parameters, which were checked
 // before. What only the host decides is taken to hold, since it may.
 func (r *Recipe) Profiles(parameters map[string]string) []string {
-	e := &explainer{scope: &scope{recipe: r, parameters: maps.Clone(parameters)}, decide: true, blank: map[string]bool{}}
-	if e.parameters == nil {
-		e.parameters = map[string]string{}
-	}
-	for i := range r.Parameters {
-		p := &r.Parameters[i]
-		if _, given := parameters[p.Name]; !given {
-			e.parameters[p.Name] = e.text(e.defaultOf(p))
-		}
-	}
+	e := r.given(parameters)
 	var all []string
 	for i := range r.Certificates {
 		c := &r.Certificates[i]

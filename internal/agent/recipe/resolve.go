@@ -176,6 +176,7 @@ func (r *Recipe) Resolve(h Host, parameters map[string]string, facts Facts) (*Pl
 	}
 	b := &builder{scope: s, causes: map[string]bool{}, plan: &Plan{Recipe: r.Name, Trust: r.Trust, AllowList: r.AllowList}}
 	b.certificates()
+	b.purpose()
 	b.directories()
 	b.files()
 	if r.User != "" {
@@ -359,6 +360,9 @@ func (b *builder) certificates() {
 		}
 		for _, name := range c.Names {
 			planned.Names = append(planned.Names, b.each(what, name, checkName)...)
+		}
+		if c.Announce != "" && b.applies(what, c.AnnounceWhen) {
+			planned.Announce = b.fill(what, c.Announce, checkPurpose)
 		}
 		if !b.key(what, c, &planned) {
 			b.problem(what, fault.New(fault.Conflict, "no key rule holds on this host"))

@@ -91,9 +91,9 @@ func (p *Probe) says(text func(string) string) string {
 // Explain says the plan in words. Nothing in it is conditional.
 func (p *Plan) Explain() *Explanation {
 	literally := func(text string) string { return text }
-	x := &Explanation{Name: p.Recipe, AllowList: p.AllowList, Notes: p.Notes, Probe: p.Probe.says(literally), Trust: p.Trust.says()}
+	x := &Explanation{Name: p.Recipe, AllowList: p.AllowList, Notes: p.Notes, Probe: p.Probe.says(literally), Trust: p.Trust.says(p.Trust.Purpose)}
 	for _, c := range p.Certificates {
-		x.Certificates = append(x.Certificates, ExplainedLeaf{ID: c.ID, Profile: c.Profile, Subject: c.Subject, Names: c.Names, Usages: c.Usages})
+		x.Certificates = append(x.Certificates, ExplainedLeaf{ID: c.ID, Profile: c.Profile, Subject: c.Subject, Names: c.Names, Usages: c.Usages, Announced: c.Announce})
 		x.Keys = append(x.Keys, ExplainedKey{Certificate: c.ID, Algorithm: c.Algorithm, Encoding: sayEncoding(c.Encoding), Pinned: c.Pinned})
 	}
 	for _, d := range p.Directories {
@@ -133,9 +133,12 @@ func sayEncoding(encoding string) string {
 	return "PKCS#8"
 }
 
-// says is the trust in words.
-func (t Trust) says() []string {
+// says is the trust in words; purpose is what it is for.
+func (t Trust) says(purpose string) []string {
 	var said []string
+	if purpose != "" && purpose != general {
+		said = append(said, "what is trusted is the pool's set for "+purpose)
+	}
 	if t.Intermediates {
 		said = append(said, "the trust holds the root and the issuers below it")
 	}

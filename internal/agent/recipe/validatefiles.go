@@ -42,6 +42,7 @@ func (v *validation) certificates() {
 			_, err := cert.ParseExtKeyUsage(usage)
 			v.problem(fmt.Sprintf("%s.usages[%d]", at, j), err)
 		}
+		v.announce(at, c)
 		v.keys(at, c)
 		v.used(at, c)
 	}
