@@ -19,8 +19,8 @@ import (
 // which a service finds its configuration are not among them: who may name the owner of a file there rules the service.
 func DefaultPaths() []string {
 	return []string{
-		"/etc/apache2/tls", "/etc/chancery/placed", "/etc/haproxy/tls", "/etc/httpd/tls", "/etc/nginx/tls", "/etc/pki", "/etc/postgresql/tls",
-		"/etc/ssl", "/etc/stunnel/tls", "/opt/libvirt/etc/pki",
+		"/etc/apache2/tls", "/etc/chancery/placed", "/etc/haproxy/tls", "/etc/httpd/tls", "/etc/ldap/tls", "/etc/nginx/tls",
+		"/etc/openldap/tls", "/etc/pki", "/etc/postgresql/tls", "/etc/rabbitmq/tls", "/etc/ssl", "/etc/stunnel/tls", "/opt/libvirt/etc/pki",
 	}
 }
 

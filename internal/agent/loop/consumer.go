@@ -115,7 +115,7 @@ func (c *consumer) Probe(ctx context.Context) error {
 			client.Certificate = append(client.Certificate, certificate.Raw)
 		}
 	}
-	seen, err := probe.Served(ctx, *p, m.Path[0], m.Anchors, client, c.now)
+	seen, err := probe.Served(ctx, *p, m.Path[0], m.Roots(), client, c.now)
 	if seen != nil {
 		c.served = seen
 	}
@@ -135,6 +135,8 @@ func (c *consumer) do(ctx context.Context, step recipe.Step) error {
 		err = c.matchPairs()
 	case step.Action == actionHAProxy:
 		err = c.setHAProxyCertificate(ctx, step)
+	case step.Action == actionOpenLDAP:
+		err = c.setOpenLDAPFiles(ctx, step)
 	default:
 		err = fault.New(fault.Invalid, "the step says nothing that this agent can do here")
 	}
