@@ -62,6 +62,7 @@ type Agent struct {
 	placer  *place.Placer
 	api     *client.Client // nil before the host joined
 	tries   attempts
+	proveAt time.Time // when a proof that waits is looked at again
 	alone   bool
 
 	trustEnds  time.Time // when the first of what is trusted ends, as of the last pass; zero where nothing does

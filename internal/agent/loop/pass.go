@@ -84,6 +84,9 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 		}
 	}
 	a.trustEnds = t.ends(now)
+	if err := a.beginProofs(ctx, d, now); err != nil {
+		problem(err.Error())
+	}
 	listed := map[string]bool{}
 	for _, order := range d.Placements {
 		if ctx.Err() != nil {
@@ -96,6 +99,9 @@ func (a *Agent) pass(ctx context.Context, d *client.Desired, problems []string) 
 	}
 	if err := a.letGo(listed); err != nil {
 		problem(err.Error())
+	}
+	for _, wrong := range a.prove(ctx, d, t, now) {
+		problem(wrong)
 	}
 	problem(a.clockProblem())
 	return result, nil
@@ -368,6 +374,9 @@ func (a *Agent) due(d *client.Desired, now time.Time) time.Time {
 		if t.next.After(now) {
 			earlier(t.next)
 		}
+	}
+	if a.proveAt.After(now) {
+		earlier(a.proveAt)
 	}
 	return next
 }

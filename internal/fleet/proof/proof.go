@@ -46,7 +46,7 @@ const (
 	// Keep is how long a proof is shown after its end.
 	Keep = 90 * 24 * time.Hour
 	// answerWithin is how long a host may take to say that it has heard of a proof, before it is called silent.
-	answerWithin = 20 * time.Second
+	answerWithin = 30 * time.Second
 )
 
 // Options are what a Service works with; all are required.

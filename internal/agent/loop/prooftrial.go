@@ -1,0 +1,224 @@
+package loop
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/crl"
+)
+
+// A consumer that was told of a new CRL may serve with the old one for a moment, so what it takes is shown to it again.
+const (
+	takeAgain   = 250 * time.Millisecond
+	takesToStay = 5 * time.Second
+)
+
+// trial tries one certificate at one placement after the other.
+type trial struct {
+	agent  *Agent
+	proof  client.Proof
+	state  *proofState
+	now    time.Time
+	shown  *tls.Certificate
+	twin   bool
+	issuer *trustIssuer // nil where nothing here trusts it
+}
+
+// takeIssuer notes the issuer of what is tried, with the newest CRL of it that is at hand.
+func (t *trial) takeIssuer(one *trustIssuer) {
+	if t.issuer == nil || t.issuer.list == nil {
+		t.issuer = one
+	}
+}
+
+// notListed says why it cannot be tried yet: no complete CRL lists it.
+func (t *trial) notListed() string {
+	if t.issuer == nil {
+		return "" // it is refused here for its issuer, if for nothing else
+	}
+	number, listed := listing(t.issuer.list, t.shown.Leaf.SerialNumber)
+	switch {
+	case listed:
+		return ""
+	case t.issuer.list == nil:
+		return fmt.Sprintf("no CRL of %s has come yet", t.issuer.Name)
+	}
+	return fmt.Sprintf("CRL %s of %s does not list %s %s yet", number, t.issuer.Name, t.what(), serialOf(t.shown.Leaf))
+}
+
+func (t *trial) what() string {
+	if t.twin {
+		return "the twin"
+	}
+	return "the certificate"
+}
+
+// at tries one placement.
+func (t *trial) at(ctx context.Context, placement string) client.ProofTrial {
+	folder, err := t.agent.state.folder(placement)
+	if err != nil {
+		return client.ProofTrial{Result: client.ProofNotTried, Detail: err.Error()}
+	}
+	record, err := folder.record()
+	if err != nil {
+		return client.ProofTrial{Result: client.ProofNotTried, Detail: err.Error()}
+	}
+	if record.Plan == nil {
+		return client.ProofTrial{Result: client.ProofNotTried, Detail: "nothing is placed there yet: " + record.Observed.Message}
+	}
+	number, files := t.files(folder, record.Plan)
+	out := client.ProofTrial{CRL: number}
+	p := record.Plan.Probe
+	if p == nil || p.Address == "" {
+		out.Result, out.Detail = client.ProofNotTried, "it has no port; "+files
+		return out
+	}
+	shown, err := t.present(ctx, *p)
+	switch {
+	case probe.IsDown(err):
+		out.Result, out.Detail = client.ProofNotTried, fmt.Sprintf("nothing listens at %s; %s", p.Address, files)
+		return out
+	case err == nil && !shown.Asked:
+		out.Result, out.Detail = client.ProofUnclear, fmt.Sprintf("%s asks for no client certificate", p.Address)
+		return out
+	}
+	out.With, out.Twin = serialOf(t.shown.Leaf), t.twin
+	switch {
+	case err != nil:
+		out.Result, out.Detail = client.ProofUnclear, err.Error()
+	case shown.Accepted:
+		out.Result, out.Detail = client.ProofAccepted, fmt.Sprintf("%s takes it: %s; %s", p.Address, shown.Said, files)
+	default:
+		out.Result, out.Detail = t.judge(ctx, *p, folder, record.Plan, shown)
+		if number == "" {
+			out.Detail += "; " + files
+		}
+	}
+	return out
+}
+
+// present shows it until the server refuses, or has taken it for so long that it stays with that.
+func (t *trial) present(ctx context.Context, p recipe.Probe) (*probe.Shown, error) {
+	for until := time.Now().Add(takesToStay); ; {
+		shown, err := probe.Present(ctx, p, t.shown)
+		if err != nil || !shown.Accepted || time.Now().After(until) {
+			return shown, err
+		}
+		t.agent.beat()
+		select {
+		case <-ctx.Done():
+			return shown, err
+		case <-time.After(takeAgain):
+		}
+	}
+}
+
+// judge says what a refusal is worth: a good certificate of the same issuer must be taken.
+func (t *trial) judge(ctx context.Context, p recipe.Probe, folder *folder, plan *recipe.Plan, refused *probe.Shown) (result, detail string) {
+	control, err := t.control(ctx, folder, plan)
+	if err != nil {
+		if refused.Revoked {
+			return client.ProofRefused, fmt.Sprintf("it says itself that the certificate is revoked (%s); there is no good one to compare: %v", refused.Said, err)
+		}
+		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and there is no good certificate to compare: %v", refused.Said, err)
+	}
+	good, err := probe.Present(ctx, p, control)
+	switch serial := serialOf(control.Leaf); {
+	case err != nil:
+		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and a good certificate could not be shown: %v", refused.Said, err)
+	case good.Accepted:
+		return client.ProofRefused, fmt.Sprintf("%s; certificate %s, which is good, is taken: %s", refused.Said, serial, good.Said)
+	case refused.Revoked && !good.Revoked:
+		return client.ProofRefused, fmt.Sprintf("it says itself that the certificate is revoked (%s); of %s, which is good and is refused too, it says: %s",
+			refused.Said, serial, good.Said)
+	default:
+		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and so is certificate %s, which is good (%s): a list of names may stand before it, "+
+			"a CRL of the path may be missing or out of date, or it takes nobody of this issuer", refused.Said, serial, good.Said)
+	}
+}
+
+// control is a good certificate of the same issuer: the one that is placed there, where a client can show it, or else one that
+// the authority issues for this.
+func (t *trial) control(ctx context.Context, folder *folder, plan *recipe.Plan) (*tls.Certificate, error) {
+	for _, planned := range plan.Certificates {
+		h, err := folder.held(planned.ID, suffixHeld)
+		if err != nil || h == nil || !forClients(h.leaf()) || !t.good(h) {
+			continue
+		}
+		return (&proofKey{Key: h.Key, Path: h.Path}).pair()
+	}
+	control, err := t.state.Control.pair()
+	if control != nil && t.now.After(control.Leaf.NotAfter) {
+		return nil, fmt.Errorf("the one of this proof ended at %s", control.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if control != nil || err != nil {
+		return control, err
+	}
+	if !t.proof.Controls {
+		return nil, errNoControls
+	}
+	if err := t.agent.askProofKey(ctx, t.proof, t.state, &t.state.Control, true); err != nil {
+		return nil, err
+	}
+	return t.state.Control.pair()
+}
+
+// good reports whether a certificate that is placed is a good one of the issuer.
+func (t *trial) good(h *held) bool {
+	leaf := h.leaf()
+	if t.issuer == nil || h.serial() == t.proof.Serial || !t.now.Before(leaf.NotAfter) || leaf.CheckSignatureFrom(t.issuer.certificate) != nil {
+		return false
+	}
+	_, listed := listing(t.issuer.list, leaf.SerialNumber)
+	return !listed
+}
+
+// files say whether what is placed for a consumer lists the certificate, and in which CRL.
+func (t *trial) files(folder *folder, plan *recipe.Plan) (number, said string) {
+	if !uses(plan, "crls") {
+		return "", "its files hold no CRL"
+	}
+	if t.issuer == nil {
+		return "", "it is given no trust in the issuer"
+	}
+	der := placedCRL(folder, t.issuer)
+	if der == nil {
+		return "", "its files hold no CRL of " + t.issuer.Name
+	}
+	list, err := crl.Parse(der)
+	if err != nil {
+		return "", "the CRL in its files cannot be read: " + err.Error()
+	}
+	number, listed := listing(list, t.shown.Leaf.SerialNumber)
+	itself, err := cert.ParseSerial(t.proof.Serial)
+	if err == nil && t.twin { // a list that has the twin and not the certificate would prove nothing
+		_, has := list.Lookup(itself)
+		listed = listed && has
+	}
+	if !listed {
+		return "", fmt.Sprintf("its files hold CRL %s of %s, which does not list it", number, t.issuer.Name)
+	}
+	return number, fmt.Sprintf("its files hold CRL %s of %s, which lists it", number, t.issuer.Name)
+}
+
+// placedCRL is the CRL of an issuer that is placed for a consumer; nil where none is.
+func placedCRL(folder *folder, issuer *trustIssuer) []byte {
+	var kept keptTrust
+	if found, err := folder.state.readJSON(&kept, dirPlacements, folder.name, fileTrust); err != nil || !found {
+		return nil
+	}
+	for _, der := range kept.CRLs {
+		list, err := crl.Parse(der)
+		if err == nil && bytes.Equal(list.RawIssuer, issuer.certificate.RawSubject) && list.CheckIssuer(issuer.certificate) == nil {
+			return der
+		}
+	}
+	return nil
+}
