@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"chancery/client"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
@@ -18,33 +19,24 @@ func (s *Service) announces(name string) bool {
 	return !ok || slices.ContainsFunc(known.Certificates, func(c recipe.Certificate) bool { return c.Announce != "" })
 }
 
-// announcedFor is the purpose under which peers pin a placement's certificate: the recipe says it. A host's own recipe says it
-// to the host alone, and its certificates are pinned for general purposes.
-func (s *Service) announcedFor(name string) string {
-	if known, ok := s.Recipe(name); ok {
-		for _, c := range known.Certificates {
-			if c.Announce != "" {
-				return c.Announce
-			}
+// announcedFor is the purpose under which peers pin a placement's certificate: recipe and parameters say it. A host's own
+// recipe says it to the host alone, and its certificates are pinned for general purposes.
+func (s *Service) announcedFor(order client.PlacementOrder) string {
+	if known, ok := s.Recipe(order.Recipe); ok {
+		if purposes := known.Announces(order.Parameters); len(purposes) > 0 {
+			return purposes[0]
 		}
 	}
-	return generalPurpose
+	return client.TrustGeneral
 }
 
-// generalPurpose is what is meant where a recipe names no purpose.
-const generalPurpose = "general"
-
-// pins reports whether a recipe has files of the certificates that are pinned for a purpose; known is false of a host's own.
-func (s *Service) pins(name, purpose string) (pins, known bool) {
+// mayPin reports whether a recipe has files of pinned certificates, for whatever purpose; known is false of a host's own.
+func (s *Service) mayPin(name string) (may, known bool) {
 	r, known := s.Recipe(name)
 	if !known {
 		return false, false
 	}
-	of := r.Trust.Purpose
-	if of == "" {
-		of = generalPurpose
-	}
-	return of == purpose && slices.ContainsFunc(r.Files, func(f recipe.File) bool { return slices.Contains(f.Content, "pinned") }), true
+	return slices.ContainsFunc(r.Files, func(f recipe.File) bool { return slices.Contains(f.Content, "pinned") }), true
 }
 
 // Presenting finds the placements of a pool's hosts that were seen with certificates of these issuers, by the hexadecimal
@@ -76,9 +68,11 @@ func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuer
 }
 
 // Lacking finds the placements of joined hosts that pin a purpose and were not seen to hold a certificate, up to limit. Which
-// pin it is known of the built-in recipes; a placement of a host's own recipe does where it holds another of the purpose.
+// pin it is known of the built-in recipes and their parameters; a placement of a host's own recipe does where it holds another
+// of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then: two hosts that
+// are new do not wait for each other.
 func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
-	recipes, own, err := s.pinning(ctx, tx, p)
+	recipes, own, err := s.pinning(ctx, tx, p.Pool)
 	if err != nil || len(recipes)+len(own) == 0 {
 		return nil, err
 	}
@@ -88,8 +82,8 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		args = append(args, one)
 		places = append(places, fmt.Sprintf("$%d", len(args)))
 	}
-	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
-		JOIN host ON host.id = host_placement.host
+	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.parameters, host_placement.observed
+		FROM host_placement JOIN host ON host.id = host_placement.host
 		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND host_placement.recipe IN (`+strings.Join(places, ", ")+`)
 		ORDER BY host.name, host_placement.position`, args...)
 	if err != nil {
@@ -99,20 +93,29 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	var found []trust.Presented
 	for rows.Next() && len(found) < limit {
 		var at trust.Presented
-		var name, observed string
-		if err := rows.Scan(&at.Host, &at.Placement, &name, &observed); err != nil {
+		var name, parameters, observed string
+		if err := rows.Scan(&at.Host, &at.Placement, &name, &parameters, &observed); err != nil {
 			return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
 		}
-		var seen struct {
-			Pinned []string `json:"pinned"`
+		var given map[string]string
+		if err := json.Unmarshal([]byte(parameters), &given); err != nil {
+			return nil, fmt.Errorf("read the parameters of %s at %s: %w", at.Placement, at.Host, err)
 		}
-		if observed != "" && !strings.Contains(observed, p.Fingerprint) {
+		var seen struct {
+			Pinned []string          `json:"pinned"`
+			Files  []json.RawMessage `json:"files"` // what is placed, whatever it is
+		}
+		if observed != "" {
 			if err := json.Unmarshal([]byte(observed), &seen); err != nil {
 				return nil, fmt.Errorf("read what was observed of %s at %s: %w", at.Placement, at.Host, err)
 			}
 		}
-		holds := strings.Contains(observed, p.Fingerprint)
-		pins := slices.Contains(recipes, name) || slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
+		if len(seen.Files) == 0 {
+			continue
+		}
+		holds := slices.Contains(seen.Pinned, p.Fingerprint)
+		known, ours := s.Recipe(name)
+		pins := ours && known.Pins(given) == p.Purpose || !ours && slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
 		if pins && !holds {
 			found = append(found, at)
 		}
@@ -120,16 +123,16 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	return found, rows.Err()
 }
 
-// pinning are the recipes in use in a pool that pin a purpose, and those of hosts of which it is not known.
-func (s *Service) pinning(ctx context.Context, tx *db.Tx, p trust.Pinning) (recipes, own []string, err error) {
+// pinning are the recipes in use in a pool that may pin certificates, and those of hosts of which it is not known.
+func (s *Service) pinning(ctx context.Context, tx *db.Tx, pool string) (recipes, own []string, err error) {
 	err = each(ctx, tx, `SELECT DISTINCT host_placement.recipe FROM host_placement JOIN host ON host.id = host_placement.host
-		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 ORDER BY host_placement.recipe`, []any{p.Pool}, func(scan func(...any) error) error {
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 ORDER BY host_placement.recipe`, []any{pool}, func(scan func(...any) error) error {
 		var name string
 		if err := scan(&name); err != nil {
 			return err
 		}
-		switch pins, known := s.pins(name, p.Purpose); {
-		case pins:
+		switch may, known := s.mayPin(name); {
+		case may:
 			recipes = append(recipes, name)
 		case !known:
 			own = append(own, name)
@@ -137,7 +140,7 @@ func (s *Service) pinning(ctx context.Context, tx *db.Tx, p trust.Pinning) (reci
 		return nil
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("find what pins certificates in pool %s: %w", p.Pool, err)
+		return nil, nil, fmt.Errorf("find what pins certificates in pool %s: %w", pool, err)
 	}
 	return recipes, own, nil
 }

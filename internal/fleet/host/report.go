@@ -84,10 +84,10 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 
 // announced takes what a report says of certificates that peers pin.
 func (s *Service) announced(ctx context.Context, tx *db.Tx, by access.Principal, r *row, o observation, now time.Time) error {
-	if !s.announces(o.recipe) {
+	if !s.announces(o.order.Recipe) {
 		return nil
 	}
-	at := trust.Placement{Host: r.id, Name: o.Placement, Pool: r.pool, Purpose: s.announcedFor(o.recipe)}
+	at := trust.Placement{Host: r.id, Name: o.Placement, Pool: r.pool, Purpose: s.announcedFor(o.order)}
 	var good []*x509.Certificate
 	for _, c := range o.leaves {
 		switch err := s.CA.CheckGiven(ctx, tx, c, by.ID, now); {
@@ -108,9 +108,9 @@ func (s *Service) announced(ctx context.Context, tx *db.Tx, by access.Principal,
 // observation is one of a report with its stored form.
 type observation struct {
 	client.Observation
-	text   string              // JSON, without the time
-	leaves []*x509.Certificate // that are announced
-	recipe string              // of the placement; known once it is compared
+	text   string                // JSON, without the time
+	leaves []*x509.Certificate   // that are announced
+	order  client.PlacementOrder // of the placement; known once it is compared
 }
 
 func encodeObservations(reported []client.Observation) ([]observation, error) {
@@ -169,7 +169,7 @@ func compare(ctx context.Context, tx *db.Tx, by access.Principal, seen []observa
 	for _, o := range seen {
 		i := slices.IndexFunc(there, func(p placed) bool { return p.Name == o.Placement })
 		if i >= 0 && (there[i].observed != o.text || there[i].Observed.State != o.State) {
-			o.recipe = there[i].Recipe
+			o.order = there[i].PlacementOrder
 			news = append(news, o)
 		}
 	}
