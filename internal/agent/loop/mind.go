@@ -118,7 +118,7 @@ const toldFor = 24 * time.Hour
 
 // render makes the files, with the password files that the agent made itself.
 func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Set, error) {
-	set, err := place.Render(plan, m, w.password)
+	set, err := place.Render(plan, m, place.Sources{Password: w.password})
 	if err != nil {
 		return place.Set{}, err
 	}

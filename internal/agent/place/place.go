@@ -64,6 +64,11 @@ type File struct {
 	// Same reports whether what is there has the same content, for forms whose bytes differ each time they are made. Nil
 	// compares bytes.
 	Same func(there []byte) bool `json:"-"`
+	// Share says that others have entries in the file, too: then Data comes of Merge, a file that is there need not be adopted,
+	// and it is never removed while it holds anything.
+	Share *Share `json:"-"`
+
+	shared shared
 }
 
 // Directory is a directory to be.

@@ -33,8 +33,9 @@ type plan struct {
 	items   map[string]*item
 	order   []string // of items
 
-	words       []string // the differences
-	strangers   []error  // files that are there, not ours, and not to be adopted
+	words       []string        // the differences
+	vacated     map[string]bool // files shared with others in which nothing is left
+	strangers   []error         // files that are there, not ours, and not to be adopted
 	unset, left []string
 	adopts      bool
 	returns     bool // there is a set to go back to
@@ -50,6 +51,7 @@ func (p *Placer) newPlan(v *view, set Set, old *Set, now time.Time) (*plan, erro
 	pl := &plan{
 		placer: p, view: v, set: set, own: r.Placements[set.Name], now: now,
 		files: map[string]string{}, wanted: map[string]*state{}, there: map[string]entry{}, items: map[string]*item{},
+		vacated: map[string]bool{},
 		journal: &journal{
 			Placement: set.Name, Began: now, Nest: nestPrefix + rand.Text()[:10], After: &placed{Files: map[string]ours{}},
 		},
@@ -222,8 +224,12 @@ func (pl *plan) makeAll(d *directory, missing []string, last *attributes) {
 }
 
 func (pl *plan) planFiles() error {
+	files, err := pl.merge(pl.set.Files)
+	if err != nil {
+		return err
+	}
 	var all []error
-	for _, f := range pl.set.Files {
+	for _, f := range files {
 		all = append(all, pl.planFile(f))
 	}
 	return errors.Join(all...)
@@ -248,24 +254,32 @@ func (pl *plan) planFile(f File) error {
 			return err
 		}
 	}
+	if f.keeps(e) {
+		want.attributes, e.listed = e.attributes(), false
+	}
 	digest := want.digest()
 	if want.same != nil && e.data != nil && want.same(e.data) {
 		digest = e.found().digest()
 	}
-	mark := ours{Path: f.Path, Digest: digest}
+	mark := f.mark(digest)
 	if want.noLabel {
 		mark.Unlabelled = want.Label
 	}
-	pl.journal.After.Files[at.real] = mark
+	if !f.isShared() || !f.shared.share.Leave {
+		pl.journal.After.Files[at.real] = mark
+	}
 	words := want.differences(e)
 	if len(words) == 0 {
 		return nil
 	}
-	return pl.change(at, want, e, words, isOurs)
+	if f.keeps(e) {
+		want.attributes = pl.placer.foundAgain(e).attributes
+	}
+	return pl.change(at, want, e, words, isOurs, f.isShared())
 }
 
 // change plans that a file becomes what is wanted.
-func (pl *plan) change(at spot, want *state, e entry, words []string, isOurs bool) error {
+func (pl *plan) change(at spot, want *state, e entry, words []string, isOurs, isShared bool) error {
 	if e.closed {
 		return fault.New(fault.Denied, "%s cannot be read by this agent, which could not put it back", at.real)
 	}
@@ -274,7 +288,7 @@ func (pl *plan) change(at spot, want *state, e entry, words []string, isOurs boo
 	switch {
 	case !e.exists() || isOurs:
 		pl.differ(at.real, words)
-	case pl.set.Adopt:
+	case pl.set.Adopt || isShared:
 		pl.differ(at.real, append(words, "and is not ours: a copy will be kept"))
 		pl.adopts = true
 		i.Keep, err = pl.copyName(at)
@@ -379,7 +393,11 @@ func (pl *plan) planRemovals() {
 		case err != nil:
 			pl.leave(real, err.Error())
 		case !e.exists():
-		case e.closed || e.kind == unix.S_IFDIR || e.found().digest() != known.Digest:
+		case known.Shared && !pl.vacated[real]:
+			if len(known.Entries) > 0 {
+				pl.leave(real, fmt.Sprintf("others have entries in it, and %d of ours stay with them", len(known.Entries)))
+			}
+		case e.closed || e.kind == unix.S_IFDIR || e.found().digest() != known.Digest && !pl.vacated[real]:
 			pl.leave(real, "it was changed since it was placed")
 		default:
 			pl.files[real] = known.Path
@@ -403,79 +421,6 @@ func (pl *plan) planRemovals() {
 func (pl *plan) leave(real, why string) {
 	pl.left = append(pl.left, real+": "+why)
 	pl.differ(real, []string{"is no longer wanted and will be left: " + why})
-}
-
-// planReturn plans what going back takes: the old set where it is given, else what is there. Where files are adopted it is
-// what is there, for an old set would not match them.
-func (pl *plan) planReturn(r *record, old *Set) error {
-	before := pl.own.clone()
-	if before.Files == nil {
-		before.Files = map[string]ours{}
-	}
-	pl.journal.Before = before
-	pl.returns = pl.adopts
-	var err error
-	if old != nil && !pl.adopts {
-		err = pl.planOld(r, old)
-	}
-	for real, i := range pl.items {
-		if i.Back == nil {
-			delete(before.Files, real)
-		}
-	}
-	return err
-}
-
-// planOld plans to go back to an old set, whole or not at all.
-func (pl *plan) planOld(r *record, old *Set) error {
-	backs, named := map[string]*state{}, map[string]string{}
-	for _, f := range old.Files {
-		at, want, err := pl.resolve(f, false)
-		if err != nil {
-			return err
-		}
-		backs[at.real], named[at.real] = want, f.Path
-		if pl.wanted[at.real] != nil {
-			continue
-		}
-		e, err := pl.look(at)
-		_, isOurs := pl.own.Files[at.real]
-		switch {
-		case err != nil:
-			return err
-		case at.dir == nil:
-			return fault.New(fault.Conflict, "the directory of %s is gone", at.real)
-		case e.exists() && (!isOurs || pl.items[at.real] == nil):
-			return fault.New(fault.Conflict, "%s is not ours", at.real)
-		}
-	}
-	if err := r.foreign(pl.set.Name, named); err != nil {
-		return err
-	}
-	maps.Copy(pl.files, named)
-	pl.returns = true
-	for _, real := range slices.Sorted(maps.Keys(backs)) {
-		pl.goBackTo(real, backs[real])
-	}
-	return nil
-}
-
-// goBackTo plans that going back makes a file what it was in the old set.
-func (pl *plan) goBackTo(real string, back *state) {
-	i, e := pl.items[real], pl.there[real]
-	mark := ours{Path: pl.files[real], Digest: back.digest()}
-	switch {
-	case back.matches(e): // a key store, too, that holds the same: its bytes are those that are there
-		mark = ours{Path: pl.files[real], Digest: e.found().digest(), Unlabelled: pl.own.Files[real].Unlabelled}
-		if i != nil {
-			i.Back = pl.placer.foundAgain(e)
-		}
-	case i != nil:
-		i.Back = back
-	default:
-		pl.item(real, pl.wanted[real], back)
-	}
-	pl.journal.Before.Files[real] = mark
 }
 
 // checkTree refuses a set in which a file is also a directory.

@@ -33,6 +33,9 @@ type ours struct {
 	Path       string `json:"path"`   // as the placement names it
 	Digest     string `json:"digest"` // of what was put
 	Unlabelled string `json:"unlabelled,omitempty"`
+	// Shared: others have entries in the file. Entries are ours, in the words of the store's Merge.
+	Shared  bool     `json:"shared,omitempty"`
+	Entries []string `json:"entries,omitempty"`
 }
 
 func (a *placed) equal(b *placed) bool { return reflect.DeepEqual(a, b) }

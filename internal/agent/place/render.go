@@ -1,9 +1,6 @@
 package place
 
 import (
-	"bytes"
-	"cmp"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -17,11 +14,19 @@ import (
 	"chancery/internal/pki/keyfile"
 )
 
-// Render makes the files of a plan from what it is to hold. Materials are by the ID of their certificate; passwords
-// returns the content of a key store's password file. The set bears the recipe's name.
-func Render(
-	plan *recipe.Plan, materials map[string]*probe.Material, passwords func(path string) ([]byte, error),
-) (Set, error) {
+// Sources are what rendering asks for beside a plan and its materials.
+type Sources struct {
+	// Password returns the content of a key store's password file.
+	Password func(path string) ([]byte, error)
+	// Run runs a program with its arguments and returns what it prints; for NSS databases, which NSS's own tools write.
+	Run func(args ...string) ([]byte, error)
+	// Scratch is a directory of the agent's own, open to nobody else, in which such databases are made.
+	Scratch string
+}
+
+// Render makes the files of a plan from what it is to hold. Materials are by the ID of their certificate; that of "" is what
+// files of trust alone are made of where the plan has no certificate. The set bears the recipe's name.
+func Render(plan *recipe.Plan, materials map[string]*probe.Material, sources Sources) (Set, error) {
 	set := Set{Name: plan.Recipe}
 	for _, d := range plan.Directories {
 		set.Directories = append(set.Directories, Directory{
@@ -29,12 +34,12 @@ func Render(
 		})
 	}
 	for _, f := range plan.Files {
-		m := materials[f.Of]
+		m := materialOf(plan, f, materials)
 		if m == nil {
 			return Set{}, fault.New(fault.Invalid, "file %s is of the certificate %q, for which there is nothing to place",
 				f.Path, f.Of)
 		}
-		r := &rendering{plan: plan, file: f, material: m, passwords: passwords}
+		r := &rendering{plan: plan, file: f, material: m, Sources: sources}
 		if err := r.into(&set); err != nil {
 			return Set{}, fmt.Errorf("file %s: %w", f.Path, err)
 		}
@@ -42,17 +47,35 @@ func Render(
 	return set, nil
 }
 
+// materialOf is what a file is made of. Trust is the same for all certificates of a plan, and for a plan without any.
+func materialOf(plan *recipe.Plan, f recipe.PlannedFile, materials map[string]*probe.Material) *probe.Material {
+	if m := materials[f.Of]; m != nil || !f.TrustOnly() {
+		return m
+	}
+	for _, c := range plan.Certificates {
+		if m := materials[c.ID]; m != nil {
+			return m
+		}
+	}
+	return materials[""]
+}
+
 // rendering is one file of a plan in the making.
 type rendering struct {
-	plan      *recipe.Plan
-	file      recipe.PlannedFile
-	material  *probe.Material
-	passwords func(path string) ([]byte, error)
+	Sources
+	plan     *recipe.Plan
+	file     recipe.PlannedFile
+	material *probe.Material
 }
 
 func (r *rendering) into(set *Set) (err error) {
 	f := File{
 		Path: r.file.Path, Mode: r.file.Mode, Owner: r.file.Owner, Group: r.file.Group, Label: r.file.Label,
+	}
+	if r.file.Merge {
+		f.Share, err = r.merged()
+		set.Files = append(set.Files, f)
+		return err
 	}
 	switch r.file.Format {
 	case "", "pem":
@@ -63,8 +86,12 @@ func (r *rendering) into(set *Set) (err error) {
 		f.Data, f.Same, err = r.store()
 	case "hashdir":
 		return r.hashed(set)
+	case "certdir":
+		return r.listed(set)
+	case "nss":
+		return r.database(set)
 	default:
-		return fault.New(fault.Invalid, "the format %q is not known; pem, der, pkcs12, jks or hashdir would pass", r.file.Format)
+		return fault.New(fault.Invalid, "the format %q is not known; pem, der, pkcs12, jks, hashdir, certdir or nss would pass", r.file.Format)
 	}
 	set.Files = append(set.Files, f)
 	return err
@@ -108,7 +135,7 @@ func (r *rendering) pem() ([]byte, error) {
 func (r *rendering) certificates(content string) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	m := r.material
-	if content != "anchors" && len(m.Path) == 0 {
+	if content != "anchors" && content != "pinned" && len(m.Path) == 0 {
 		return nil, fault.New(fault.Invalid, "there is no certificate to place")
 	}
 	switch content {
@@ -121,6 +148,8 @@ func (r *rendering) certificates(content string) ([]*x509.Certificate, error) {
 		slices.Reverse(all)
 	case "issuers":
 		return m.Path[1:], nil
+	case "pinned": // none is pinned as long as no peer has announced one
+		return distinct(m.Pinned), nil
 	case "anchors":
 		all = slices.Clone(m.Anchors)
 		if r.plan.Trust.Intermediates && len(all) > 0 {
@@ -206,121 +235,64 @@ func (r *rendering) der() ([]byte, error) {
 	return block.Bytes, nil
 }
 
-// store is a key store. Its bytes differ each time, so that what is there is compared entry by entry.
-func (r *rendering) store() ([]byte, func([]byte) bool, error) {
-	password, err := r.passwords(r.file.PasswordFile)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the password: %w", err)
+// Withdraw adds to a set what takes ours out of the stores of an earlier plan that the set has no more: a trust store that
+// moved does not go on trusting at its old place.
+func Withdraw(set *Set, before *recipe.Plan, sources Sources) error {
+	for _, f := range before.Files {
+		if !f.Shared() {
+			continue
+		}
+		paths := []string{f.Path}
+		if f.Format == "nss" {
+			paths = nil
+			for _, name := range nssFiles {
+				paths = append(paths, path.Join(f.Path, name))
+			}
+		}
+		if slices.ContainsFunc(set.Files, func(now File) bool { return now.Path == paths[0] }) {
+			continue
+		}
+		r := &rendering{plan: before, file: f, Sources: sources}
+		password, err := r.password()
+		if err != nil {
+			return fmt.Errorf("file %s: %w", f.Path, err)
+		}
+		share := &Share{Leave: true, Keep: true}
+		share.Merge = func(there [][]byte, ours []string, _ bool) ([][]byte, []string, error) {
+			return r.without(there, ours, password)
+		}
+		for _, p := range paths {
+			set.Files = append(set.Files, File{Path: p, Mode: f.Mode, Owner: f.Owner, Group: f.Group, Label: f.Label, Share: share})
+		}
 	}
-	password = bytes.TrimRight(password, "\r\n")
-	entries, err := r.entries()
+	return nil
+}
+
+// without takes what is ours out of a store. A file in which nothing is left goes.
+func (r *rendering) without(there [][]byte, ours []string, password []byte) ([][]byte, []string, error) {
+	if r.file.Format == "nss" {
+		if there[0] == nil {
+			return make([][]byte, len(there)), nil, nil
+		}
+		d := &nssDatabase{Sources: r.Sources, at: r.Scratch, path: r.file.Path, password: password}
+		want, _, err := d.merge(there, ours, false)
+		return want, nil, err
+	}
+	if there[0] == nil {
+		return [][]byte{nil}, nil, nil
+	}
+	data, _, err := r.mergeInto(there[0], ours, nil, password)
 	if err != nil {
 		return nil, nil, err
 	}
-	encode, magic := keyfile.EncodePKCS12, false
-	if r.file.Format == "jks" {
-		magic = true
-		encode = func(e []keyfile.Entry, password []byte) ([]byte, error) { return keyfile.EncodeJKS(e, password, nil) }
-	}
-	data, err := encode(entries, password)
-	same := func(there []byte) bool {
-		if bytes.HasPrefix(there, []byte("\xfe\xed\xfe\xed")) != magic {
-			return false
-		}
-		got, err := keyfile.DecodeStore(there, password)
-		return err == nil && keyfile.SameEntries(got, entries)
-	}
-	return data, same, err
-}
-
-// entries are a key with its path, and each anchor as a trusted certificate.
-func (r *rendering) entries() ([]keyfile.Entry, error) {
-	var key *keyfile.Entry
-	var trusted []keyfile.Entry
-	if r.file.Secret() {
-		if r.material.Key == nil {
-			return nil, fault.New(fault.Invalid, "there is no key to place")
-		}
-		key = &keyfile.Entry{Alias: cmp.Or(r.file.Alias, r.plan.Recipe), Key: r.material.Key}
-	}
-	for _, content := range r.file.Content {
-		if content == "key" {
-			continue
-		}
-		certificates, err := r.certificates(content)
-		if err != nil {
-			return nil, err
-		}
-		if key != nil && content != "anchors" {
-			key.Chain = append(key.Chain, certificates...)
-			continue
-		}
-		for _, c := range certificates {
-			trusted = append(trusted, keyfile.Entry{Alias: fileStem(c), Chain: []*x509.Certificate{c}})
+	left := certificatesIn(data)
+	if r.file.Format == "pkcs12" || r.file.Format == "jks" {
+		if left, err = keyfile.TrustedIn(data, password); err != nil {
+			return nil, nil, err
 		}
 	}
-	if key == nil {
-		return trusted, nil
+	if len(left) == 0 && len(ours) > 0 {
+		data = nil
 	}
-	return append([]keyfile.Entry{*key}, trusted...), nil
-}
-
-// fileStem names a CA certificate by what it is, so that it keeps its name when others come and go.
-func fileStem(c *x509.Certificate) string { return fmt.Sprintf("ca-%x", sha256.Sum256(c.Raw))[:19] }
-
-// hashed is a directory in which OpenSSL finds CA certificates and CRLs by the hashes of their names: those of today, and
-// those that programs built on OpenSSL before 1.0 look up.
-func (r *rendering) hashed(set *Set) error {
-	f := r.file
-	if !slices.ContainsFunc(set.Directories, func(d Directory) bool { return d.Path == f.Path }) {
-		set.Directories = append(set.Directories,
-			Directory{Path: f.Path, Mode: f.Mode, Owner: f.Owner, Group: f.Group, Label: f.Label})
-	}
-	var targets []keyfile.HashTarget
-	contents := map[string][]byte{}
-	for _, content := range f.Content {
-		if content == "crls" {
-			lists, err := r.lists()
-			if err != nil {
-				return err
-			}
-			for _, list := range lists {
-				// Named by its issuer's name and key, so that the next CRL takes the place of this one.
-				name := fmt.Sprintf("crl-%x", sha256.Sum256(slices.Concat(list.RawIssuer, list.AuthorityKeyId)))[:20] + ".pem"
-				contents[name] = encodeCRL(list)
-				targets = append(targets, keyfile.HashTarget{File: name, CRL: list})
-			}
-			continue
-		}
-		certificates, err := r.certificates(content)
-		if err != nil {
-			return err
-		}
-		for _, c := range certificates {
-			name := fileStem(c) + ".pem"
-			contents[name] = keyfile.EncodeCertificates(c)
-			targets = append(targets, keyfile.HashTarget{File: name, Certificate: c})
-		}
-	}
-	return r.hashFiles(set, targets, contents)
-}
-
-func (r *rendering) hashFiles(set *Set, targets []keyfile.HashTarget, contents map[string][]byte) error {
-	f := r.file
-	slices.SortFunc(targets, func(a, b keyfile.HashTarget) int { return cmp.Compare(a.File, b.File) })
-	targets = slices.CompactFunc(targets, func(a, b keyfile.HashTarget) bool { return a.File == b.File })
-	links, err := keyfile.HashLinks(targets, true)
-	if err != nil {
-		return err
-	}
-	for _, t := range targets {
-		set.Files = append(set.Files, File{
-			Path: path.Join(f.Path, t.File), Data: contents[t.File], Mode: f.Mode &^ 0o111,
-			Owner: f.Owner, Group: f.Group, Label: f.Label,
-		})
-	}
-	for _, l := range links {
-		set.Files = append(set.Files, File{Path: path.Join(f.Path, l.Name), Link: l.File})
-	}
-	return nil
+	return [][]byte{data}, nil, nil
 }

@@ -97,7 +97,7 @@ func (o *office) revoke(t *testing.T, issuer *x509.Certificate, key crypto.Signe
 
 func (o *office) render(t *testing.T, plan *recipe.Plan) Set {
 	t.Helper()
-	set, err := Render(plan, map[string]*probe.Material{"main": o.material}, testPassword)
+	set, err := Render(plan, map[string]*probe.Material{"main": o.material}, Sources{Password: testPassword})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,13 +400,13 @@ func TestRenderRefuses(t *testing.T) {
 			c.change(&m)
 		}
 		c.file.Path = "x"
-		set, err := Render(planned("", c.file), map[string]*probe.Material{"main": &m}, testPassword)
+		set, err := Render(planned("", c.file), map[string]*probe.Material{"main": &m}, Sources{Password: testPassword})
 		if err == nil || len(set.Files) > 0 || !strings.Contains(err.Error(), "/srv/tls/x") {
 			t.Errorf("%s: %+v, %v", name, set, err)
 		}
 	}
 	plan := planned("", recipe.PlannedFile{Path: "x", Content: []string{"leaf"}})
-	if _, err := Render(plan, nil, testPassword); !fault.Is(err, fault.Invalid) {
+	if _, err := Render(plan, nil, Sources{Password: testPassword}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("no material: %v", err)
 	}
 }
