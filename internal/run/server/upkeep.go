@@ -8,6 +8,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/proof"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -59,6 +60,7 @@ type pruner struct {
 	access   *access.Store
 	ca       *ca.CA
 	hosts    *host.Service
+	proofs   *proof.Service
 	logger   *slog.Logger
 }
 
@@ -95,6 +97,9 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if err := whole(func() (int64, error) { return p.hosts.Prune(ctx, now, pruneRows) }); err != nil {
+		return err
+	}
+	if err := whole(func() (int64, error) { return p.proofs.Prune(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
 	_, err = p.ca.Prune(ctx)

@@ -79,6 +79,12 @@ func (s *Server) certificateRoutes() {
 		"Put on hold"), s.holdCertificate)
 	register(s, op(post, "/certificates/{serial}/release", "certificate-release", access.RevokeCertificate,
 		"End a hold"), s.releaseCertificate)
+	register(s, op(post, "/certificates/{serial}/prove", "certificate-prove", access.ProveRevocation,
+		"Have hosts try a revoked certificate upon their own consumers").creates(), s.proveRevoked)
+	register(s, op(get, "/certificates/{serial}/proof", "certificate-proof", access.ReadHosts,
+		"Show the newest proof of a certificate's revocation"), s.lastProof)
+	register(s, op(get, "/proofs/{id}", "proof-show", access.ReadHosts,
+		"Show a proof of revocation"), s.showProof)
 	register(s, op(post, "/requests", "request-submit", access.SubmitRequest,
 		"Ask for a certificate; 202 where an officer must decide").creates().upTo(csrBody), s.submit)
 	register(s, op(get, "/requests", "request-list", access.ReadRequests,
@@ -161,6 +167,10 @@ func (s *Server) hostRoutes() {
 		"What the calling host shall hold; waits for a change from what If-None-Match names").long().unlessKnown(), s.showDesired)
 	register(s, op(post, "/agent/report", "agent-report", access.ActAsHost,
 		"Report what the calling host holds and serves").upTo(reportBody), s.report)
+	register(s, op(post, "/agent/proofs/{id}/twin", "agent-proof-twin", access.ActAsHost,
+		"Get what a proof of revocation is tried with: a revoked twin, or a control").creates(), s.issueForProof)
+	register(s, op(post, "/agent/proofs/{id}", "agent-proof-report", access.ActAsHost,
+		"Report what the calling host saw of a proof").upTo(csrBody), s.reportProof)
 }
 
 func (s *Server) profileRoutes() {

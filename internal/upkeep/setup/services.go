@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/proof"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -39,6 +40,7 @@ type Services struct {
 	Pools      *pool.Service
 	Trust      *trust.Service
 	Hosts      *host.Service
+	Proofs     *proof.Service
 }
 
 // Assemble puts the services of the named node together. It starts nothing.
@@ -74,8 +76,9 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	})
 	s.Hosts = host.New(host.Options{
 		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Trust: s.Trust, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
-		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin,
+		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin, Proofs: proof.Pending,
 	})
+	s.Proofs = proof.New(proof.Options{DB: d, CA: s.CA, Audit: log})
 	return s, nil
 }
 
