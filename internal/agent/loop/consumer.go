@@ -30,9 +30,11 @@ type consumer struct {
 	skipped bool
 	// trusted: the consumer has read all of the trust that is placed, and is to be told of certificates only.
 	trusted bool
-	beat    func()       // tells that the agent got on
-	served  *probe.Seen  // the last that was seen on the live port
-	note    func(string) // takes how it was told, where that was not as usual
+	beat    func()            // tells that the agent got on
+	served  *probe.Seen       // the last that was seen on the live port
+	late    error             // parts of the consumer that do not serve what is placed, while others do
+	reasons map[string]string // why a part could not be told, by its name
+	note    func(string)      // takes how it was told, where that was not as usual
 }
 
 func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gentle bool) *consumer {
@@ -65,11 +67,10 @@ func (c *consumer) Down(ctx context.Context) bool {
 // checks must succeed.
 func (c *consumer) Check(ctx context.Context) error {
 	for _, f := range c.plan.Files {
-		if f.Format == "hashdir" {
-			continue
-		}
-		if err := probe.Readable(ctx, c.system, f.Path, c.plan.User, c.plan.Group); err != nil {
-			return fmt.Errorf("%s: %w", f.Path, err)
+		for _, path := range readers(f) {
+			if err := probe.Readable(ctx, c.system, path, c.plan.User, c.plan.Group); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
 		}
 	}
 	for _, step := range c.plan.Checks {
@@ -104,6 +105,10 @@ func (c *consumer) Probe(ctx context.Context) error {
 			return fmt.Errorf("probe: %w", err)
 		}
 		return nil
+	case p.Action != "":
+		return c.lookAtVNC(ctx, *p)
+	case p.Holds != "":
+		return c.holds(p.Holds)
 	case p.Address == "":
 		return nil
 	}
@@ -135,6 +140,10 @@ func (c *consumer) do(ctx context.Context, step recipe.Step) error {
 		err = c.matchPairs()
 	case step.Action == actionHAProxy:
 		err = c.setHAProxyCertificate(ctx, step)
+	case step.Action == actionReloadQEMU, step.Action == actionReloadLibvirt:
+		err = c.reloadVNC(ctx, step)
+	case step.Action == actionCheckQEMU:
+		err = c.checkQEMU(ctx, step)
 	case step.Action == actionOpenLDAP:
 		err = c.setOpenLDAPFiles(ctx, step)
 	default:

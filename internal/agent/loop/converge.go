@@ -192,7 +192,7 @@ func (w *work) resolve(ctx context.Context) error {
 	if err := w.knownPurpose(w.plan); err != nil {
 		return err
 	}
-	return a.config.acceptsPaths(w.plan, a.root)
+	return errors.Join(a.config.acceptsPaths(w.plan, a.root), probe.Planned(a.system, w.plan))
 }
 
 // replaceSteps puts the host's own argument vectors in the place of the recipe's.
@@ -221,7 +221,8 @@ func (c *Config) replaceSteps(name string, plan *recipe.Plan) {
 	}
 	if vector, ok := own["probe"]; ok && plan.Probe != nil {
 		p := *plan.Probe
-		p.Command, p.Address = vector, ""
+		p.Command, p.Address, p.Action, p.With = vector, "", "", nil
+		p.Holds = ""
 		plan.Probe = &p
 	}
 }
@@ -357,6 +358,9 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 // hear takes up what a call of the placer said.
 func (w *work) hear(c *consumer, o place.Outcome) {
 	w.seen, w.down = c.served, o.Down
+	if c.late != nil {
+		w.fail(c.late)
+	}
 	w.record.Notes = append(grouped(o.Unset), o.Left...)
 	w.record.Kept = append(w.record.Kept, o.Kept...)
 	if len(o.Repaired) > 0 {
@@ -397,6 +401,9 @@ func (w *work) promote(held map[string]*held, want map[string]*probe.Material, g
 	w.record.CRLEnds = endOf(kept.CRLs)
 	if err := w.folder.state.writeJSON(kept, dirPlacements, w.folder.name, fileTrust); err != nil {
 		return err
+	}
+	if !w.record.Placed.sameTrust(goal) {
+		w.record.Trust = 0 // until it is seen to be in use
 	}
 	w.record.Plan, w.record.Placed = w.plan, goal
 	w.ofOrder()

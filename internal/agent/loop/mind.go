@@ -74,7 +74,7 @@ func (w *work) look(ctx context.Context, c *consumer) error {
 		w.down, w.sure = true, true
 		return nil
 	}
-	err := c.Probe(ctx)
+	err := c.look(ctx)
 	w.seen = c.served
 	if w.sure = err == nil; w.sure {
 		return nil
@@ -92,7 +92,7 @@ func (w *work) look(ctx context.Context, c *consumer) error {
 	if again := c.Reload(ctx); again != nil {
 		return errors.Join(err, again)
 	}
-	if err := c.Probe(ctx); err != nil {
+	if err := c.look(ctx); err != nil {
 		w.seen = c.served
 		return err
 	}
@@ -118,9 +118,14 @@ const toldFor = 24 * time.Hour
 
 // render makes the files, with the password files that the agent made itself.
 func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Set, error) {
-	set, err := place.Render(plan, m, place.Sources{Password: w.password})
+	set, err := place.Render(plan, m, w.tools())
 	if err != nil {
 		return place.Set{}, err
+	}
+	if last := w.record.Plan; last != nil {
+		if err := place.Withdraw(&set, last, w.tools()); err != nil {
+			return place.Set{}, err
+		}
 	}
 	set.Name, set.Adopt = w.folder.name, w.agent.adopts(w.folder.name)
 	var ours []place.File
