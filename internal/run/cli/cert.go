@@ -25,6 +25,8 @@ type certCommands struct {
 	Revoke  certRevokeCommand  `cmd:"" help:"Revoke for good; a hold becomes permanent."`
 	Hold    certHoldCommand    `cmd:"" help:"Revoke for a while (reason certificateHold)."`
 	Release certReleaseCommand `cmd:"" help:"End a hold."`
+
+	ProveRevoked certProveCommand `cmd:"" help:"Have hosts show a revoked certificate to their own consumers, and say who still takes it."`
 }
 
 // keySource is the key that a certificate is to be for: given itself, or by a request that it signed.
