@@ -37,9 +37,11 @@ func (w *work) observeTrust(o *client.Observation) {
 	if uses(plan, "pinned") {
 		o.Pinned = w.pinned()
 	}
+	// What could not be placed leaves the version of before in use.
 	if w.record.Placed.sameTrust(w.goal) && (!uses(plan, "crls") || t.whole()) {
-		o.Trust = t.version
+		w.record.Trust = t.version
 	}
+	o.Trust = w.record.Trust
 }
 
 // mostPinned bounds the fingerprints in a report.

@@ -147,6 +147,8 @@ type Record struct {
 	Reads []recipe.Read `json:"reads,omitempty"`
 	// Placed are digests of what was placed.
 	Placed digests `json:"placed,omitzero"`
+	// Trust is the version of the trust set that was last seen to be in use, and still is unless Placed says otherwise.
+	Trust int64 `json:"trust,omitempty"`
 	// CRLEnds is when the first of the CRLs ends that were placed.
 	CRLEnds time.Time `json:"crl_ends,omitzero"`
 	// Known are the facts that commands told the last time that they did, by name.
