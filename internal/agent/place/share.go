@@ -61,6 +61,10 @@ func (pl *plan) mergeShare(files []File, s *Share, parts []int) error {
 	known, untouched := false, true
 	for n, i := range parts {
 		at, err := pl.locate(files[i].Path)
+		if err != nil && s.Leave { // the host does not let us there any more; removals say so
+			leaveOut(files, parts)
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -83,9 +87,7 @@ func (pl *plan) mergeShare(files []File, s *Share, parts []int) error {
 		ours = append(ours, mark.Entries...)
 	}
 	if s.Leave && !known {
-		for _, i := range parts {
-			files[i].shared.gone = true
-		}
+		leaveOut(files, parts)
 		return nil
 	}
 	slices.Sort(ours)
@@ -107,6 +109,12 @@ func (pl *plan) mergeShare(files []File, s *Share, parts []int) error {
 		}
 	}
 	return nil
+}
+
+func leaveOut(files []File, parts []int) {
+	for _, i := range parts {
+		files[i].shared.gone = true
+	}
 }
 
 // isShared reports whether a file is a part of a store that others have entries in.
