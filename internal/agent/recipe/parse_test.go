@@ -130,6 +130,7 @@ func TestParseRefuses(t *testing.T) {
 		{"list with a fallback", `"dns:${host.names}"`, `"dns:${host.names|x}"`, "sample.example,sample"},
 		{"list as one name", `names: ["${host.name}"]`, `names: ["www.${host.names|x}"]`, "is no DNS name"},
 		{"directory mode", `mode: "0755", label`, `mode: "0775", label`, "can put another file in place"},
+		{"directory that nobody enters", `mode: "0755", label`, `mode: "0644", label`, "can be read and not entered"},
 		{"sticky directory", `mode: "0755", label`, `mode: "1777", label`, "sticky"},
 		{"label", `label: "system_u:object_r:cert_t:s0"`, `label: "cert_t"`, "SELinux context"},
 		{"owner", "owner: root, group: root", "owner: 'root:root', group: root", "is no user or group"},

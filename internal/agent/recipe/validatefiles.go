@@ -338,6 +338,8 @@ func parseMode(text string, without, most fs.FileMode) (fs.FileMode, error) {
 		return 0, fault.New(fault.Invalid, "mode %q gives more than %04o, which is the most here: %s", text, most, whyMode(most))
 	case n&0o400 == 0:
 		return 0, fault.New(fault.Invalid, "mode %q: the owner cannot read", text)
+	case most == 0o755 && (n&0o444)>>2&^n != 0:
+		return 0, fault.New(fault.Invalid, "mode %q: a directory that can be read and not entered; 0755, 0750 or 0700 would pass", text)
 	}
 	return fs.FileMode(n), nil
 }
