@@ -80,7 +80,8 @@ func (c *Config) acceptsPaths(plan *recipe.Plan, root string) error {
 		case accepted:
 		case system != "":
 			wrong = append(wrong, fault.New(fault.Denied, "%s is in %s, which decides what every program of this host trusts: a file of the consumer's own elsewhere "+
-				"would pass, or %s named itself in paths in %s", path, system, system, ConfigFile))
+				"would pass, or %s named itself in paths in %s", path, system, system, ConfigFile).
+				WithHint("write into %s: paths: [%s]", ConfigFile, strings.Join(append(slices.Clone(c.Paths), system), ", ")))
 		case !slices.Contains(outside, path):
 			outside = append(outside, path)
 		}

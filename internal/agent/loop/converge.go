@@ -192,7 +192,10 @@ func (w *work) resolve(ctx context.Context) error {
 	if err := w.knownPurpose(w.plan); err != nil {
 		return err
 	}
-	return errors.Join(a.config.acceptsPaths(w.plan, a.root), probe.Planned(a.system, w.plan))
+	if err := a.config.acceptsPaths(w.plan, a.root); err != nil || sameJSON(w.plan, w.record.Plan) {
+		return err // what is placed already is tried when it changes
+	}
+	return probe.Planned(ctx, a.system, w.plan)
 }
 
 // replaceSteps puts the host's own argument vectors in the place of the recipe's.

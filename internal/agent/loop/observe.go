@@ -56,7 +56,7 @@ func (w *work) observe() client.Observation {
 		o.State = client.PlacementDown
 	case plan.Probe == nil:
 		o.State = client.PlacementPlaced
-	case w.seen != nil || len(plan.Probe.Command) > 0:
+	case w.seen != nil || len(plan.Probe.Command) > 0 || plan.Probe.Holds != "":
 		o.State = client.PlacementServed
 	default:
 		o.State = client.PlacementPlaced

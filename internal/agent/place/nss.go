@@ -92,8 +92,12 @@ func (r *rendering) database(set *Set) error {
 	return nil
 }
 
-// trust adds a certificate once. One that is an issuer of the path and an anchor has the anchor's flags.
+// trust adds a certificate once. One that is an issuer of the path and an anchor has the anchor's flags. A host need not pin
+// itself, and could not under two nicknames: NSS has one for each subject.
 func (d *nssDatabase) trust(c *x509.Certificate, flags string) {
+	if d.identity != nil && bytes.Equal(c.RawSubject, d.identity.Chain[0].RawSubject) {
+		return
+	}
 	at := slices.IndexFunc(d.trusted, func(t nssTrusted) bool { return t.certificate.Equal(c) })
 	switch {
 	case at < 0:

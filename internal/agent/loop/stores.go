@@ -1,0 +1,71 @@
+package loop
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/pem"
+	"fmt"
+	"path"
+	"path/filepath"
+	"time"
+
+	"chancery/internal/agent/place"
+	"chancery/internal/agent/probe"
+	"chancery/internal/agent/recipe"
+	"chancery/internal/fault"
+)
+
+// dirScratch is where in the state directory databases are made that only their own tools can write, one directory for each
+// placement. Nothing in it is of use after the call that made it.
+const dirScratch = "scratch"
+
+// toolTimeout bounds a tool that changes a database.
+const toolTimeout = 60 * time.Second
+
+// tools are what files are rendered with: passwords, and the tools of databases.
+func (w *work) tools() place.Sources {
+	return place.Sources{
+		Password: w.password,
+		Run: func(args ...string) ([]byte, error) {
+			w.agent.beat()
+			return w.agent.system.Run(context.Background(), probe.Command{Args: args, Timeout: toolTimeout})
+		},
+		Scratch: filepath.Join(w.folder.state.dir, dirScratch, w.folder.name),
+	}
+}
+
+// readers are the files of a plan's file that its consumer opens by name; none where it looks through a directory.
+func readers(f recipe.PlannedFile) []string {
+	switch {
+	case f.Format == "nss":
+		return []string{path.Join(f.Path, "cert9.db"), path.Join(f.Path, "key4.db")}
+	case f.IsDirectory():
+		return nil
+	}
+	return []string{f.Path}
+}
+
+// mostHeld bounds a file that a reload makes of many certificates.
+const mostHeld = 16 << 20
+
+// holds looks whether a file that the reload makes has every anchor in it. The others are not parsed: they are not ours.
+func (c *consumer) holds(file string) error {
+	text, err := place.ReadPlain(c.system.Root, file, mostHeld)
+	if err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	there := map[[sha256.Size]byte]bool{}
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		there[sha256.Sum256(block.Bytes)] = true
+	}
+	for _, anchor := range c.want[mainOf(c.plan)].Anchors {
+		if !there[sha256.Sum256(anchor.Raw)] {
+			return fault.New(fault.Conflict, "probe: %s does not hold %s, so it is not trusted yet", file, anchor.Subject)
+		}
+	}
+	return nil
+}
