@@ -64,7 +64,8 @@ func (w *work) candidate(ctx context.Context, planned recipe.PlannedCertificate)
 		if next == nil {
 			continue
 		}
-		if w.replace(next, planned) == "" {
+		// One that has waited long for those who pin it is better than another that they would have to be told of first.
+		if why := w.replace(next, planned); why == "" || why == whyDue && planned.Announce != "" {
 			return w.released(planned, current, next)
 		}
 		if from != w.asks {
