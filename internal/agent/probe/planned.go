@@ -1,7 +1,10 @@
 package probe
 
 import (
+	"context"
+	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -12,11 +15,11 @@ import (
 	"chancery/internal/fault"
 )
 
-// Planned refuses a plan whose consumer could not read what is to be placed for it, by the owners and modes of the plan
-// itself: it is asked before a certificate is, and before a file is touched. What is there already, the directories above,
-// is tried by the kernel with Readable once the files are there. Where a directory hands an access control list on to its
-// files, modes do not decide, and nothing is said here.
-func Planned(sys System, plan *recipe.Plan) error {
+// Planned refuses a plan whose consumer could not read what is to be placed for it: it is asked before a certificate is, and
+// before a file is touched. What is to be made is judged by the owners and modes of the plan; where a directory hands an
+// access control list on to its files, modes do not decide, and nothing is said of them. The directories above, which are
+// there, are tried by the kernel, in a child that takes the user's place. Readable tries the files once they are there.
+func Planned(ctx context.Context, sys System, plan *recipe.Plan) error {
 	if !sys.AsRoot || plan.User == "" || plan.User == "root" {
 		return nil
 	}
@@ -44,7 +47,34 @@ func Planned(sys System, plan *recipe.Plan) error {
 			return err
 		}
 	}
+	if u.UID == os.Geteuid() {
+		return nil
+	}
+	for _, directory := range standing(sys, plan) {
+		if err := sys.tryReading(ctx, sys.Path(directory)+"/", u); err != nil {
+			return fmt.Errorf("what is to be placed in %s: %w", directory, err)
+		}
+	}
 	return nil
+}
+
+// standing are the directories, each the lowest that is there and not the plan's own, in which the plan's files come to lie.
+func standing(sys System, plan *recipe.Plan) []string {
+	var all []string
+	for _, f := range plan.Files {
+		at := path.Dir(f.Path)
+		for at != "/" {
+			own := slices.ContainsFunc(plan.Directories, func(d recipe.PlannedDirectory) bool { return d.Path == at })
+			if _, err := os.Stat(sys.Path(at)); !own && err == nil {
+				break
+			}
+			at = path.Dir(at)
+		}
+		if !slices.Contains(all, at) {
+			all = append(all, at)
+		}
+	}
+	return all
 }
 
 // may decides by the mode alone, as the kernel does for a user without capabilities: the first class that he is in counts.

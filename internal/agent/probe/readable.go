@@ -72,6 +72,20 @@ func open(path string) error {
 	return err
 }
 
+// reach tries whether this process may look for files in a directory, whose path ends with a slash.
+func reach(directory string) error {
+	err := syscall.Access(directory, maySearch)
+	if err == nil {
+		return nil
+	}
+	if found := walk(directory, func(component string, _ fs.FileInfo, _ uint32) error {
+		return syscall.Access(component, maySearch)
+	}); found != nil {
+		return found
+	}
+	return err
+}
+
 // The bits of access(2).
 const (
 	mayRead   = 4
@@ -204,7 +218,7 @@ func (s System) tryReading(ctx context.Context, path string, u User) error {
 }
 
 // ReadableMain is the child's whole life: UID, GID, GID[,GID…] and PATH are its arguments. It gives up what it is, becomes
-// that user for good, and tries to read the file. It prints what is in the way, and returns the exit status.
+// that user for good, and tries to read the file, or to look for files in a directory whose path ends with a slash. It prints what is in the way, and returns the exit status.
 func ReadableMain(args []string) int {
 	if len(args) != 4 {
 		fmt.Println("usage: UID GID GID[,GID…] PATH")
@@ -234,7 +248,11 @@ func ReadableMain(args []string) int {
 		fmt.Println("become the user:", err)
 		return exitFailed
 	}
-	if err := open(args[3]); err != nil {
+	try := open
+	if strings.HasSuffix(args[3], "/") {
+		try = reach
+	}
+	if err := try(args[3]); err != nil {
 		fmt.Println(err)
 		return exitUnreadable
 	}
