@@ -161,3 +161,24 @@ func ParseConstraints(texts []string) (*cert.NameConstraints, error) {
 	}
 	return &c, nil
 }
+
+// ConstraintsOf writes the name constraints of a CA certificate as ParseConstraints reads them.
+func ConstraintsOf(c *x509.Certificate) ([]string, error) {
+	var texts []string
+	for _, e := range c.Extensions {
+		if !e.Id.Equal(cert.OIDNameConstraints) {
+			continue
+		}
+		read, err := cert.ParseNameConstraints(e.Value)
+		if err != nil {
+			return nil, fmt.Errorf("name constraints of %q: %w", c.Subject, err)
+		}
+		for _, g := range read.Permitted {
+			texts = append(texts, "+"+g.String())
+		}
+		for _, g := range read.Excluded {
+			texts = append(texts, "!"+g.String())
+		}
+	}
+	return texts, nil
+}
