@@ -317,7 +317,9 @@ type Finding struct {
 	Check   string `json:"check" doc:"what was looked at"`
 	Object  string `json:"object,omitempty"`
 	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
+	Seen    string `json:"seen,omitempty" doc:"the value seen"`
+	Do      string `json:"do,omitempty" doc:"what to do about it"`
+	Hint    string `json:"hint,omitempty" doc:"the command that mends it"`
 }
 
 // VerifyRequest shows the verifier checkpoints kept elsewhere, so that a rollback behind them is seen.

@@ -50,7 +50,7 @@ type globals struct {
 	CertKey      string `type:"path" placeholder:"F" help:"Its key."`
 
 	TokenFile string `env:"CHANCERY_TOKEN_FILE" placeholder:"F|-" help:"File that holds the caller's token, instead of a certificate; - for standard input."`
-	Output    string `short:"o" enum:"text,json" default:"text" help:"Form of what is printed: ${enum}."`
+	Output    string `short:"o" enum:"text,json,csv" default:"text" help:"Form of what is printed: text or json; csv of doctor scan."`
 
 	Streams `kong:"-"`
 	ctx     context.Context // of the command; kong gives it to Run, and connect needs it too
@@ -86,7 +86,7 @@ type commands struct {
 	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`
 	Rescue  rescueCommands `cmd:"" help:"Mend, where the node is, what locks an administrator out."`
 	Import  importCommand  `cmd:"" help:"Bring in a CA that exists already, with what it issued and revoked."`
-	Doctor  doctorCommand  `cmd:"" help:"Say what is wrong, and the command that mends it."`
+	Doctor  doctorCommands `cmd:"" help:"Say what is wrong, and the command that mends it."`
 	Status  statusCommand  `cmd:"" help:"Show how the authority does."`
 	Verify  verifyCommand  `cmd:"" help:"Check the whole store as an outsider would."`
 	Bench   benchCommand   `cmd:"" help:"Measure the budgets against peers and bare limits."`
@@ -116,6 +116,10 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	if err != nil {
 		fmt.Fprintln(streams.Err, "chancery:", err)
 		fmt.Fprintf(streams.Err, "  %s --help shows what passes\n", commandOf(err))
+		return exitUsage
+	}
+	if c.Output == "csv" && !strings.HasPrefix(parsed.Command(), "doctor scan") {
+		fmt.Fprintln(streams.Err, "chancery: -o csv: only doctor scan prints that; text and json pass")
 		return exitUsage
 	}
 	if err := parsed.Run(&c.globals); err != nil {

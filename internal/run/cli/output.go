@@ -153,6 +153,11 @@ func absent(file string) error {
 
 // progress shows a line that changes on a terminal, and nothing elsewhere. The returned function ends it.
 func (g *globals) progress(what string) func() {
+	return g.progressing(func() string { return what })
+}
+
+// progressing is progress whose text changes.
+func (g *globals) progressing(what func() string) func() {
 	f, ok := g.Err.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return func() {}
@@ -172,7 +177,7 @@ func (g *globals) progress(what string) func() {
 				return
 			case <-tick.C:
 				if age := time.Since(start); age > 2*time.Second {
-					fmt.Fprintf(f, "\r\x1b[K%s … %s", what, age.Round(time.Second))
+					fmt.Fprintf(f, "\r\x1b[K%s … %s", what(), age.Round(time.Second))
 					shown = true
 				}
 			}

@@ -107,18 +107,21 @@ func (c *verifyCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
-	return g.findings(api.Verify(ctx, in))
+	return g.findings(api.Verify(ctx, in), false)
 }
 
 // findings prints findings as they come, and fails where one is an error or where nothing was looked at.
-func (g *globals) findings(all iter.Seq2[client.Finding, error]) error {
-	looked, wrong := 0, 0
+func (g *globals) findings(all iter.Seq2[client.Finding, error], strict bool) error {
+	looked, wrong, warnings := 0, 0, 0
 	tell := func(yield func(client.Finding, error) bool) {
 		for f, err := range all {
 			if err == nil {
 				looked++
-				if f.Level == "error" {
+				switch f.Level {
+				case "error":
 					wrong++
+				case "warning":
+					warnings++
 				}
 			}
 			if !yield(f, err) {
@@ -133,22 +136,17 @@ func (g *globals) findings(all iter.Seq2[client.Finding, error]) error {
 		}
 		return []string{strings.ToUpper(f.Level), f.Check, orDash(f.Object), text}
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case looked == 0:
-		return fault.New(fault.Internal, "nothing was looked at")
-	case wrong > 0:
-		return fault.New(fault.Conflict, "%d of %d findings are errors", wrong, looked)
 	}
-	return nil
+	return judged(looked, wrong, warnings, strict)
 }
 
 // wire turns local findings into those of the API, so that both print alike.
 func wire(local finding.Seq) iter.Seq2[client.Finding, error] {
 	return func(yield func(client.Finding, error) bool) {
 		for f, err := range local {
-			if !yield(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Hint: f.Hint}, err) {
+			if !yield(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Seen: f.Seen, Do: f.Do, Hint: f.Hint}, err) {
 				return
 			}
 		}

@@ -19,11 +19,24 @@ type Finding struct {
 	Check   string // what was looked at, such as keys.wraps
 	Object  string // of which the finding speaks; may be empty
 	Message string // the rule and the value seen
+	Seen    string // the value by itself, where it can be told apart
+	Do      string // what to do about it, where more is to be said than a command
 	Hint    string // the command that mends it
 }
 
 // Seq yields findings as they are made. An error means that the looking itself failed.
 type Seq = iter.Seq2[Finding, error]
+
+// Of yields findings that are there already.
+func Of(found []Finding) Seq {
+	return func(yield func(Finding, error) bool) {
+		for _, f := range found {
+			if !yield(f, nil) {
+				return
+			}
+		}
+	}
+}
 
 // Look is one thing to look at. It tells what it finds, and returns an error when it could not look.
 type Look func(tell func(Finding)) error

@@ -1,0 +1,200 @@
+package examine
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/pki/keyfile"
+)
+
+// Authority is what an authority knows of certificates. It is asked for its issuers once.
+type Authority struct {
+	API *client.Client
+
+	mu      sync.Mutex
+	asked   bool
+	err     error
+	issuers []client.Issuer     // guarded by mu, and not changed once asked is set
+	known   []*x509.Certificate // their certificates, at the same places
+}
+
+// load asks for the issuers and roots.
+func (a *Authority) load(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.asked {
+		return a.err
+	}
+	a.asked = true
+	list, err := client.Collect(a.API.Issuers(ctx))
+	if err != nil {
+		a.err = err
+		return err
+	}
+	for _, i := range list {
+		if i.PEM == "" {
+			full, err := a.API.Issuer(ctx, i.Name)
+			if err != nil {
+				a.err = err
+				return err
+			}
+			i = *full
+		}
+		certificates, err := keyfile.ParseCertificates([]byte(i.PEM))
+		if err != nil {
+			continue // one that waits for its certificate
+		}
+		a.issuers, a.known = append(a.issuers, i), append(a.known, certificates[0])
+	}
+	return nil
+}
+
+// trust is what the hosts of the authority's pools trust, as far as its own roots go.
+func (a *Authority) trust(ctx context.Context) *Trust {
+	t := &Trust{From: "the roots of the authority"}
+	if a.load(ctx) != nil {
+		return &Trust{}
+	}
+	for i, c := range a.known {
+		switch {
+		case a.issuers[i].Root && a.issuers[i].State != "pending":
+			t.Anchors = append(t.Anchors, c)
+		case !a.issuers[i].Root:
+			t.Others = append(t.Others, c)
+		}
+	}
+	return t
+}
+
+// Issuer is the issuer of ours that signed c, nil where none did.
+func (a *Authority) Issuer(ctx context.Context, c *x509.Certificate) (*client.Issuer, error) {
+	if err := a.load(ctx); err != nil {
+		return nil, err
+	}
+	for i, one := range a.known {
+		if issued(c, one) {
+			return &a.issuers[i], nil
+		}
+	}
+	return nil, nil
+}
+
+// lookAtRecord holds a certificate against the authority's record. It returns the command that replaces it.
+func (r *report) lookAtRecord(ctx context.Context, c *x509.Certificate, a *Authority, mend string, now time.Time) string {
+	issuer, err := a.Issuer(ctx, c)
+	if err != nil {
+		r.tell("authority.unreachable", err.Error(), "what the authority knows of it was not looked at", "chancery status")
+		return mend
+	}
+	if issuer == nil {
+		r.ok("ours", "%s is not of an issuer of this authority", named(c))
+		return mend
+	}
+	record, err := a.API.Certificate(ctx, issuer.Name, serial(c))
+	switch {
+	case client.IsKind(err, "not-found"):
+		r.tell("ours.forged", "serial "+serial(c), fmt.Sprintf("issuer %s signed %s, and did not record it", issuer.Name, named(c)), "chancery audit list")
+		return mend
+	case err != nil:
+		r.tell("authority.unreachable", err.Error(), "what the authority knows of it was not looked at", "chancery status")
+		return mend
+	}
+	mend = fmt.Sprintf("chancery cert rekey %s --issuer %s --key K --out F", record.Serial, record.Issuer)
+	host, placement := a.placed(ctx, record)
+	whose := "issued by " + record.Issuer
+	if host != nil {
+		whose = fmt.Sprintf("issued by %s to host %s", record.Issuer, host.Name)
+		mend = fmt.Sprintf("chancery agent run --once    (as root on %s)", host.Name)
+	} else if record.Requester != "" {
+		whose = fmt.Sprintf("issued by %s to %s", record.Issuer, record.Requester)
+	}
+	if placement != nil {
+		whose += ", placement " + placement.Name
+	}
+	switch {
+	case record.State == "revoked" || record.State == "held":
+		seen := record.State
+		if v := record.Revocation; v != nil {
+			seen = strings.TrimSpace(seen + " " + v.Reason)
+		}
+		r.tell("ours.revoked", seen, fmt.Sprintf("%s (%s) is served although its record says %s", named(c), whose, record.State), mend)
+	case placement == nil || placement.Observed.Serial != record.Serial:
+		if newer := a.newer(ctx, record, now); newer != nil {
+			r.tell("ours.newer", "serial "+record.Serial, fmt.Sprintf("%s (%s) was followed by %s, issued on %s", named(c), whose, newer.Serial, stamp(newer.IssuedAt)), mend)
+			break
+		}
+		r.ok("ours", "%s, serial %s", whose, record.Serial)
+	default:
+		r.ok("ours", "%s, serial %s, as its agent reported", whose, record.Serial)
+	}
+	return mend
+}
+
+// placed finds the host of a certificate, and the placement that has it now.
+func (a *Authority) placed(ctx context.Context, record *client.Certificate) (*client.Host, *client.Placement) {
+	name, ok := strings.CutPrefix(record.Requester, "host:")
+	if !ok {
+		name = record.Requester
+	}
+	if name == "" {
+		return nil, nil
+	}
+	host, err := a.API.Host(ctx, name)
+	if err != nil {
+		return nil, nil
+	}
+	for i, p := range host.Placements {
+		if p.Observed.Serial == record.Serial {
+			return host, &host.Placements[i]
+		}
+	}
+	return host, nil
+}
+
+// newer is the newest valid certificate with the same subject and names, requested by the same and issued later.
+func (a *Authority) newer(ctx context.Context, record *client.Certificate, now time.Time) *client.Certificate {
+	if len(record.SAN) == 0 {
+		return nil
+	}
+	_, name, _ := strings.Cut(record.SAN[0], ":")
+	var found *client.Certificate
+	looked := 0
+	for c, err := range a.API.Certificates(ctx, client.CertificateFilter{Name: name, State: "valid", After: now, Requester: record.Requester, PageSize: 100}) {
+		if looked++; err != nil || looked > 500 {
+			break
+		}
+		if c.IssuedAt.After(record.IssuedAt) && c.Subject == record.Subject && c.Profile == record.Profile && sameNames(c.SAN, record.SAN) &&
+			(found == nil || c.IssuedAt.After(found.IssuedAt)) {
+			found = &c
+		}
+	}
+	return found
+}
+
+func sameNames(a, b []string) bool {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	return slices.Equal(a, b)
+}
+
+// firstName is a name for the command that makes another certificate.
+func firstName(c *x509.Certificate, names []string) string {
+	if len(c.DNSNames) > 0 {
+		return clean(c.DNSNames[0])
+	}
+	if len(names) > 0 {
+		return names[0]
+	}
+	return clean(c.Subject.CommonName)
+}
+
+// sameKey reports whether two certificates are for the same key.
+func sameKey(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
+}
