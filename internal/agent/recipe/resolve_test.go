@@ -71,6 +71,7 @@ func TestGoldenPlans(t *testing.T) {
 		{"with a socket that is not to be used", "haproxy", map[string]string{"runtime": "false"}, Facts{"socket": "/run/haproxy/admin.sock"}},
 		{"Debian, with clients", "stunnel", map[string]string{"clients": "true", "user": "stunnel4"},
 			Facts{"program": "/usr/bin/stunnel4", "pid": "/run/stunnel4/stunnel.pid"}},
+		{"Debian, pinned", "stunnel", map[string]string{"pinned": "true", "purpose": "backup"}, Facts{"program": "/usr/bin/stunnel4"}},
 		{"Fedora", "stunnel", map[string]string{"address": "localhost:6514"}, Facts{"program": "/usr/bin/stunnel"}},
 		{"Debian, started by the other name", "stunnel", map[string]string{"process": "stunnel", "probe": "false"}, Facts{"program": "/usr/bin/stunnel4"}},
 		{"Debian, with clients", "openldap", map[string]string{"clients": "true"},

@@ -96,6 +96,7 @@ func (p *Plan) Explain() *Explanation {
 		x.Certificates = append(x.Certificates, ExplainedLeaf{ID: c.ID, Profile: c.Profile, Subject: c.Subject, Names: c.Names, Usages: c.Usages, Announced: c.Announce})
 		x.Keys = append(x.Keys, ExplainedKey{Certificate: c.ID, Algorithm: c.Algorithm, Encoding: sayEncoding(c.Encoding), Pinned: c.Pinned})
 	}
+	x.Trust = append(x.Trust, sayAnnounced(x.Certificates)...)
 	for _, d := range p.Directories {
 		x.Directories = append(x.Directories, ExplainedPath{Path: d.Path, Owner: d.Owner, Group: d.Group, Label: d.Label,
 			Mode: fmt.Sprintf("%04o", d.Mode.Perm())})
