@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"iter"
 	"time"
 )
 
@@ -137,4 +138,39 @@ func (c *Client) StartRollout(ctx context.Context, in StartRolloutRequest) (*Rol
 func (c *Client) Rollout(ctx context.Context, id string) (*Rollout, error) {
 	var out Rollout
 	return &out, c.do(ctx, get("rollouts", id), &out)
+}
+
+// Rollouts lists rollouts, the newest first, of all pools or of one.
+func (c *Client) Rollouts(ctx context.Context, pool string) iter.Seq2[Rollout, error] {
+	return pages[Rollout](ctx, c, get("rollouts").where(values("pool", pool)))
+}
+
+// PauseRollout stops a rollout where it is.
+func (c *Client) PauseRollout(ctx context.Context, id string) (*Rollout, error) {
+	return c.driveRollout(ctx, id, "pause", Nothing{})
+}
+
+// ResumeRollout goes on with one, and may leave out hosts and certificates that hold it.
+func (c *Client) ResumeRollout(ctx context.Context, id string, in ResumeRolloutRequest) (*Rollout, error) {
+	return c.driveRollout(ctx, id, "resume", in)
+}
+
+// UndoRollout goes back through the stages of one.
+func (c *Client) UndoRollout(ctx context.Context, id string) (*Rollout, error) {
+	return c.driveRollout(ctx, id, "undo", Nothing{})
+}
+
+// AbortRollout ends one where it is; the old and the new stay trusted.
+func (c *Client) AbortRollout(ctx context.Context, id string) (*Rollout, error) {
+	return c.driveRollout(ctx, id, "abort", Nothing{})
+}
+
+// CompleteRollout brings in what an offline root signed for one.
+func (c *Client) CompleteRollout(ctx context.Context, id string, in CompleteRolloutRequest) (*Rollout, error) {
+	return c.driveRollout(ctx, id, "complete", in)
+}
+
+func (c *Client) driveRollout(ctx context.Context, id, verb string, in any) (*Rollout, error) {
+	var out Rollout
+	return &out, c.do(ctx, post("rollouts", id, verb).with(in), &out)
 }
