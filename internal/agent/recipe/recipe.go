@@ -187,7 +187,7 @@ type Step struct {
 	Command []string `yaml:"command,omitempty"` // an argument vector; each variable stays within its argument
 	User    string   `yaml:"user,omitempty"`    // who runs the command; root where it is empty
 	Signal  *Signal  `yaml:"signal,omitempty"`
-	Action  string   `yaml:"action,omitempty"` // drop-revoked-clients, match-pair, set-haproxy-certificate: see the agent's loop
+	Action  string   `yaml:"action,omitempty"` // drop-revoked-clients, match-pair, set-haproxy-certificate, set-openldap-files: see the agent's loop
 	// With is what the action needs. drop-revoked-clients: program (virt-admin), uri, server. set-haproxy-certificate: socket
 	// and pid_file. match-pair: nothing.
 	With    map[string]string `yaml:"with,omitempty"`

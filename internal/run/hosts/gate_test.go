@@ -121,11 +121,14 @@ func (g *gate) lets(own *peer) *x509.Certificate {
 	g.h.t.Helper()
 	l, err := g.connect(g.h.t.Context(), g.trust, own)
 	if err != nil {
-		g.h.t.Fatal(err)
+		g.h.t.Fatalf("%v; the server says: %s", err, lastOf(g.Output(), 3000))
 	}
 	l.conn.Close()
 	return l.shown()
 }
+
+// lastOf is the end of a text.
+func lastOf(text string, n int) string { return text[max(0, len(text)-n):] }
 
 // turnsAway wants a client to be refused, as whoever it is says with an alert or by hanging up.
 func (g *gate) turnsAway(own *peer, says string) {

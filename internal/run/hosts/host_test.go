@@ -110,7 +110,7 @@ func (h *host) directory(m machine) bool { return m.directory || os.Geteuid() !=
 
 // machineFiles are those of the machine's /etc that programs of a host need.
 var machineFiles = []string{"alternatives", "apache2", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
-	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl", "java-17-openjdk", "ldap"}
+	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl", "java-17-openjdk", "ldap", "security", "environment", "login.defs"}
 
 // settle fills the host's /etc.
 func (h *host) settle(m machine) {
