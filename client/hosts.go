@@ -55,7 +55,7 @@ type ChangeHostRequest struct {
 	IP         *[]string          `json:"ip,omitempty" maxItems:"100"`
 	Placements *[]PlacementOrder  `json:"placements,omitempty" maxItems:"64"`
 	Profiles   *[]string          `json:"profiles,omitempty" maxItems:"32"`
-	Labels     *map[string]string `json:"labels,omitempty" maxProperties:"32"`
+	Labels     *map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"sets those given, and leaves the others; an empty value removes one"`
 	RevokeNow  bool               `json:"revoke_now,omitempty" doc:"revoke the certificates of its machine with names that it no longer has, whether it has others already or not"`
 }
 

@@ -1,6 +1,10 @@
 package client
 
-import "time"
+import (
+	"context"
+	"iter"
+	"time"
+)
 
 // The kinds of a trust entry.
 const (
@@ -43,4 +47,27 @@ type AddTrustRequest struct {
 // unless Because says why that is meant.
 type DropTrustRequest struct {
 	Because string `json:"because,omitempty" maxLength:"500"`
+}
+
+// Trust lists what the hosts of a pool trust, by purpose; an empty purpose lists all.
+func (c *Client) Trust(ctx context.Context, pool, purpose string) iter.Seq2[TrustEntry, error] {
+	return pages[TrustEntry](ctx, c, get("pools", pool, "trust").where(values("purpose", purpose)))
+}
+
+// AddTrust adds certificates to what the hosts of a pool trust.
+func (c *Client) AddTrust(ctx context.Context, pool string, in AddTrustRequest) ([]TrustEntry, error) {
+	var out []TrustEntry
+	err := c.do(ctx, post("pools", pool, "trust").with(in), &out)
+	return out, err
+}
+
+// DropTrust takes an entry, by its ID or fingerprint, out of what the hosts of a pool trust.
+func (c *Client) DropTrust(ctx context.Context, pool, entry string, in DropTrustRequest) error {
+	return c.do(ctx, post("pools", pool, "trust", entry, "drop").with(in), nil)
+}
+
+// AddTrustCRL brings in a CRL of a trust anchor that is none of the authority's.
+func (c *Client) AddTrustCRL(ctx context.Context, pool, entry string, in UploadCRLRequest) (*TrustEntry, error) {
+	var out TrustEntry
+	return &out, c.do(ctx, post("pools", pool, "trust", entry, "crl").with(in), &out)
 }

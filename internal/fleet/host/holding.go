@@ -10,6 +10,7 @@ import (
 	"chancery/client"
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fleet/trust"
+	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
 
@@ -143,4 +144,47 @@ func (s *Service) pinning(ctx context.Context, tx *db.Tx, pool string) (recipes,
 		return nil, nil, fmt.Errorf("find what pins certificates in pool %s: %w", pool, err)
 	}
 	return recipes, own, nil
+}
+
+// NameOf is a host's name by its ID; the ID itself where it is gone.
+func (s *Service) NameOf(ctx context.Context, tx *db.Tx, id string) (string, error) {
+	r, err := find(ctx, tx, `host.id = $1`, id)
+	if err != nil || r == nil {
+		return id, err
+	}
+	return r.name, nil
+}
+
+// TrustCRL is the newest CRL of a foreign trust anchor of the calling host's pool, in DER.
+func (s *Service) TrustCRL(ctx context.Context, by access.Principal, entry string) ([]byte, error) {
+	if err := by.May(access.ActAsHost); err != nil {
+		return nil, err
+	}
+	var r *row
+	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		r, err = ofPrincipal(ctx, tx, by.ID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r == nil || !r.removed.IsZero() {
+		return nil, noHost(by)
+	}
+	return s.Trust.CRL(ctx, r.pool, entry)
+}
+
+// addWaits says of placements whose new certificate waits for others who pin it which ones those are.
+func (s *Service) addWaits(ctx context.Context, tx *db.Tx, r *row, found *client.Host) error {
+	waits, err := s.Trust.Waits(ctx, tx, r.id)
+	if err != nil {
+		return err
+	}
+	for i := range found.Placements {
+		p := &found.Placements[i]
+		if text := waits[p.Name]; text != "" {
+			p.Observed.Message = strings.TrimPrefix(p.Observed.Message+"; "+text, "; ")
+		}
+	}
+	return nil
 }

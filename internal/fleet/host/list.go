@@ -35,6 +35,9 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 		if found, err = s.view(ctx, tx, r); err != nil {
 			return err
 		}
+		if err := s.addWaits(ctx, tx, r, &found); err != nil {
+			return err
+		}
 		return s.addRemaining(ctx, tx, r, &found, time.Now())
 	})
 	if err != nil {

@@ -254,8 +254,8 @@ func naming(those []Presented) string {
 	return text
 }
 
-// release releases announced certificates that all who pin them hold.
-func (s *Service) release(ctx context.Context, now time.Time) error {
+// Release releases announced certificates that all hold who pin them.
+func (s *Service) Release(ctx context.Context, now time.Time) error {
 	var some bool
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
@@ -284,7 +284,7 @@ func (s *Service) release(ctx context.Context, now time.Time) error {
 				return fmt.Errorf("release certificate %s: %w", p.serial, err)
 			}
 			pools[p.pool] = true
-			err = s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: "system", Action: "trust.release", Object: p.serial, Detail: map[string]any{
+			err = s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: s.actor(), Action: "trust.release", Object: p.serial, Detail: map[string]any{
 				"pool": p.pool, "purpose": p.purpose, "placement": p.placement, "fingerprint": p.fingerprint,
 			}})
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -185,11 +186,29 @@ func readNumbers(ctx context.Context, tx *db.Tx, pool string) (map[string]number
 	return all, rows.Err()
 }
 
-// find finds an entry of a pool by its ID or fingerprint: one that is in the pool's version before one of another.
+// shortest is how much of a fingerprint names an entry.
+const shortest = 12
+
+// find finds an entry of a pool by its ID or fingerprint, or by the beginning of that: one that is in the pool's version before
+// one of another.
 func find(ctx context.Context, tx *db.Tx, st State, pool, name string) (*entry, error) {
-	found, err := readEntries(ctx, tx, `pool = $1 AND (id = $2 OR fingerprint = $3) AND pruned_at = 0`, pool, name, plainFingerprint(name))
+	plain := plainFingerprint(name)
+	where, args := `pool = $1 AND (id = $2 OR fingerprint = $3) AND pruned_at = 0`, []any{pool, name, plain}
+	if len(plain) >= shortest && len(plain) < 64 && strings.Trim(plain, "0123456789abcdef") == "" {
+		where, args = `pool = $1 AND fingerprint >= $2 AND fingerprint < $3 AND pruned_at = 0`, []any{pool, plain, plain + "g"}
+	}
+	found, err := readEntries(ctx, tx, where, args...)
 	if err != nil {
 		return nil, err
+	}
+	for _, e := range found {
+		if e.fingerprint != found[0].fingerprint {
+			return nil, fault.New(fault.Conflict, "several certificates that pool %q trusts have a SHA-256 that begins with %s; give more of it", pool, plain)
+		}
+	}
+	if purposes := purposesOf(found, st); len(purposes) > 1 {
+		return nil, fault.New(fault.Conflict, "the certificate is trusted for several purposes, %s; name the entry by its ID", strings.Join(purposes, ", ")).
+			WithHint("chancery pool trust list %s -o json", pool)
 	}
 	for _, version := range []int64{st.Version, st.Newest} {
 		if i := slices.IndexFunc(found, func(e *entry) bool { return e.in(version) }); i >= 0 {
@@ -200,6 +219,16 @@ func find(ctx context.Context, tx *db.Tx, st State, pool, name string) (*entry, 
 		return found[len(found)-1], nil
 	}
 	return nil, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
+}
+
+// purposesOf are the purposes that entries of a version, present or staged, have.
+func purposesOf(entries []*entry, st State) (purposes []string) {
+	for _, e := range entries {
+		if (e.in(st.Version) || e.in(st.Newest)) && !slices.Contains(purposes, e.purpose) {
+			purposes = append(purposes, e.purpose)
+		}
+	}
+	return purposes
 }
 
 // wire is the entry as it is shown; name is that of the issuer of ours.

@@ -63,6 +63,8 @@ type Options struct {
 	// Lacking finds the placements that pin a purpose and do not hold a certificate, up to limit; those of hosts that have not
 	// joined are left out.
 	Lacking func(ctx context.Context, tx *db.Tx, p Pinning, limit int) ([]Presented, error)
+	// HostName is the name of a host, by its ID.
+	HostName func(ctx context.Context, tx *db.Tx, id string) (string, error)
 }
 
 // Service keeps trust.

@@ -15,7 +15,7 @@ import (
 
 type hostCommands struct {
 	Add     hostAddCommand     `cmd:"" help:"Add a host, and print the one-time token by which its machine joins."`
-	Set     hostSetCommand     `cmd:"" help:"Change a host's names, addresses or recipes; what is given replaces the whole list."`
+	Set     hostSetCommand     `cmd:"" help:"Change a host's names, addresses or recipes; what is given replaces the whole list, of labels those given."`
 	List    hostListCommand    `cmd:"" help:"List the hosts and what each serves, those with a problem first."`
 	Show    hostShowCommand    `cmd:"" help:"Show a host: what it shall hold, and what its agent saw."`
 	Remove  hostRemoveCommand  `cmd:"" help:"Remove a host, and revoke what it holds."`
@@ -29,6 +29,7 @@ type hostAddCommand struct {
 	DNS       []string `name:"dns" placeholder:"N" help:"Another DNS name of the host. May be repeated."`
 	IP        []string `name:"ip" placeholder:"A" help:"An IP address of the host. May be repeated."`
 	Profile   []string `placeholder:"P" help:"A profile whose certificates it may have beside those of its recipes; a recipe of its own (local/NAME) needs one. May be repeated."`
+	Label     []string `sep:"none" placeholder:"K=V" help:"What it is known by in waves of a rollout: site=berlin. May be repeated."`
 	Pool      string   `default:"default" placeholder:"P" help:"The pool whose hosts it trusts, and that trust it."`
 	TokenLife string   `default:"24h" placeholder:"L" help:"How long the join token is good: 24h, 7d; 30d at most."`
 }
@@ -39,13 +40,18 @@ func (c *hostAddCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
+	labels, err := parseLabels(c.Label)
+	if err != nil {
+		return err
+	}
 	api, err := g.connect()
 	if err != nil {
 		return err
 	}
 	defer api.Close()
 	made, err := api.AddHost(ctx, client.AddHostRequest{
-		Name: c.Name, Pool: c.Pool, DNS: c.DNS, IP: c.IP, Placements: orders, Profiles: c.Profile, TokenLife: c.TokenLife,
+		Name: c.Name, Pool: c.Pool, DNS: c.DNS, IP: c.IP, Placements: orders, Profiles: c.Profile, Labels: labels,
+		TokenLife: c.TokenLife,
 	})
 	if err != nil {
 		return err
@@ -66,6 +72,22 @@ func parseOrders(texts []string) ([]client.PlacementOrder, error) {
 	return orders, nil
 }
 
+// parseLabels reads the labels of a command line; nil where there is none.
+func parseLabels(texts []string) (map[string]string, error) {
+	var labels map[string]string
+	for _, text := range texts {
+		key, value, ok := strings.Cut(text, "=")
+		if _, twice := labels[key]; !ok || key == "" || twice {
+			return nil, usage("--label %s: K=V is wanted, each K once", text)
+		}
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
 // printToken prints the token alone on standard output, so that it goes where it is sent and nothing else does.
 func (g *globals) printToken(made *client.HostToken) error {
 	if g.Output == "json" {
@@ -83,6 +105,7 @@ type hostSetCommand struct {
 	DNS       []string `name:"dns" placeholder:"N" help:"Its DNS names beside its own. May be repeated."`
 	IP        []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
 	Profile   []string `placeholder:"P" help:"The profiles whose certificates it may have beside those of its recipes. May be repeated."`
+	Label     []string `sep:"none" placeholder:"K=V" help:"A label to set; --label K= removes one, and the others stay. May be repeated."`
 	RevokeNow bool     `help:"Revoke the certificates of its machine with names that it no longer has, at once."`
 	Clear     []string `enum:"recipe,dns,ip,profile" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
 }
@@ -112,9 +135,16 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 			l.set()
 		}
 	}
+	labels, err := parseLabels(c.Label)
+	if err != nil {
+		return err
+	}
+	if labels != nil {
+		in.Labels = &labels
+	}
 	in.RevokeNow = c.RevokeNow
 	if in == (client.ChangeHostRequest{}) {
-		return usage("give what to change: --recipe, --dns, --ip, --profile, --clear or --revoke-now")
+		return usage("give what to change: --recipe, --dns, --ip, --profile, --label, --clear or --revoke-now")
 	}
 	if in.Placements != nil && *in.Placements == nil {
 		in.Placements = &[]client.PlacementOrder{}
@@ -247,11 +277,20 @@ func (c *hostShowCommand) Run(ctx context.Context, g *globals) error {
 	return g.showHost(host)
 }
 
+// labelText are labels on one line, by their names.
+func labelText(labels map[string]string) string {
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		all = append(all, key+"="+labels[key])
+	}
+	return strings.Join(all, ", ")
+}
+
 func (g *globals) showHost(h *client.Host) error {
 	fields := []field{
 		{"name", printable(h.Name)}, {"pool", h.Pool}, {"state", h.State}, {"message", printable(h.Message)}, {"dns", strings.Join(h.DNS, ", ")},
 		{"ip", strings.Join(h.IP, ", ")}, {"added", stamp(h.CreatedAt)}, {"joined", stamp(h.JoinedAt)}, {"seen", stamp(h.SeenAt)},
-		{"profiles beside", strings.Join(h.Profiles, ", ")},
+		{"profiles beside", strings.Join(h.Profiles, ", ")}, {"labels", printable(labelText(h.Labels))},
 		{"join token until", stamp(h.TokenExpires)}, {"agent", printable(h.Agent)}, {"identity until", stamp(h.IdentityEnds)},
 	}
 	for _, p := range h.Placements {

@@ -20,6 +20,8 @@ type poolCommands struct {
 	Add  poolAddCommand  `cmd:"" help:"Add a pool: its root is made here and its key written to --root-file, its issuer's key is made by the node."`
 	List poolListCommand `cmd:"" help:"List the pools."`
 	Show poolShowCommand `cmd:"" help:"Show a pool."`
+
+	Trust poolTrustCommands `cmd:"" help:"What the hosts of a pool trust: its own roots and issuers, and what is added here."`
 }
 
 type poolAddCommand struct {

@@ -36,6 +36,8 @@ CREATE INDEX trust_entry_by_pool ON trust_entry (pool, purpose);
 
 CREATE INDEX trust_entry_by_fingerprint ON trust_entry (fingerprint);
 
+CREATE INDEX trust_entry_by_end ON trust_entry (not_after) WHERE pruned_at = 0;
+
 -- CRLs of trust anchors that are none of ours.
 CREATE TABLE trust_crl (
     entry TEXT NOT NULL PRIMARY KEY,
@@ -62,6 +64,8 @@ CREATE TABLE trust_pinned (
 );
 
 CREATE INDEX trust_pinned_by_pool ON trust_pinned (pool, purpose);
+
+CREATE INDEX trust_pinned_by_end ON trust_pinned (not_after);
 
 CREATE INDEX trust_pinned_announced ON trust_pinned (pool) WHERE state = 'announced';
 

@@ -103,7 +103,7 @@ func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
 		return nil, err
 	}
 	look := doctor.Node{
-		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, OfflineWarning: set.CRL.OfflineWarning.Std(),
+		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, OfflineWarning: set.CRL.OfflineWarning.Std(),
 	}
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }
@@ -164,7 +164,7 @@ func (s *Server) findings(ctx context.Context, all finding.Seq) *outStream {
 			if err != nil {
 				return err
 			}
-			err := enc.Encode(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Hint: f.Hint})
+			err := enc.Encode(client.Finding{Level: string(f.Level), Check: f.Check, Object: f.Object, Message: f.Message, Seen: f.Seen, Do: f.Do, Hint: f.Hint})
 			if err != nil {
 				return err
 			}

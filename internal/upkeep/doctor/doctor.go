@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
@@ -26,6 +27,7 @@ type Node struct {
 	Keys   *keys.Store
 	Issuer IssuerLook // nil leaves issuers and CRLs out
 	Hosts  HostLook   // nil leaves hosts out
+	Trust  TrustLook  // nil leaves out what pools trust
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
 	OfflineWarning time.Duration
@@ -47,6 +49,30 @@ type IssuerState struct {
 
 // HostLook counts the hosts.
 type HostLook func(ctx context.Context, now time.Time) (host.Counts, error)
+
+// TrustLook lists what of the pools' trust ends before a time.
+type TrustLook func(ctx context.Context, before time.Time) ([]trust.Ending, error)
+
+// trust warns of certificates that pools trust and that end, and of their CRLs.
+func (n *Node) trust(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
+	ending, err := n.Trust(ctx, now.Add(trust.EndingSoon))
+	if err != nil {
+		return err
+	}
+	for _, e := range ending {
+		hint := "chancery pool trust add " + e.Pool + " NEW.pem, and rotate what is below it away in time: chancery rollout start rotate-away --pool " + e.Pool + " --from " + e.Entry
+		if e.CRL {
+			hint = "chancery pool trust crl " + e.Pool + " " + e.Entry + " FILE"
+		} else if e.Issuer != "" {
+			hint = "chancery rollout start rotate-issuer --pool " + e.Pool + ", or rotate-root"
+		}
+		tell(finding.Finding{Level: finding.Warning, Object: e.Entry, Message: e.String(), Hint: hint})
+	}
+	if len(ending) == 0 {
+		tell(finding.Finding{Level: finding.OK, Message: "nothing that pools trust ends within 30 days"})
+	}
+	return nil
+}
 
 // hosts warns of hosts that wait for somebody's decision, and of what their agents could not do.
 func (n *Node) hosts(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
@@ -78,6 +104,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"clock":      func(tell func(finding.Finding)) error { return n.clock(now, tell) },
 		"issuers":    func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
 		"hosts":      func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
+		"trust":      func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
 	}
 	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
 	if n.Issuer != nil {
@@ -85,6 +112,9 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	}
 	if n.Hosts != nil {
 		order = append(order, "hosts")
+	}
+	if n.Trust != nil {
+		order = append(order, "trust")
 	}
 	return finding.Run(looks, order...)
 }

@@ -11,6 +11,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/schema"
 	"chancery/internal/upkeep/setup"
@@ -74,6 +75,9 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	if err := st.issuers(ctx, s, offline, now); err != nil {
 		return nil, err
 	}
+	if err := st.trust(ctx, s, now); err != nil {
+		return nil, err
+	}
 	if set.PublicURL == "" {
 		st.warn("public_url is not set: certificates name no CRL and no OCSP responder; chancery settings set public_url=http://NAME")
 	}
@@ -105,6 +109,23 @@ func (st *Status) hosts(now time.Time) {
 		st.warn("the certificate of placement %s of host %s ended on %s", c.SoonestPlacement, c.SoonestHost, c.SoonestEnd.Format(time.DateOnly))
 	}
 }
+
+// trust warns of what pools trust and the authority does not renew: it leaves when it ends, and what is below it is refused.
+func (st *Status) trust(ctx context.Context, s *setup.Services, now time.Time) error {
+	ending, err := s.Trust.Ending(ctx, now.Add(trust.EndingSoon), maxEnding)
+	if err != nil {
+		return err
+	}
+	for _, e := range ending {
+		if e.Issuer == "" { // issuers of our own are warned of as such
+			st.warn("%s", e)
+		}
+	}
+	return nil
+}
+
+// maxEnding is how many ends of trusted certificates are told of.
+const maxEnding = 20
 
 func (st *Status) issuers(ctx context.Context, s *setup.Services, offline time.Duration, now time.Time) error {
 	all, err := s.CA.Issuers(ctx)

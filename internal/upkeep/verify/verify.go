@@ -13,6 +13,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/audit"
@@ -37,6 +38,7 @@ const (
 	checkHistory = "certificates.audit"
 	checkCRLs    = "crls"
 	checkHosts   = "hosts"
+	checkTrust   = "trust"
 )
 
 // Store checks the store of s.
@@ -57,7 +59,8 @@ func Store(ctx context.Context, s *setup.Services, shown Shown) (finding.Seq, er
 		checkHistory: func(tell func(finding.Finding)) error { return lookAtHistory(ctx, s, tell) },
 		checkCRLs:    func(tell func(finding.Finding)) error { return lookAtCRLs(ctx, s, tell) },
 		checkHosts:   func(tell func(finding.Finding)) error { return lookAtHosts(ctx, s, tell) },
-	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs, checkHosts), nil
+		checkTrust:   func(tell func(finding.Finding)) error { return lookAtTrust(ctx, s, tell) },
+	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs, checkHosts, checkTrust), nil
 }
 
 // lookAtAudit holds the chains against themselves, the checkpoints and what was shown.
@@ -182,6 +185,20 @@ func lookAtHosts(ctx context.Context, s *setup.Services, tell func(finding.Findi
 		return err
 	}
 	return conclude(wrong, fmt.Sprintf("%d hosts, %d identities of theirs, %d hosts that were removed", seen.Hosts, seen.Identities, seen.Removed), tell)
+}
+
+func lookAtTrust(ctx context.Context, s *setup.Services, tell func(finding.Finding)) error {
+	wrong := 0
+	seen, err := s.Trust.Check(ctx, func(f trust.Finding) bool {
+		wrong++
+		tell(finding.Finding{Level: finding.Error, Object: f.Pool + " " + f.Object, Message: f.Message})
+		return wrong < maxFindings
+	})
+	if err != nil {
+		return err
+	}
+	return conclude(wrong, fmt.Sprintf("what %d pools trust: %d certificates, %d CRLs, %d certificates that placements announced", seen.Pools, seen.Entries,
+		seen.CRLs, seen.Announced), tell)
 }
 
 // maxFindings bounds what one check tells: a store that was replaced would have a finding for each of its rows.
