@@ -139,7 +139,7 @@ func (w *work) render(plan *recipe.Plan, m map[string]*probe.Material) (place.Se
 			return place.Set{}, err
 		}
 		if password != nil {
-			ours = append(ours, place.File{Path: f.PasswordFile, Data: append(password, '\n'), Mode: f.Mode, Owner: f.Owner, Group: f.Group, Label: f.Label})
+			ours = append(ours, passwordFile(plan, f, password))
 		}
 	}
 	set.Files = append(ours, set.Files...)

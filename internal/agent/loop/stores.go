@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/pem"
@@ -68,4 +69,14 @@ func (c *consumer) holds(file string) error {
 		}
 	}
 	return nil
+}
+
+// passwordFile is the file of a password that the agent made: as the store, and for the consumer's user alone where others
+// may read the store.
+func passwordFile(plan *recipe.Plan, f recipe.PlannedFile, password []byte) place.File {
+	p := place.File{Path: f.PasswordFile, Data: append(password, '\n'), Mode: f.Mode, Owner: f.Owner, Group: f.Group, Label: f.Label}
+	if f.Mode&0o007 != 0 {
+		p.Mode, p.Owner, p.Group = 0o600, cmp.Or(plan.User, f.Owner), plan.Group
+	}
+	return p
 }

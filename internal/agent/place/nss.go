@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -147,13 +146,14 @@ func (d *nssDatabase) merge(there [][]byte, ours []string, untouched bool) ([][]
 		return nil, nil, errors.Join(err, os.RemoveAll(d.at))
 	}
 	for i, name := range nssFiles[:3] {
-		made, err := os.ReadFile(filepath.Join(d.at, "db", name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if out[i], err = os.ReadFile(filepath.Join(d.at, "db", name)); err != nil {
 			return nil, nil, errors.Join(err, os.RemoveAll(d.at))
 		}
-		out[i] = made
 	}
-	return out, entries, os.RemoveAll(d.at)
+	if out[2] = there[2]; there[2] == nil {
+		out[2], err = d.configuration()
+	}
+	return out, entries, errors.Join(err, os.RemoveAll(d.at))
 }
 
 // make makes the database from what is there, and says what is ours in it.
@@ -199,7 +199,9 @@ func (d *nssDatabase) begin(there [][]byte) error {
 			return err
 		}
 	}
-	for i, name := range nssFiles[:3] {
+	// The third, pkcs11.txt, names libraries to load, and the tools would load them as us: whoever runs the consumer may write
+	// there. It is not brought along, and stays as it is.
+	for i, name := range nssFiles[:2] {
 		if there[i] == nil {
 			continue
 		}
@@ -215,7 +217,7 @@ func (d *nssDatabase) begin(there [][]byte) error {
 		if _, err := d.certutil(words...); err != nil {
 			return fmt.Errorf("make the database: %w", err)
 		}
-		return d.sayWhere(filepath.Join(db, "pkcs11.txt"), "sql:"+db)
+		return nil
 	}
 	// certutil exits with 255 where there is no key, too; what it says of the password is what counts.
 	if out, err := d.certutil("-K"); err != nil && bytes.Contains(out, []byte("SEC_ERROR_BAD_PASSWORD")) {
@@ -228,13 +230,11 @@ func (d *nssDatabase) begin(there [][]byte) error {
 	return nil
 }
 
-// sayWhere has a new database's own configuration name the place that it will be at.
-func (d *nssDatabase) sayWhere(file, was string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, bytes.ReplaceAll(text, []byte(was), []byte("sql:"+d.path)), 0o600)
+// configuration is a new database's own, which names the place that it will be at.
+func (d *nssDatabase) configuration() ([]byte, error) {
+	db := filepath.Join(d.at, "db")
+	text, err := os.ReadFile(filepath.Join(db, "pkcs11.txt"))
+	return bytes.ReplaceAll(text, []byte("sql:"+db), []byte("sql:"+d.path)), err
 }
 
 func (d *nssDatabase) passwordFile() string { return filepath.Join(d.at, "password") }
@@ -433,6 +433,23 @@ func (d *nssDatabase) verify() error {
 		at := slices.IndexFunc(has, func(e nssEntry) bool { return bytes.Equal(e.der, w.Chain[0].Raw) })
 		if at < 0 || has[at].nickname != w.Alias || !strings.Contains(flags[w.Alias], "u") {
 			return fault.New(fault.Internal, "NSS's tools did not import the key as %s, and said that they did", w.Alias)
+		}
+		return d.try(w)
+	}
+	return nil
+}
+
+// try has NSS itself say whether the certificate is good for what it is for, with the CAs that are in the database.
+func (d *nssDatabase) try(w *keyfile.Entry) error {
+	if !slices.ContainsFunc(d.trusted, func(t nssTrusted) bool { return strings.Contains(t.flags, "C") }) {
+		return nil // whom it trusts is in another database, or a library
+	}
+	for usage, letter := range map[x509.ExtKeyUsage]string{x509.ExtKeyUsageServerAuth: "V", x509.ExtKeyUsageClientAuth: "C"} {
+		if !slices.Contains(w.Chain[0].ExtKeyUsage, usage) {
+			continue
+		}
+		if _, err := d.certutil("-V", "-e", "-u", letter, "-n", w.Alias); err != nil {
+			return fmt.Errorf("NSS does not take the certificate: %w", err)
 		}
 	}
 	return nil
