@@ -216,11 +216,13 @@ func (n *node) run(ctx context.Context) error {
 // loops are what a node does besides answering.
 func (n *node) loops() []func(context.Context) error {
 	s := n.services
-	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, proofs: s.Proofs, logger: n.logger}
+	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, rollouts: s.Rollouts, proofs: s.Proofs, logger: n.logger}
 	return []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
 		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow,
+		s.Rollouts.Run,
+		s.Trust.Run,
 		collect,
 	}
 }

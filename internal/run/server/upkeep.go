@@ -9,6 +9,7 @@ import (
 	"chancery/internal/authority/identity"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/proof"
+	"chancery/internal/fleet/rollout"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -60,6 +61,7 @@ type pruner struct {
 	access   *access.Store
 	ca       *ca.CA
 	hosts    *host.Service
+	rollouts *rollout.Service
 	proofs   *proof.Service
 	logger   *slog.Logger
 }
@@ -100,6 +102,9 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if err := whole(func() (int64, error) { return p.proofs.Prune(ctx, now, pruneRows) }); err != nil {
+		return err
+	}
+	if err := whole(func() (int64, error) { return p.rollouts.Prune(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
 	_, err = p.ca.Prune(ctx)

@@ -56,6 +56,8 @@ func (s *Server) routes() {
 	s.issuerRoutes()
 	s.profileRoutes()
 	s.hostRoutes()
+	s.rolloutRoutes()
+	s.trustRoutes()
 	s.operatorRoutes()
 	s.authorityRoutes()
 }

@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/proof"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
@@ -40,6 +41,7 @@ type Services struct {
 	Pools      *pool.Service
 	Trust      *trust.Service
 	Hosts      *host.Service
+	Rollouts   *rollout.Service
 	Proofs     *proof.Service
 }
 
@@ -73,10 +75,14 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		Lacking: func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
 			return s.Hosts.Lacking(ctx, tx, p, limit)
 		},
+		HostName: func(ctx context.Context, tx *db.Tx, id string) (string, error) { return s.Hosts.NameOf(ctx, tx, id) },
 	})
 	s.Hosts = host.New(host.Options{
 		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Trust: s.Trust, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
 		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin, Proofs: proof.Pending,
+	})
+	s.Rollouts = rollout.New(rollout.Options{
+		DB: d, CA: s.CA, Pools: s.Pools, Trust: s.Trust, Hosts: s.Hosts, Keys: s.Keys, Audit: log, Logger: logger, Recipe: recipe.Builtin,
 	})
 	s.Proofs = proof.New(proof.Options{DB: d, CA: s.CA, Audit: log})
 	return s, nil
