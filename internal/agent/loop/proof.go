@@ -210,7 +210,7 @@ func (a *Agent) proveOne(ctx context.Context, p client.Proof, d *client.Desired,
 		if now.Sub(st.Began) > proveEager {
 			again = proveSlowly
 		}
-		a.proveAt = now.Add(again)
+		a.proveAt = a.now().Add(again) // trials take their time
 	}
 	return a.tellProof(ctx, p, st, trials)
 }

@@ -88,9 +88,9 @@ func (a *asked) known(ctx context.Context, tx *db.Tx, p *proof, now time.Time) (
 		if err != nil {
 			return nil, err
 		}
-		silence = "its agent has never called"
+		silence = "its agent has not said anything"
 		if !seen.IsZero() {
-			silence = "its agent has not said anything; it last called at " + seen.UTC().Format(time.RFC3339) + ", within a minute"
+			silence += "; it last called at " + seen.UTC().Format(time.RFC3339) + ", within a minute"
 		}
 	}
 	var out []client.ProofTrial
