@@ -121,7 +121,7 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 			}
 		}
 		var released map[string][]string
-		if slices.ContainsFunc(all, func(p placed) bool { return s.announces(p.Recipe) }) {
+		if slices.ContainsFunc(all, func(p placed) bool { _, may := s.announces(p.PlacementOrder); return may }) {
 			if released, err = trust.Released(ctx, tx, r.id); err != nil {
 				return err
 			}

@@ -8,36 +8,36 @@ import (
 	"strings"
 
 	"chancery/client"
-	"chancery/internal/agent/recipe"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
 
-// announces reports whether a recipe has certificates that peers pin; of a host's own recipe it is not known, so it may.
-func (s *Service) announces(name string) bool {
-	known, ok := s.Recipe(name)
-	return !ok || slices.ContainsFunc(known.Certificates, func(c recipe.Certificate) bool { return c.Announce != "" })
+// announces reports whether a placement has certificates that peers pin, and for what purpose. Of a host's own recipe that is
+// not known here: it may, for general purposes.
+func (s *Service) announces(p client.PlacementOrder) (purpose string, may bool) {
+	known, ok := s.Recipe(p.Recipe)
+	if !ok {
+		return client.TrustGeneral, true
+	}
+	if purposes := known.Announces(p.Parameters); len(purposes) > 0 {
+		return purposes[0], true
+	}
+	return "", false
 }
 
-// announcedFor is the purpose under which peers pin a placement's certificate: recipe and parameters say it. A host's own
-// recipe says it to the host alone, and its certificates are pinned for general purposes.
-func (s *Service) announcedFor(order client.PlacementOrder) string {
-	if known, ok := s.Recipe(order.Recipe); ok {
-		if purposes := known.Announces(order.Parameters); len(purposes) > 0 {
-			return purposes[0]
-		}
+// pins is the purpose of the pinned certificates that a placement holds, empty where it holds none; known is false of a host's
+// own recipe.
+func (s *Service) pins(name, parameters string) (purpose string, known bool, err error) {
+	r, ok := s.Recipe(name)
+	if !ok {
+		return "", false, nil
 	}
-	return client.TrustGeneral
-}
-
-// mayPin reports whether a recipe has files of pinned certificates, for whatever purpose; known is false of a host's own.
-func (s *Service) mayPin(name string) (may, known bool) {
-	r, known := s.Recipe(name)
-	if !known {
-		return false, false
+	var values map[string]string
+	if err := json.Unmarshal([]byte(parameters), &values); err != nil {
+		return "", true, fmt.Errorf("read the parameters of a placement of %s: %w", name, err)
 	}
-	return slices.ContainsFunc(r.Files, func(f recipe.File) bool { return slices.Contains(f.Content, "pinned") }), true
+	return r.Pins(values), true, nil
 }
 
 // Presenting finds the placements of a pool's hosts that were seen with certificates of these issuers, by the hexadecimal
@@ -73,20 +73,20 @@ func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuer
 // of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then: two hosts that
 // are new do not wait for each other.
 func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
-	recipes, own, err := s.pinning(ctx, tx, p.Pool)
-	if err != nil || len(recipes)+len(own) == 0 {
+	kinds, err := s.pinning(ctx, tx, p)
+	if err != nil || len(kinds) == 0 {
 		return nil, err
 	}
 	args := []any{p.Pool}
 	var places []string
-	for _, one := range db.Padded(append(recipes, own...)) {
-		args = append(args, one)
-		places = append(places, fmt.Sprintf("$%d", len(args)))
+	for _, kind := range db.Padded(kinds) {
+		args = append(args, kind.recipe, kind.parameters)
+		places = append(places, fmt.Sprintf("($%d, $%d)", len(args)-1, len(args)))
 	}
-	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.parameters, host_placement.observed
-		FROM host_placement JOIN host ON host.id = host_placement.host
-		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND host_placement.recipe IN (`+strings.Join(places, ", ")+`)
-		ORDER BY host.name, host_placement.position`, args...)
+	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
+		JOIN host ON host.id = host_placement.host
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND (host_placement.recipe, host_placement.parameters) IN
+		(VALUES `+strings.Join(places, ", ")+`) ORDER BY host.name, host_placement.position`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
 	}
@@ -94,13 +94,9 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	var found []trust.Presented
 	for rows.Next() && len(found) < limit {
 		var at trust.Presented
-		var name, parameters, observed string
-		if err := rows.Scan(&at.Host, &at.Placement, &name, &parameters, &observed); err != nil {
+		var name, observed string
+		if err := rows.Scan(&at.Host, &at.Placement, &name, &observed); err != nil {
 			return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
-		}
-		var given map[string]string
-		if err := json.Unmarshal([]byte(parameters), &given); err != nil {
-			return nil, fmt.Errorf("read the parameters of %s at %s: %w", at.Placement, at.Host, err)
 		}
 		var seen struct {
 			Pinned []string          `json:"pinned"`
@@ -114,36 +110,36 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		if len(seen.Files) == 0 {
 			continue
 		}
-		holds := slices.Contains(seen.Pinned, p.Fingerprint)
-		known, ours := s.Recipe(name)
-		pins := ours && known.Pins(given) == p.Purpose || !ours && slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
-		if pins && !holds {
+		_, known := s.Recipe(name)
+		pins := known || slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
+		if pins && !slices.Contains(seen.Pinned, p.Fingerprint) {
 			found = append(found, at)
 		}
 	}
 	return found, rows.Err()
 }
 
-// pinning are the recipes in use in a pool that may pin certificates, and those of hosts of which it is not known.
-func (s *Service) pinning(ctx context.Context, tx *db.Tx, pool string) (recipes, own []string, err error) {
-	err = each(ctx, tx, `SELECT DISTINCT host_placement.recipe FROM host_placement JOIN host ON host.id = host_placement.host
-		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 ORDER BY host_placement.recipe`, []any{pool}, func(scan func(...any) error) error {
-		var name string
-		if err := scan(&name); err != nil {
+// kind is how placements look alike.
+type kind struct{ recipe, parameters string }
+
+// pinning are the kinds of placements in a pool that pin a purpose, and those of hosts' own recipes, of which it is not known.
+func (s *Service) pinning(ctx context.Context, tx *db.Tx, p trust.Pinning) (kinds []kind, err error) {
+	err = each(ctx, tx, `SELECT DISTINCT host_placement.recipe, host_placement.parameters FROM host_placement JOIN host ON host.id = host_placement.host
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0`, []any{p.Pool}, func(scan func(...any) error) error {
+		var k kind
+		if err := scan(&k.recipe, &k.parameters); err != nil {
 			return err
 		}
-		switch may, known := s.mayPin(name); {
-		case may:
-			recipes = append(recipes, name)
-		case !known:
-			own = append(own, name)
+		purpose, known, err := s.pins(k.recipe, k.parameters)
+		if !known || purpose == p.Purpose {
+			kinds = append(kinds, k)
 		}
-		return nil
+		return err
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("find what pins certificates in pool %s: %w", pool, err)
+		return nil, fmt.Errorf("find what pins certificates in pool %s: %w", p.Pool, err)
 	}
-	return recipes, own, nil
+	return kinds, nil
 }
 
 // NameOf is a host's name by its ID; the ID itself where it is gone.

@@ -84,10 +84,11 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 
 // announced takes what a report says of certificates that peers pin.
 func (s *Service) announced(ctx context.Context, tx *db.Tx, by access.Principal, r *row, o observation, now time.Time) error {
-	if !s.announces(o.order.Recipe) {
+	purpose, may := s.announces(o.order)
+	if !may {
 		return nil
 	}
-	at := trust.Placement{Host: r.id, Name: o.Placement, Pool: r.pool, Purpose: s.announcedFor(o.order)}
+	at := trust.Placement{Host: r.id, Name: o.Placement, Pool: r.pool, Purpose: purpose}
 	var good []*x509.Certificate
 	for _, c := range o.leaves {
 		switch err := s.CA.CheckGiven(ctx, tx, c, by.ID, now); {
@@ -99,10 +100,11 @@ func (s *Service) announced(ctx context.Context, tx *db.Tx, by access.Principal,
 			s.Logger.WarnContext(ctx, "an announced certificate is not passed on", "host", r.name, "placement", o.Placement, "error", err)
 		}
 	}
-	if err := s.Trust.Announce(ctx, tx, at, good, now); err != nil {
+	// What is placed is announced no more, and is not to leave for that.
+	if err := s.Trust.Placed(ctx, tx, at, o.Serial, now); err != nil {
 		return err
 	}
-	return s.Trust.Placed(ctx, tx, at, o.Serial, now)
+	return s.Trust.Announce(ctx, tx, at, good, now)
 }
 
 // observation is one of a report with its stored form.
