@@ -73,6 +73,13 @@ func (s *Service) stepPrepare(ctx context.Context, d *drive, r *row, now time.Ti
 				return nil
 			}
 			r.state, r.message = state, message
+			for _, i := range issuers { // the signer would look for new issuers some seconds later
+				if _, ok := lists[i.ID]; !ok && slices.Contains(r.made(), i.Name) {
+					if err := revocation.Ask(ctx, tx, i, now); err != nil {
+						return err
+					}
+				}
+			}
 			return r.update(ctx, tx, now)
 		}
 		r.state = state

@@ -279,7 +279,7 @@ func (s *Service) enterTrust(ctx context.Context, tx *db.Tx, r *row, issuers []*
 		return err
 	}
 	r.plan.Before, r.plan.ToPrint = before.Version, trust.Fingerprint(target.Certificate)
-	r.plan.Both, err = s.Trust.Stage(ctx, tx, r.pool, []*ca.Issuer{target}, nil)
+	r.plan.Both, err = s.Trust.Stage(ctx, tx, r.pool, lineage(target, issuers), nil)
 	return err
 }
 
@@ -316,6 +316,17 @@ func (r *row) target(issuers []*ca.Issuer) (*ca.Issuer, error) {
 	return target, nil
 }
 
+// lineage is an issuer with those above it that are ours: their CRLs are ours too, and are to be had by whoever trusts them.
+func lineage(target *ca.Issuer, issuers []*ca.Issuer) []*ca.Issuer {
+	all := []*ca.Issuer{target}
+	for _, i := range issuers {
+		if i.Certificate != nil && slices.ContainsFunc(target.Chain, i.Certificate.Equal) {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
 // dropNow takes the old trust away from all hosts at once, since it is compromised, and has all of them re-keyed. The certificates
 // of the old issuers are revoked as far as there is somebody who can.
 func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Issuer, drop []string, now time.Time) error {
@@ -328,7 +339,7 @@ func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 		return err
 	}
 	r.plan.Before, r.plan.ToPrint = before.Version, trust.Fingerprint(target.Certificate)
-	if r.plan.After, err = s.Trust.Stage(ctx, tx, r.pool, []*ca.Issuer{target}, drop); err != nil {
+	if r.plan.After, err = s.Trust.Stage(ctx, tx, r.pool, lineage(target, issuers), drop); err != nil {
 		return err
 	}
 	if err := s.Trust.Adopt(ctx, tx, r.pool, r.plan.After); err != nil {
