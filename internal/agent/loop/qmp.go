@@ -11,15 +11,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
 // Bounds of a conversation with a QEMU, which may be one that its guest has taken over.
 const (
-	qmpTimeout  = 10 * time.Second
+	qmpTimeout  = 5 * time.Second
 	qmpLine     = 1 << 20
 	qmpMessages = 1000 // events may come between an answer and its question
 	qmpSockets  = 4096
@@ -144,23 +146,30 @@ func machinesOfQMP(ctx context.Context, sockets, dir string) ([]machine, error) 
 	if len(entries) > qmpSockets {
 		return nil, fmt.Errorf("%s has %d entries, and at most %d are looked at", sockets, len(entries), qmpSockets)
 	}
+	var mu sync.Mutex
 	var all []machine
-	var wrong []error
-	for _, e := range entries {
+	var wrong []string
+	eachMachine(entries, func(e fs.DirEntry) {
 		if e.Type() != fs.ModeSocket { // a link could lead to somebody else's
-			continue
+			return
 		}
 		socket := filepath.Join(sockets, e.Name())
 		m, err := machineOf(ctx, socket, dir)
+		mu.Lock()
+		defer mu.Unlock()
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		case err != nil:
-			wrong = append(wrong, fmt.Errorf("the machine of %s could not be asked: %w", socket, err))
+			wrong = append(wrong, fmt.Sprintf("the machine of %s could not be asked: %s", printed(socket), err))
 		case m != nil:
 			all = append(all, *m)
 		}
+	})
+	if len(wrong) == 0 {
+		return all, nil
 	}
-	return all, errors.Join(wrong...)
+	slices.Sort(wrong)
+	return all, errors.New(strings.Join(wrong, "\n"))
 }
 
 // machineOf asks a QEMU who it is and where its display is; nil where it has none, or one with other files.

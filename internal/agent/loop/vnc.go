@@ -48,8 +48,8 @@ func (c *consumer) machines(ctx context.Context, action string, with map[string]
 	return machinesOfLibvirt(ctx, c.system, with)
 }
 
-// eachMachine calls f for every machine, some at once.
-func eachMachine(all []machine, f func(machine)) {
+// eachMachine calls f for every one, some at once.
+func eachMachine[T any](all []T, f func(T)) {
 	var wait sync.WaitGroup
 	room := make(chan struct{}, mostMachines)
 	for _, m := range all {
