@@ -25,6 +25,7 @@ func (w *work) released(planned recipe.PlannedCertificate, current, next *held) 
 	if planned.Announce == "" || slices.Contains(w.order.Released, next.serial()) {
 		return next, nil
 	}
+	w.waits = true
 	waits := fmt.Sprintf("certificate %s was issued and is placed once all who pin it under %s hold it", next.serial(), planned.Announce)
 	switch {
 	case current == nil:

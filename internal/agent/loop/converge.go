@@ -32,6 +32,7 @@ type work struct {
 	facts recipe.Facts
 	seen  *probe.Seen // on the live port, the last time
 	goal  digests     // of the last that was to be placed
+	waits bool        // a certificate is issued and waits for those who pin it
 	sure  bool        // what the record says is placed was found on disk in this pass, and the consumer has taken it
 	down  bool
 	back  bool     // the old files were put back in this pass, and the consumer told
@@ -156,6 +157,9 @@ func (w *work) follow(ctx context.Context) (settled bool, err error) {
 		return false, nil
 	}
 	if err := w.check(held); err != nil {
+		if w.waits {
+			return false, nil // the new one would do, and is not released; the old one is kept up as it is
+		}
 		return false, err
 	}
 	err = w.settle(ctx, held)

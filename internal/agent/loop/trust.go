@@ -340,9 +340,12 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Buffer.Write(p)
 }
 
-// knownPurpose refuses a plan whose purpose nothing is known to be trusted for.
+// knownPurpose refuses a plan whose purpose nothing is known to be trusted for. Where peers pin each other, the first of them
+// makes the purpose known by what it announces.
 func (w *work) knownPurpose(plan *recipe.Plan) error {
-	if !takesTrust(plan) || w.trusts.of(plan.Trust.Purpose) != nil {
+	of := plan.Trust.Purpose
+	announces := slices.ContainsFunc(plan.Certificates, func(c recipe.PlannedCertificate) bool { return c.Announce == of })
+	if !takesTrust(plan) || w.trusts.of(of) != nil || announces && !uses(plan, "anchors") {
 		return nil
 	}
 	return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and the pool has nothing for that purpose", plan.Recipe, plan.Trust.Purpose).
