@@ -69,6 +69,8 @@ type Rollout struct {
 	Excepted    []RolloutHost `json:"excepted,omitempty"`
 	Plan        RolloutPlan   `json:"plan"`
 	CSR         string        `json:"csr,omitempty" doc:"PEM: the request of the new issuer, which waits for a root elsewhere"`
+	Root        string        `json:"root,omitempty" doc:"the name of the root that is to sign csr"`
+	RootSubject string        `json:"root_subject,omitempty" doc:"RFC 4514: its subject, where it is a new one"`
 	Actor       string        `json:"actor"`
 	CreatedAt   time.Time     `json:"created_at"`
 	ChangedAt   time.Time     `json:"changed_at"`

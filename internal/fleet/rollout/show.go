@@ -142,9 +142,10 @@ func addExcepted(ctx context.Context, tx *db.Tx, r *row, out *client.Rollout) er
 
 // addRequest shows the request that waits for a root elsewhere.
 func (r *row) addRequest(issuers []*ca.Issuer, out *client.Rollout) {
-	if r.plan.Next == nil || r.stage != client.StagePrepare || r.over() {
+	if r.plan.Next == nil || !r.plan.Next.Outside || r.stage != client.StagePrepare || r.over() {
 		return
 	}
+	out.Root, out.RootSubject = r.plan.Next.Parent, r.plan.Next.RootSubject
 	i := slices.IndexFunc(issuers, func(i *ca.Issuer) bool { return i.Name == r.plan.Next.Issuer })
 	if i >= 0 && issuers[i].State == ca.IssuerPending {
 		out.CSR = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: issuers[i].CSR}))

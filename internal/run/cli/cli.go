@@ -66,6 +66,7 @@ type commands struct {
 
 	Pool    poolCommands    `cmd:"" help:"Pools: hosts that trust each other, each with a root and an issuer of its own."`
 	Host    hostCommands    `cmd:"" help:"Hosts: machines that join, and what each shall hold."`
+	Rollout rolloutCommands `cmd:"" help:"Rollouts: staged changes over the hosts of a pool."`
 	Profile profileCommands `cmd:"" help:"Profiles: what may be issued."`
 	Recipe  recipeCommands  `cmd:"" help:"Recipes: how one consumer wants its certificates."`
 	Key     keyCommands     `cmd:"" help:"Private keys, made and looked at locally."`
