@@ -23,8 +23,11 @@ demo: build
 packages:
 	.ci/packages
 
+# What the tests' probers saw while certificates and trust were changed is shown at the end: connections, and failures.
 test: packages
-	$(GO) test ./...
+	@mkdir -p bin && rm -f bin/probed
+	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test ./...
+	@[ ! -f bin/probed ] || sort bin/probed
 
 check: packages fmt vet static tidy test race fuzz golden
 	@echo 'check: all passed'
