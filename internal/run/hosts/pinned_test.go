@@ -93,9 +93,14 @@ func (h *tunnel) equip(t *testing.T, peer *tunnel) {
 	h.join(order("stunnel", parameters...))
 }
 
+// begin starts stunnel on ports that are held open for it, as a socket unit of systemd does: at a SIGHUP stunnel closes ports of
+// its own and opens them again, and who comes in between is refused.
 func (h *tunnel) begin() {
 	h.t.Helper()
-	h.process = h.start(consumer.StunnelServer{Accept: h.in}.Program(h.inside(stunnelConf)))
+	h.process = h.start(consumer.Program{
+		Path: "/usr/bin/systemd-socket-activate", Args: []string{"--listen=" + h.in, "--listen=" + h.out, "/usr/bin/stunnel4", h.inside(stunnelConf)},
+		Ready: consumer.Listening(h.in),
+	})
 }
 
 func (h *tunnel) leaf() *x509.Certificate { return parsed(h.t, h.read(h.cert())) }
