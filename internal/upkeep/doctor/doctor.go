@@ -1,5 +1,6 @@
 // Package doctor looks for what will hurt before it hurts: keys and their wraps, the files of a node, the database, the
-// clock, issuers and their CRLs, and single files. Each finding names what was seen and the command that mends it.
+// clock, issuers and their CRLs. Each finding names what was seen and the command that mends it. Ports, files and hosts are
+// looked at by package examine.
 package doctor
 
 import (

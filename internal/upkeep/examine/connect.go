@@ -222,7 +222,7 @@ func (c connection) notTLS(what, protocol string) *failure {
 
 func timedOut(err error) bool {
 	var n net.Error
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &n) && n.Timeout()
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, net.ErrClosed) || errors.As(err, &n) && n.Timeout() // it is we who close
 }
 
 func hungUp(err error) bool {

@@ -148,27 +148,6 @@ func behind(message string) string {
 	return ": " + message
 }
 
-// poolTrust is what the hosts of a pool trust: the root of the pool.
-func (a *Authority) poolTrust(ctx context.Context, pool string) *Trust {
-	if err := a.load(ctx); err != nil {
-		return nil
-	}
-	t := &Trust{From: "the roots of pool " + pool}
-	for i, c := range a.known {
-		switch one := a.issuers[i]; {
-		case one.Pool != pool && one.Pool != "":
-		case one.Root:
-			t.Anchors = append(t.Anchors, c)
-		default:
-			t.Others = append(t.Others, c)
-		}
-	}
-	if len(t.Anchors) == 0 {
-		return nil
-	}
-	return t
-}
-
 // lookAtServed looks at the placement's port from here, by the host's own names and addresses: where it is, is not taken from
 // what the host says, but for the port.
 func (r *report) lookAtServed(ctx context.Context, h *client.Host, p *client.Placement, a *Authority, o HostOptions, now time.Time) error {

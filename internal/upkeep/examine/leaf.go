@@ -180,7 +180,7 @@ func (r *report) lookAtTimes(c *x509.Certificate, now time.Time, mend string) {
 
 // lookAtUsages judges what the certificate may be used for: by a server, and by the consumer where it is known.
 func (r *report) lookAtUsages(c *x509.Certificate, d *Demand, server bool) {
-	if c.IsCA && server && !selfIssued(c) {
+	if c.IsCA && r.where == "wire" && !selfIssued(c) {
 		r.tell("usages.ca", "CA:TRUE", fmt.Sprintf("%s is a CA's certificate", named(c)), "")
 	}
 	before := len(r.found)

@@ -1,7 +1,6 @@
 package examine
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -73,6 +72,45 @@ func (a *Authority) trust(ctx context.Context) *Trust {
 	return t
 }
 
+// poolTrust is what the hosts of a pool trust: its trust set, or where that may not be read the pool's roots.
+func (a *Authority) poolTrust(ctx context.Context, pool string) *Trust {
+	t := &Trust{From: "the trust of pool " + pool}
+	for e, err := range a.API.Trust(ctx, pool, client.TrustGeneral) {
+		if err != nil {
+			t.Anchors, t.Others = nil, nil
+			break
+		}
+		certificates, err := keyfile.ParseCertificates([]byte(e.PEM))
+		switch {
+		case err != nil, e.State == "staged":
+		case e.Kind == client.TrustAnchor:
+			t.Anchors = append(t.Anchors, certificates[0])
+		case e.Kind == client.TrustIntermediate:
+			t.Others = append(t.Others, certificates[0])
+		}
+	}
+	if len(t.Anchors) > 0 {
+		return t
+	}
+	if err := a.load(ctx); err != nil {
+		return nil
+	}
+	t.From = "the roots of pool " + pool
+	for i, c := range a.known {
+		switch one := a.issuers[i]; {
+		case one.Pool != pool:
+		case one.Root:
+			t.Anchors = append(t.Anchors, c)
+		default:
+			t.Others = append(t.Others, c)
+		}
+	}
+	if len(t.Anchors) == 0 {
+		return nil
+	}
+	return t
+}
+
 // Issuer is the issuer of ours that signed c, nil where none did.
 func (a *Authority) Issuer(ctx context.Context, c *x509.Certificate) (*client.Issuer, error) {
 	if err := a.load(ctx); err != nil {
@@ -112,8 +150,6 @@ func (r *report) lookAtRecord(ctx context.Context, c *x509.Certificate, a *Autho
 	if host != nil {
 		whose = fmt.Sprintf("issued by %s to host %s", record.Issuer, host.Name)
 		mend = fmt.Sprintf("chancery agent run --once    (as root on %s)", host.Name)
-	} else if record.Requester != "" {
-		whose = fmt.Sprintf("issued by %s to %s", record.Issuer, record.Requester)
 	}
 	if placement != nil {
 		whose += ", placement " + placement.Name
@@ -137,25 +173,31 @@ func (r *report) lookAtRecord(ctx context.Context, c *x509.Certificate, a *Autho
 	return mend
 }
 
-// placed finds the host of a certificate, and the placement that has it now.
+// placed finds the host that a certificate is for, and the placement that has it now. The record knows the machine by another
+// name than the host's, so the host is looked for by the certificate's names; it is the holder where it reported the
+// certificate, or where the certificate was issued to no operator.
 func (a *Authority) placed(ctx context.Context, record *client.Certificate) (*client.Host, *client.Placement) {
-	name, ok := strings.CutPrefix(record.Requester, "host:")
-	if !ok {
-		name = record.Requester
-	}
-	if name == "" {
-		return nil, nil
-	}
-	host, err := a.API.Host(ctx, name)
-	if err != nil {
-		return nil, nil
-	}
-	for i, p := range host.Placements {
-		if p.Observed.Serial == record.Serial {
-			return host, &host.Placements[i]
+	tried := 0
+	for _, name := range record.SAN {
+		kind, name, _ := strings.Cut(name, ":")
+		if kind != "dns" || tried == 4 {
+			continue
+		}
+		tried++
+		host, err := a.API.Host(ctx, name)
+		if err != nil {
+			continue
+		}
+		for i, p := range host.Placements {
+			if p.Observed.Serial == record.Serial || p.Observed.Served == record.Serial {
+				return host, &host.Placements[i]
+			}
+		}
+		if !slices.ContainsFunc(host.OthersCertificates, func(c client.RemainingCertificate) bool { return c.Serial == record.Serial }) && len(host.Placements) > 0 {
+			return host, nil
 		}
 	}
-	return host, nil
+	return nil, nil
 }
 
 // newer is the newest valid certificate with the same subject and names, requested by the same and issued later.
@@ -192,9 +234,4 @@ func firstName(c *x509.Certificate, names []string) string {
 		return names[0]
 	}
 	return clean(c.Subject.CommonName)
-}
-
-// sameKey reports whether two certificates are for the same key.
-func sameKey(a, b *x509.Certificate) bool {
-	return bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }

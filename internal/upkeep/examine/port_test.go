@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/client"
 	"chancery/internal/run/consumer"
 	"chancery/internal/upkeep/finding"
 )
@@ -203,11 +204,11 @@ func TestPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = pg.Stop() }()
-	found := at(t, pg.Address, PortOptions{Trust: o.trust(), Offline: true, Timeout: 5 * time.Second})
+	found := at(t, pg.Address, PortOptions{Trust: o.trust(), Offline: true, Timeout: 2 * time.Second})
 	want(t, found, "wire.tls.none")
 	wantOne(t, found, "wire.tls.none", "PostgreSQL", "--starttls postgres")
 	want(t, at(t, pg.Address, PortOptions{StartTLS: "postgres", Trust: o.trust(), Offline: true}))
-	wantOne(t, at(t, pg.Address, PortOptions{StartTLS: "smtp", Offline: true, Timeout: 5 * time.Second}), "wire.tls.slow")
+	wantOne(t, at(t, pg.Address, PortOptions{StartTLS: "smtp", Offline: true, Timeout: 2 * time.Second}), "wire.tls.slow")
 }
 
 // say starts a server that does one thing with each connection.
@@ -357,4 +358,22 @@ func TestClock(t *testing.T) {
 	found := at(t, l.Addr().String(), PortOptions{Offline: true, Trust: o.trust()})
 	want(t, found, "wire.clock.differs")
 	wantOne(t, found, "wire.clock.differs", "behind", "hours")
+}
+
+// TestAuthorityAway: that the authority cannot be asked is told, and hides nothing else.
+func TestAuthorityAway(t *testing.T) {
+	t.Parallel()
+	want(t, []finding.Finding{Unreachable(io.ErrUnexpectedEOF)}, "wire.authority.unreachable")
+	free, err := consumer.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := client.New(client.Options{Address: "https://" + free, Roots: x509.NewCertPool(), Token: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	o := newOffice(t)
+	found := at(t, o.leaf.sServer(t, o.leaf.path), PortOptions{Offline: true, Authority: &Authority{API: api}})
+	want(t, found, "wire.authority.unreachable", "wire.trust.unknown")
 }

@@ -122,7 +122,7 @@ func (r *report) lookAtOCSP(ctx context.Context, c, issuer *x509.Certificate, ad
 
 // judgeOCSP judges an answer about c. The rules are those for one that is not the issuer's, and for one that is not fresh.
 func (r *report) judgeOCSP(forged, stale, what string, body []byte, c, issuer *x509.Certificate, now time.Time) {
-	answer, err := ocsp.ParseResponseForCert(body, c, issuer)
+	answer, err := parseOCSP(body, c, issuer)
 	var refused ocsp.ResponseError
 	switch {
 	case errors.As(err, &refused) && refused.Status == ocsp.Unauthorized:
@@ -153,6 +153,20 @@ func (r *report) judgeOCSP(forged, stale, what string, body []byte, c, issuer *x
 	default:
 		r.ok("revocation", "%s says that %s is good, for another %s", what, named(c), span(answer.NextUpdate.Sub(now)))
 	}
+}
+
+// parseOCSP reads an answer and checks its signature. One that is signed by the issuer and carries the issuer's own certificate,
+// as OpenSSL's responder makes it, is the issuer's too.
+func parseOCSP(body []byte, c, issuer *x509.Certificate) (*ocsp.Response, error) {
+	answer, err := ocsp.ParseResponseForCert(body, c, issuer)
+	var refused ocsp.ResponseError
+	if err == nil || errors.As(err, &refused) {
+		return answer, err
+	}
+	if own, bare := ocsp.ParseResponseForCert(body, c, nil); bare == nil && own.Certificate != nil && own.Certificate.Equal(issuer) {
+		return own, nil
+	}
+	return nil, err
 }
 
 // responderMay holds a delegated responder to RFC 6960 section 4.2.2.2: its certificate is the issuer's own, in force, and for

@@ -67,7 +67,7 @@ func certificateRules() []shared {
 			"issue it again without keyEncipherment (RFC 8813 section 3); peers that check keyUsage by key type refuse it"}},
 		{both, Rule{"usages.critical", finding.Warning, "extKeyUsage is not critical, and the consumer passes over it then",
 			"issue it again under the profile of the consumer's recipe, which has it critical"}},
-		{both, Rule{"usages.ca", finding.Error, "a CA's certificate is used as a server's own", "give the server a certificate of its own"}},
+		{"wire", Rule{"usages.ca", finding.Error, "a CA's certificate is used as a server's own", "give the server a certificate of its own"}},
 		{both, Rule{"key.weak", finding.Error, "the key is too weak, or of a kind that is not taken", "make a new key, and a certificate for it"}},
 		{both, Rule{"signature.weak", finding.Error, "the certificate is signed with SHA-1 or MD5", "issue it again; peers have refused such signatures for years"}},
 		{both, Rule{"path.incomplete", finding.Error, "a certificate between what was given and the root is missing",
