@@ -269,7 +269,22 @@ type Status struct {
 	Pending  int64          `json:"pending_requests"`
 	Leases   []Lease        `json:"leases" nullable:"false"`
 	Hosts    HostCounts     `json:"hosts"`
+	Outage   OutageBudget   `json:"outage"`
 	Warnings []string       `json:"warnings" nullable:"false" doc:"what an operator should see to"`
+}
+
+// OutageBudget is for how long all of the authority could be down before something that it, or an agent with its help, renews
+// ends.
+type OutageBudget struct {
+	Seconds int64       `json:"seconds" doc:"from now to the first end; 0 where nothing ends"`
+	Ends    []OutageEnd `json:"ends" nullable:"false" doc:"the first of each kind, soonest first; what has ended already is not among them"`
+}
+
+// OutageEnd is the first end of a kind.
+type OutageEnd struct {
+	Kind string    `json:"kind" doc:"placed certificate, placed CRL, published CRL, OCSP answer, OCSP responder, agent's identity, node's certificate, operator's identity or issuer"`
+	What string    `json:"what"`
+	At   time.Time `json:"at"`
 }
 
 // StoreStatus is how the database does.

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"strings"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
@@ -58,10 +59,38 @@ func (c *statusCommand) Run(ctx context.Context, g *globals) error {
 			fmt.Fprintf(g.Out, "next to end: placement %s of host %s on %s\n", printable(h.SoonestPlacement), printable(h.SoonestHost), day(h.SoonestEnd))
 		}
 	}
+	if err := g.outage(s.Outage); err != nil {
+		return err
+	}
 	for _, w := range s.Warnings {
 		fmt.Fprintln(g.Out, "warning:", printable(w))
 	}
 	return nil
+}
+
+// outage says for how long the authority could be down, and what would end then and later.
+func (g *globals) outage(b client.OutageBudget) error {
+	if len(b.Ends) == 0 {
+		return nil
+	}
+	fmt.Fprintf(g.Out, "could be down for %s: then %s ends\n\n", span(time.Duration(b.Seconds)*time.Second), printable(b.Ends[0].What))
+	err := list(g, values(b.Ends), "KIND ENDS WHAT", func(e client.OutageEnd) []string {
+		return []string{e.Kind, stamp(e.At), e.What}
+	})
+	fmt.Fprintln(g.Out)
+	return err
+}
+
+// span is a time in its two largest units: 5d 3h, 3h 20m.
+func span(d time.Duration) string {
+	days, hours, minutes := int(d.Hours())/24, int(d.Hours())%24, int(d.Minutes())%60
+	switch {
+	case days > 0:
+		return fmt.Sprintf("%dd %dh", days, hours)
+	case hours > 0:
+		return fmt.Sprintf("%dh %dm", hours, minutes)
+	}
+	return fmt.Sprintf("%dm", minutes)
 }
 
 // values makes a list of a slice.

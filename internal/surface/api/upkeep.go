@@ -50,8 +50,22 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 		w.Leases = append(w.Leases, client.Lease{Name: l.Name, Holder: l.Holder, Epoch: l.Epoch, Expires: l.Expires})
 	}
 	w.Hosts = client.HostCounts(st.Hosts)
+	budget, err := status.BudgetOf(ctx, s.Services, st.Time)
+	if err != nil {
+		return nil, err
+	}
+	w.Outage = wireBudget(budget, st.Time)
 	w.Warnings = append(w.Warnings, st.Warnings...)
 	return answer(w), nil
+}
+
+func wireBudget(b status.Budget, now time.Time) client.OutageBudget {
+	left, _, _ := b.Left(now)
+	w := client.OutageBudget{Seconds: int64(left / time.Second), Ends: []client.OutageEnd{}}
+	for _, e := range b {
+		w.Ends = append(w.Ends, client.OutageEnd{Kind: string(e.Kind), What: e.What, At: e.At})
+	}
+	return w
 }
 
 func (s *Server) signCheckpoint(ctx context.Context, in *in0) (*out[client.Checkpoint], error) {
