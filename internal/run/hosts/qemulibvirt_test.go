@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"chancery/client"
@@ -47,9 +48,11 @@ remember_owner = 0
 	}
 	must(t, os.Mkdir(h.path("/opt/drivers"), 0o755))
 	must(t, os.Symlink(drivers[0], h.path("/opt/drivers/libvirt_driver_qemu.so")))
+	// Its machines are nobody's children. Where process 1 does not wait for those, libvirt takes each that ended for one that
+	// cannot be killed; so it has a process 1 of its own.
 	h.start(consumer.Program{
-		Path: "/usr/sbin/libvirtd", Args: []string{"-p", "/run/libvirtd.pid"}, Env: []string{"LIBVIRT_DRIVER_DIR=/opt/drivers"},
-		Ready: consumer.Accepting(h.path("/run/libvirt/libvirt-sock")),
+		Path: "unshare", Args: []string{"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", "/usr/sbin/libvirtd -p /run/libvirtd.pid & wait"},
+		Env: []string{"LIBVIRT_DRIVER_DIR=/opt/drivers"}, Ready: consumer.Accepting(h.path("/run/libvirt/libvirt-sock")), Stop: syscall.SIGKILL,
 	})
 }
 
