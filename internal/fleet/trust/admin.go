@@ -3,6 +3,7 @@ package trust
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -216,6 +217,7 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 	}
 	var add []*entry
 	var known string
+	var wrong []error
 	for _, c := range certificates {
 		kind := client.TrustPinned
 		if in.Pinned {
@@ -224,7 +226,8 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 			kind, err = j.authority(c)
 		}
 		if err != nil {
-			return nil, err
+			wrong = append(wrong, err)
+			continue
 		}
 		e := newEntry(name, in.Purpose, kind, "", c, in.Comment, now)
 		for _, i := range issuers {
@@ -240,6 +243,9 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 			continue
 		}
 		add = append(add, e)
+	}
+	if err := together(wrong, len(certificates)); err != nil {
+		return nil, err
 	}
 	if len(add) == 0 {
 		return nil, fault.New(fault.Conflict, "%s", known).At("/pem").WithHint("chancery pool trust list %s", name)
@@ -266,6 +272,22 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 		}
 	}
 	return ids, nil
+}
+
+// together is one refusal for several: a bundle is mended at once, and not once for each certificate.
+func together(wrong []error, of int) error {
+	if len(wrong) < 2 {
+		return errors.Join(wrong...)
+	}
+	var texts []string
+	for _, err := range wrong[:min(len(wrong), 2*maxNamed)] {
+		texts = append(texts, err.Error())
+	}
+	text := strings.Join(texts, "; ")
+	if len(wrong) > len(texts) {
+		text += "; and more"
+	}
+	return fault.New(fault.KindOf(wrong[0]), "of %d certificates, %d are refused, and nothing is added: %s", of, len(wrong), text).At("/pem")
 }
 
 // unclaimed is the state of a pool on which no rollout works.

@@ -18,6 +18,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
+	"golang.org/x/text/unicode/norm"
 )
 
 const (
@@ -89,6 +90,9 @@ type judge struct {
 	there         []*entry            // of the purpose, in a version that is or may be in use
 	among         []*x509.Certificate // that are judged together
 	now           time.Time
+
+	keys   map[string]string              // by encoded name: what equal names have in common
+	byName map[string][]*x509.Certificate // the candidates, by that
 }
 
 func (j *judge) refuse(c *x509.Certificate, format string, args ...any) *fault.Error {
@@ -105,8 +109,15 @@ func (j *judge) both(c *x509.Certificate) error {
 	case len(c.UnhandledCriticalExtensions) > 0:
 		return j.refuse(c, "it has the critical extension %s, which consumers do not know and must refuse (RFC 5280 4.2)", c.UnhandledCriticalExtensions[0])
 	}
-	if err := cert.CheckPublicKey(c.PublicKey); err != nil {
-		return j.refuse(c, "its key: %w", err)
+	switch key := c.PublicKey.(type) {
+	case *rsa.PublicKey: // roots of 2004 have the exponent 3, which is no fault of what they sign
+		if bits := key.N.BitLen(); bits < 2048 || bits > 16384 {
+			return j.refuse(c, "its key is RSA of %d bits; from 2048 to 16384 pass", bits)
+		}
+	default:
+		if err := cert.CheckPublicKey(c.PublicKey); err != nil {
+			return j.refuse(c, "its key: %w", err)
+		}
 	}
 	return j.foreign(c)
 }
@@ -123,9 +134,9 @@ func (j *judge) foreign(c *x509.Certificate) error {
 		}
 		for _, other := range above(i) {
 			switch {
-			case bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo), sameName(other.RawSubject, c.RawSubject):
-				return fault.New(fault.Conflict, "%q has the name or the key of issuer %q of %s; each pool has a root of its own, because many consumers let in "+
-					"whoever chains to a root that they trust", c.Subject, i.Name, whose).At("/pem").
+			case bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo), j.sameName(other.RawSubject, c.RawSubject):
+				return fault.New(fault.Conflict, "%q has the name or the key of %q of %s; each pool has a root of its own, because many consumers let in "+
+					"whoever chains to a root that they trust", c.Subject, other.Subject, whose).At("/pem").
 					WithHint("move the hosts that must trust each other into one pool, or pin single certificates of the other (--pinned)")
 			case c.IsCA && signedBy(c, other):
 				return fault.New(fault.Conflict, "%q was signed by %q of %s, so to trust it is to trust a part of that", c.Subject, other.Subject, whose).At("/pem")
@@ -183,8 +194,15 @@ func (j *judge) candidates() []*x509.Certificate {
 
 // twin refuses a second key for one name: many consumers take the first of two equal names, and find the signature wrong.
 func (j *judge) twin(c *x509.Certificate) error {
-	for _, other := range j.candidates() {
-		if sameName(other.RawSubject, c.RawSubject) && !bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo) {
+	if j.byName == nil {
+		j.byName = map[string][]*x509.Certificate{}
+		for _, other := range j.candidates() {
+			key := j.key(other.RawSubject)
+			j.byName[key] = append(j.byName[key], other)
+		}
+	}
+	for _, other := range j.byName[j.key(c.RawSubject)] {
+		if j.sameName(other.RawSubject, c.RawSubject) && !bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo) {
 			return fault.New(fault.Conflict, "%q is trusted with another key (certificate %s); many consumers take the first of two equal names, and refuse what the "+
 				"other key signed, so a re-keyed CA needs a name of its own", c.Subject, Fingerprint(other)).At("/pem").
 				WithHint("chancery pool trust list %s", j.pool)
@@ -236,10 +254,35 @@ func weak(a x509.SignatureAlgorithm) bool {
 	return false
 }
 
+// key is the same for names that RFC 5280 7.1 has equal, and seldom for others: what is compared is found by it among a
+// thousand.
+func (j *judge) key(raw []byte) string {
+	if known, ok := j.keys[string(raw)]; ok {
+		return known
+	}
+	if j.keys == nil {
+		j.keys = map[string]string{}
+	}
+	key := string(raw)
+	if name, err := cert.ParseNameDER(raw); err == nil {
+		key = strings.Map(func(r rune) rune {
+			if unicode.IsSpace(r) {
+				return -1
+			}
+			return r
+		}, strings.ToLower(norm.NFKC.String(strings.ToLower(name.String()))))
+	}
+	j.keys[string(raw)] = key
+	return key
+}
+
 // sameName compares subjects as RFC 5280 7.1 says, without regard to case.
-func sameName(a, b []byte) bool {
+func (j *judge) sameName(a, b []byte) bool {
 	if bytes.Equal(a, b) {
 		return true
+	}
+	if j.key(a) != j.key(b) {
+		return false
 	}
 	one, err := cert.ParseNameDER(a)
 	if err != nil {

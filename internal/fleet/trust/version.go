@@ -108,6 +108,7 @@ func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*en
 			}
 		}
 	}
+	order(add)
 	for _, e := range add {
 		if slices.ContainsFunc(members, e.same) {
 			continue
@@ -125,6 +126,19 @@ func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*en
 		return 0, fmt.Errorf("number the version of trust of pool %s: %w", pool, err)
 	}
 	return next, nil
+}
+
+// order gives entries that come to be together IDs in their order, which is the one in which hosts are told of them: those that
+// are made in one millisecond are in none.
+func order(entries []*entry) {
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.id)
+	}
+	slices.Sort(ids)
+	for i, e := range entries {
+		e.id = ids[i]
+	}
 }
 
 // Adopt makes a version what the hosts of a pool have that are at no other.
