@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"strings"
@@ -10,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"chancery/client"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
+	"chancery/internal/pki/keyfile"
 )
 
 // Status is what a host knows of its agent, read from the state directory alone: nothing is locked, written or reached.
@@ -24,6 +28,7 @@ type Status struct {
 	IdentityDue  time.Time         `json:"identity_due,omitzero"`
 	Running      bool              `json:"running"` // an agent holds the lock
 	Checkpoint   int64             `json:"checkpoint,omitempty"`
+	Trust        int64             `json:"trust,omitempty"` // the version of the trust set that was last told
 	Placements   []PlacementStatus `json:"placements,omitempty"`
 	Wrong        []string          `json:"wrong,omitempty"`
 }
@@ -35,7 +40,9 @@ type PlacementStatus struct {
 	// Gone says that the authority does not list it any more; Offline, that it was made by hand.
 	Gone     bool               `json:"gone,omitempty"`
 	Offline  bool               `json:"offline,omitempty"`
-	Wanted   []string           `json:"wanted,omitempty"` // certificates that were asked for and are not there
+	Wanted   []string           `json:"wanted,omitempty"`    // certificates that were asked for and are not there
+	Issuer   string             `json:"issuer,omitempty"`    // the name of the issuer of what is placed, where it is known here
+	Waiting  []string           `json:"announced,omitempty"` // serials of certificates that wait until all who pin them hold them
 	Observed client.Observation `json:"observed"`
 }
 
@@ -60,11 +67,13 @@ func Look(dir string, now time.Time) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	issuers := status.lookTrust(s)
 	for _, name := range names {
 		p, err := s.lookPlacement(name)
 		if err != nil {
 			return nil, err
 		}
+		p.Issuer = issuers[p.Observed.Issuer]
 		status.Placements = append(status.Placements, *p)
 		status.judge(p, now)
 	}
@@ -95,6 +104,23 @@ func (status *Status) lookIdentity(s *State, now time.Time) error {
 	return nil
 }
 
+// lookTrust are the names of the issuers that were last told of, by the fingerprints of their certificates. What cannot be read
+// is asked for anew by the agent, which says so.
+func (status *Status) lookTrust(s *State) map[string]string {
+	d, err := s.lastDesired()
+	if err != nil || d == nil {
+		return nil
+	}
+	status.Trust = d.Trust.Version
+	all := map[string]string{}
+	for _, i := range d.Trust.Issuers {
+		if block, _ := pem.Decode([]byte(i.PEM)); block != nil {
+			all[hex.EncodeToString(client.Fingerprint(block.Bytes))] = i.Name
+		}
+	}
+	return all
+}
+
 func (s *State) lookPlacement(name string) (*PlacementStatus, error) {
 	folder, err := s.folder(name)
 	if err != nil {
@@ -107,6 +133,11 @@ func (s *State) lookPlacement(name string) (*PlacementStatus, error) {
 	p := &PlacementStatus{Name: name, Recipe: r.Order.Recipe, Gone: r.Gone, Offline: r.Offline != nil, Observed: r.Observed}
 	if p.Observed.State == "" {
 		p.Observed.State = client.PlacementPending
+	}
+	for _, text := range p.Observed.Announced {
+		if all, err := keyfile.ParseCertificates([]byte(text)); err == nil && len(all) > 0 {
+			p.Waiting = append(p.Waiting, cert.FormatSerial(all[0].SerialNumber))
+		}
 	}
 	files, err := s.list(dirPlacements, name)
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -194,7 +195,7 @@ func (c *agentStatusCommand) Run(g *globals) error {
 	}
 	err = g.show(status, field{"host", printable(status.Host)}, field{"authority", printable(status.Address)}, field{"state", status.State},
 		field{"root", status.Root}, field{"running", running}, field{"identity ends", stamp(status.IdentityEnds)},
-		field{"identity renewed from", stamp(status.IdentityDue)})
+		field{"identity renewed from", stamp(status.IdentityDue)}, field{"trust", trustVersion(status.Trust)})
 	if err != nil {
 		return err
 	}
@@ -207,6 +208,11 @@ func (c *agentStatusCommand) Run(g *globals) error {
 	for _, p := range status.Placements {
 		if p.Observed.AllowList != "" {
 			fmt.Fprintf(g.Out, "\n%s, for the consumer's list of names:\n  %s\n", printable(p.Name), printable(p.Observed.AllowList))
+		}
+	}
+	for _, p := range status.Placements {
+		for _, serial := range p.Waiting {
+			fmt.Fprintf(g.Out, "%s: certificate %s waits until all who pin it hold it\n", printable(p.Name), printable(serial))
 		}
 	}
 	for _, wrong := range status.Wrong {
@@ -226,7 +232,7 @@ func (c *agentStatusCommand) placements(g *globals, status *loop.Status) error {
 			}
 		}
 	}
-	return list(g, rows, "PLACEMENT RECIPE STATE PLACED SERVED EXPIRES RE-KEY", func(p loop.PlacementStatus) []string {
+	return list(g, rows, "PLACEMENT RECIPE STATE PLACED SERVED EXPIRES RE-KEY ISSUER TRUST", func(p loop.PlacementStatus) []string {
 		o, state := p.Observed, p.Observed.State
 		switch {
 		case p.Gone:
@@ -234,7 +240,8 @@ func (c *agentStatusCommand) placements(g *globals, status *loop.Status) error {
 		case len(p.Wanted) > 0:
 			state += ", wants " + strings.Join(p.Wanted, " ")
 		}
-		return []string{p.Name, p.Recipe, state, orDash(o.Serial), orDash(o.Served), day(o.NotAfter), day(o.RekeyAt)}
+		return []string{p.Name, p.Recipe, state, orDash(o.Serial), orDash(o.Served), day(o.NotAfter), day(o.RekeyAt),
+			cmp.Or(p.Issuer, short(o.Issuer)), orDash(trustVersion(o.Trust))}
 	})
 }
 

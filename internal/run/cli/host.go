@@ -298,6 +298,7 @@ func (g *globals) showHost(h *client.Host) error {
 		fields = append(fields, field{"placement", printable(p.Name)}, field{"  recipe", printable(recipe.FormatOrder(p.PlacementOrder))},
 			field{"  state", o.State}, field{"  message", printable(o.Message)}, field{"  serial", printable(o.Serial)}, field{"  served", printable(o.Served)},
 			field{"  expires", stamp(o.NotAfter)}, field{"  re-key", stamp(o.RekeyAt)}, field{"  allow-list line", printable(o.AllowList)})
+		fields = append(fields, standing(o)...)
 		for _, f := range o.Files {
 			text := strings.TrimSpace(fmt.Sprintf("%s %s:%s %s %s", f.Mode, f.Owner, f.Group, f.Path, f.Label))
 			fields = append(fields, field{"  file", printable(text)})
