@@ -63,9 +63,10 @@ func TestWhatProgramsAreGivenIsTheHostsWord(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "parameter pid_file: this host does not accept /tmp/data/postmaster.pid") {
 		t.Errorf("%v", err)
 	}
+	required := map[string]map[string]string{"certs.d": {"registry": "registry.example.com"}, "postgresql-client": {"user": "jane"}}
 	for _, r := range recipe.Builtins() {
 		if !strings.HasPrefix(r.Name, "libvirt-client") {
-			if err := judgeReads(t, "reads: [/none]", r.Name, root, nil, recipe.Facts{}); err != nil && r.Name != "plain" {
+			if err := judgeReads(t, "reads: [/none]", r.Name, root, required[r.Name], recipe.Facts{}); err != nil && r.Name != "plain" {
 				t.Errorf("%s refuses its own defaults: %v", r.Name, err)
 			}
 		}
