@@ -240,7 +240,7 @@ func (c *caller) answer() (status int, err error) {
 	}
 	c.body = c.body[:0]
 	switch {
-	case status == 304: // which has no body, whatever its length would be
+	case status == 204, status == 304: // which have no body, whatever their length would be
 		return status, nil
 	case chunked:
 		return status, c.readChunks()
