@@ -1,7 +1,9 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"chancery/internal/fault"
@@ -31,13 +33,19 @@ func readConfig(sys System, path, syntax string) (settings, error) {
 		read = r.postgresql
 	case "nginx":
 		read, r.base = r.nginx, path
+	case "systemd":
+		read = r.systemd
 	default:
-		return nil, fault.New(fault.Invalid, "syntax: %q is none of libvirt, postgresql and nginx", syntax)
+		return nil, fault.New(fault.Invalid, "syntax: %q is none of libvirt, postgresql, nginx and systemd", syntax)
 	}
-	if err := r.file(path, read); err != nil || syntax != "postgresql" {
-		return r.out, err
+	err := r.file(path, read)
+	switch {
+	case syntax == "systemd" && (err == nil || errors.Is(err, fs.ErrNotExist)):
+		err = r.dropIns(path)
+	case syntax == "postgresql" && err == nil:
+		err = r.alterSystem(path)
 	}
-	return r.out, r.alterSystem(path)
+	return r.out, err
 }
 
 // configReader collects the settings of a file and of those that it includes.

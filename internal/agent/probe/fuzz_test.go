@@ -12,7 +12,7 @@ import (
 // FuzzConfig: whatever a configuration file holds, its reader ends, and hands on only what is safe in a path or argument,
 // and no secret. A file that includes itself ends too.
 func FuzzConfig(f *testing.F) {
-	syntaxes := []string{"libvirt", "postgresql", "nginx"}
+	syntaxes := []string{"libvirt", "postgresql", "nginx", "systemd"}
 	f.Fuzz(func(t *testing.T, which byte, text []byte) {
 		if strings.Contains(string(text), "include") && strings.Contains(string(text), "/") {
 			return // reads what is on this machine, which is not the file's doing

@@ -93,7 +93,11 @@ func gather(ctx context.Context, sys System, rule recipe.FactRule, facts recipe.
 
 // factsOfConfig adds what a configuration file says.
 func factsOfConfig(sys System, rule recipe.FactRule, facts recipe.Facts) error {
-	if _, err := os.Stat(sys.Path(rule.Config)); errors.Is(err, fs.ErrNotExist) {
+	_, err := os.Stat(sys.Path(rule.Config))
+	if rule.Syntax == "systemd" && err != nil {
+		_, err = os.Stat(sys.Path(rule.Config + ".d")) // the file itself may lie in /usr, with nothing but defaults
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	found, err := readConfig(sys, rule.Config, rule.Syntax)

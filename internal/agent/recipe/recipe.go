@@ -82,7 +82,7 @@ type FactRule struct {
 	// Command is run, and Pattern's first group in its output is the fact. A command that is not there leaves it empty.
 	Command []string `yaml:"command,omitempty"`
 	Pattern string   `yaml:"pattern,omitempty"`
-	// Config is a file whose settings become facts: NAME.SETTING. Syntax is libvirt, postgresql or nginx.
+	// Config is a file whose settings become facts: NAME.SETTING. Syntax is libvirt, postgresql, nginx or systemd.
 	Config string `yaml:"config,omitempty"`
 	Syntax string `yaml:"syntax,omitempty"`
 	// Groups and Users name candidates; the first that the host has is the fact.

@@ -173,7 +173,7 @@ func (r *Recipe) staticParameters() map[string]bool {
 	return static
 }
 
-var syntaxes = []string{"libvirt", "postgresql", "nginx"}
+var syntaxes = []string{"libvirt", "postgresql", "nginx", "systemd"}
 
 func (v *validation) facts() {
 	seen := map[string]bool{}
