@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,12 +20,14 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/pki/root"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -141,17 +146,12 @@ func (w *world) add(in client.AddHostRequest) *agent {
 	w.t.Helper()
 	in.Pool = lab
 	if in.Placements == nil {
-		in.Placements = []client.PlacementOrder{{Recipe: "plain", Parameters: map[string]string{"key": "/etc/tls/key.pem", "chain": "/etc/tls/chain.pem", "trust": "/etc/tls/trust.pem"}}}
+		in.Placements = []client.PlacementOrder{plain()}
 	}
 	if in.Profiles == nil {
 		in.Profiles = []string{"server"}
 	}
-	made := must[*client.HostToken](w.t)(w.Hosts.Add(w.t.Context(), operator, in, ""))
-	a := &agent{w: w, name: made.Host.Name, certs: map[string]*ca.Certificate{}, reissued: map[string]int64{}}
-	joined := must[*client.Joined](w.t)(w.Hosts.Join(w.t.Context(), client.JoinRequest{Token: made.Token, CSR: newCSR(w.t), Agent: "test"}))
-	a.identify(joined)
-	w.hosts = append(w.hosts, a)
-	return a
+	return w.joins(must[*client.HostToken](w.t)(w.Hosts.Add(w.t.Context(), operator, in, "")))
 }
 
 func (a *agent) identify(joined *client.Joined) {
@@ -364,4 +364,90 @@ func (w *world) under(issuer string) int {
 func (w *world) issuer(name string) *ca.Issuer {
 	w.t.Helper()
 	return must[*ca.Issuer](w.t)(w.CA.Issuer(w.t.Context(), name))
+}
+
+func plain() client.PlacementOrder {
+	return client.PlacementOrder{Recipe: "plain", Parameters: map[string]string{"key": "/etc/tls/key.pem", "chain": "/etc/tls/chain.pem", "trust": "/etc/tls/trust.pem"}}
+}
+
+// joins has a machine join with a host's token.
+func (w *world) joins(made *client.HostToken) *agent {
+	w.t.Helper()
+	a := &agent{w: w, name: made.Host.Name, certs: map[string]*ca.Certificate{}, reissued: map[string]int64{}}
+	joined := must[*client.Joined](w.t)(w.Hosts.Join(w.t.Context(), client.JoinRequest{Token: made.Token, CSR: newCSR(w.t), Agent: "test"}))
+	a.identify(joined)
+	w.hosts = append(w.hosts, a)
+	return a
+}
+
+// waitCRL waits until an issuer has a CRL.
+func (w *world) waitCRL(issuer string) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	must[*revocation.List](w.t)(w.Revocation.IssueCRL(ctx, access.System("n1"), issuer, revocation.Wish{}, once.Call{}))
+}
+
+// foreignCA is a root of somebody else, which issues by itself.
+func foreignCA(t testing.TB, name string) (*x509.Certificate, crypto.Signer) {
+	t.Helper()
+	key := must[crypto.Signer](t)(keyfile.Generate(keyfile.ECDSAP256, 0))
+	made := must[*root.Root](t)(root.New(root.Options{Subject: cert.CommonName(name), PathLen: 0}, key, time.Now()))
+	return made.Certificate, key
+}
+
+func foreignRoot(t testing.TB, name string) string {
+	t.Helper()
+	c, _ := foreignCA(t, name)
+	return string(keyfile.EncodeCertificates(c))
+}
+
+// signRoot does what the owner of a new root does: he makes it, and has it sign what a rollout waits for.
+func signRoot(t testing.TB, r *client.Rollout) (above, issuer *x509.Certificate, list []byte) {
+	t.Helper()
+	key := must[crypto.Signer](t)(keyfile.Generate(keyfile.ECDSAP256, 0))
+	subject := must[cert.Name](t)(cert.ParseName(r.RootSubject))
+	now := time.Now()
+	made := must[*root.Root](t)(root.New(root.Options{Subject: subject, PathLen: 1}, key, now))
+	csr := must[*cert.CSR](t)(cert.CSRLimits{}.ParsePEM([]byte(r.CSR)))
+	issuer = must[*x509.Certificate](t)(made.SignIssuer(root.Options{Subject: csr.Subject}, csr.SPKI, cert.Issuer{}, now))
+	list = must[[]byte](t)(made.SignCRL(big.NewInt(now.UnixMilli()), nil, now, 0))
+	return made.Certificate, issuer, list
+}
+
+// server is one that serves a certificate of its own.
+type server struct{ port, serial string }
+
+func serveSelf(t testing.TB, name string) server {
+	t.Helper()
+	key := must[crypto.Signer](t)(keyfile.Generate(keyfile.ECDSAP256, 0))
+	made := must[*root.Root](t)(root.New(root.Options{Subject: cert.CommonName(name)}, key, time.Now()))
+	l := must[net.Listener](t)(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{
+		Certificate: [][]byte{made.Certificate.Raw}, PrivateKey: key}}}))
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = conn.(*tls.Conn).Handshake()
+				_ = conn.Close()
+			}()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	check(t, err)
+	return server{port, cert.FormatSerial(made.Certificate.SerialNumber)}
+}
+
+// closedPort is one where nothing listens.
+func closedPort(t testing.TB) string {
+	t.Helper()
+	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	check(t, err)
+	return port
 }

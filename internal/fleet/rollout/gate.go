@@ -118,7 +118,16 @@ func (s *Service) gate(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Iss
 			held = append(held, client.RolloutHost{Host: k.Name, Message: fmt.Sprintf("placement %s still presents a certificate under what is to be left", k.Placement)})
 		}
 	}
-	left, err := r.unreplaced(ctx, tx, issuers, now, nil)
+	// What a host holds that is not waited for is not waited for either.
+	machines, err := host.Machines(ctx, tx, idsOf(excepted))
+	if err != nil {
+		return nil, err
+	}
+	absent := map[string]bool{}
+	for _, principal := range machines {
+		absent[principal] = true
+	}
+	left, err := r.unreplaced(ctx, tx, issuers, now, func(requester string) bool { return absent[requester] })
 	if err != nil {
 		return nil, err
 	}

@@ -49,11 +49,6 @@ func (s *Service) stepPrepare(ctx context.Context, d *drive, r *row, now time.Ti
 		}
 		return err
 	}
-	if movesTrust(r.kind) { // what the pool trusts is known from here on
-		if _, err := s.Trust.Of(ctx, r.pool, 0, now); err != nil {
-			return err
-		}
-	}
 	issuers, err := s.CA.Issuers(ctx)
 	if err != nil {
 		return err

@@ -56,6 +56,11 @@ func (s *Service) Start(ctx context.Context, by access.Principal, in client.Star
 	if err := s.DB.CheckClock(now); err != nil {
 		return nil, err
 	}
+	if movesTrust(d.kind) { // what the pool trusts is known from here on
+		if _, err := s.Trust.Of(ctx, d.pool, 0, now); err != nil {
+			return nil, fmt.Errorf("start the rollout %s: %w", in.Kind, err)
+		}
+	}
 	id := ""
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		id, err = once.Act(ctx, tx, call, now, func() (string, error) { return s.insert(ctx, tx, d, by, now) })
