@@ -63,7 +63,9 @@ func TestWhatProgramsAreGivenIsTheHostsWord(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "parameter pid_file: this host does not accept /tmp/data/postmaster.pid") {
 		t.Errorf("%v", err)
 	}
-	required := map[string]map[string]string{"certs.d": {"registry": "registry.example.com"}, "postgresql-client": {"user": "jane"}}
+	required := map[string]map[string]string{
+		"certs.d": {"registry": "registry.example.com"}, "postgresql-client": {"user": "jane"}, "systemd-journal-remote": {"service": "remote"},
+	}
 	for _, r := range recipe.Builtins() {
 		if !strings.HasPrefix(r.Name, "libvirt-client") {
 			if err := judgeReads(t, "reads: [/none]", r.Name, root, required[r.Name], recipe.Facts{}); err != nil && r.Name != "plain" {
