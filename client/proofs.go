@@ -29,7 +29,8 @@ type Proof struct {
 
 // ProveRequest begins a proof.
 type ProveRequest struct {
-	NoControls bool `json:"no_controls,omitempty" doc:"issue no good certificates to hold refusals against"`
+	NoControls bool     `json:"no_controls,omitempty" doc:"issue no good certificates to hold refusals against"`
+	Hosts      []string `json:"hosts,omitempty" maxItems:"1000" doc:"only these; all that could be shown it where absent"`
 }
 
 // ProofTrial is what was seen at one placement.

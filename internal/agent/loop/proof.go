@@ -30,6 +30,9 @@ const (
 	proveEager  = 3 * time.Minute
 )
 
+// mostProofs is how many proofs a host tries at a time.
+const mostProofs = 16
+
 // proofState is what the agent has of a proof.
 type proofState struct {
 	Began   time.Time           `json:"began"`
@@ -97,7 +100,7 @@ func (a *Agent) keepProof(id string, st *proofState) error {
 // beginProofs tells of the proofs that it hears of, so that nobody takes this host for one that is off, and keeps the keys of the
 // certificates themselves where the host has them: its placements are about to drop them.
 func (a *Agent) beginProofs(ctx context.Context, d *client.Desired, now time.Time) error {
-	for _, p := range d.Proofs {
+	for _, p := range d.Proofs[:min(len(d.Proofs), mostProofs)] {
 		st, err := a.proofState(p.ID, now)
 		if err != nil {
 			return err
@@ -166,7 +169,7 @@ func (a *Agent) prove(ctx context.Context, d *client.Desired, t *trusts, now tim
 	if a.away() {
 		return problems
 	}
-	for _, p := range d.Proofs {
+	for _, p := range d.Proofs[:min(len(d.Proofs), mostProofs)] {
 		if ctx.Err() != nil || !now.Before(p.Ends) {
 			continue
 		}

@@ -3,6 +3,8 @@ package host
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -56,6 +58,9 @@ func ProverOf(ctx context.Context, tx *db.Tx, by access.Principal) (*Prover, err
 	return &Prover{ID: r.id, Name: r.name, Pool: r.pool}, nil
 }
 
+// someHosts is how many hosts one statement names.
+const someHosts = 200
+
 // Stir numbers a change of hosts, so that whoever of them waits for news is woken, on whichever node that is.
 func Stir(ctx context.Context, tx *db.Tx, hosts []string) error {
 	if len(hosts) == 0 {
@@ -65,25 +70,52 @@ func Stir(ctx context.Context, tx *db.Tx, hosts []string) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range hosts {
-		if _, err := tx.Exec(ctx, `UPDATE host SET change = $1 WHERE id = $2`, change, id); err != nil {
-			return fmt.Errorf("number the change of a host: %w", err)
+	for some := range slices.Chunk(hosts, someHosts) {
+		list, args := listed(some, change)
+		if _, err := tx.Exec(ctx, `UPDATE host SET change = $1 WHERE id IN `+list, args...); err != nil {
+			return fmt.Errorf("number the change of hosts: %w", err)
 		}
 	}
 	return nil
 }
 
-// SeenAt is when the agent of a host last called, within a minute; zero where it never did.
-func SeenAt(ctx context.Context, tx *db.Tx, id string) (time.Time, error) {
-	var at int64
-	err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(seen_at), 0) FROM host_seen WHERE host = $1`, id).Scan(&at)
+// SeenAt are the times at which the agents of hosts last called, within a minute; who never did is not in it.
+func SeenAt(ctx context.Context, tx *db.Tx, hosts []string) (map[string]time.Time, error) {
+	seen := map[string]time.Time{}
+	for some := range slices.Chunk(hosts, someHosts) {
+		if err := seenAt(ctx, tx, some, seen); err != nil {
+			return nil, fmt.Errorf("read when hosts were seen: %w", err)
+		}
+	}
+	return seen, nil
+}
+
+func seenAt(ctx context.Context, tx *db.Tx, hosts []string, seen map[string]time.Time) error {
+	list, args := listed(hosts)
+	rows, err := tx.Query(ctx, `SELECT host, seen_at FROM host_seen WHERE host IN `+list, args...)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read when a host was seen: %w", err)
+		return err
 	}
-	if at == 0 {
-		return time.Time{}, nil
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		var at int64
+		if err := rows.Scan(&id, &at); err != nil {
+			return err
+		}
+		seen[id] = db.FromMicros(at)
 	}
-	return db.FromMicros(at), nil
+	return rows.Err()
+}
+
+// listed are placeholders for hosts, which come after other arguments.
+func listed(hosts []string, before ...any) (string, []any) {
+	places := make([]string, 0, len(hosts))
+	for _, id := range hosts {
+		before = append(before, id)
+		places = append(places, fmt.Sprintf("$%d", len(before)))
+	}
+	return "(" + strings.Join(places, ", ") + ")", before
 }
 
 // CheckPoolOf refuses a host what is of another pool.

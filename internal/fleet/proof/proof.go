@@ -26,6 +26,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -87,7 +88,7 @@ func (s *Service) Start(ctx context.Context, by access.Principal, of ca.Ref, in 
 	}
 	var id string
 	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
-		id, err = once.Act(ctx, tx, call, now, func() (string, error) { return p.id, s.start(ctx, tx, by, p, revoked, now) })
+		id, err = once.Act(ctx, tx, call, now, func() (string, error) { return p.id, s.start(ctx, tx, by, p, revoked, in.Hosts, now) })
 		return err
 	})
 	if err != nil {
@@ -113,18 +114,14 @@ func newProof(by access.Principal, revoked *ca.Certificate, in client.ProveReque
 	return p, nil
 }
 
-func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *proof, revoked *ca.Certificate, now time.Time) error {
+func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *proof, revoked *ca.Certificate, only []string, now time.Time) error {
 	pools, err := poolsOf(ctx, tx, revoked.Issuer)
 	if err != nil {
 		return err
 	}
-	var hosts []host.Prover
-	for _, pool := range pools {
-		found, err := host.Provers(ctx, tx, pool)
-		if err != nil {
-			return err
-		}
-		hosts = append(hosts, found...)
+	hosts, err := proversOf(ctx, tx, pools, only)
+	if err != nil {
+		return err
 	}
 	if len(hosts) == 0 {
 		return fault.New(fault.Conflict, "nobody could be shown it: no host of the pools that trust issuer %q (%v) has joined and has a placement",
@@ -136,11 +133,11 @@ func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *
 	if err := p.insert(ctx, tx); err != nil {
 		return err
 	}
+	if err := insertHosts(ctx, tx, p.id, hosts); err != nil {
+		return err
+	}
 	var ids []string
 	for _, h := range hosts {
-		if err := insertHost(ctx, tx, p.id, h); err != nil {
-			return err
-		}
 		ids = append(ids, h.ID)
 	}
 	if err := host.Stir(ctx, tx, ids); err != nil {
@@ -168,6 +165,34 @@ func poolsOf(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) ([]string, error
 	}
 	slices.Sort(pools)
 	return slices.Compact(pools), nil
+}
+
+// proversOf are the hosts of pools that can try something: all, or those named, each of which must be one.
+func proversOf(ctx context.Context, tx *db.Tx, pools, only []string) ([]host.Prover, error) {
+	var hosts []host.Prover
+	for _, pool := range pools {
+		found, err := host.Provers(ctx, tx, pool)
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, found...)
+	}
+	if len(only) == 0 {
+		return hosts, nil
+	}
+	named := map[string]bool{}
+	for _, name := range only {
+		named[strings.ToLower(name)] = true
+	}
+	hosts = slices.DeleteFunc(hosts, func(h host.Prover) bool { return !named[h.Name] })
+	for _, h := range hosts {
+		delete(named, h.Name)
+	}
+	for name := range named {
+		return nil, fault.New(fault.NotFound, "there is no host %.80q that has joined, has a placement and could be shown it: it must be of one of the pools %v",
+			access.Redact(name), pools).At("/hosts").WithHint("chancery host show %s", access.Redact(name))
+	}
+	return hosts, nil
 }
 
 // waitingTrials are those of a host that has not said anything yet, as they are stored.

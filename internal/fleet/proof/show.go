@@ -52,14 +52,17 @@ func (s *Service) show(ctx context.Context, by access.Principal, where string, a
 			return err
 		}
 		out = p.result()
+		var quiet []string
 		for _, h := range hosts {
-			trials, err := h.known(ctx, tx, p, now)
-			if err != nil {
-				return err
+			if h.reported.IsZero() && now.Sub(p.created) > answerWithin {
+				quiet = append(quiet, h.host)
 			}
-			out.Trials = append(out.Trials, trials...)
 		}
-		return nil
+		seen, err := host.SeenAt(ctx, tx, quiet)
+		for _, h := range hosts {
+			out.Trials = append(out.Trials, h.known(p, seen[h.host], now)...)
+		}
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("show a proof: %w", err)
@@ -79,15 +82,11 @@ func (p *proof) result() *client.ProofResult {
 	return out
 }
 
-// known are a host's trials, and what is to be thought of a host that has said nothing.
-func (a *asked) known(ctx context.Context, tx *db.Tx, p *proof, now time.Time) ([]client.ProofTrial, error) {
+// known are a host's trials, and what is to be thought of a host that has said nothing; seen is when its agent last called.
+func (a *asked) known(p *proof, seen, now time.Time) []client.ProofTrial {
 	ended := !now.Before(p.ends)
-	var silence string
+	silence := ""
 	if a.reported.IsZero() && (ended || now.Sub(p.created) > answerWithin) {
-		seen, err := host.SeenAt(ctx, tx, a.host)
-		if err != nil {
-			return nil, err
-		}
 		silence = "its agent has not said anything"
 		if !seen.IsZero() {
 			silence += "; it last called at " + seen.UTC().Format(time.RFC3339) + ", within a minute"
@@ -107,5 +106,5 @@ func (a *asked) known(ctx context.Context, tx *db.Tx, p *proof, now time.Time) (
 		}
 		out = append(out, t)
 	}
-	return out, nil
+	return out
 }

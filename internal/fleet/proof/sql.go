@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -58,15 +60,27 @@ func bit(b bool) int64 {
 	return 0
 }
 
-func insertHost(ctx context.Context, tx *db.Tx, id string, h host.Prover) error {
-	trials, err := waitingTrials(h)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `INSERT INTO proof_host (proof, host, name, pool, twin, twin_key, control, control_key, trials, reported_at)
-		VALUES ($1, $2, $3, $4, '', $5, '', $6, $7, 0)`, id, h.ID, h.Name, h.Pool, []byte{}, []byte{}, trials)
-	if err != nil {
-		return fmt.Errorf("write the hosts of the proof: %w", err)
+// someHosts is how many hosts one statement writes.
+const someHosts = 100
+
+func insertHosts(ctx context.Context, tx *db.Tx, id string, hosts []host.Prover) error {
+	for some := range slices.Chunk(hosts, someHosts) {
+		var rows []string
+		var args []any
+		for _, h := range some {
+			trials, err := waitingTrials(h)
+			if err != nil {
+				return err
+			}
+			n := len(args)
+			rows = append(rows, fmt.Sprintf("($%d, $%d, $%d, $%d, '', $%d, '', $%d, $%d, 0)", n+1, n+2, n+3, n+4, n+5, n+6, n+7))
+			args = append(args, id, h.ID, h.Name, h.Pool, []byte{}, []byte{}, trials)
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO proof_host (proof, host, name, pool, twin, twin_key, control, control_key, trials, reported_at) VALUES `+
+			strings.Join(rows, ", "), args...)
+		if err != nil {
+			return fmt.Errorf("write the hosts of the proof: %w", err)
+		}
 	}
 	return nil
 }

@@ -16,10 +16,15 @@ type certProveCommand struct {
 	Timeout    time.Duration `default:"2m" help:"How long to wait for the hosts."`
 	Last       bool          `help:"Show the newest proof of it, as it stands now, and begin none."`
 	NoControls bool          `help:"Issue no good certificates to hold refusals against."`
+	Host       []string      `placeholder:"H" help:"Only this host; may be repeated."`
 }
 
-// proofPoll is the pause between two looks at a proof.
-const proofPoll = 500 * time.Millisecond
+// The pause between two looks at a proof, and that where it is so long that each look costs something.
+const (
+	proofPoll     = 500 * time.Millisecond
+	proofPollLong = 3 * time.Second
+	longProof     = 500 // trials
+)
 
 // Run has the hosts that should refuse a revoked certificate try it upon their own consumers, and prints who took it. It fails
 // unless the certificate is refused wherever it could be tried.
@@ -32,7 +37,7 @@ func (c *certProveCommand) Run(ctx context.Context, g *globals) error {
 	var found *client.ProofResult
 	if c.Last {
 		found, err = api.LastProof(ctx, c.Issuer, c.Serial)
-	} else if found, err = api.ProveRevoked(ctx, c.Issuer, c.Serial, client.ProveRequest{NoControls: c.NoControls}); err == nil {
+	} else if found, err = api.ProveRevoked(ctx, c.Issuer, c.Serial, client.ProveRequest{NoControls: c.NoControls, Hosts: c.Host}); err == nil {
 		found, err = c.await(ctx, g, api, found)
 	}
 	if err != nil {
@@ -48,7 +53,10 @@ func (c *certProveCommand) Run(ctx context.Context, g *globals) error {
 func (c *certProveCommand) await(ctx context.Context, g *globals, api *client.Client, found *client.ProofResult) (*client.ProofResult, error) {
 	end := time.NewTimer(c.Timeout)
 	defer end.Stop()
-	said := ""
+	said, pause := "", proofPoll
+	if len(found.Trials) > longProof {
+		pause = proofPollLong
+	}
 	for !found.Done() {
 		if now := progress(found); now != said {
 			said = now
@@ -59,7 +67,7 @@ func (c *certProveCommand) await(ctx context.Context, g *globals, api *client.Cl
 			return nil, ctx.Err()
 		case <-end.C:
 			return found, nil
-		case <-time.After(proofPoll):
+		case <-time.After(pause):
 		}
 		newer, err := api.Proof(ctx, found.ID)
 		if err != nil {

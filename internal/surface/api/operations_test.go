@@ -24,7 +24,7 @@ func TestEveryOperation(t *testing.T) {
 		a := newAuthority(t, d)
 		for name, walk := range map[string]func(*testing.T, *authority){
 			"certificates": walkCertificates, "requests": walkRequests, "issuers": walkIssuers, "crls": walkCRLs, "pools": walkPools,
-			"profiles": walkProfiles, "identities": walkIdentities, "authority": walkAuthority, "hosts": walkHosts,
+			"profiles": walkProfiles, "identities": walkIdentities, "authority": walkAuthority, "hosts": walkHosts, "proofs": walkProofs,
 		} {
 			t.Run(name, func(t *testing.T) { walk(t, a) })
 		}
