@@ -144,8 +144,13 @@ func TestQEMUExport(t *testing.T) {
 // use the second for a recipe's step. What it returns starts it.
 func (h *host) restartable(of string, p consumer.Program) func() *consumer.Process {
 	h.t.Helper()
+	return h.restartableAs(of, h.asQEMU(p))
+}
+
+// restartableAs is restartable for a program that is somebody else's.
+func (h *host) restartableAs(of string, p consumer.Program) func() *consumer.Process {
+	h.t.Helper()
 	ready := p.Ready
-	p = h.asQEMU(p)
 	pid := h.inside("/run/restartable.pid")
 	h.write("/opt/always", "#!/bin/sh\nwhile :; do\n  "+strings.Join(append([]string{p.Path}, p.Args...), " ")+" &\n  echo $! >"+pid+"\n  wait $!\n  sleep 0.05\ndone\n")
 	h.write("/opt/restart", "#!/bin/sh\np=$(cat "+pid+") && kill $p && while kill -0 $p 2>/dev/null; do sleep 0.05; done\n")
