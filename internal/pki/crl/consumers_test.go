@@ -116,6 +116,36 @@ func TestGnuTLSReadsAndVerifies(t *testing.T) {
 	}
 }
 
+// TestEmptyListOfGnuTLSIsRead reads a list of certtool's that revokes nothing: it writes an empty list of entries.
+func TestEmptyListOfGnuTLSIsRead(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("ca.tmpl", "cn = Foreign\nca\ncert_signing_key\ncrl_signing_key\n")
+	write("crl.tmpl", "crl_number = 5\ncrl_next_update = 30\n")
+	mustRun(t, dir, "certtool", "--generate-privkey", "--key-type", "ecdsa", "--outfile", "ca.key")
+	mustRun(t, dir, "certtool", "--generate-self-signed", "--load-privkey", "ca.key", "--template", "ca.tmpl", "--outfile", "ca.pem")
+	mustRun(t, dir, "certtool", "--generate-crl", "--load-ca-privkey", "ca.key", "--load-ca-certificate", "ca.pem", "--template", "crl.tmpl", "--outfile", "crl.pem")
+	text, err := os.ReadFile(filepath.Join(dir, "crl.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := FromPEM(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := Parse(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list.Count != 0 || list.Number.Int64() != 5 || !list.revoked.Empty() {
+		t.Errorf("read: %d entries, number %v", list.Count, list.Number)
+	}
+}
+
 func TestNSSImports(t *testing.T) {
 	issuer := p256(t)
 	dir := files(t, issuer, issuer.spec(5), someEntries())

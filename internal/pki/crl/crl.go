@@ -8,6 +8,7 @@
 // Divergences from RFC 5280:
 //   - Indirect CRLs are not made and are refused when read (certificateIssuer, indirectCRL): an issuer signs its own list.
 //   - nextUpdate is demanded, as §5.1.2.5 demands it of issuers; X.509 lets it be absent.
+//   - An empty revokedCertificates, which §5.1.2.6 wants to be absent, is read, since GnuTLS' certtool writes it.
 //   - RSASSA-PSS is neither made nor read: no issuer here signs with it, so a CRL that does is another CA's.
 //     cert.CheckIssuerKey refuses a key that is bound to it.
 //   - holdInstructionCode (§5.3.2, obsolete) is ignored when read.

@@ -94,8 +94,9 @@ func (l *List) parseBody(tbs *cryptobyte.String) error {
 		return fmt.Errorf("CRL's nextUpdate %s is not after its thisUpdate %s", stamp(l.NextUpdate), stamp(l.ThisUpdate))
 	}
 	if tbs.PeekASN1Tag(cbasn1.SEQUENCE) {
-		if !tbs.ReadASN1(&l.revoked, cbasn1.SEQUENCE) || l.revoked.Empty() {
-			return errors.New("CRL's revokedCertificates is empty; RFC 5280 §5.1.2.6 wants it absent then")
+		// RFC 5280 §5.1.2.6 wants an empty one to be absent; GnuTLS' certtool writes it, and every consumer reads that.
+		if !tbs.ReadASN1(&l.revoked, cbasn1.SEQUENCE) {
+			return errors.New("CRL's revokedCertificates is not a sequence")
 		}
 	}
 	if err := l.parseExtensions(tbs); err != nil {
