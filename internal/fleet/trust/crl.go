@@ -95,8 +95,6 @@ func checkList(ctx context.Context, tx *db.Tx, e *entry, ours string, list *crl.
 		return fault.New(fault.Invalid, "%q is pinned and signs no CRL; an anchor or an issuer below one does", e.certificate.Subject)
 	case list.BaseNumber != nil || list.IDP != nil:
 		return fault.New(fault.Invalid, "the CRL is a delta or covers only a part (RFC 5280 5.2.4, 5.2.5); consumers are given complete ones").At("/crl")
-	case list.Number == nil:
-		return fault.New(fault.Invalid, "the CRL has no CRLNumber (RFC 5280 5.2.3), so it cannot be told from an older one").At("/crl")
 	}
 	if err := list.CheckIssuer(e.certificate); err != nil {
 		return at(err, "/crl")

@@ -1,0 +1,256 @@
+package trust_test
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fleet/trust"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/once"
+)
+
+// tunnel is a placement whose certificate its peers pin.
+func tunnel(purpose string) client.PlacementOrder {
+	return client.PlacementOrder{Name: "tunnel", Recipe: "stunnel", Parameters: map[string]string{"pinned": "true", "purpose": purpose}}
+}
+
+// peer is a host with a tunnel.
+type peer struct {
+	*machine
+	held []string // fingerprints of what it holds of others
+}
+
+// says reports what the peer holds, what it has placed, and what it announces.
+func (a *authority) says(p *peer, placed string, announced ...*ca.Certificate) {
+	a.t.Helper()
+	seen := client.Observation{Placement: "tunnel", Serial: placed, Pinned: p.held, Files: []client.ObservedFile{{Path: "/etc/stunnel/peers.pem"}}}
+	for _, c := range announced {
+		seen.Announced = append(seen.Announced, encode(c.DER))
+	}
+	a.report(p.machine, seen)
+}
+
+// takes has a peer place what it is told to pin.
+func (a *authority) takes(p *peer, purpose string) {
+	a.t.Helper()
+	p.held = nil
+	d := a.desired(p.machine)
+	for _, set := range append(d.TrustSets, d.Trust) {
+		if set.Purpose == purpose || purpose == client.TrustGeneral && set.Purpose == "" {
+			for _, text := range set.Pinned {
+				p.held = append(p.held, trust.Fingerprint(parse(a.t, text)))
+			}
+		}
+	}
+}
+
+// TestAnnouncedWaitsForAllWhoPin has peers pin each other: a new certificate is for all to hold at once, waits until each of
+// them does, and then the ones before it leave. Who is waited for is said; who leaves is waited for no longer.
+func TestAnnouncedWaitsForAllWhoPin(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		var peers []*peer
+		for i := range 3 {
+			peers = append(peers, &peer{machine: a.join(client.AddHostRequest{Name: fmt.Sprintf("h%d", i), Placements: []client.PlacementOrder{tunnel("vpn")}})})
+		}
+		bystander := &peer{machine: a.join(client.AddHostRequest{Name: "other", Placements: []client.PlacementOrder{tunnel("backup")}})}
+		a.says(bystander, "")
+		released := func(p *peer) []string { return a.desired(p.machine).Placements[0].Released }
+		// The first certificates wait for nobody: no peer has anything placed that could refuse them.
+		first := make([]*ca.Certificate, len(peers))
+		for i, p := range peers {
+			first[i] = a.issue(p.machine)
+			a.report(p.machine, client.Observation{Placement: "tunnel", State: client.PlacementPending, Announced: []string{encode(first[i].DER)}})
+			if got := released(p); len(got) != 1 || got[0] != cert.FormatSerial(first[i].Serial) {
+				t.Fatalf("the first certificate of %s is released: %q", p.name, got)
+			}
+		}
+		for i, p := range peers {
+			a.takes(p, "vpn")
+			a.says(p, cert.FormatSerial(first[i].Serial))
+			if len(p.held) != 3 {
+				t.Fatalf("%s holds %d", p.name, len(p.held))
+			}
+		}
+		// A second one waits.
+		version := a.of(0).Version
+		second := a.issue(peers[0].machine)
+		serial := cert.FormatSerial(second.Serial)
+		a.says(peers[0], cert.FormatSerial(first[0].Serial), second)
+		check(t, a.Trust.Release(ctx, time.Now()))
+		if got := released(peers[0]); len(got) != 1 {
+			t.Fatalf("released: %q", got)
+		}
+		if a.of(0).Version != version {
+			t.Error("an announced certificate is in a version")
+		}
+		message := must[*client.Host](t)(a.Hosts.Show(ctx, operator, "h0")).Placements[0].Observed.Message
+		for _, want := range []string{serial, "h0 (tunnel)", "h1 (tunnel)", "h2 (tunnel)"} {
+			if !strings.Contains(message, want) || strings.Contains(message, "other") {
+				t.Errorf("host show says %q, and not %q", message, want)
+			}
+		}
+		for i, p := range peers {
+			a.takes(p, "vpn")
+			placed := cert.FormatSerial(first[i].Serial)
+			if i == 0 {
+				a.says(p, placed, second)
+			} else {
+				a.says(p, placed)
+			}
+			check(t, a.Trust.Release(ctx, time.Now()))
+			if got, want := len(released(peers[0])), 1+i/2; got != want { // after the last of three
+				t.Fatalf("after %s: %d released, want %d", p.name, got, want)
+			}
+			for _, e := range a.list() {
+				if e.Host == "h0" && e.Fingerprint == trust.Fingerprint(parsed(t, second)) && (e.State == "announced") != (i < 2) {
+					t.Errorf("after %s: %+v", p.name, e)
+				}
+			}
+		}
+		if n := a.events("trust.release"); n != 1 {
+			t.Errorf("%d events", n)
+		}
+		// It is placed: the one before leaves everywhere.
+		a.says(peers[0], serial)
+		a.takes(peers[1], "vpn")
+		if len(peers[1].held) != 3 {
+			t.Fatalf("a peer holds %d", len(peers[1].held))
+		}
+		// The next waits for a host that has gone: until it is removed.
+		third := a.issue(peers[1].machine)
+		a.says(peers[1], cert.FormatSerial(first[1].Serial), third)
+		for _, p := range peers[:2] {
+			a.takes(p, "vpn")
+		}
+		a.says(peers[0], serial)
+		a.says(peers[1], cert.FormatSerial(first[1].Serial), third)
+		check(t, a.Trust.Release(ctx, time.Now()))
+		if got := released(peers[1]); len(got) != 1 {
+			t.Fatalf("released beside a host that does not answer: %q", got)
+		}
+		for _, e := range a.list() {
+			if e.State == "announced" && !strings.Contains(e.Comment, "waits for h2 (tunnel)") {
+				t.Errorf("listed: %+v", e)
+			}
+		}
+		check(t, a.Hosts.Remove(ctx, operator, "h2", "", ""))
+		check(t, a.Trust.Release(ctx, time.Now()))
+		if got := released(peers[1]); len(got) != 2 {
+			t.Fatalf("released after the host was removed: %q", got)
+		}
+		a.takes(peers[0], "vpn")
+		if len(peers[0].held) != 3 { // h0's, and both of h1; none of h2
+			t.Errorf("%d are pinned", len(peers[0].held))
+		}
+		// A placement that is taken away takes its certificates along.
+		must[*client.Host](t)(a.Hosts.Set(ctx, operator, "h1", client.ChangeHostRequest{Placements: &[]client.PlacementOrder{}}, ""))
+		a.takes(peers[0], "vpn")
+		if len(peers[0].held) != 1 {
+			t.Errorf("%d are pinned", len(peers[0].held))
+		}
+		a.verified()
+	})
+}
+
+func parsed(t testing.TB, c *ca.Certificate) *x509.Certificate {
+	t.Helper()
+	return must[*x509.Certificate](t)(c.Parsed())
+}
+
+// TestAnnouncedMustBeOnesOwn has a host announce what is not its own, or no good any more: its peers are not told to trust it.
+func TestAnnouncedMustBeOnesOwn(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		one := &peer{machine: a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{tunnel("vpn")}})}
+		two := &peer{machine: a.join(client.AddHostRequest{Name: "two", Placements: []client.PlacementOrder{tunnel("vpn")}})}
+		others, own, revoked := a.issue(two.machine), a.issue(one.machine), a.issue(one.machine)
+		must[*ca.Certificate](t)(a.CA.Revoke(ctx, system, ca.Ref{Serial: revoked.Serial}, ca.RevokeOrder{}))
+		foreign := forge(t, "one", nil, leaf, func(c *x509.Certificate) { c.SerialNumber = new(big.Int).Set(own.Serial) })
+		a.report(one.machine, client.Observation{Placement: "tunnel", Announced: []string{encode(others.DER), encode(revoked.DER), foreign.pem(), encode(own.DER)}})
+		a.takes(two, "vpn")
+		if len(two.held) != 1 || two.held[0] != trust.Fingerprint(parsed(t, own)) {
+			t.Fatalf("a peer is told to pin %d certificates", len(two.held))
+		}
+		for text, bad := range map[string]client.Observation{
+			"is not one certificate": {Announced: []string{"hello"}},
+			"is not a certificate":   {Announced: []string{encode([]byte{1})}},
+			"at most 8 pass":         {Announced: make([]string, 9)},
+			"no SHA-256":             {Pinned: []string{"AB"}},
+			"is no SHA-256":          {Issuer: "x"},
+		} {
+			bad.Placement, bad.State = "tunnel", client.PlacementServed
+			err := a.Hosts.Report(ctx, one.principal, client.Report{Observations: []client.Observation{bad}})
+			if err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v", text, err)
+			}
+		}
+		// What it announces no longer, and never placed, leaves.
+		a.report(one.machine, client.Observation{Placement: "tunnel", State: client.PlacementPlaced})
+		if a.takes(two, "vpn"); len(two.held) != 0 {
+			t.Errorf("%d are pinned", len(two.held))
+		}
+	})
+}
+
+// TestTrustWakesWhoWaits changes a pool's trust while its hosts wait: they are woken, and those of another pool are not.
+func TestTrustWakesWhoWaits(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		one := a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{tunnel("vpn")}})
+		lab := a.join(client.AddHostRequest{Name: "two", Pool: "lab"})
+		run, stop := context.WithCancel(ctx)
+		followed := make(chan error, 1)
+		go func() { followed <- a.Hosts.Follow(run) }()
+		defer func() { stop(); <-followed }()
+		wait := func(m *machine, etag string) <-chan *client.Desired {
+			got := make(chan *client.Desired, 1)
+			go func() {
+				d, err := a.Hosts.Desired(ctx, m.principal, etag, time.Minute)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- d
+			}()
+			return got
+		}
+		other := wait(lab, a.desired(lab).ETag)
+		last := a.desired(one).ETag
+		var entry client.TrustEntry
+		root := forge(t, "Foreign", nil)
+		for _, change := range []struct {
+			what string
+			do   func()
+		}{
+			{"an anchor is added", func() { entry = a.add(root.pem())[0] }},
+			{"its CRL comes", func() {
+				check(t, a.Trust.AddCRL(ctx, admin, "default", entry.ID, root.list(t, 1, time.Now().Add(-time.Hour), 24*time.Hour), once.Call{}))
+			}},
+			{"a certificate is announced", func() {
+				a.says(&peer{machine: one}, "", a.issue(one))
+			}},
+			{"the anchor is dropped", func() { check(t, a.drop(entry.ID, "")) }},
+		} {
+			got := wait(one, last)
+			change.do()
+			d := <-got
+			if d == nil || d.ETag == last {
+				t.Fatalf("%s: woken with %v", change.what, d)
+			}
+			last = d.ETag
+		}
+		a.Hosts.EndWaits()
+		if d := <-other; d != nil {
+			t.Errorf("a host of another pool was given %+v", d)
+		}
+	})
+}
