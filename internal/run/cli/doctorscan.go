@@ -171,11 +171,7 @@ func problemOf(f examine.Found) string {
 		_, rule, _ := strings.Cut(p, ".")
 		rules = append(rules, rule)
 	}
-	text := strings.Join(rules, " ")
-	if f.Serial == "" && f.Message != "" {
-		text = f.Message
-	}
-	return text
+	return strings.Join(rules, " ")
 }
 
 func dayOnly(t time.Time) string {

@@ -253,6 +253,9 @@ func (l *look) certificates(ctx context.Context, held *Held) {
 	l.pair(held)
 	if leaf.IsCA {
 		l.anchors(all)
+		for _, name := range l.options.Names { // a server's own that openssl req -x509 made says CA:TRUE
+			l.lookAtNames(leaf, name, true, l.demand)
+		}
 		return
 	}
 	chain := l.order(all)
