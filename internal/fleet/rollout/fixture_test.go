@@ -367,7 +367,7 @@ func (w *world) issuer(name string) *ca.Issuer {
 }
 
 func plain() client.PlacementOrder {
-	return client.PlacementOrder{Recipe: "plain", Parameters: map[string]string{"key": "/etc/tls/key.pem", "chain": "/etc/tls/chain.pem", "trust": "/etc/tls/trust.pem"}}
+	return client.PlacementOrder{Recipe: "plain", Parameters: map[string]string{"key": "/etc/tls/key.pem", "cert": "/etc/tls/cert.pem", "trust": "/etc/tls/trust.pem"}}
 }
 
 // joins has a machine join with a host's token.
