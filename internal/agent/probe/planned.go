@@ -27,6 +27,19 @@ func Planned(ctx context.Context, sys System, plan *recipe.Plan) error {
 	if err != nil {
 		return err
 	}
+	if err := planned(sys, plan, u); err != nil || u.UID == os.Geteuid() {
+		return err
+	}
+	for _, directory := range standing(sys, plan) {
+		if err := sys.tryReading(ctx, sys.Path(directory)+"/", u); err != nil {
+			return fmt.Errorf("what is to be placed in %s: %w", directory, err)
+		}
+	}
+	return nil
+}
+
+// planned judges owners and modes of what is to be made.
+func planned(sys System, plan *recipe.Plan, u User) error {
 	for _, d := range plan.Directories {
 		above := false
 		for _, f := range plan.Files {
@@ -45,14 +58,6 @@ func Planned(ctx context.Context, sys System, plan *recipe.Plan) error {
 		}
 		if err := u.may(sys, "read", f.Path, f.Owner, f.Group, f.Mode, mayRead); err != nil {
 			return err
-		}
-	}
-	if u.UID == os.Geteuid() {
-		return nil
-	}
-	for _, directory := range standing(sys, plan) {
-		if err := sys.tryReading(ctx, sys.Path(directory)+"/", u); err != nil {
-			return fmt.Errorf("what is to be placed in %s: %w", directory, err)
 		}
 	}
 	return nil
