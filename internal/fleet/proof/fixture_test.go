@@ -61,14 +61,21 @@ func refused(t testing.TB, err error, kind fault.Kind, text string) {
 // authority is the services over a database, with the pools identity, default and lab.
 type authority struct {
 	*setup.Services
-	t testing.TB
+	t   testing.TB
+	key *keys.NodeKey
+}
+
+// second is the same node, started again: it remembers nothing.
+func (a *authority) second() *authority {
+	a.t.Helper()
+	return &authority{must[*setup.Services](a.t)(setup.Assemble(a.DB, "n1", a.key, nil)), a.t, a.key}
 }
 
 func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
 	node := must[*keys.NodeKey](t)(keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key")))
 	recovery := must[*keys.Recovery](t)(keys.GenerateRecovery())
-	a := &authority{must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t}
+	a := &authority{must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t, node}
 	ctx, now := context.Background(), time.Now()
 	first := settings.Defaults()
 	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://ca.example.com:8443"

@@ -298,3 +298,24 @@ func (a *authority) duplicates() (int64, error) {
 	}
 	return s.Limits.Duplicates, nil
 }
+
+// TestRetiredIssuer: what a retired issuer has signed can be tried, since its CRLs go on; it signs nothing good for it.
+func TestRetiredIssuer(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		web := a.join("web1", "")
+		c := a.certificate("", newKey(t))
+		a.revoke(c)
+		a.exec(`UPDATE issuer SET state = 'retired', is_default = 0 WHERE id = $1`, c.Issuer.ID)
+		other := a.second()
+		p := must[string](t)(other.Proofs.Start(t.Context(), officer, refOf(c), client.ProveRequest{}, once.Call{}))
+		twin := must[*client.ProofCertificate](t)(other.twin(web, p, bare(t, newKey(t))))
+		if r := a.find(twin.Serial); r.State != ca.Revoked {
+			t.Errorf("the twin is %s", r.State)
+		}
+		_, err := other.control(web, p, bare(t, newKey(t)))
+		refused(t, err, fault.Conflict, "only an active issuer issues")
+		a.clean()
+	})
+}
