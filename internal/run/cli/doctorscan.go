@@ -80,8 +80,16 @@ func (g *globals) scanned(result *examine.Scanned, known bool) error {
 		return list(g, values(result.Found), "", nil)
 	}
 	if len(result.Found) > 0 {
-		err := list(g, values(result.Found), "EXPIRES WHERE NAMES ISSUER OF PROBLEM", func(f examine.Found) []string {
-			return []string{dayOnly(f.NotAfter), middle(whereOf(f), 36), ends(knownAs(f), 24), ends(commonName(f.Issuer), 20), ends(whose(f, known), 10), ends(problemOf(f), 40)}
+		header := "EXPIRES WHERE NAMES ISSUER OF PROBLEM"
+		if !known {
+			header = "EXPIRES WHERE NAMES ISSUER PROBLEM"
+		}
+		err := list(g, values(result.Found), header, func(f examine.Found) []string {
+			row := []string{dayOnly(f.NotAfter), middle(whereOf(f), 32), ends(knownAs(f), 20), ends(commonName(f.Issuer), 16)}
+			if known {
+				row = append(row, ends(whose(f), 13))
+			}
+			return append(row, problemOf(f))
 		})
 		if err != nil {
 			return err
@@ -151,9 +159,9 @@ func commonName(dn string) string {
 	return orDash(dn)
 }
 
-func whose(f examine.Found, known bool) string {
+func whose(f examine.Found) string {
 	switch {
-	case f.Serial == "", !known:
+	case f.Serial == "":
 		return "-"
 	case f.Ours == "":
 		return "others"
@@ -161,17 +169,16 @@ func whose(f examine.Found, known bool) string {
 	return f.Ours
 }
 
-// problemOf says what is wrong in the words of the rules, without the part that all of them begin with.
+// problemOf is the first rule that is broken, without the part that all of them begin with, and how many more are.
 func problemOf(f examine.Found) string {
 	if len(f.Problems) == 0 {
 		return "-"
 	}
-	var rules []string
-	for _, p := range f.Problems {
-		_, rule, _ := strings.Cut(p, ".")
-		rules = append(rules, rule)
+	_, rule, _ := strings.Cut(f.Problems[0], ".")
+	if more := len(f.Problems) - 1; more > 0 {
+		rule += fmt.Sprintf(" +%d", more)
 	}
-	return strings.Join(rules, " ")
+	return rule
 }
 
 func dayOnly(t time.Time) string {

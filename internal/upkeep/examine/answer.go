@@ -36,7 +36,7 @@ func (h *hearing) Read(p []byte) (int, error) {
 // whatAnswers tells by its first octets what a server is, and how TLS is started there if it can be.
 func whatAnswers(head []byte) (what, startTLS string) {
 	line, _, _ := bytes.Cut(head, []byte("\n"))
-	text := shorten(strings.TrimSpace(clean(string(line))), 80)
+	text := shorten(clean(strings.TrimSpace(string(line))), 80)
 	has := func(prefix string) bool { return bytes.HasPrefix(head, []byte(prefix)) }
 	switch {
 	case has("HTTP/"), has("<!DOCTYPE"), has("<html"):

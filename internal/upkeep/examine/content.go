@@ -41,7 +41,7 @@ func Read(text, password []byte) (*Held, error) {
 	switch {
 	case len(bytes.TrimSpace(text)) == 0:
 		return nil, fault.New(fault.Invalid, "the file is empty")
-	case bytes.Contains(text, []byte("-----BEGIN ")):
+	case hasPEM(text):
 		return h, h.readPEM(text, password)
 	case bytes.HasPrefix(text, []byte{0xfe, 0xed, 0xfe, 0xed}):
 		h.Kind, h.Store, h.Secret = "Java key store (JKS)", true, true
@@ -53,6 +53,13 @@ func Read(text, password []byte) (*Held, error) {
 		return h, h.readDER(text, password)
 	}
 	return nil, fault.New(fault.Invalid, "it is neither PEM nor DER, and no key store: it begins with %q", shorten(clean(string(text[:min(16, len(text))])), 16))
+}
+
+// hasPEM reports whether a line begins a PEM block: one within a line, as JSON has it, is none.
+func hasPEM(text []byte) bool {
+	begin := []byte("-----BEGIN ")
+	return bytes.HasPrefix(bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")), begin) || bytes.Contains(text, append([]byte("\n"), begin...)) ||
+		bytes.Contains(text, append([]byte("\r"), begin...))
 }
 
 // isPKCS12 reports whether a file is a PFX: a SEQUENCE that begins with version 3 (RFC 7292 section 4).

@@ -284,7 +284,8 @@ func (l *look) leaf(c *x509.Certificate) {
 	for _, name := range l.options.Names {
 		l.lookAtNames(c, name, true, l.demand)
 	}
-	if len(l.options.Names) == 0 && server && len(c.DNSNames)+len(c.IPAddresses)+len(c.URIs)+len(c.EmailAddresses) == 0 {
+	clients := slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) // it may well be only a client's
+	if len(l.options.Names) == 0 && server && !clients && len(c.DNSNames)+len(c.IPAddresses)+len(c.URIs)+len(c.EmailAddresses) == 0 {
 		l.lookAtNames(c, orNone(c.Subject.CommonName), false, l.demand)
 	}
 	l.lookAtUsages(c, l.demand, l.demand == nil && server && present)

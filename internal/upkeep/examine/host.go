@@ -7,7 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"chancery/client"
 	"chancery/internal/agent/loop"
@@ -54,13 +57,30 @@ func Host(ctx context.Context, a *Authority, name string, o HostOptions, now tim
 	if o.Trust == nil && h.Pool != "" {
 		o.Trust = a.poolTrust(ctx, h.Pool)
 	}
-	for i := range h.Placements {
-		r.object = h.Name + " " + h.Placements[i].Name
-		if err := r.lookAtServed(ctx, h, &h.Placements[i], a, o, now); err != nil {
-			return nil, err
-		}
+	if err := r.lookAtPorts(ctx, h, a, o, now); err != nil {
+		return nil, err
 	}
+	r.object = h.Name
 	return r.found, r.lookLocally(ctx, h, o, now)
+}
+
+// mostAtOnce bounds the ports of a host that are looked at at a time.
+const mostAtOnce = 8
+
+// lookAtPorts looks at the ports of all placements. One that does not answer holds up none of the others.
+func (r *report) lookAtPorts(ctx context.Context, h *client.Host, a *Authority, o HostOptions, now time.Time) error {
+	var group errgroup.Group
+	group.SetLimit(mostAtOnce)
+	each := make([]*report, len(h.Placements))
+	for i := range h.Placements {
+		each[i] = &report{where: r.where, object: h.Name + " " + h.Placements[i].Name}
+		group.Go(func() error { return each[i].lookAtServed(ctx, h, &h.Placements[i], a, o, now) })
+	}
+	err := group.Wait()
+	for _, one := range each {
+		r.found = append(r.found, one.found...)
+	}
+	return err
 }
 
 // lookAtHost judges the host as a whole.
@@ -158,18 +178,22 @@ func (r *report) lookAtServed(ctx context.Context, h *client.Host, p *client.Pla
 	if err != nil {
 		return nil
 	}
+	options := PortOptions{
+		StartTLS: orElse(p.Observed.StartTLS, "none"), Trust: o.Trust, Recipe: p.Recipe, Plan: planOf(h, p), Authority: a,
+		Timeout: o.Timeout, Offline: o.Offline, Quick: true, ServerName: h.Name,
+	}
+	if _, known := recipe.Builtin(p.Recipe); !known {
+		options.Recipe = ""
+	}
+	options.Names = namesOf(options.Plan)
+	if i := slices.IndexFunc(options.Names, func(n string) bool { return asked(n, "") != "" }); i >= 0 {
+		options.ServerName = options.Names[i]
+	}
 	var served *Served
 	var told []finding.Finding
 	var tried []string
 	for _, at := range places(h) {
 		address := net.JoinHostPort(at, port)
-		options := PortOptions{
-			StartTLS: orElse(p.Observed.StartTLS, "none"), Names: []string{h.Name}, Trust: o.Trust, Recipe: p.Recipe, Plan: planOf(h, p), Authority: a,
-			Timeout: o.Timeout, Offline: o.Offline, Quick: true, ServerName: h.Name,
-		}
-		if _, known := recipe.Builtin(p.Recipe); !known {
-			options.Recipe = ""
-		}
 		found, seen, err := Port(ctx, address, options, now)
 		if err != nil {
 			return err
@@ -207,7 +231,7 @@ func orElse(s, other string) string {
 // planOf decides the recipe as the host would, by the facts that it reported.
 func planOf(h *client.Host, p *client.Placement) *recipe.Plan {
 	r, ok := recipe.Builtin(p.Recipe)
-	if !ok || len(p.Observed.Facts) == 0 {
+	if !ok {
 		return nil
 	}
 	plan, err := r.Resolve(recipe.Host{Name: h.Name, DNS: h.DNS, IP: h.IP}, p.Parameters, p.Observed.Facts)
@@ -215,6 +239,27 @@ func planOf(h *client.Host, p *client.Placement) *recipe.Plan {
 		return nil
 	}
 	return plan
+}
+
+// namesOf are the names by which peers look for what is planned: none where that is not known here, since a recipe may have its
+// certificate for other names than the host's.
+func namesOf(plan *recipe.Plan) []string {
+	names := []string{}
+	if plan == nil || len(plan.Certificates) == 0 {
+		return names
+	}
+	wanted := plan.Certificates[0].Names
+	if plan.Probe != nil && len(plan.Probe.Names) > 0 {
+		wanted = plan.Probe.Names
+	}
+	const most = 8
+	for _, name := range wanted {
+		name = strings.TrimPrefix(strings.TrimPrefix(name, "dns:"), "ip:")
+		if len(names) < most && !strings.ContainsRune(name, '*') {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // notSeen tells that no port was found. One that the agent saw on loopback alone may well be there alone.

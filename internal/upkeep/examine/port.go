@@ -17,9 +17,9 @@ import (
 
 // PortOptions are how a port is looked at.
 type PortOptions struct {
-	StartTLS   string // as a recipe's probe names it; none is TLS from the beginning, and empty is guessed from the port
-	ServerName string // the name that peers use; the host of the address where it is empty
-	Names      []string
+	StartTLS   string   // as a recipe's probe names it; none is TLS from the beginning, and empty is guessed from the port
+	ServerName string   // the name that peers use; the host of the address where it is empty
+	Names      []string // all that the certificate is to be for; the name that peers use where it is nil, and none where it is empty
 	Trust      *Trust
 	Recipe     string       // the built-in recipe of the consumer; empty is any server
 	Plan       *recipe.Plan // the recipe as it was decided on the host, where that is known
@@ -79,7 +79,7 @@ func Port(ctx context.Context, address string, o PortOptions, now time.Time) ([]
 		r.lookAtClock(served)
 	}
 	wanted := o.Names
-	if len(wanted) == 0 {
+	if wanted == nil {
 		wanted = []string{host}
 		if o.ServerName != "" {
 			wanted = []string{o.ServerName}

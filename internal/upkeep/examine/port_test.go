@@ -1,6 +1,7 @@
 package examine
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -93,7 +94,7 @@ func TestCertificateOnTheWire(t *testing.T) {
 				h = issueFor(t, c.issuer, weakKey(t), "localhost", append(c.change, known)...)
 			}
 			c.options.Trust, c.options.Offline = o.trust(), true
-			if c.options.Names != nil {
+			if c.options.Names != nil { // by the address alone
 				c.options.Names = nil
 				found, _, err := Port(t.Context(), h.sServer(t, h.path, lenient...), c.options, time.Now())
 				if err != nil {
@@ -376,4 +377,30 @@ func TestAuthorityAway(t *testing.T) {
 	o := newOffice(t)
 	found := at(t, o.leaf.sServer(t, o.leaf.path), PortOptions{Offline: true, Authority: &Authority{API: api}})
 	want(t, found, "wire.authority.unreachable", "wire.trust.unknown")
+}
+
+// TestBlockDevice: qemu-nbd speaks TLS once it is asked for it in its own protocol.
+func TestBlockDevice(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	certificate, key := o.leaf.files(t)
+	dir := filepath.Dir(certificate)
+	must(t, os.Rename(certificate, filepath.Join(dir, "server-cert.pem")))
+	must(t, os.Rename(key, filepath.Join(dir, "server-key.pem")))
+	put(t, filepath.Join(dir, "ca-cert.pem"), keyfileCertificates(o.root.cert, o.issuer.cert), 0o644)
+	put(t, filepath.Join(dir, "disk"), make([]byte, 1<<20), 0o600)
+	address, err := consumer.FreeAddress()
+	must(t, err)
+	host, port, _ := net.SplitHostPort(address)
+	p, err := consumer.Start(context.WithoutCancel(t.Context()), consumer.Program{
+		Path: "/usr/bin/qemu-nbd", Ready: consumer.Listening(address),
+		Args: []string{"--object", "tls-creds-x509,id=t,dir=" + dir + ",endpoint=server,verify-peer=no", "--tls-creds", "t", "-b", host, "-p", port, "-t", "-f", "raw", "-x", "x",
+			filepath.Join(dir, "disk")},
+	})
+	must(t, err)
+	t.Cleanup(func() { _ = p.Stop() })
+	options := PortOptions{Trust: o.trust(), Offline: true, Timeout: 20 * time.Second}
+	wantOne(t, at(t, address, options), "wire.tls.none", "--starttls nbd")
+	options.StartTLS = "nbd"
+	want(t, at(t, address, options), "wire.tls.old") // GnuTLS has it by default
 }

@@ -3,6 +3,7 @@ package examine
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"chancery/internal/upkeep/finding"
 )
@@ -37,13 +38,18 @@ func Rules() []Rule {
 	return all
 }
 
-func ruleOf(id string) (Rule, bool) {
+// ruleIndex is Rules by ID, made once: a scan asks for them for each port.
+var ruleIndex = sync.OnceValue(func() map[string]Rule {
+	index := map[string]Rule{}
 	for _, r := range Rules() {
-		if r.ID == id {
-			return r, true
-		}
+		index[r.ID] = r
 	}
-	return Rule{}, false
+	return index
+})
+
+func ruleOf(id string) (Rule, bool) {
+	r, ok := ruleIndex()[id]
+	return r, ok
 }
 
 const both = "wire file"

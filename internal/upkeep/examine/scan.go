@@ -220,7 +220,7 @@ func (s *scan) file(ctx context.Context, t Target) {
 	var held *Held
 	if text, err := readFile(t.File, mostFile); err == nil {
 		held, err = Read(text, nil)
-		if err != nil && held == nil && !t.Named && !errors.Is(err, errTooLarge) && !looksLike(text) {
+		if err != nil && held == nil && !t.Named && !errors.Is(err, errTooLarge) && !hasPEM(text) {
 			return // a file whose name means something else
 		}
 	}
@@ -256,6 +256,3 @@ func (s *scan) file(ctx context.Context, t Target) {
 func ofOne(f finding.Finding) bool {
 	return strings.HasPrefix(f.Check, "file.times.") || f.Check == "file.key.weak" || f.Check == "file.signature.weak"
 }
-
-// looksLike reports whether a file claims to hold what it does not.
-func looksLike(text []byte) bool { return strings.Contains(string(text), "-----BEGIN ") }

@@ -103,7 +103,7 @@ func targets(word string, ports []string, limits WalkLimits, left int) ([]Target
 	}
 	var all []Target
 	for _, port := range own {
-		all = append(all, Target{Address: net.JoinHostPort(host, port), Named: len(own) <= 16})
+		all = append(all, Target{Address: net.JoinHostPort(host, port), Named: !strings.ContainsRune(list, '-')})
 	}
 	return all, nil
 }
@@ -181,7 +181,7 @@ func fileTargets(path string, left int) ([]Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if bytes.Contains(text, []byte("-----BEGIN ")) || bytes.IndexByte(text, 0) >= 0 || certificateName(path) {
+	if hasPEM(text) || bytes.IndexByte(text, 0) >= 0 || certificateName(path) {
 		return []Target{{File: path, Named: true}}, nil
 	}
 	var all []Target

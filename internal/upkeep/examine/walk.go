@@ -1,7 +1,6 @@
 package examine
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -116,8 +115,7 @@ func (w *walk) file(path, shown string) error {
 		w.denied(shown, err)
 	case err != nil:
 		w.denied(shown, err)
-	case certificateName(path), bytes.Contains(head, []byte("-----BEGIN CERT")), bytes.Contains(head, []byte("-----BEGIN TRUSTED CERT")),
-		bytes.Contains(head, []byte("PRIVATE KEY-----")):
+	case certificateName(path), hasPEM(head):
 		w.found = append(w.found, Target{File: shown})
 	}
 	return nil
