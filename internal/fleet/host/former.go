@@ -51,6 +51,26 @@ func (s *Service) revokeFormer(ctx context.Context, tx *db.Tx, by access.Princip
 	return nil
 }
 
+// revokeReplaced revokes the certificate that a placement had, where the host was seen with another one in its place and the
+// old one has names that the host no longer has: nothing presents it, and until it ended, whoever has its key could pose as
+// whoever gets the names. A placement's further certificates, which are not reported, stay good until they end or are revoked.
+func (s *Service) revokeReplaced(ctx context.Context, tx *db.Tx, by access.Principal, r *row, o observation, now time.Time) (bool, error) {
+	inUse := o.State == client.PlacementServed || o.State == client.PlacementPlaced
+	if !inUse || o.before == "" || o.Serial == "" || o.before == o.Serial || o.State == client.PlacementServed && o.Served == o.before {
+		return false, nil
+	}
+	former, err := r.former(ctx, tx, now)
+	if err != nil {
+		return false, err
+	}
+	for _, c := range former {
+		if cert.FormatSerial(c.Ref.Serial) == o.before {
+			return true, s.CA.RevokeSerial(ctx, tx, c.Ref, crl.Superseded, by.Actor(), now)
+		}
+	}
+	return false, nil
+}
+
 // uncertified refuses a name that another host's machine has a good certificate of: it could pose as the one that takes it.
 func uncertified(ctx context.Context, tx *db.Tx, host, kind, name string, now time.Time) error {
 	carriers, err := ca.Carriers(ctx, tx, name, now, maxCarriers)

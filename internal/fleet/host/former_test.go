@@ -8,6 +8,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -50,6 +51,46 @@ func TestNameThatWasTakenStaysCertified(t *testing.T) {
 			t.Fatalf("with its former names: %s; with its own: %s", a.state(old), a.state(other))
 		}
 		must[*client.Host](t)(set("web2", client.ChangeHostRequest{DNS: &[]string{"www"}, IP: &[]string{"192.0.2.7"}}))
+	})
+}
+
+// TestReplacedCertificateWithFormerNamesIsRevoked has a host report another certificate in the place of one whose names it no
+// longer has: then, and not before, the old one is revoked.
+func TestReplacedCertificateWithFormerNamesIsRevoked(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		m := a.join(client.AddHostRequest{Name: "web1", DNS: []string{"www"}, Placements: []client.PlacementOrder{{Recipe: "nginx", Name: "web"}}})
+		old := must[*ca.Certificate](t)(a.issue(m, ca.Order{Names: []string{"dns:web1", "dns:www"}}))
+		report := func(state string, placed, served *ca.Certificate) {
+			t.Helper()
+			o := client.Observation{Placement: "web", State: state, Serial: cert.FormatSerial(placed.Serial), NotAfter: placed.NotAfter}
+			if served != nil {
+				o.Served = cert.FormatSerial(served.Serial)
+			}
+			check(t, a.Hosts.Report(ctx, m.principal, client.Report{Generation: 1, Observations: []client.Observation{o}}))
+		}
+		report(client.PlacementServed, old, old)
+		// A re-key for the same names leaves the old one good, as every re-key does.
+		same := must[*ca.Certificate](t)(a.issue(m, ca.Order{Names: []string{"dns:web1", "dns:www"}}))
+		report(client.PlacementServed, same, same)
+		if a.state(old) != "valid" {
+			t.Fatalf("for the same names: %s", a.state(old))
+		}
+		must[*client.Host](t)(a.Hosts.Set(ctx, operator, "web1", client.ChangeHostRequest{DNS: &[]string{}}, ""))
+		fresh := must[*ca.Certificate](t)(a.issue(m, ca.Order{Names: []string{"dns:web1"}}))
+		report(client.PlacementFailed, same, same) // it could not be placed yet
+		if a.state(same) != "valid" {
+			t.Fatalf("while it is served: %s", a.state(same))
+		}
+		report(client.PlacementServed, fresh, fresh)
+		if a.state(same) != "revoked superseded" || a.state(fresh) != "valid" {
+			t.Fatalf("replaced: %s; in its place: %s", a.state(same), a.state(fresh))
+		}
+		// The one that was replaced for the same names was never looked at again; an operator revokes it with the rest.
+		h := must[*client.Host](t)(a.Hosts.Set(ctx, operator, "web1", client.ChangeHostRequest{RevokeNow: true}, ""))
+		if len(h.FormerNames) != 0 || a.state(old) != "revoked superseded" {
+			t.Fatalf("%s, and there are %+v", a.state(old), h.FormerNames)
+		}
 	})
 }
 

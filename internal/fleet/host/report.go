@@ -51,10 +51,19 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	if len(news) == 0 && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
 		return nil
 	}
+	var revoked bool
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		revoked = false
 		r, news, err := compare(ctx, tx, by, seen)
 		if err != nil {
 			return err
+		}
+		for _, o := range news {
+			done, err := s.revokeReplaced(ctx, tx, by, r, o, now)
+			if err != nil {
+				return err
+			}
+			revoked = revoked || done
 		}
 		for _, o := range news {
 			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
@@ -78,6 +87,9 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	})
 	if err != nil {
 		return fmt.Errorf("take the report of host %s: %w", by.Name, err)
+	}
+	if revoked {
+		s.CA.Announce()
 	}
 	return nil
 }
@@ -113,6 +125,7 @@ type observation struct {
 	text   string                // JSON, without the time
 	leaves []*x509.Certificate   // that are announced
 	order  client.PlacementOrder // of the placement; known once it is compared
+	before string                // the serial that was placed the last time; likewise
 }
 
 func encodeObservations(reported []client.Observation) ([]observation, error) {
@@ -171,7 +184,7 @@ func compare(ctx context.Context, tx *db.Tx, by access.Principal, seen []observa
 	for _, o := range seen {
 		i := slices.IndexFunc(there, func(p placed) bool { return p.Name == o.Placement })
 		if i >= 0 && (there[i].observed != o.text || there[i].Observed.State != o.State) {
-			o.order = there[i].PlacementOrder
+			o.order, o.before = there[i].PlacementOrder, there[i].Observed.Serial
 			news = append(news, o)
 		}
 	}
