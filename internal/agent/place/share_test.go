@@ -250,3 +250,105 @@ func TestMergedStoreRefuses(t *testing.T) {
 		}
 	}
 }
+
+// lines is a Share of several files of lines: a stand-in for databases that need not be asked anything. Each of ours is in all
+// of the files, or in none.
+func lines(ours ...string) *Share {
+	return &Share{Keep: true, Merge: func(there [][]byte, before []string, _ bool) ([][]byte, []string, error) {
+		var want [][]byte
+		for _, data := range there {
+			var kept []string
+			for line := range strings.Lines(string(data)) {
+				if line = strings.TrimSpace(line); !slices.Contains(before, line) || slices.Contains(ours, line) {
+					kept = append(kept, line)
+				}
+			}
+			for _, line := range ours {
+				if !slices.Contains(kept, line) {
+					kept = append(kept, line)
+				}
+			}
+			want = append(want, []byte(strings.Join(kept, "\n")+"\n"))
+		}
+		return want, ours, nil
+	}}
+}
+
+// TestMergedStoreSurvivesCuts fails every operation on a file, one after the other, while a store of three files is changed or
+// given back: after a repair all three are of the same set, with what others have in them, and the next placement ends well.
+func TestMergedStoreSurvivesCuts(t *testing.T) {
+	names := []string{"/srv/db/certs", "/srv/db/keys", "/srv/db/modules"}
+	set := func(ours ...string) Set {
+		share := lines(ours...)
+		s := Set{Name: "db"}
+		for _, name := range names {
+			s.Files = append(s.Files, File{Path: name, Mode: 0o640, Share: share})
+		}
+		return s
+	}
+	cuts := 0
+	for _, refused := range []bool{false, true} {
+		for cut := 1; ; cut++ {
+			s := newScene(t)
+			for _, name := range names {
+				s.put(t, name, []byte("of others\n"), 0o604)
+			}
+			p := s.placer(t)
+			mustPlace(t, p, set("first"))
+			p.Close()
+			at, failed, armed := 0, false, false
+			p = s.placer(t, func(o *Options) {
+				o.Cut = func(op Operation) error {
+					if !armed {
+						return nil
+					}
+					if at++; at >= cut { // and everything after it: the process is as good as dead
+						failed = true
+						return errCut
+					}
+					return nil
+				}
+			})
+			var c Consumer
+			if refused {
+				c = &consumer{probe: func() error { return errors.New("no") }}
+			}
+			first := set("first")
+			armed = true
+			_, err := p.Place(t.Context(), set("second"), &first, c)
+			p.Close()
+			if !failed {
+				if (err != nil) != refused {
+					t.Fatalf("without a cut: %v", err)
+				}
+				break
+			}
+			cuts++
+			p = s.placer(t)
+			if _, err := p.Repair(t.Context()); err != nil {
+				t.Fatalf("cut %d: repair: %v", cut, err)
+			}
+			whole := string(s.get(t, names[0]))
+			if whole != "of others\nfirst\n" && whole != "of others\nsecond\n" {
+				t.Fatalf("cut %d: the store holds %q", cut, whole)
+			}
+			for _, name := range names {
+				if got := string(s.get(t, name)); got != whole {
+					t.Fatalf("cut %d: %s holds %q, and %s %q", cut, names[0], whole, name, got)
+				}
+			}
+			for _, ours := range []string{"second", "third"} {
+				mustPlace(t, p, set(ours))
+				for _, name := range names {
+					if got := string(s.get(t, name)); got != "of others\n"+ours+"\n" {
+						t.Fatalf("cut %d: after the next placement %s holds %q", cut, name, got)
+					}
+				}
+			}
+			p.Close()
+		}
+	}
+	if cuts < 100 {
+		t.Errorf("%d cuts were made, where a hundred and more are possible", cuts)
+	}
+}
