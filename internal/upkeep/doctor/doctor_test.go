@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/internal/fleet/trust"
 	"chancery/internal/upkeep/finding"
 )
 
@@ -59,5 +60,36 @@ func TestIssuersAndTheirCRLs(t *testing.T) {
 			}
 			want(t, all, c.level, c.check, c.text)
 		})
+	}
+}
+
+// TestTrustThatEnds warns of what pools trust and nobody renews, with the command that replaces it.
+func TestTrustThatEnds(t *testing.T) {
+	now := time.Now()
+	look := func(ending ...trust.Ending) []finding.Finding {
+		var all []finding.Finding
+		n := &Node{Trust: func(_ context.Context, before time.Time) ([]trust.Ending, error) {
+			if before.Sub(now) < 29*24*time.Hour {
+				t.Errorf("asked for what ends before %v", before)
+			}
+			return ending, nil
+		}}
+		if err := n.trust(t.Context(), now, func(f finding.Finding) { all = append(all, f) }); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	if all := look(); len(all) != 1 || all[0].Level != finding.OK {
+		t.Errorf("nothing ends: %v", all)
+	}
+	for hint, e := range map[string]trust.Ending{
+		"pool trust add lab":    {Pool: "lab", Entry: "e1", Kind: "anchor", Subject: "CN=Corp", Ends: now},
+		"pool trust crl lab e1": {Pool: "lab", Entry: "e1", Kind: "anchor", Subject: "CN=Corp", Ends: now, CRL: true},
+		"rotate-issuer":         {Pool: "lab", Entry: "e1", Kind: "issuer", Subject: "CN=Corp", Ends: now, Issuer: "lab"},
+	} {
+		all := look(e)
+		if len(all) != 1 || all[0].Level != finding.Warning || !strings.Contains(all[0].Hint, hint) || !strings.Contains(all[0].Message, "CN=Corp") {
+			t.Errorf("%s: %+v", hint, all)
+		}
 	}
 }

@@ -8,6 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"chancery/client"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/pki/root"
+	"chancery/internal/store/access"
+	"chancery/internal/store/once"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 	"chancery/internal/upkeep/status"
@@ -48,14 +54,37 @@ func TestStatus(t *testing.T) {
 	if !warns(fresh, "public_url") || !warns(fresh, "issuer default has no CRL") || warns(fresh, "offline") {
 		t.Fatalf("at once: %q", fresh.Warnings)
 	}
+	admin := access.System("test")
+	_, err = s.Trust.Add(t.Context(), admin, "default", client.AddTrustRequest{PEM: foreign(t, now.AddDate(0, 0, 40))}, once.Call{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := look(now.AddDate(0, 0, 9)); warns(st, "Foreign") {
+		t.Errorf("31 days before its end: %q", st.Warnings)
+	}
 	for _, c := range []struct {
 		days int
 		says string
 	}{
-		{350, "its key is offline"}, {401, "the CRL of issuer default-root is stale"}, {365 * 30, "issuer identity ended"},
+		{11, `the trust anchor "CN=Foreign" of pool default ends on`}, {350, "its key is offline"}, {401, "the CRL of issuer default-root is stale"}, {365 * 30, "issuer identity ended"},
 	} {
 		if st := look(now.AddDate(0, 0, c.days)); !warns(st, c.says) {
 			t.Errorf("after %d days: %q", c.days, st.Warnings)
 		}
 	}
+}
+
+// foreign is a root of somebody else's.
+func foreign(t *testing.T, end time.Time) string {
+	t.Helper()
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	r, err := root.New(root.Options{Subject: cert.CommonName("Foreign"), Validity: end.Sub(now)}, key, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(keyfile.EncodeCertificates(r.Certificate))
 }
