@@ -114,6 +114,9 @@ func (g *globals) scanned(result *examine.Scanned, known bool) error {
 	if result.Closed > 0 {
 		text += ", " + plural(result.Closed, "port") + " closed or silent"
 	}
+	if result.Left > 0 {
+		text += fmt.Sprintf("; %d more were found and are not listed", result.Left)
+	}
 	g.say("%s", text)
 	return nil
 }

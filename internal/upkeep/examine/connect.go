@@ -57,14 +57,26 @@ type connection struct {
 // connect makes a connection and keeps what is shown. Where a certificate was shown and the handshake failed nevertheless,
 // both are returned.
 func (c connection) connect(ctx context.Context) (*Served, *failure) {
-	served, fail := c.once(ctx, true)
-	if fail != nil && strings.Contains(fail.seen, "no application protocol") { // a server that insists on another ALPN
-		return c.once(ctx, false)
+	served, fail := c.once(ctx, offer{alpn: true})
+	switch {
+	case fail == nil:
+	case strings.Contains(fail.seen, "no application protocol"): // a server that insists on another ALPN
+		return c.once(ctx, offer{})
+	case strings.Contains(fail.seen, "handshake failure") && len(served.Path) == 0: // one that knows nothing newer, perhaps
+		if again, wrong := c.once(ctx, offer{alpn: true, oldest: true}); wrong == nil {
+			return again, nil
+		}
 	}
 	return served, fail
 }
 
-func (c connection) once(ctx context.Context, alpn bool) (*Served, *failure) {
+// offer is what is offered to a server beside the versions.
+type offer struct {
+	alpn   bool
+	oldest bool // key exchanges by the certificate's key, too
+}
+
+func (c connection) once(ctx context.Context, with offer) (*Served, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.address)
@@ -81,11 +93,12 @@ func (c connection) once(ctx context.Context, alpn bool) (*Served, *failure) {
 	}
 	heard := &hearing{Conn: conn}
 	served := new(Served)
-	t := tls.Client(heard, c.config(served, alpn))
+	t := tls.Client(heard, c.config(served, with))
 	err = t.HandshakeContext(ctx)
 	served.Version, served.Staple = t.ConnectionState().Version, t.ConnectionState().OCSPResponse
 	switch {
-	case err != nil && served.Asked && len(served.Path) > 0: // what it says once it has proved its key is about ours
+	case err != nil && served.Asked && len(served.Path) > 0 && !with.oldest:
+		// An ephemeral key exchange was signed before our certificate was asked for, so what it says now is about ours.
 		served.Refused = clean(err.Error())
 		return served, nil
 	case err != nil:
@@ -101,12 +114,12 @@ func (c connection) once(ctx context.Context, alpn bool) (*Served, *failure) {
 	return served, nil
 }
 
-func (c connection) config(served *Served, alpn bool) *tls.Config {
+func (c connection) config(served *Served, with offer) *tls.Config {
 	config := &tls.Config{
 		ServerName:             c.serverName,
 		MinVersion:             tls.VersionTLS10, // what is too old is to be told from what is no TLS
 		MaxVersion:             c.most,
-		CipherSuites:           allSuites(),
+		CipherSuites:           suites(with.oldest),
 		InsecureSkipVerify:     true, // what is wrong is to be seen; it is judged afterwards
 		SessionTicketsDisabled: true,
 		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) (err error) {
@@ -124,7 +137,7 @@ func (c connection) config(served *Served, alpn bool) *tls.Config {
 	switch {
 	case c.startTLS == "postgres":
 		config.NextProtos = []string{"postgresql"}
-	case c.startTLS == "" && alpn && c.http:
+	case c.startTLS == "" && with.alpn && c.http:
 		config.NextProtos = []string{"http/1.1"}
 	}
 	return config
@@ -148,11 +161,14 @@ func parsePath(raw [][]byte) ([]*x509.Certificate, error) {
 	return path, nil
 }
 
-// allSuites are all that can be spoken, good and bad: what a server has is to be seen.
-func allSuites() []uint16 {
+// suites are all that can be spoken, good and bad: what a server has is to be seen. Those without an ephemeral key exchange
+// are offered only where nothing else passed.
+func suites(oldest bool) []uint16 {
 	var ids []uint16
 	for _, s := range slices.Concat(tls.CipherSuites(), tls.InsecureCipherSuites()) {
-		ids = append(ids, s.ID)
+		if oldest || !strings.HasPrefix(s.Name, "TLS_RSA_") {
+			ids = append(ids, s.ID)
+		}
 	}
 	return ids
 }
@@ -161,7 +177,7 @@ func (c connection) notConnected(err error) *failure {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns):
-		return &failure{"connect.name", dns.Error(), fmt.Sprintf("%s has no address", dns.Name), "getent hosts " + dns.Name}
+		return &failure{"connect.name", dns.Error(), fmt.Sprintf("%s has no address", dns.Name), "getent hosts " + quoted(dns.Name)}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return &failure{"connect.refused", "connection refused", "nothing listens at " + c.address, ""}
 	case timedOut(err):
@@ -180,7 +196,7 @@ func (c connection) notStarted(err error) *failure {
 	}
 	return &failure{
 		"tls.none", seen, fmt.Sprintf("TLS cannot be started at %s by %s", c.address, c.startTLS),
-		fmt.Sprintf("chancery doctor %s --starttls none", c.address),
+		fmt.Sprintf("chancery doctor %s --starttls none", quoted(c.address)),
 	}
 }
 
@@ -215,7 +231,7 @@ func (c connection) notSpoken(ctx context.Context, err error, head []byte) *fail
 func (c connection) notTLS(what, protocol string) *failure {
 	f := &failure{rule: "tls.none", seen: what, message: fmt.Sprintf("%s does not speak TLS: what answers is %s", c.address, what)}
 	if protocol != "" {
-		f.command = fmt.Sprintf("chancery doctor %s --starttls %s", c.address, protocol)
+		f.command = fmt.Sprintf("chancery doctor %s --starttls %s", quoted(c.address), protocol)
 	}
 	return f
 }

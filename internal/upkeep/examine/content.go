@@ -99,14 +99,17 @@ func (h *Held) readStore(text, password []byte) error {
 	return err
 }
 
-// mostBlocks bounds the PEM blocks of a file.
-const mostBlocks = 10_000
+// mostBlocks bounds the PEM blocks of a file, and mostKeys those that are opened: a sealed one costs what its maker wanted.
+const (
+	mostBlocks = 10_000
+	mostKeys   = 8
+)
 
 // readPEM reads the blocks, and says on which line something stands that is none.
 func (h *Held) readPEM(text, password []byte) error {
 	h.Outside = outside(text)
 	var wrong error
-	others, blocks := []string{}, 0
+	others, blocks, keys := []string{}, 0, 0
 	rest := text
 	for {
 		var b *pem.Block
@@ -123,6 +126,9 @@ func (h *Held) readPEM(text, password []byte) error {
 			h.Requests = append(h.Requests, b.Bytes)
 		case strings.HasSuffix(b.Type, "PRIVATE KEY"):
 			h.Secret = true
+			if keys++; keys > mostKeys {
+				return fault.New(fault.TooLarge, "the file has more than %d private keys", mostKeys)
+			}
 			key, err := keyfile.ParsePrivateKey(pem.EncodeToMemory(b), password)
 			if err != nil {
 				wrong = err
@@ -275,7 +281,7 @@ func (l *look) lists(held *Held) {
 	for _, der := range held.Lists {
 		list, err := crl.Parse(der)
 		if err != nil {
-			l.tell("format", shorten(clean(sentence(err)), 200), "the CRL cannot be used", "openssl crl -noout -text -in "+l.path)
+			l.tell("format", shorten(clean(sentence(err)), 200), "the CRL cannot be used", "openssl crl -noout -text -in "+quoted(l.path))
 			continue
 		}
 		by := "its issuer"
@@ -337,7 +343,7 @@ func (l *look) requests(held *Held) {
 		if ok && public.Equal(keys[0].Public()) {
 			l.ok("pair", "the key is that of the request")
 		} else {
-			l.tell("pair", "two public keys", "the key is not that of the request", "chancery key id "+l.path)
+			l.tell("pair", "two public keys", "the key is not that of the request", "chancery key id "+quoted(l.path))
 		}
 	}
 }

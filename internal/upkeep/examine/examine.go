@@ -127,3 +127,18 @@ func span(d time.Duration) string {
 }
 
 func isWrong(f finding.Finding) bool { return f.Level == finding.Error }
+
+// quoted is a word of a command that is shown to be run. What a stranger wrote stays one word of a shell, and what cannot is
+// left out.
+func quoted(word string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._:/@%+=,-", r)
+	}
+	switch {
+	case word != "" && !strings.HasPrefix(word, "-") && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0:
+		return word
+	case word == "" || strings.HasPrefix(word, "-") || strings.ContainsRune(word, '\'') || clean(word) != word:
+		return "…"
+	}
+	return "'" + word + "'"
+}

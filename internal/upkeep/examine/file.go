@@ -88,7 +88,7 @@ func (l *look) read(path string) ([]byte, error) {
 	text, err := readFile(path, mostFile)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		l.tell("unreadable", fmt.Sprintf("mode %04o of %s", st.Mode().Perm(), ownerOf(st)), "permission denied", "sudo chancery doctor "+path)
+		l.tell("unreadable", fmt.Sprintf("mode %04o of %s", st.Mode().Perm(), ownerOf(st)), "permission denied", "sudo chancery doctor "+quoted(path))
 		return nil, nil
 	case errors.Is(err, errTooLarge):
 		l.tell("format", err.Error(), fmt.Sprintf("%s is too large to be what it should be", path), "")
@@ -130,9 +130,9 @@ func (l *look) content(ctx context.Context, text []byte) {
 		if l.options.Password != nil {
 			seen = "another password"
 		}
-		l.tell("password", seen, sentence(err), fmt.Sprintf("chancery doctor %s --password-file F", l.path))
+		l.tell("password", seen, sentence(err), fmt.Sprintf("chancery doctor %s --password-file F", quoted(l.path)))
 	case err != nil:
-		l.tell("format", shorten(clean(sentence(err)), 200), fmt.Sprintf("%s cannot be read", l.path), "openssl asn1parse -in "+l.path)
+		l.tell("format", shorten(clean(sentence(err)), 200), fmt.Sprintf("%s cannot be read", l.path), "openssl asn1parse -in "+quoted(l.path))
 	}
 	if held == nil {
 		return
@@ -141,7 +141,7 @@ func (l *look) content(ctx context.Context, text []byte) {
 		l.ok("kind", "%s", held.Kind)
 	}
 	if held.Outside > 0 {
-		l.tell("text", fmt.Sprintf("line %d", held.Outside), "text stands outside the PEM blocks", "openssl x509 -in "+l.path+" -out NEW")
+		l.tell("text", fmt.Sprintf("line %d", held.Outside), "text stands outside the PEM blocks", "openssl x509 -in "+quoted(l.path)+" -out NEW")
 	}
 	if held.Trailing > 0 {
 		l.tell("trailing", fmt.Sprintf("%d octets", held.Trailing), "something follows the first object in the file", "")
@@ -174,7 +174,7 @@ func (l *look) content(ctx context.Context, text []byte) {
 
 func (l *look) lookAtMode(path string, mode fs.FileMode) {
 	if mode.Perm()&0o007 != 0 {
-		l.tell("mode", fmt.Sprintf("mode %04o", mode.Perm()), fmt.Sprintf("%s holds a private key, and everybody on this machine may read it", path), "chmod o= "+path)
+		l.tell("mode", fmt.Sprintf("mode %04o", mode.Perm()), fmt.Sprintf("%s holds a private key, and everybody on this machine may read it", path), "chmod o= "+quoted(path))
 		return
 	}
 	l.ok("mode", "%s holds a private key, and has mode %04o", path, mode.Perm())
@@ -197,7 +197,7 @@ func (l *look) lookAtLabel() {
 	case slices.Contains(wanted, has):
 		l.ok("label", "%s", has)
 	default:
-		l.tell("label", "label "+orNone(has), fmt.Sprintf("recipe %s wants %s", l.options.Recipe, wanted[0]), fmt.Sprintf("chcon %s %s", wanted[0], l.path))
+		l.tell("label", "label "+orNone(has), fmt.Sprintf("recipe %s wants %s", l.options.Recipe, wanted[0]), fmt.Sprintf("chcon %s %s", wanted[0], quoted(l.path)))
 	}
 }
 
@@ -234,7 +234,7 @@ func (l *look) readable(ctx context.Context) error {
 		return err
 	}
 	if err := probe.Readable(ctx, l.options.System, absolute, name, group); err != nil {
-		l.tell("readable", shorten(sentence(err), 300), fmt.Sprintf("user %s cannot read %s", l.options.User, l.path), "namei -l "+absolute)
+		l.tell("readable", shorten(sentence(err), 300), fmt.Sprintf("user %s cannot read %s", l.options.User, l.path), "namei -l "+quoted(absolute))
 		return nil
 	}
 	l.ok("readable", "user %s can read it, through all directories above it", l.options.User)
@@ -326,7 +326,7 @@ func (l *look) pair(held *Held) {
 	case at > 0:
 		l.tell("pair", fmt.Sprintf("it is that of certificate %d", at+1), fmt.Sprintf("the key is not that of the first certificate, %s", named(held.Certificates[0])), "")
 	default:
-		l.tell("pair", "two public keys", fmt.Sprintf("the key does not belong to %s", named(held.Certificates[0])), "chancery key id "+l.path)
+		l.tell("pair", "two public keys", fmt.Sprintf("the key does not belong to %s", named(held.Certificates[0])), "chancery key id "+quoted(l.path))
 	}
 }
 
@@ -345,7 +345,7 @@ func (l *look) beside() *Held {
 	held, err := Read(text, l.options.Password)
 	switch {
 	case errors.Is(err, keyfile.ErrPassword):
-		l.tell("password", "an encrypted key", fmt.Sprintf("%s: %s", path, sentence(err)), fmt.Sprintf("chancery doctor %s --key %s --password-file F", l.path, path))
+		l.tell("password", "an encrypted key", fmt.Sprintf("%s: %s", path, sentence(err)), fmt.Sprintf("chancery doctor %s --key %s --password-file F", quoted(l.path), quoted(path)))
 	case err != nil, len(held.Keys) == 0:
 		seen := "no private key"
 		if err != nil {

@@ -30,7 +30,7 @@ type local struct {
 	now    time.Time
 }
 
-func (l *local) once() string { return "chancery agent run --once --state " + l.state }
+func (l *local) once() string { return "chancery agent run --once --state " + quoted(l.state) }
 
 // look looks at each file of a placement, and at the port that reads them.
 func (l *local) look(ctx context.Context, timeout time.Duration) error {
@@ -88,7 +88,7 @@ func (l *local) file(ctx context.Context, f recipe.PlannedFile, plan *recipe.Pla
 	l.attributes(path, st, f)
 	if plan.User != "" || plan.Group != "" {
 		if err := probe.Readable(ctx, l.system, f.Path, orElse(plan.User, "root"), plan.Group); err != nil {
-			l.tell("local.readable", shorten(sentence(err), 300), fmt.Sprintf("the consumer runs as %s and cannot read %s", orElse(plan.User, "root"), path), "namei -l "+path)
+			l.tell("local.readable", shorten(sentence(err), 300), fmt.Sprintf("the consumer runs as %s and cannot read %s", orElse(plan.User, "root"), path), "namei -l "+quoted(path))
 		}
 	}
 	if st.IsDir() || !speaks(f) {
@@ -177,7 +177,20 @@ func (l *local) stale(ctx context.Context, leaf *x509.Certificate, timeout time.
 // reloadOf is the command by which the consumer reads its files.
 func reloadOf(plan *recipe.Plan, otherwise string) string {
 	if s := plan.Reload; s != nil && len(s.Command) > 0 {
-		return strings.Join(s.Command, " ")
+		var words []string
+		for _, word := range s.Command {
+			words = append(words, argument(word))
+		}
+		return strings.Join(words, " ")
 	}
 	return otherwise
+}
+
+// argument is a word of a recipe's own command, which may be an option.
+func argument(word string) string {
+	if option, ok := strings.CutPrefix(word, "-"); ok && option != "" {
+		rest := strings.TrimLeft(option, "-")
+		return word[:len(word)-len(rest)] + quoted(rest)
+	}
+	return quoted(word)
 }

@@ -2,6 +2,8 @@ package examine
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -157,11 +159,19 @@ func TestVersions(t *testing.T) {
 		flags  []string
 		broken []string
 	}{
-		"1.3 and 1.2": {nil, nil},
-		"1.1 only":    {[]string{"-tls1_1", "-cipher", "DEFAULT:@SECLEVEL=0"}, []string{"wire.tls.version"}},
-		"1.0 as well": {[]string{"-min_protocol", "TLSv1", "-cipher", "DEFAULT:@SECLEVEL=0"}, []string{"wire.tls.old"}},
+		"1.3 and 1.2":       {nil, nil},
+		"1.1 only":          {[]string{"-tls1_1", "-cipher", "DEFAULT:@SECLEVEL=0"}, []string{"wire.tls.version"}},
+		"1.0 as well":       {[]string{"-min_protocol", "TLSv1", "-cipher", "DEFAULT:@SECLEVEL=0"}, []string{"wire.tls.old"}},
+		"no ephemeral keys": {[]string{"-no_tls1_3", "-cipher", "AES128-SHA:@SECLEVEL=0"}, []string{"rsa"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if len(c.broken) == 1 && c.broken[0] == "rsa" {
+				key, err := rsa.GenerateKey(rand.Reader, 2048)
+				must(t, err)
+				h := issueFor(t, o.issuer, key, "localhost", server("localhost"), known, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyEncipherment })
+				wantOne(t, at(t, h.sServer(t, h.path, c.flags...), PortOptions{Trust: o.trust(), Offline: true}), "wire.tls.old")
+				return
+			}
 			want(t, at(t, o.leaf.sServer(t, o.leaf.path, c.flags...), PortOptions{Trust: o.trust(), Offline: true}), c.broken...)
 		})
 	}
@@ -316,6 +326,14 @@ func TestHostilePeers(t *testing.T) {
 	}
 	served = say(t, func(c net.Conn) { _ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{many}}).Handshake() })
 	wantOne(t, at(t, served, PortOptions{Offline: true}), "wire.certificate.unreadable", "201")
+	pasted := issue(t, o.issuer, "x", server("x;touch /tmp/owned", "$(id)"), func(c *x509.Certificate) { c.OCSPServer = []string{"http://127.0.0.1:1/;reboot"} })
+	found := at(t, pasted.sServer(t, pasted.path), PortOptions{Trust: o.trust()})
+	for _, f := range found {
+		if strings.Contains(f.Hint, ";touch") && !strings.Contains(f.Hint, "'dns:x;touch /tmp/owned'") || strings.Contains(f.Hint, ";reboot") && !strings.Contains(f.Hint, "'http://127.0.0.1:1/;reboot'") {
+			t.Errorf("a stranger's words would be run: %s", f.Hint)
+		}
+	}
+	want(t, found, "wire.names.mismatch", "wire.revocation.unreachable")
 	evil := issue(t, o.issuer, "\x1b[2J\x1b]0;owned\x07\u202etxt.exe", server("localhost"), known)
 	want(t, at(t, evil.sServer(t, evil.path), PortOptions{Offline: true, Trust: o.trust()}))
 }

@@ -60,9 +60,9 @@ func (r *report) notFetched(what, address string, err error) {
 		}
 		r.tell("revocation.scheme", scheme, fmt.Sprintf("the %s at %s was not fetched", what, address), "")
 	case errors.As(err, &wrong):
-		r.tell("revocation.forged", shorten(clean(err.Error()), 200), fmt.Sprintf("what %s has is no %s", address, what), "curl -s "+address+" | openssl asn1parse -inform DER")
+		r.tell("revocation.forged", shorten(clean(err.Error()), 200), fmt.Sprintf("what %s has is no %s", address, what), "curl -s "+quoted(address)+" | openssl asn1parse -inform DER")
 	default:
-		r.tell("revocation.unreachable", shorten(clean(err.Error()), 200), fmt.Sprintf("the %s at %s cannot be had", what, address), "curl -sv -o /dev/null "+address)
+		r.tell("revocation.unreachable", shorten(clean(err.Error()), 200), fmt.Sprintf("the %s at %s cannot be had", what, address), "curl -sv -o /dev/null "+quoted(address))
 	}
 }
 

@@ -47,7 +47,11 @@ type Scanned struct {
 	Looked int
 	Closed int // ports at which nothing answers
 	Plain  int // ports that are open and speak no TLS
+	Left   int // that were found beyond the most that is listed
 }
+
+// mostFound bounds what one scan lists.
+const mostFound = 250_000
 
 // MostParallel bounds the connections that are made at a time.
 const MostParallel = 512
@@ -120,7 +124,9 @@ type scan struct {
 func (s *scan) add(found ...Found) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.result.Found = append(s.result.Found, found...)
+	room := max(0, mostFound-len(s.result.Found))
+	s.result.Left += max(0, len(found)-room)
+	s.result.Found = append(s.result.Found, found[:min(room, len(found))]...)
 }
 
 func (s *scan) look(ctx context.Context, t Target) {
