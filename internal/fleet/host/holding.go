@@ -68,11 +68,11 @@ func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuer
 	return found, nil
 }
 
-// Lacking finds the placements of joined hosts that pin a purpose and were not seen to hold a certificate, up to limit. Which
-// pin it is known of the built-in recipes and their parameters; a placement of a host's own recipe does where it holds another
-// of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then: two hosts that
-// are new do not wait for each other.
-func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
+// Lacking finds, of each certificate, the placements of joined hosts that pin its purpose and were not seen to hold it, up to
+// limit. Which pin it is known of the built-in recipes and their parameters; a placement of a host's own recipe does where it
+// holds another of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then:
+// two hosts that are new do not wait for each other.
+func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
 	kinds, err := s.pinning(ctx, tx, p)
 	if err != nil || len(kinds) == 0 {
 		return nil, err
@@ -91,8 +91,8 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
 	}
 	defer rows.Close()
-	var found []trust.Presented
-	for rows.Next() && len(found) < limit {
+	found, left := map[string][]trust.Presented{}, len(p.Fingerprints)
+	for left > 0 && rows.Next() {
 		var at trust.Presented
 		var name, observed string
 		if err := rows.Scan(&at.Host, &at.Placement, &name, &observed); err != nil {
@@ -112,8 +112,20 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		}
 		_, known := s.Recipe(name)
 		pins := known || slices.ContainsFunc(seen.Pinned, func(one string) bool { return slices.Contains(p.Others, one) })
-		if pins && !slices.Contains(seen.Pinned, p.Fingerprint) {
-			found = append(found, at)
+		if !pins {
+			continue
+		}
+		held := make(map[string]bool, len(seen.Pinned))
+		for _, one := range seen.Pinned {
+			held[one] = true
+		}
+		for _, one := range p.Fingerprints {
+			if held[one] || len(found[one]) == limit {
+				continue
+			}
+			if found[one] = append(found[one], at); len(found[one]) == limit {
+				left--
+			}
 		}
 	}
 	return found, rows.Err()

@@ -7,6 +7,7 @@ import (
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
@@ -45,7 +46,11 @@ func (s *Service) settle(ctx context.Context, by access.Principal) error {
 			return err
 		}
 		var numbers map[string]revocation.Numbered
+		var state trust.State
 		err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+			if state, err = trust.StateOf(ctx, tx, pool); err != nil {
+				return err
+			}
 			numbers, err = revocation.CurrentNumbers(ctx, tx)
 			return err
 		})
@@ -53,7 +58,7 @@ func (s *Service) settle(ctx context.Context, by access.Principal) error {
 			return fmt.Errorf("see whether the CRLs of pool %s are signed: %w", pool, err)
 		}
 		if !awaited(issuers, numbers, wanted, set.CRL.WholeUpTo) || time.Now().After(deadline) {
-			s.Trust.Forget(pool, issuers, numbers)
+			s.Trust.Forget(pool, issuers, state, numbers)
 			return nil
 		}
 		select {

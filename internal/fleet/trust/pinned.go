@@ -88,11 +88,11 @@ func (s *Service) Announce(ctx context.Context, tx *db.Tx, at Placement, leaves 
 		}
 		changed = true
 		// Where nobody pins such certificates, nobody is waited for.
-		lacking, err := s.lacking(ctx, tx, p, 1)
+		lacking, err := s.lacking(ctx, tx, []*pinned{p}, 1)
 		if err != nil {
 			return err
 		}
-		if len(lacking) == 0 {
+		if len(lacking[p]) == 0 {
 			p.state = released
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO trust_pinned (`+pinnedColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
@@ -189,13 +189,34 @@ func (s *Service) Withdraw(ctx context.Context, tx *db.Tx, host string, keep []s
 	return nil
 }
 
-// lacking are the placements that pin a certificate's purpose and do not hold it, its own excepted.
-func (s *Service) lacking(ctx context.Context, tx *db.Tx, p *pinned, limit int) ([]Presented, error) {
-	others, err := pinnedFor(ctx, tx, p.pool, p.purpose)
-	if err != nil {
-		return nil, err
+// lacking are, of each of some certificates, the placements that pin its purpose and do not hold it, up to limit. What placements
+// hold is read once for all certificates of a purpose.
+func (s *Service) lacking(ctx context.Context, tx *db.Tx, those []*pinned, limit int) (map[*pinned][]Presented, error) {
+	type group struct{ pool, purpose string }
+	groups := map[group][]*pinned{}
+	for _, p := range those {
+		of := group{p.pool, p.purpose}
+		groups[of] = append(groups[of], p)
 	}
-	return s.Lacking(ctx, tx, Pinning{Pool: p.pool, Purpose: p.purpose, Fingerprint: p.fingerprint, Others: others}, limit)
+	all := map[*pinned][]Presented{}
+	for of, members := range groups {
+		others, err := pinnedFor(ctx, tx, of.pool, of.purpose)
+		if err != nil {
+			return nil, err
+		}
+		in := Pinning{Pool: of.pool, Purpose: of.purpose, Others: others}
+		for _, p := range members {
+			in.Fingerprints = append(in.Fingerprints, p.fingerprint)
+		}
+		found, err := s.Lacking(ctx, tx, in, limit)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range members {
+			all[p] = found[p.fingerprint]
+		}
+	}
+	return all, nil
 }
 
 // pinnedFor are the fingerprints of all that is pinned for a purpose.
@@ -224,13 +245,13 @@ func (s *Service) Waits(ctx context.Context, tx *db.Tx, host string) (map[string
 	if err != nil {
 		return nil, err
 	}
+	lacking, err := s.lacking(ctx, tx, waiting, maxNamed+1)
+	if err != nil {
+		return nil, err
+	}
 	all := map[string]string{}
 	for _, p := range waiting {
-		lacking, err := s.lacking(ctx, tx, p, maxNamed+1)
-		if err != nil {
-			return nil, err
-		}
-		all[p.placement] = fmt.Sprintf("certificate %s waits until all who pin it hold it: %s", p.serial, naming(lacking))
+		all[p.placement] = fmt.Sprintf("certificate %s waits until all who pin it hold it: %s", p.serial, naming(lacking[p]))
 	}
 	return all, nil
 }
@@ -254,34 +275,37 @@ func naming(those []Presented) string {
 	return text
 }
 
-// Release releases announced certificates that all hold who pin them.
+// Release releases announced certificates that all hold who pin them. Who holds what is read beforehand, so that a large pool
+// does not keep the store from others; who begins to pin since begins with all that is announced.
 func (s *Service) Release(ctx context.Context, now time.Time) error {
-	var some bool
+	var ready []*pinned
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		ready = nil
 		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
-		some = len(waiting) > 0
-		return err
-	})
-	if err != nil || !some {
-		return err
-	}
-	return s.DB.TxAlone(ctx, func(tx *db.Tx) error {
-		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
-		if err != nil {
+		if err != nil || len(waiting) == 0 {
 			return err
 		}
-		pools := map[string]bool{}
+		lacking, err := s.lacking(ctx, tx, waiting, 1)
 		for _, p := range waiting {
-			lacking, err := s.lacking(ctx, tx, p, 1)
-			if err != nil {
-				return err
+			if len(lacking[p]) == 0 {
+				ready = append(ready, p)
 			}
-			if len(lacking) > 0 {
-				continue
-			}
-			_, err = tx.Exec(ctx, `UPDATE trust_pinned SET state = $1 WHERE host = $2 AND placement = $3 AND serial = $4`, released, p.host, p.placement, p.serial)
+		}
+		return err
+	})
+	if err != nil || len(ready) == 0 {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		pools := map[string]bool{}
+		for _, p := range ready {
+			n, err := tx.Exec(ctx, `UPDATE trust_pinned SET state = $1 WHERE host = $2 AND placement = $3 AND serial = $4 AND state = $5`,
+				released, p.host, p.placement, p.serial, announced)
 			if err != nil {
 				return fmt.Errorf("release certificate %s: %w", p.serial, err)
+			}
+			if n == 0 {
+				continue // another node was faster, or it left
 			}
 			pools[p.pool] = true
 			err = s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: s.actor(), Action: "trust.release", Object: p.serial, Detail: map[string]any{

@@ -254,3 +254,41 @@ func TestTrustWakesWhoWaits(t *testing.T) {
 		}
 	})
 }
+
+// TestRevokedIsPinnedNoLonger revokes a certificate that peers pin, and they are not told to trust it once a CRL lists it: who
+// pins looks at no CRL.
+func TestRevokedIsPinnedNoLonger(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		run, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- a.Revocation.Run(run) }()
+		defer func() { stop(); <-ended }()
+		one := &peer{machine: a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{tunnel("vpn")}})}
+		two := &peer{machine: a.join(client.AddHostRequest{Name: "two", Placements: []client.PlacementOrder{tunnel("vpn")}})}
+		first, second := a.issue(one.machine), a.issue(two.machine)
+		a.says(one, cert.FormatSerial(first.Serial), first)
+		a.says(two, cert.FormatSerial(second.Serial), second)
+		if a.takes(two, "vpn"); len(two.held) != 2 {
+			t.Fatalf("%d are pinned", len(two.held))
+		}
+		must[*ca.Certificate](t)(a.CA.Hold(t.Context(), system, ca.Ref{Serial: first.Serial}, ""))
+		until := func(n int) {
+			t.Helper()
+			for begun := time.Now(); len(two.held) != n; a.takes(two, "vpn") {
+				if time.Since(begun) > 30*time.Second {
+					t.Fatalf("%d are pinned, want %d", len(two.held), n)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		until(1)
+		must[*ca.Certificate](t)(a.CA.Release(t.Context(), system, ca.Ref{Serial: first.Serial}, ""))
+		until(2)
+		must[*ca.Certificate](t)(a.CA.Revoke(t.Context(), system, ca.Ref{Serial: first.Serial}, ca.RevokeOrder{}))
+		until(1)
+		if two.held[0] != trust.Fingerprint(parsed(t, second)) {
+			t.Error("the other one is pinned no longer")
+		}
+	})
+}

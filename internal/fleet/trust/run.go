@@ -140,6 +140,16 @@ func (s *Service) announcements(ctx context.Context, tx *db.Tx, pool string) ([]
 	if err != nil {
 		return nil, err
 	}
+	var waiting []*pinned
+	for _, p := range all {
+		if p.state == announced {
+			waiting = append(waiting, p)
+		}
+	}
+	lacking, err := s.lacking(ctx, tx, waiting, maxNamed+1)
+	if err != nil {
+		return nil, err
+	}
 	var out []client.TrustEntry
 	for _, p := range all {
 		e := client.TrustEntry{
@@ -148,11 +158,7 @@ func (s *Service) announcements(ctx context.Context, tx *db.Tx, pool string) ([]
 			PEM: encode(p.certificate.Raw), CreatedAt: p.created, Comment: "of placement " + p.placement,
 		}
 		if p.state == announced {
-			lacking, err := s.lacking(ctx, tx, p, maxNamed+1)
-			if err != nil {
-				return nil, err
-			}
-			e.State, e.Comment = "announced", e.Comment+", waits for "+naming(lacking)
+			e.State, e.Comment = "announced", e.Comment+", waits for "+naming(lacking[p])
 		}
 		if e.Host, err = s.HostName(ctx, tx, p.host); err != nil {
 			return nil, err

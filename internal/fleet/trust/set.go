@@ -201,8 +201,18 @@ func readSets(ctx context.Context, tx *db.Tx, pool string, version int64, issuer
 			b.take(e)
 		}
 	}
+	// Who pins a certificate looks at no CRL as a rule: one that was revoked or is held is not handed out. A new CRL is what makes
+	// the sets anew after that.
+	var leaves []*x509.Certificate
 	for _, p := range announced {
-		if now.Before(p.notAfter) {
+		leaves = append(leaves, p.certificate)
+	}
+	refused, err := ca.Refused(ctx, tx, leaves)
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range announced {
+		if now.Before(p.notAfter) && !refused[i] {
 			set := b.purpose(p.purpose)
 			if text := encode(p.certificate.Raw); !slices.Contains(set.Pinned, text) {
 				set.Pinned = append(set.Pinned, text)
@@ -318,11 +328,11 @@ func (s *Service) Follow(ctx context.Context, issuers []*ca.Issuer, states map[s
 	return changed
 }
 
-// Forget drops what is kept of a pool unless it was made from what the CRLs in force now say.
-func (s *Service) Forget(pool string, issuers []*ca.Issuer, numbers map[string]revocation.Numbered) {
+// Forget drops what is kept of a pool unless it was made from what the state and the CRLs in force now say.
+func (s *Service) Forget(pool string, issuers []*ca.Issuer, st State, numbers map[string]revocation.Numbered) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.kept[pool]; known != nil && known.signature != sign(issuers, known.state, numbers) {
+	if known := s.kept[pool]; known != nil && known.signature != sign(issuers, st, numbers) {
 		known.sets = map[int64]*Sets{}
 	}
 }

@@ -43,7 +43,7 @@ type Presented struct {
 // Pinning is what is to be held by all placements that pin certificates of a purpose.
 type Pinning struct {
 	Pool, Purpose string
-	Fingerprint   string   // of the certificate that all are to hold
+	Fingerprints  []string // of the certificates that all are to hold
 	Others        []string // fingerprints of others of the purpose: who holds one of them pins the purpose, whatever its recipe
 }
 
@@ -60,9 +60,9 @@ type Options struct {
 	// Presenting finds the placements of a pool's hosts that were seen with certificates of these issuers (SHA-256 of their
 	// certificates, in hexadecimal), up to limit.
 	Presenting func(ctx context.Context, tx *db.Tx, pool string, issuers []string, limit int) ([]Presented, error)
-	// Lacking finds the placements that pin a purpose and do not hold a certificate, up to limit; those of hosts that have not
-	// joined are left out.
-	Lacking func(ctx context.Context, tx *db.Tx, p Pinning, limit int) ([]Presented, error)
+	// Lacking finds, of each of the certificates, the placements that pin its purpose and do not hold it, up to limit; those of
+	// hosts that have not joined are left out.
+	Lacking func(ctx context.Context, tx *db.Tx, p Pinning, limit int) (map[string][]Presented, error)
 	// HostName is the name of a host, by its ID.
 	HostName func(ctx context.Context, tx *db.Tx, id string) (string, error)
 }

@@ -80,7 +80,27 @@ func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.I
 	for name := range missing {
 		return 0, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
 	}
-	return stage(ctx, tx, pool, st, all, ofIssuers(pool, add, now), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
+	return stage(ctx, tx, pool, st, all, forPurposes(ofIssuers(pool, add, now), all, st), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
+}
+
+// forPurposes adds what is added to the general set to those for other purposes, too, in which the pool's own issuers are: their
+// consumers meet its hosts, and are to take what these have next.
+func forPurposes(add, all []*entry, st State) []*entry {
+	var purposes []string
+	for _, e := range all {
+		if e.issuer != "" && e.purpose != client.TrustGeneral && e.in(st.Version) && !slices.Contains(purposes, e.purpose) {
+			purposes = append(purposes, e.purpose)
+		}
+	}
+	more := slices.Clone(add)
+	for _, purpose := range purposes {
+		for _, e := range add {
+			again := *e
+			again.id, again.purpose = db.NewID(), purpose
+			more = append(more, &again)
+		}
+	}
+	return more
 }
 
 // stage makes a new version of all entries of a pool: the pool's present one with others, and without some.

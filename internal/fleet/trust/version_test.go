@@ -118,6 +118,31 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 	})
 }
 
+// TestOwnRootElsewhereIsFollowed has the pool's own root in the set for another purpose, whose consumers meet the pool's hosts: a
+// rotation brings the next root there, too, and takes the old one out.
+func TestOwnRootElsewhereIsFollowed(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		old := a.of(0).General.Anchors[0]
+		must[[]client.TrustEntry](t)(a.Trust.Add(ctx, admin, pool.Default, client.AddTrustRequest{Purpose: "ldaps", PEM: old}, once.Call{}))
+		must[[]client.TrustEntry](t)(a.Trust.Add(ctx, admin, pool.Default, client.AddTrustRequest{Purpose: "web", PEM: forge(t, "Foreign", nil).pem()}, once.Call{}))
+		check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Claim(ctx, tx, pool.Default, "1") }))
+		both := a.stage(a.successors(2))
+		if roots, _ := anchors(t, a.of(both).Others[0]); !slices.Equal(roots, []string{"default root", "default-root-2"}) {
+			t.Errorf("ldaps: roots %q", roots)
+		}
+		if roots, _ := anchors(t, a.of(both).Others[1]); !slices.Equal(roots, []string{"Foreign"}) {
+			t.Errorf("web: roots %q", roots)
+		}
+		a.adopt(both)
+		left := a.stage(nil, trust.Fingerprint(parse(t, old)))
+		if roots, _ := anchors(t, a.of(left).Others[0]); !slices.Equal(roots, []string{"default-root-2"}) {
+			t.Errorf("ldaps: roots %q", roots)
+		}
+		a.verified()
+	})
+}
+
 // verified fails unless the rows are in order.
 func (a *authority) verified() {
 	a.t.Helper()

@@ -72,7 +72,7 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		Presenting: func(ctx context.Context, tx *db.Tx, pool string, issuers []string, limit int) ([]trust.Presented, error) {
 			return s.Hosts.Presenting(ctx, tx, pool, issuers, limit)
 		},
-		Lacking: func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) ([]trust.Presented, error) {
+		Lacking: func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
 			return s.Hosts.Lacking(ctx, tx, p, limit)
 		},
 		HostName: func(ctx context.Context, tx *db.Tx, id string) (string, error) { return s.Hosts.NameOf(ctx, tx, id) },
