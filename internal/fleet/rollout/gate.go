@@ -92,8 +92,8 @@ func (r *row) unreplaced(ctx context.Context, tx *db.Tx, issuers []*ca.Issuer, n
 		if _, excepted := r.plan.Serials[serial]; excepted {
 			continue
 		}
-		found = append(found, client.RolloutHost{Serial: serial, Message: fmt.Sprintf("a certificate of %q under %s is good until %s, and nothing took its place: "+
-			"chancery cert rekey %s, or chancery cert revoke %s", k.Subject, k.Issuer, k.NotAfter.UTC().Format(time.RFC3339), serial, serial)})
+		found = append(found, client.RolloutHost{Serial: serial, Message: fmt.Sprintf("%s under %s, until %s: no host replaces it",
+			k.Subject, k.Issuer, k.NotAfter.UTC().Format(time.DateOnly))})
 	}
 	return found, nil
 }

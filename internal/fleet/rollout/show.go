@@ -149,6 +149,8 @@ func (r *row) addRequest(issuers []*ca.Issuer, out *client.Rollout) {
 	i := slices.IndexFunc(issuers, func(i *ca.Issuer) bool { return i.Name == r.plan.Next.Issuer })
 	if i >= 0 && issuers[i].State == ca.IssuerPending {
 		out.CSR = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: issuers[i].CSR}))
+	} else if i >= 0 && out.State == client.RolloutWaiting {
+		out.State, out.Message = client.RolloutRunning, "" // it was signed, and the driver is about to see that
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -213,6 +214,9 @@ func (g *globals) showRollout(r *client.Rollout) error {
 	if r.Message != "" {
 		fmt.Fprintf(w, "message:\t%s\n", printable(r.Message))
 	}
+	for _, note := range r.Plan.Notes {
+		fmt.Fprintf(w, "note:\t%s\n", printable(note))
+	}
 	if r.EndedAt.IsZero() && r.Wave > 0 {
 		fmt.Fprintln(w, "\n\tWAVE\tHOSTS\tDONE")
 		for i, wave := range r.Waves {
@@ -227,6 +231,9 @@ func (g *globals) showRollout(r *client.Rollout) error {
 	writeHosts(w, "left out", r.Excepted)
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(r.Holding, func(h client.RolloutHost) bool { return h.Serial != "" }) {
+		g.say("a certificate: chancery cert rekey SERIAL makes another for its holder; chancery cert revoke SERIAL ends it")
 	}
 	switch {
 	case r.State == client.RolloutPaused:
