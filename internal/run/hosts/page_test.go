@@ -42,28 +42,44 @@ func blocksOf(t *testing.T, page string) (blocks []block) {
 	return blocks
 }
 
-// TestLibvirtPage types docs/libvirt.md, word by word, on three machines. What is put in the place of the world: loopback
-// addresses for those of the page; an scp that copies between directories; a systemctl that ends libvirtd and starts it
-// again, with its test driver alone; a place for the agent's state; and the node, which the page takes as given.
-func TestLibvirtPage(t *testing.T) {
-	t.Parallel()
-	if elseInDirectory(t, (*scene).isAccepted) {
-		return
-	}
-	w := ownWorld(t, "", nil)
-	machines := map[string]*host{}
-	addresses := map[string]string{"authority": "192.0.2.10", "host1": "192.0.2.11", "host2": "192.0.2.12"}
+// stage is the machines of a page. What is put in the place of the world: loopback addresses for those of the page; an scp that
+// copies between directories; a systemctl for the units that the page has run; and a place for the agents' state.
+type stage struct {
+	t         *testing.T
+	machines  map[string]*host
+	addresses map[string]string // as the page has them, by machine
+	aliases   map[string]string // more names, and whose machine they lead to
+	units     map[string]unit
+}
+
+// unit is what systemctl starts and stops.
+type unit struct {
+	run   string // a command of the shell, which stays in the foreground
+	ready string // succeeds once it answers
+}
+
+// newStage makes the machines.
+func newStage(t *testing.T, w *world, addresses map[string]string, m machine, units map[string]unit) *stage {
+	t.Helper()
+	s := &stage{t: t, machines: map[string]*host{}, addresses: addresses, aliases: map[string]string{}, units: units}
+	m.plainName = true
 	for name := range addresses {
-		machines[name] = w.newHost(t, name, machine{pool: "virt", plainName: true, groups: []string{"libvirt-qemu"}})
+		s.machines[name] = w.newHost(t, name, m)
 	}
+	return s
+}
+
+// play types a page, word by word, and wants that it has that many blocks to type and to compare.
+func (s *stage) play(page string, types, compares int) {
+	s.t.Helper()
 	var real, printed []string
-	for name, address := range addresses {
-		real, printed = append(real, address, machines[name].at), append(printed, machines[name].at, address)
+	for name, address := range s.addresses {
+		real, printed = append(real, address, s.machines[name].at), append(printed, s.machines[name].at, address)
 	}
-	for _, m := range machines {
-		m.furnish(machines)
+	for _, m := range s.machines {
+		s.furnish(m)
 	}
-	blocks := blocksOf(t, "../../../docs/libvirt.md")
+	blocks := blocksOf(s.t, page)
 	typed, compared := 0, 0
 	for i, b := range blocks {
 		text := strings.NewReplacer(real...).Replace(b.text)
@@ -75,22 +91,41 @@ func TestLibvirtPage(t *testing.T) {
 				want = patternOf(blocks[i+1].text)
 				compared++
 			}
-			b.typedOn(machines[b.words[1]], text, want, strings.NewReplacer(printed...))
+			b.typedOn(s.machines[b.words[1]], text, want, strings.NewReplacer(printed...))
 		case "ini":
-			m := machines[b.words[1]]
+			m := s.machines[b.words[1]]
 			if path := b.words[2]; filepath.IsAbs(path) {
 				m.write(path, text)
 			} else {
-				must(t, os.WriteFile(filepath.Join(m.home, "root", path), []byte(text), 0o644))
+				must(s.t, os.WriteFile(filepath.Join(m.home, "root", path), []byte(text), 0o644))
 			}
 		case "text":
 		default:
-			t.Errorf("line %d: a block of %q", b.line, b.words)
+			s.t.Errorf("line %d: a block of %q", b.line, b.words)
 		}
 	}
-	if typed < 20 || compared < 15 {
-		t.Errorf("%d blocks were typed and %d compared; the page has more", typed, compared)
+	if typed < types || compared < compares {
+		s.t.Errorf("%d blocks were typed and %d compared; the page has more", typed, compared)
 	}
+}
+
+// TestLibvirtPage types docs/libvirt.md on three machines. Its libvirtd has its test driver alone; the page takes the node as given.
+func TestLibvirtPage(t *testing.T) {
+	t.Parallel()
+	if elseInDirectory(t, (*scene).isAccepted) {
+		return
+	}
+	s := newStage(t, ownWorld(t, "", nil), map[string]string{"authority": "192.0.2.10", "host1": "192.0.2.11", "host2": "192.0.2.12"},
+		machine{groups: []string{"libvirt-qemu"}},
+		map[string]unit{"libvirtd": {
+			run:   "env LIBVIRT_DRIVER_DIR=/opt/drivers setpriv --pdeathsig KILL libvirtd --listen -p /run/libvirtd.pid",
+			ready: "virt-admin -q srv-list",
+		}})
+	s.aliases["host1-migration"] = "host1"
+	for _, m := range s.machines {
+		m.write("/opt/drivers/none", "")
+	}
+	s.play("../../../docs/libvirt.md", 20, 15)
 }
 
 // typedOn types a block on a host and holds what is printed against the page, whose addresses are put back before.
@@ -106,6 +141,7 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 		said := back.Replace(string(out))
 		good := (err == nil) == (mode != "fails") && (want == nil || want.MatchString(plain(said)))
 		if good {
+			h.t.Logf("line %d, on %s:\n%s\nprints\n%s", b.line, h.name, b.text, said)
 			return
 		}
 		if mode != "again" || time.Now().After(late) {
@@ -117,37 +153,77 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 // shell is a script as root of the host types it.
 func (h *host) shell(script string) *exec.Cmd {
 	cmd := h.command("env", "-C", filepath.Join(h.home, "root"), "sh", "-ec", script)
-	cmd.Env = append(cmd.Env, "CHANCERY_DIR="+string(h.world.dir), "CHANCERY_STATE="+h.state, "LC_ALL=C",
-		"PATH=/usr/local/sbin:"+filepath.Dir(program(h.t))+":/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append(cmd.Env, h.typing()...)
 	return cmd
 }
 
+// typing is the environment of what is typed on a host.
+func (h *host) typing() []string {
+	return []string{"CHANCERY_DIR=" + string(h.world.dir), "CHANCERY_STATE=" + h.state, "LC_ALL=C",
+		"PATH=/usr/local/sbin:" + filepath.Dir(program(h.t)) + ":/usr/sbin:/usr/bin:/sbin:/bin"}
+}
+
 // furnish gives a host what stands for the network and for systemd, and the names of the others.
-func (h *host) furnish(machines map[string]*host) {
-	h.t.Helper()
+func (s *stage) furnish(h *host) {
+	s.t.Helper()
 	local, copies, known := filepath.Join(h.home, "local"), "", ""
-	for name, m := range machines {
+	for name, m := range s.machines {
 		known += m.at + " " + name + "\n"
 		copies += fmt.Sprintf("root@%s:) to=%s;;\n", name, filepath.Join(m.home, "root"))
 	}
-	known += machines["host1"].at + " host1-migration\n"
-	must(h.t, os.WriteFile(h.path("/etc/hosts"), []byte(known+"127.0.0.1 localhost\n"), 0o644))
-	must(h.t, os.Mkdir(local, 0o755))
-	for name, text := range map[string]string{
+	for name, whose := range s.aliases {
+		known += s.machines[whose].at + " " + name + "\n"
+	}
+	must(s.t, os.WriteFile(h.path("/etc/hosts"), []byte(known+"127.0.0.1 localhost\n"), 0o644))
+	must(s.t, os.Mkdir(local, 0o755))
+	scripts := map[string]string{
 		"scp": "#!/bin/sh -e\nfor last; do :; done\ncase $last in\n" + copies + "*) exit 1;;\nesac\n" +
 			"while [ $# -gt 1 ]; do cp -p \"$1\" \"$to\"; shift; done\n",
-		"systemctl": "#!/bin/sh -e\n[ \"$*\" = 'restart libvirtd.service' ]\nif [ -e /run/libvirtd.pid ]; then\n  p=$(cat /run/libvirtd.pid)\n" +
-			"  kill $p; while kill -0 $p 2>/dev/null; do sleep 0.05; done\nfi\ntouch /run/libvirtd.wanted\n" +
-			"for i in $(seq 200); do virt-admin -q srv-list >/dev/null 2>&1 && exit 0; sleep 0.05; done\ncat /run/libvirtd.out; exit 1\n",
-		"libvirtd-always": "#!/bin/sh\nwhile :; do\n  [ -e /run/libvirtd.wanted ] && LIBVIRT_DRIVER_DIR=/opt/drivers " +
-			"setpriv --pdeathsig KILL libvirtd --listen -p /run/libvirtd.pid >/run/libvirtd.out 2>&1\n  sleep 0.05\ndone\n",
-	} {
-		must(h.t, os.WriteFile(filepath.Join(local, name), []byte(text), 0o755))
 	}
-	h.write("/opt/drivers/none", "")
+	ready := ""
+	for name, u := range s.units {
+		ready += name + ") ready='" + u.ready + "';;\n"
+		scripts["always-"+name] = "#!/bin/sh\nname=" + name + "\nrun() { exec " + u.run + "; }\n" + always
+	}
+	scripts["systemctl"] = "#!/bin/sh -e\nverb=$1 name=${2%.service}\ncase $name in\n" + ready + "*) exit 5;;\nesac\n" + systemctl
+	for name, text := range scripts {
+		must(s.t, os.WriteFile(filepath.Join(local, name), []byte(text), 0o755))
+	}
 	h.run("mount", "--bind", local, "/usr/local/sbin")
-	h.start(consumer.Program{Path: "/usr/local/sbin/libvirtd-always"})
+	for name := range s.units {
+		h.start(consumer.Program{Path: "/usr/local/sbin/always-" + name, Env: h.typing()})
+	}
 }
+
+// always runs a unit while it is wanted, and ends it with itself.
+const always = `trap 'kill $p 2>/dev/null; wait; exit 0' TERM
+while :; do
+  if [ -e /run/$name.wanted ]; then
+    run >>/run/$name.out 2>&1 &
+    p=$!
+    echo $p >/run/$name.main
+    wait $p
+    rm -f /run/$name.main
+  fi
+  sleep 0.05
+done
+`
+
+// systemctl starts, stops and restarts a unit, and returns when it answers or is gone.
+const systemctl = `case $verb in start|stop|restart) ;; *) exit 1;; esac
+if [ $verb != start ]; then
+  rm -f /run/$name.wanted
+  if p=$(cat /run/$name.main 2>/dev/null); then
+    kill $p 2>/dev/null || :
+    while [ -e /run/$name.main ]; do sleep 0.05; done
+  fi
+fi
+[ $verb = stop ] && exit 0
+touch /run/$name.wanted
+for i in $(seq 400); do sh -c "$ready" >/dev/null 2>&1 && exit 0; sleep 0.05; done
+cat /run/$name.out
+exit 1
+`
 
 var blanks = regexp.MustCompile(`[ \t]+`)
 
