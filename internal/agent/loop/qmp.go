@@ -46,8 +46,18 @@ type qmpError struct {
 
 func (e *qmpError) Error() string { return printed(e.Desc) }
 
-// openQMP connects, and says nothing to what does not greet as QEMU does.
+// openQMP connects, once more where there is no answer: a QEMU that is still busy with the end of an earlier connection may lose
+// the first words of the next.
 func openQMP(ctx context.Context, socket string) (*monitor, error) {
+	m, err := dialQMP(ctx, socket)
+	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+		m, err = dialQMP(ctx, socket)
+	}
+	return m, err
+}
+
+// dialQMP connects, and says nothing to what does not greet as QEMU does.
+func dialQMP(ctx context.Context, socket string) (*monitor, error) {
 	conn, err := (&net.Dialer{Timeout: qmpTimeout}).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, err

@@ -136,10 +136,11 @@ func (e NBDExport) Program() Program {
 	return Program{Path: "qemu-nbd", Args: args, Ready: Listening(e.Address)}
 }
 
-// NBDClient is what has qemu-img look at such a disk as a client: the words of its command.
-func NBDClient(host, port, dir string) []string {
+// NBDClient is what has qemu-img look at such a disk as a client that expects a name: the words of its command.
+func NBDClient(address, name, dir string) []string {
+	host, port, _ := strings.Cut(address, ":")
 	return []string{"qemu-img", "info", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir=" + dir,
-		"--image-opts", "driver=nbd,host=" + host + ",port=" + port + ",export=disk,tls-creds=tls0"}
+		"--image-opts", "driver=nbd,host=" + host + ",port=" + port + ",export=disk,tls-creds=tls0,tls-hostname=" + name}
 }
 
 // QEMU is a machine of our own with a VNC display on a loopback port.

@@ -24,8 +24,15 @@ var qemuFiles = []string{"ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client
 // qemuHost is a machine with QEMU's account, as Debian makes it.
 func (w *world) qemuHost(t *testing.T, name string, m machine) *host {
 	t.Helper()
-	m.users = append(m.users, "libvirt-qemu")
-	return w.newHost(t, name, m)
+	if os.Geteuid() == 0 {
+		m.users = append(m.users, "libvirt-qemu")
+		return w.newHost(t, name, m)
+	}
+	h := w.newHost(t, name, m)
+	uid, gid := os.Geteuid(), os.Getegid() // who stands for every account of a host that is a directory
+	h.write("/etc/passwd", string(h.read("/etc/passwd"))+fmt.Sprintf("libvirt-qemu:x:%d:%d::/:/bin/sh\n", uid, gid))
+	h.write("/etc/group", string(h.read("/etc/group"))+fmt.Sprintf("libvirt-qemu:x:%d:\n", gid))
+	return h
 }
 
 // qemuOrder is a placement of a service of QEMU. Where the host is a directory, QEMU has to be told of it.
@@ -77,8 +84,8 @@ func TestQEMUExport(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
 	pool := w.pool(t)
-	h := w.qemuHost(t, "hyper", machine{pool: pool.Name, resolves: []string{"elsewhere.test"}})
-	address, port := h.freeAt()
+	h := w.qemuHost(t, "hyper", machine{pool: pool.Name})
+	address, _ := h.freeAt()
 	begin := h.restartable("qemu", consumer.NBDExport{Address: address, TLS: h.inside(qemuDir)}.Program())
 	h.join(h.qemuOrder("default", qemuDir, "address="+address))
 	h.converge()
@@ -96,7 +103,7 @@ func TestQEMUExport(t *testing.T) {
 	other := w.pool(t)
 	trust, both := trustOf(pool), append(trustOf(pool), trustOf(other)...)
 	good, bad, rogue := w.clientOf(t, pool, "good"), w.clientOf(t, pool, "bad"), w.clientOf(t, other, "rogue")
-	image := func(name string, dir string) *exec.Cmd { return h.command(consumer.NBDClient(name, port, dir)...) }
+	image := func(name string, dir string) *exec.Cmd { return h.command(consumer.NBDClient(address, name, dir)...) }
 	lets := func(own *peer) {
 		t.Helper()
 		if out := output(t, image(h.name, qemuClient(t, trust, own))); !strings.Contains(out, "virtual size: 1 MiB") {
@@ -129,7 +136,7 @@ func TestQEMUExport(t *testing.T) {
 	lets(good)
 
 	// The host's own client, which a migration or a disk of another host uses, has its CRL from the same directory.
-	if out := output(t, h.command(consumer.NBDClient(h.name, port, h.inside(qemuDir))...)); !strings.Contains(out, "virtual size: 1 MiB") {
+	if out := output(t, h.command(consumer.NBDClient(address, h.name, h.inside(qemuDir))...)); !strings.Contains(out, "virtual size: 1 MiB") {
 		t.Errorf("the host's own pair: %s", out)
 	}
 	h.revoked(pool, leaf, qemuDir+"/ca-crl.pem")
