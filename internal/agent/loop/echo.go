@@ -30,6 +30,7 @@ func (w *work) observeTrust(o *client.Observation) {
 	w.notes = append(w.notes, t.ended...)
 	if uses(plan, "crls") {
 		o.CRLEnds = w.record.CRLEnds
+		w.notes = append(w.notes, t.listless()...)
 	}
 	if !w.sure || w.record.Owed != "" {
 		return

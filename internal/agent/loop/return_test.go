@@ -1,7 +1,10 @@
 package loop_test
 
 import (
+	"crypto/rand"
 	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +97,33 @@ func TestTrustAnchorOfOthers(t *testing.T) {
 	roots.AddCert(soon)
 	if _, err := m.pair("/etc/ssl/a.pem", "/etc/ssl/a.key").Leaf.Verify(x509.VerifyOptions{Roots: roots}); err == nil {
 		t.Error("its own certificate is under whom it trusts for another purpose")
+	}
+}
+
+// TestCRLOfOthersIsPlaced: the authority was given a CRL of a trust anchor that is none of its own, and hands it on. Until then
+// the placement says that there is none.
+func TestCRLOfOthersIsPlaced(t *testing.T) {
+	m := newMover(t, nil)
+	pool := m.inPool(nil)
+	var first client.Observation
+	m.eventually("all is in place", func() bool { first = m.told(nil); return first.State == client.PlacementPlaced && first.Trust > 0 })
+	partner, key := foreignCA(t, "partner", time.Now().Add(240*time.Hour))
+	added, err := m.node.admin.AddTrust(t.Context(), pool, client.AddTrustRequest{PEM: pemText(partner)})
+	must(t, err)
+	without := m.told(nil)
+	if without.Trust <= first.Trust || !strings.Contains(without.Message, "no CRL of CN=partner") {
+		t.Errorf("without a CRL: %+v", without)
+	}
+	template := &x509.RevocationList{Number: big.NewInt(77), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateRevocationList(rand.Reader, template, partner, key)
+	must(t, err)
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}))
+	_, err = m.node.admin.AddTrustCRL(t.Context(), pool, added[0].ID, client.UploadCRLRequest{CRL: text})
+	must(t, err)
+	m.eventually("its CRL is placed", func() bool { m.told(nil); return strings.Contains(string(m.read("/etc/ssl/crl.pem")), text) })
+	with := m.told(nil)
+	if with.CRLs["CN=partner"] != "77" || strings.Contains(with.Message, "no CRL of") || with.Serial != first.Serial {
+		t.Errorf("with it: %+v", with)
 	}
 }
 

@@ -99,6 +99,11 @@ func (m *mover) tell(gone error, change func(d *client.Desired, p *client.Desire
 
 // root is a root of somebody else's.
 func foreignRoot(t *testing.T, name string, notAfter time.Time) *x509.Certificate {
+	c, _ := foreignCA(t, name, notAfter)
+	return c
+}
+
+func foreignCA(t *testing.T, name string, notAfter time.Time) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -110,7 +115,7 @@ func foreignRoot(t *testing.T, name string, notAfter time.Time) *x509.Certificat
 	must(t, err)
 	c, err := x509.ParseCertificate(der)
 	must(t, err)
-	return c
+	return c, key
 }
 
 func pemText(c *x509.Certificate) string { return string(keyfile.EncodeCertificates(c)) }

@@ -204,6 +204,18 @@ func (t *trust) whole() bool {
 	return !slices.ContainsFunc(t.issuers, func(i trustIssuer) bool { return i.CRLNumber != "" && i.crl == nil })
 }
 
+// listless says of whom of others no CRL is to be had. Consumers that look for one of every issuer refuse all who are under it.
+func (t *trust) listless() []string {
+	var all []string
+	for _, i := range t.issuers {
+		if i.Entry != "" && i.CRLNumber == "" && i.crl == nil {
+			all = append(all, fmt.Sprintf("the authority has no CRL of %s, so a consumer that wants one of every issuer refuses whom it issued for; "+
+				"chancery pool trust crl brings one in", i.called()))
+		}
+	}
+	return all
+}
+
 func (t *trust) certificates() []*x509.Certificate {
 	var all []*x509.Certificate
 	for _, i := range t.issuers {
@@ -347,6 +359,9 @@ func (w *work) knownPurpose(plan *recipe.Plan) error {
 	announces := slices.ContainsFunc(plan.Certificates, func(c recipe.PlannedCertificate) bool { return c.Announce == of })
 	if !takesTrust(plan) || w.trusts.of(of) != nil || announces && !uses(plan, "anchors") {
 		return nil
+	}
+	if w.pool == "" {
+		return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and what is placed by hand brings what is trusted in general only", plan.Recipe, of)
 	}
 	return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and the pool has nothing for that purpose", plan.Recipe, plan.Trust.Purpose).
 		WithHint("chancery pool trust add %s --purpose %s --file F", w.pool, plan.Trust.Purpose)
