@@ -87,18 +87,16 @@ func (r *report) order(given []*x509.Certificate) []*x509.Certificate {
 		places = append(places, strconv.Itoa(at+1))
 		sorted = sorted && at == i
 	}
-	if extra := len(once) - len(chain); extra > 0 && slices.Equal(chain, once[:len(chain)]) {
-		sorted = true
-	}
-	if !sorted && inOrder(chain, once) {
-		sorted = true // only something unrelated stands between, which is told below
+	if inOrder(chain, once) {
+		sorted = true // at most something unrelated stands between, which is told below
 	}
 	if !sorted {
-		r.tell("path.order", "as given, the path is number "+strings.Join(places, ", "),
-			fmt.Sprintf("certificate 2 (%s) is not the issuer of certificate 1 (%s)", subject(once[1]), subject(once[0])), "")
-		if len(chain) == len(once) && len(chain) > 2 && keyfile.CheckPair(once[0].PublicKey, once[0]) == nil && issued(once[0], once[1]) {
-			r.found[len(r.found)-1].Message = clean(fmt.Sprintf("the leaf %s is followed by its issuer, and what comes then is not in order", subject(once[0])))
+		at := 1
+		for at < len(once)-1 && issued(once[at-1], once[at]) {
+			at++
 		}
+		r.tell("path.order", "as given, the path is number "+strings.Join(places, ", "),
+			fmt.Sprintf("certificate %d (%s) is not the issuer of certificate %d (%s)", at+1, subject(once[at]), at, subject(once[at-1])), "")
 	}
 	for i, c := range once {
 		if !slices.ContainsFunc(chain, c.Equal) {

@@ -290,7 +290,8 @@ func (l *look) lists(held *Held) {
 		}
 		switch {
 		case l.now.After(list.NextUpdate):
-			l.tell("crl.stale", "nextUpdate "+stamp(list.NextUpdate), fmt.Sprintf("the CRL of %s is %s too old", by, span(l.now.Sub(list.NextUpdate))), "chancery crl export F --issuer ISSUER")
+			l.tell("crl.stale", "nextUpdate "+stamp(list.NextUpdate), fmt.Sprintf("the CRL of %s is %s too old", by, span(l.now.Sub(list.NextUpdate))),
+				"chancery crl export F --issuer ISSUER")
 		case list.ThisUpdate.After(l.now):
 			l.tell("crl.future", "thisUpdate "+stamp(list.ThisUpdate), fmt.Sprintf("the CRL of %s is not valid for another %s", by, span(list.ThisUpdate.Sub(l.now))), "timedatectl")
 		default:

@@ -101,7 +101,8 @@ func (r *report) lookAtHost(h *client.Host, now time.Time) {
 		if !h.SeenAt.IsZero() {
 			seen = "last seen " + stamp(h.SeenAt)
 		}
-		r.tell("silent", seen, fmt.Sprintf("the agent of %s has not called for %s", h.Name, since(h.SeenAt, now)), "systemctl status chancery-agent; chancery agent status    (on "+h.Name+")")
+		r.tell("silent", seen, fmt.Sprintf("the agent of %s has not called for %s", h.Name, since(h.SeenAt, now)),
+			"systemctl status chancery-agent; chancery agent status    (on "+h.Name+")")
 	default:
 		r.ok("state", "%s in pool %s, seen %s ago", h.State, h.Pool, span(now.Sub(h.SeenAt)))
 	}

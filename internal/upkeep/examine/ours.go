@@ -22,6 +22,7 @@ type Authority struct {
 	err     error
 	issuers []client.Issuer     // guarded by mu, and not changed once asked is set
 	known   []*x509.Certificate // their certificates, at the same places
+	pools   map[string]*Trust   // what was told of pools; guarded by mu
 }
 
 // load asks for the issuers and roots.
@@ -55,8 +56,14 @@ func (a *Authority) load(ctx context.Context) error {
 	return nil
 }
 
-// trust is what the hosts of the authority's pools trust, as far as its own roots go.
-func (a *Authority) trust(ctx context.Context) *Trust {
+// trustOf is what peers of a certificate's holder trust: its pool's hosts where an issuer of ours issued it, for another pool's
+// roots are none of theirs, and all roots of the authority where none did.
+func (a *Authority) trustOf(ctx context.Context, issuer *client.Issuer) *Trust {
+	if issuer != nil && issuer.Pool != "" {
+		if t := a.poolTrust(ctx, issuer.Pool); t != nil {
+			return t
+		}
+	}
 	t := &Trust{From: "the roots of the authority"}
 	if a.load(ctx) != nil {
 		return &Trust{}
@@ -74,6 +81,23 @@ func (a *Authority) trust(ctx context.Context) *Trust {
 
 // poolTrust is what the hosts of a pool trust: its trust set, or where that may not be read the pool's roots.
 func (a *Authority) poolTrust(ctx context.Context, pool string) *Trust {
+	a.mu.Lock()
+	t, ok := a.pools[pool]
+	a.mu.Unlock()
+	if ok {
+		return t
+	}
+	t = a.askPoolTrust(ctx, pool)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pools == nil {
+		a.pools = map[string]*Trust{}
+	}
+	a.pools[pool] = t
+	return t
+}
+
+func (a *Authority) askPoolTrust(ctx context.Context, pool string) *Trust {
 	t := &Trust{From: "the trust of pool " + pool}
 	for e, err := range a.API.Trust(ctx, pool, client.TrustGeneral) {
 		if err != nil {

@@ -126,7 +126,7 @@ func (r *report) lookAtPath(ctx context.Context, served *Served, names []string,
 		mend = r.lookAtRecord(ctx, leaf, o.Authority, mend, now)
 		issuer, err := o.Authority.Issuer(ctx, leaf)
 		if o.Trust == nil && (!o.TrustOurs || err == nil && issuer != nil) {
-			trust = o.Authority.trust(ctx)
+			trust = o.Authority.trustOf(ctx, issuer)
 		}
 	}
 	chain := r.order(served.Path)
@@ -186,7 +186,8 @@ func (r *report) lookAtClock(served *Served) {
 		if apart < 0 {
 			word = "ahead of"
 		}
-		r.tell("clock.differs", fmt.Sprintf("%s there, %s here", stamp(served.Date), stamp(served.At)), fmt.Sprintf("the service's clock is %s %s ours", span(apart), word), "timedatectl; chronyc tracking")
+		r.tell("clock.differs", fmt.Sprintf("%s there, %s here", stamp(served.Date), stamp(served.At)),
+			fmt.Sprintf("the service's clock is %s %s ours", span(apart), word), "timedatectl; chronyc tracking")
 		return
 	}
 	r.ok("clock", "the service's and ours are the same")
