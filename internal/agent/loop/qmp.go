@@ -53,6 +53,9 @@ func openQMP(ctx context.Context, socket string) (*monitor, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 		m, err = dialQMP(ctx, socket)
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.EAGAIN) { // the second where others wait already
+		err = fmt.Errorf("it does not answer; a socket of QMP serves one client at a time, and another may hold it: %w", err)
+	}
 	return m, err
 }
 
@@ -73,9 +76,6 @@ func dialQMP(ctx context.Context, socket string) (*monitor, error) {
 	}
 	if err != nil {
 		conn.Close()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("it does not answer; a socket of QMP serves one client at a time, and another may hold it: %w", err)
-		}
 		return nil, err
 	}
 	return m, nil
