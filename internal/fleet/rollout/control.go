@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"strings"
 	"time"
 
 	"chancery/client"
@@ -276,20 +275,18 @@ func (s *Service) stopReplacing(ctx context.Context, tx *db.Tx, r *row, state st
 			untouched++
 		}
 	}
+	what := map[string]string{
+		client.RolloutReissue: "new keys", client.RolloutIdentities: "new identities", client.RolloutAlgorithm: "keys of the new algorithm",
+	}[r.kind]
+	message := fmt.Sprintf("with %s, which they keep, since what was there before is gone: %s; ", what, count(kept, "host"))
+	if r.kind == client.RolloutAlgorithm { // they are told what their placements are to be, and that stays
+		message += fmt.Sprintf("told to get them: %s; as before: %s", count(len(back), "host"), count(untouched-len(back), "host"))
+		return s.end(ctx, tx, r, state, message, now)
+	}
 	if err := s.Hosts.Recall(ctx, tx, back); err != nil {
 		return err
 	}
-	what := "new keys, and keep them"
-	if r.kind == client.RolloutIdentities {
-		what = "new identities, and keep them"
-	}
-	verb := "have"
-	if kept == 1 {
-		verb = "has"
-	}
-	message := fmt.Sprintf("%s %s %s, since what was there before is gone; %s as before", count(kept, "host"), verb, what, strings.Replace(
-		count(untouched, "host")+" are", "1 host are", "1 host is", 1))
-	return s.end(ctx, tx, r, state, message, now)
+	return s.end(ctx, tx, r, state, message+"as before: "+count(untouched, "host"), now)
 }
 
 // Abort ends a rollout where it is. Both the old and the new stay trusted, and what is placed stays in place.

@@ -107,6 +107,8 @@ func (s *Service) look(ctx context.Context, d *drive, now time.Time) (*drive, er
 		case err == nil, errors.Is(err, errElsewhere):
 		case fault.Is(err, fault.Conflict) && d.lost(ctx, s):
 			return nil, err
+		case refusal(err): // to try again would not help, and somebody has to hear of it
+			failed = errors.Join(failed, s.pauseFor(ctx, d, r, "it cannot go on: "+err.Error(), now))
 		default:
 			failed = errors.Join(failed, fmt.Errorf("rollout %s: %w", r.id, err))
 		}

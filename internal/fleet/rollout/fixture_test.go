@@ -79,6 +79,7 @@ type world struct {
 
 	unsafe      bool // the trust is dropped on purpose: connections break
 	connections int  // that were checked
+	known       map[int64][]string
 }
 
 const lab = "lab"
@@ -88,7 +89,7 @@ func newWorld(t testing.TB, d *db.DB) *world {
 	t.Helper()
 	node := must[*keys.NodeKey](t)(keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key")))
 	recovery := must[*keys.Recovery](t)(keys.GenerateRecovery())
-	w := &world{Services: must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t: t, node: node}
+	w := &world{Services: must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t: t, node: node, known: map[int64][]string{}}
 	ctx, now := context.Background(), time.Now()
 	first := settings.Defaults()
 	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://ca.example.com:8443"
@@ -303,7 +304,8 @@ func (w *world) trusts(version int64) []string {
 		block, _ := pem.Decode([]byte(i.PEM))
 		prints = append(prints, print256(must[*x509.Certificate](w.t)(x509.ParseCertificate(block.Bytes))))
 	}
-	return prints
+	slices.Sort(prints)
+	return slices.Compact(prints)
 }
 
 // safe fails where one host presents what another one does not trust: a connection between them would break. Hosts that do not
@@ -313,13 +315,12 @@ func (w *world) safe() {
 	if w.unsafe {
 		return
 	}
-	known := map[int64][]string{}
 	for _, peer := range w.hosts {
 		if peer.trust == 0 {
 			continue
 		}
-		if known[peer.trust] == nil {
-			known[peer.trust] = w.trusts(peer.trust)
+		if w.known[peer.trust] == nil { // what a version holds does not change
+			w.known[peer.trust] = w.trusts(peer.trust)
 		}
 		for _, a := range w.hosts {
 			if a.left || peer.left {
@@ -331,7 +332,7 @@ func (w *world) safe() {
 					top = held.Issuer.Chain[n-1]
 				}
 				for _, c := range []*x509.Certificate{held.Issuer.Certificate, top} {
-					if !slices.Contains(known[peer.trust], print256(c)) {
+					if !slices.Contains(w.known[peer.trust], print256(c)) {
 						w.t.Fatalf("%s presents %s at %s under %q, and %s, at version %d, does not trust it", a.name, cert.FormatSerial(held.Serial), placement,
 							c.Subject, peer.name, peer.trust)
 					}

@@ -496,6 +496,7 @@ func (s *Service) insert(ctx context.Context, tx *db.Tx, d *draft, by access.Pri
 	if err := aloneIn(ctx, tx, d.pool); err != nil {
 		return "", err
 	}
+	d.plan.Said.Actions, d.plan.Said.Would = nil, nil // they change, and the row is read at each look
 	if err := d.row.insert(ctx, tx); err != nil {
 		return "", err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/crl"
@@ -99,8 +100,8 @@ func markFailing(ctx context.Context, tx *db.Tx, r *row, ids []string) error {
 	return eachMember(ctx, tx, r, sorted(failing), `failing = $2`, int64(1))
 }
 
-// revokedAtOnce bounds how many certificates of one host are revoked when its keys are said to be compromised.
-const revokedAtOnce = 1000
+// revokedAtOnce is how many certificates of one host are looked for at once.
+const revokedAtOnce = 100
 
 // revoke revokes what hosts hold, since their keys are said to be compromised.
 func (s *Service) revoke(ctx context.Context, tx *db.Tx, r *row, ids []string, now time.Time) error {
@@ -109,8 +110,8 @@ func (s *Service) revoke(ctx context.Context, tx *db.Tx, r *row, ids []string, n
 		return err
 	}
 	for _, id := range ids {
-		if principal := machines[id]; principal != "" {
-			if _, err := s.CA.RevokeAll(ctx, tx, principal, crl.KeyCompromise, revokedAtOnce, driver.Actor(), now); err != nil {
+		for n := revokedAtOnce; n == revokedAtOnce && machines[id] != ""; {
+			if n, err = s.CA.RevokeAll(ctx, tx, machines[id], crl.KeyCompromise, revokedAtOnce, driver.Actor(), now); err != nil {
 				return err
 			}
 		}
@@ -303,7 +304,7 @@ func (s *Service) enterLeave(ctx context.Context, tx *db.Tx, r *row, drop []stri
 func (r *row) target(issuers []*ca.Issuer) (*ca.Issuer, error) {
 	i := slices.IndexFunc(issuers, func(i *ca.Issuer) bool { return i.Name == r.plan.To && i.Certificate != nil })
 	if i < 0 {
-		return nil, fmt.Errorf("issuer %s, which rollout %s is to, is not there", r.plan.To, r.id)
+		return nil, fault.New(fault.Conflict, "issuer %q, which the hosts are to go to, is not there", r.plan.To)
 	}
 	target := issuers[i]
 	r.plan.Comes = nil
@@ -352,9 +353,11 @@ func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 		if !slices.Contains(r.plan.Retires, i.ID) {
 			continue
 		}
-		if _, err := s.CA.RevokeIssuer(ctx, tx, i, crl.CACompromise, driver.Actor(), now); err != nil {
+		revoked, err := s.CA.RevokeIssuer(ctx, tx, i, crl.CACompromise, driver.Actor(), now)
+		if err != nil {
 			return err
 		}
+		r.tellRevoked(i, revoked, issuers)
 	}
 	if err := s.retire(ctx, tx, r.plan.Retires, now); err != nil {
 		return err
@@ -364,6 +367,22 @@ func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 	}
 	r.stage = client.StageRekey // what a host that breaks needs is its new certificate: nobody is waited for
 	return s.begin(ctx, tx, r, now)
+}
+
+// tellRevoked notes what is still to be done by hand so that outsiders hear of a compromised issuer.
+func (r *row) tellRevoked(i *ca.Issuer, revoked bool, issuers []*ca.Issuer) {
+	note := ""
+	switch above := slices.IndexFunc(issuers, func(above *ca.Issuer) bool { return above.ID == i.Parent }); {
+	case i.Root():
+		note = fmt.Sprintf("no CRL can revoke the root %s: whoever else trusts it has to be told", i.Name)
+	case !revoked:
+		note = fmt.Sprintf("issuer %s is under a root elsewhere, which has to revoke it", i.Name)
+	case above >= 0 && issuers[above].KeyID == "":
+		note = fmt.Sprintf("issuer %s is revoked as soon as its root says so: chancery crl issue --issuer %s --key-file F", i.Name, issuers[above].Name)
+	default:
+		note = fmt.Sprintf("issuer %s is revoked, with the reason cACompromise", i.Name)
+	}
+	r.plan.Said.Notes = append(r.plan.Said.Notes, note)
 }
 
 func (s *Service) retire(ctx context.Context, tx *db.Tx, ids []string, now time.Time) error {

@@ -95,7 +95,7 @@ func (c *offlineRoot) complete(ctx context.Context, g *globals, api *client.Clie
 func (c *offlineRoot) openRoot(ctx context.Context, g *globals, api *client.Client, name string) (*root.Root, error) {
 	if name == "" {
 		return nil, fault.New(fault.Conflict, "the root above is not here; have it sign the request that rollout status -o json shows").
-			WithHint("chancery issuer import-certificate brings in what it signed")
+			WithHint("chancery issuer import NAME brings in what it signed")
 	}
 	key, err := g.offlineKey(c.RootFile, c.PassphraseFile)
 	if err != nil {
