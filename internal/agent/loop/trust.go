@@ -364,7 +364,7 @@ func (w *work) knownPurpose(plan *recipe.Plan) error {
 		return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and what is placed by hand brings what is trusted in general only", plan.Recipe, of)
 	}
 	return fault.New(fault.Conflict, "recipe %s trusts who is trusted for %s, and the pool has nothing for that purpose", plan.Recipe, plan.Trust.Purpose).
-		WithHint("chancery pool trust add %s --purpose %s --file F", w.pool, plan.Trust.Purpose)
+		WithHint("chancery pool trust add %s F --purpose %s", w.pool, plan.Trust.Purpose)
 }
 
 // trustOf is what a plan's consumer is to trust. Where nothing is known for its purpose it is nobody; who resolves a plan, or
