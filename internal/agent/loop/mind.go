@@ -153,6 +153,9 @@ const mostPassword = 4 << 10
 // is none, the agent makes one, keeps it, and places the file.
 func (w *work) password(path string) ([]byte, error) {
 	own, err := w.folder.password(path)
+	if err == nil && own != nil && w.givenUp(path, own) {
+		own, err = nil, w.folder.dropPassword(path)
+	}
 	if err != nil || own != nil {
 		return own, err
 	}

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"chancery/internal/agent/place"
@@ -79,4 +81,24 @@ func passwordFile(plan *recipe.Plan, f recipe.PlannedFile, password []byte) plac
 		p.Mode, p.Owner, p.Group = 0o600, cmp.Or(plan.User, f.Owner), plan.Group
 	}
 	return p
+}
+
+// givenUp reports whether a password that the agent made is of no use any more: there is another at its path, in a file that the
+// agent did not place, so that its operator has brought the password that he means, for a store that was there before us.
+func (w *work) givenUp(path string, own []byte) bool {
+	placements, err := w.agent.placer.Placed()
+	if err != nil {
+		return false // whoever places next will say so
+	}
+	for _, p := range placements {
+		if slices.Contains(p.Paths, path) {
+			return false
+		}
+	}
+	text, err := place.ReadPlain(w.agent.root, path, mostPassword)
+	return err == nil && string(bytes.TrimRight(text, "\r\n")) != string(own)
+}
+
+func (f *folder) dropPassword(path string) error {
+	return f.state.remove(dirPlacements, f.name, passwordName(path))
 }

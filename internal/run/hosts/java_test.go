@@ -110,7 +110,7 @@ func TestJava(t *testing.T) {
 				keys  *consumer.JavaStore
 				says  string
 			}{
-				"without a certificate":         {c.trust, nil, "fatal alert"},
+				"without a certificate":         {c.trust, nil, ""}, // whichever comes first, the alert or the end of the connection
 				"of another pool":               {c.trust, &rogue.keys, ""},
 				"who trusts another pool":       {rogue.trust, &c.keys, "PKIX path building failed"},
 				"who trusts Java's public CAs":  {consumer.JavaStore{Path: "/etc/ssl/certs/java/cacerts", PasswordFile: c.changeit()}, &c.keys, "PKIX path building failed"},
@@ -174,6 +174,7 @@ func TestJavaTrustStoreWithPublicCAs(t *testing.T) {
 				"-destkeystore", j.path(cacerts), "-deststoretype", format, "-deststorepass:file", j.changeit())
 			store := consumer.JavaStore{Path: j.path(cacerts), PasswordFile: j.path("/etc/ssl/shop/password")}
 			found := j.read(cacerts)
+			j.refuses(cacerts) // without a password file one is made, which cannot be that of a store that is there
 			j.write("/etc/ssl/shop/password", "wrong-one\n")
 			j.refuses(cacerts)
 			if seen := j.observed("java"); seen.State != client.PlacementFailed || !strings.Contains(seen.Message, "password") || !strings.Contains(seen.Message, "/etc/ssl/shop/password") {
