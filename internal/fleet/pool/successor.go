@@ -45,9 +45,9 @@ func (s *Service) PlanSuccessor(ctx context.Context, pool string, withRoot, onli
 	}
 	spec := Spec{Name: pool, Organization: p.Organization}
 	for n := 2; ; n++ {
-		next := &Successor{Issuer: numbered(pool, "", n), IssuerSubject: spec.subject(fmt.Sprintf("%s issuer %d", pool, n))}
+		next := &Successor{Issuer: numbered(pool, "", n), IssuerSubject: spec.subject(called(pool, "issuer", n))}
 		if withRoot {
-			next.Root, next.RootSubject = numbered(pool, "-root", n), spec.subject(fmt.Sprintf("%s root %d", pool, n))
+			next.Root, next.RootSubject = numbered(pool, "-root", n), spec.subject(called(pool, "root", n))
 		}
 		if taken(all, next) {
 			continue
@@ -72,6 +72,12 @@ func (s *Service) PlanSuccessor(ctx context.Context, pool string, withRoot, onli
 func numbered(pool, what string, n int) string {
 	tail := fmt.Sprintf("%s-%d", what, n)
 	return pool[:min(len(pool), 63-len(tail))] + tail
+}
+
+// called is its common name, which has 64 characters at most (RFC 5280, ub-common-name).
+func called(pool, what string, n int) string {
+	tail := fmt.Sprintf(" %s %d", what, n)
+	return pool[:min(len(pool), 64-len(tail))] + tail
 }
 
 // taken reports whether an issuer has a name or a subject of the successor.
