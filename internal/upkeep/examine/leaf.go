@@ -113,7 +113,7 @@ func reissue(name string) string {
 	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
 		kind = "ip:"
 	}
-	return fmt.Sprintf("chancery cert issue --profile server --san %s --key K --out F", quoted(kind+name))
+	return fmt.Sprintf("chancery cert issue --profile server --name %s --key K --out F", quoted(kind+name))
 }
 
 func hasAddress(c *x509.Certificate, address netip.Addr) bool {
