@@ -49,7 +49,7 @@ func (s *Service) Entries(ctx context.Context, by access.Principal, name string)
 			return err
 		}
 		for _, e := range entries {
-			if e.in(st.Version) || e.in(st.Newest) {
+			if st.has(e) {
 				out = append(out, e.wire(st, nameOf(issuers, e.issuer), numbers(e)))
 			}
 		}
@@ -211,7 +211,7 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 	}
 	j := &judge{pool: name, purpose: in.Purpose, issuers: issuers, now: now, among: certificates}
 	for _, e := range all {
-		if e.purpose == in.Purpose && (e.in(st.Version) || e.in(st.Newest)) {
+		if e.purpose == in.Purpose && st.has(e) {
 			j.there = append(j.there, e)
 		}
 	}
@@ -334,7 +334,8 @@ func (s *Service) drop(ctx context.Context, by access.Principal, name, id, becau
 				return once.Done{}, err
 			}
 			if !e.in(st.Version) {
-				return once.Done{}, fault.New(fault.Conflict, "%q left in version %d", e.certificate.Subject, e.to).WithHint("chancery pool trust list %s", name)
+				return once.Done{}, fault.New(fault.Conflict, "%q has left: version %d, which hosts have, is without it", e.certificate.Subject, st.Version).
+					WithHint("chancery pool trust list %s", name)
 			}
 			entries, err := readEntries(ctx, tx, `pool = $1 AND pruned_at = 0`, name)
 			if err != nil {

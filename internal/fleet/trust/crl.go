@@ -212,7 +212,7 @@ func (s *Service) Ending(ctx context.Context, before time.Time, limit int) ([]En
 			return err
 		}
 		for _, e := range entries {
-			if st := states[e.pool]; e.in(st.Version) || e.in(st.Newest) {
+			if st := states[e.pool]; st.has(e) {
 				all = append(all, ending(e, issuers))
 			}
 		}
@@ -221,7 +221,7 @@ func (s *Service) Ending(ctx context.Context, before time.Time, limit int) ([]En
 			if err != nil {
 				return err
 			}
-			if st := states[e.pool]; e.in(st.Version) || e.in(st.Newest) {
+			if st := states[e.pool]; st.has(e) {
 				one := ending(e, issuers)
 				one.CRL, one.Ends = true, numbers[e.id].nextUpdate
 				all = append(all, one)

@@ -59,7 +59,7 @@ func TestDropIsHeldByWhoReliesOnIt(t *testing.T) {
 		for range 2 { // repeated with its key
 			check(t, a.Trust.Drop(ctx, admin, pool.Default, side, client.DropTrustRequest{}, call))
 		}
-		refused(t, a.drop(side, ""), fault.Conflict, "left in version")
+		refused(t, a.drop(side, ""), fault.Conflict, "has left")
 		version := a.of(0).Version
 		check(t, a.drop(root, "the key was stolen"))
 		if sets := a.of(0); sets.Version != version+1 || len(sets.General.Anchors) != 0 {

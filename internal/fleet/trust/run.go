@@ -101,7 +101,7 @@ func (s *Service) pruneEntry(ctx context.Context, tx *db.Tx, e *entry, now time.
 		return fmt.Errorf("prune the CRL of trust entry %s: %w", e.id, err)
 	}
 	st, err := StateOf(ctx, tx, e.pool)
-	if err != nil || !e.in(st.Version) && !e.in(st.Newest) {
+	if err != nil || !st.has(e) {
 		return err // it had left long before
 	}
 	return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: s.actor(), Action: "trust.prune", Object: e.id, Detail: map[string]any{

@@ -25,6 +25,18 @@ type State struct {
 	change  int64  // grows with whatever of the pool's trust changes
 }
 
+// next is the version that a rollout is about to give to all; the present one where none works on the pool, since what an
+// earlier one staged and did not adopt is nobody's.
+func (st State) next() int64 {
+	if st.Rollout == "" {
+		return st.Version
+	}
+	return st.Newest
+}
+
+// has reports whether an entry is what hosts have, or are about to.
+func (st State) has(e *entry) bool { return e.in(st.Version) || e.in(st.next()) }
+
 // ReadStates returns the state of each pool that has one, by the pool's name.
 func ReadStates(ctx context.Context, tx *db.Tx) (map[string]State, error) {
 	rows, err := tx.Query(ctx, `SELECT pool, version, newest, rollout, change FROM trust_pool`)
@@ -210,7 +222,7 @@ func find(ctx context.Context, tx *db.Tx, st State, pool, name string) (*entry, 
 		return nil, fault.New(fault.Conflict, "the certificate is trusted for several purposes, %s; name the entry by its ID", strings.Join(purposes, ", ")).
 			WithHint("chancery pool trust list %s -o json", pool)
 	}
-	for _, version := range []int64{st.Version, st.Newest} {
+	for _, version := range []int64{st.Version, st.next()} {
 		if i := slices.IndexFunc(found, func(e *entry) bool { return e.in(version) }); i >= 0 {
 			return found[i], nil
 		}
@@ -224,7 +236,7 @@ func find(ctx context.Context, tx *db.Tx, st State, pool, name string) (*entry, 
 // purposesOf are the purposes that entries of a version, present or staged, have.
 func purposesOf(entries []*entry, st State) (purposes []string) {
 	for _, e := range entries {
-		if (e.in(st.Version) || e.in(st.Newest)) && !slices.Contains(purposes, e.purpose) {
+		if st.has(e) && !slices.Contains(purposes, e.purpose) {
 			purposes = append(purposes, e.purpose)
 		}
 	}
@@ -238,7 +250,7 @@ func (e *entry) wire(st State, name string, crl numbered) client.TrustEntry {
 		State: "trusted", NotAfter: e.notAfter, CRLNumber: crl.number, NextUpdate: crl.nextUpdate, Comment: e.comment,
 		PEM: encode(e.certificate.Raw), CreatedAt: e.created,
 	}
-	switch in, later := e.in(st.Version), e.in(st.Newest); {
+	switch in, later := e.in(st.Version), e.in(st.next()); {
 	case !in && later:
 		out.State = "staged"
 	case in && !later:

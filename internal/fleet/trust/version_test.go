@@ -78,6 +78,13 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 		if a.of(0).Version != 1 {
 			t.Fatalf("a version that was staged is the pool's")
 		}
+		states := map[string]int{}
+		for _, e := range a.list() {
+			states[e.State]++
+		}
+		if states["trusted"] != 2 || states["staged"] != 2 {
+			t.Errorf("listed: %v", states)
+		}
 		if roots, _ := anchors(t, a.of(both).General); !slices.Equal(roots, []string{"default root", "default-root-2"}) {
 			t.Fatalf("staged: roots %q", roots)
 		}
@@ -106,6 +113,11 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 		check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Unclaim(t.Context(), tx, pool.Default, "7") }))
 		if sets := a.of(0); sets.Version != 1 {
 			t.Fatalf("the issuers that the rollout had made came by themselves, version %d", sets.Version)
+		}
+		for _, e := range a.list() { // what was staged and not adopted is nobody's
+			if e.State != "trusted" || e.Issuer != "default" && e.Issuer != "default-root" {
+				t.Errorf("listed: %s of %s", e.State, e.Issuer)
+			}
 		}
 		err := a.tx(func(tx *db.Tx) error { return a.Trust.Adopt(t.Context(), tx, pool.Default, next+1) })
 		refused(t, err, fault.Invalid, "has no version")
