@@ -115,6 +115,7 @@ func TestGoldenPlans(t *testing.T) {
 		{"all in one file for a group, pinned, with a port", "plain", map[string]string{"combined": "/srv/x/all.pem", "group": "svc", "pinned": "true",
 			"address": "mail.example.com:25", "starttls": "smtp", "profile": "peer"}, nil},
 		{"key stores", "plain", map[string]string{"store": "/srv/x/store.p12", "truststore": "/srv/x/trust.p12", "password_file": "/srv/x/password"}, nil},
+		{"a bundle of others", "plain", map[string]string{"key": "/srv/x/key.pem", "cert": "/srv/x/cert.pem", "trust": "/srv/x/bundle.pem", "merge": "true"}, nil},
 		{"Java's key stores and hash links", "plain", map[string]string{"store": "/srv/x/store.jks", "truststore": "/srv/x/trust.jks", "format": "jks",
 			"password_file": "/srv/x/password", "alias": "tomcat", "hashdir": "/srv/x/hashes"}, nil},
 	}
