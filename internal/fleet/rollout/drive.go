@@ -18,10 +18,11 @@ const (
 	leaseName = "rollout"
 	leaseTime = 15 * time.Second
 	// idle is how often a node looks whether there is a rollout to drive, and busy how often the driver looks how far it is; where
-	// looking takes long, it looks less often, so that it takes a tenth of a processor at most.
+	// looking takes long, it looks less often, so that it takes a quarter of a processor at most while agents do their part.
 	idle  = time.Second
 	busy  = 200 * time.Millisecond
-	share = 10
+	share = 3
+	rare  = 5 * time.Second
 	// syncEvery is how often hosts that came or went are looked for within a wave.
 	syncEvery = 5 * time.Second
 	// atOnce is how many hosts are told in one transaction, and inFlight how many may be told and not done before the next are,
@@ -58,7 +59,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		failing = err != nil
 		if pause = idle; d != nil && err == nil {
-			pause = max(busy, share*time.Since(began))
+			pause = min(rare, max(busy, share*time.Since(began)))
 		}
 	}
 }

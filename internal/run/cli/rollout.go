@@ -66,6 +66,11 @@ func (c *rolloutStartCommand) Run(ctx context.Context, g *globals) error {
 			return err
 		}
 	}
+	if c.Kind == client.RolloutIssuer && c.RootFile != "" {
+		if _, err := os.Stat(c.RootFile); err != nil {
+			return err // before anything waits for it
+		}
+	}
 	in := client.StartRolloutRequest{
 		Kind: c.Kind, Pool: c.Pool, Select: c.Select, Waves: c.Wave, Except: c.Except, Because: c.Because, Algorithm: c.Algorithm, Validity: c.Validity,
 		Online: c.Root == "online", From: c.From, Compromised: c.Compromised, NoNodeProbe: c.NoNodeProbe, DryRun: true,
