@@ -147,8 +147,6 @@ func (s *Service) foresee(ctx context.Context, d *draft, now time.Time) error {
 			said.Seconds += int64(passes) * int64(waveSeconds+size/hostsPerSecond)
 		}
 	}
-	said.Notes = append(said.Notes, fmt.Sprintf("the time is an estimate: %d s for each wave of each stage, and %d hosts a second, while nobody holds it",
-		waveSeconds, hostsPerSecond))
 	s.note(d)
 	return s.wouldHold(ctx, d, now)
 }
@@ -162,7 +160,7 @@ func (s *Service) note(d *draft) {
 		if who == "" {
 			who = "the outside root"
 		}
-		add("the key of %s is not here: it signs the request of issuer %s where it is, and the rollout waits for that", who, n.Issuer)
+		add("the key of %s is not here: it signs the request of issuer %s where it is, before a host is told anything", who, n.Issuer)
 	}
 	if len(d.members) == 0 {
 		add("no host is concerned")

@@ -121,7 +121,7 @@ func triedWith(t client.ProofTrial) string {
 	case t.With == "":
 		return "-"
 	case t.Twin:
-		return "twin " + t.With
+		return "twin " + short(t.With) // -o json has all of it
 	}
 	return "itself"
 }

@@ -144,7 +144,7 @@ func (g *globals) showPlan(to io.Writer, r *client.Rollout) error {
 	if p.Old != "" || p.New != "" {
 		fmt.Fprintf(w, "from:\t%s\nto:\t%s\n", printable(orDash(p.Old)), printable(orDash(p.New)))
 	}
-	fmt.Fprintf(w, "hosts:\t%d\nfiles written:\t%d\nreloads:\t%d, of which %d lose connections\nestimated:\t%s\n", p.Hosts, p.Files, p.Reloads, p.Interrupts,
+	fmt.Fprintf(w, "hosts:\t%d\nfiles written:\t%d\nreloads:\t%d, of which %d lose connections\nestimated:\t%s, while nobody holds it\n", p.Hosts, p.Files, p.Reloads, p.Interrupts,
 		time.Duration(p.Seconds)*time.Second)
 	for i, wave := range r.Waves {
 		fmt.Fprintf(w, "wave %d:\t%s, %d hosts\n", i+1, printable(wave.Text), wave.Hosts)
@@ -238,7 +238,7 @@ func (g *globals) showRollout(r *client.Rollout) error {
 		return err
 	}
 	if slices.ContainsFunc(r.Holding, func(h client.RolloutHost) bool { return h.Serial != "" }) {
-		g.say("a certificate: chancery cert rekey SERIAL makes another for its holder; chancery cert revoke SERIAL ends it")
+		g.say("a certificate: have its holder get another, which chancery cert issue makes under the new issuer, then: chancery cert revoke SERIAL")
 	}
 	switch {
 	case r.State == client.RolloutPaused:
