@@ -157,7 +157,7 @@ func walkPools(t *testing.T, a *authority) {
 	must(t, err)
 	pools, err := client.Collect(admin.Pools(ctx))
 	must(t, err)
-	if shown, err := admin.Pool(ctx, "racks"); err != nil || shown.Name != "racks" || len(pools) != 3 || uploaded.Issuer != "racks-root" {
+	if shown, err := admin.Pool(ctx, "racks"); err != nil || shown.Name != "racks" || len(pools) < 3 || uploaded.Issuer != "racks-root" {
 		t.Fatalf("%+v, %v; %d pools, uploaded %+v", shown, err, len(pools), uploaded)
 	}
 }

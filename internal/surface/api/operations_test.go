@@ -25,7 +25,7 @@ func TestEveryOperation(t *testing.T) {
 		for name, walk := range map[string]func(*testing.T, *authority){
 			"certificates": walkCertificates, "requests": walkRequests, "issuers": walkIssuers, "crls": walkCRLs, "pools": walkPools,
 			"profiles": walkProfiles, "identities": walkIdentities, "authority": walkAuthority, "hosts": walkHosts, "proofs": walkProofs,
-			"trust": walkTrust,
+			"trust": walkTrust, "rollouts": walkRollouts,
 		} {
 			t.Run(name, func(t *testing.T) { walk(t, a) })
 		}
