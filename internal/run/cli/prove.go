@@ -108,7 +108,7 @@ func printProof(g *globals, p *client.ProofResult) error {
 		}
 	}
 	err := list(g, items, "HOST PLACEMENT WITH CRL RESULT DETAIL", func(t client.ProofTrial) []string {
-		return []string{t.Host, t.Placement, triedWith(t), t.CRL, t.Result, t.Detail}
+		return []string{t.Host, t.Placement, triedWith(t), orDash(t.CRL), t.Result, t.Detail}
 	})
 	if err == nil && p.Message != "" {
 		g.say("%s", p.Message)

@@ -159,7 +159,11 @@ func (h *host) shell(script string) *exec.Cmd {
 
 // typing is the environment of what is typed on a host.
 func (h *host) typing() []string {
-	return []string{"CHANCERY_DIR=" + string(h.world.dir), "CHANCERY_STATE=" + h.state, "LC_ALL=C",
+	where := "CHANCERY_STATE=" + h.state
+	if h.name == "authority" {
+		where = "CHANCERY_DIR=" + string(h.world.dir)
+	}
+	return []string{where, "LC_ALL=C",
 		"PATH=/usr/local/sbin:" + filepath.Dir(program(h.t)) + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 }
 
