@@ -135,7 +135,7 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 	if len(b.words) > 2 {
 		mode = b.words[2]
 	}
-	late := time.Now().Add(30 * time.Second)
+	late := time.Now().Add(2 * time.Minute)
 	for {
 		out, err := h.shell(text).CombinedOutput()
 		said := back.Replace(string(out))
@@ -147,12 +147,13 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 		if mode != "again" || time.Now().After(late) {
 			h.t.Fatalf("line %d, on %s, ends with %v:\n%s\nIt prints\n%s\nand the page says\n%s", b.line, h.name, err, b.text, said, want)
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-// shell is a script as root of the host types it.
+// shell is a script as root of the host types it. It ends before the test would have to.
 func (h *host) shell(script string) *exec.Cmd {
-	cmd := h.command("env", "-C", filepath.Join(h.home, "root"), "sh", "-ec", script)
+	cmd := h.command("env", "-C", filepath.Join(h.home, "root"), "timeout", "240", "sh", "-ec", script)
 	cmd.Env = append(cmd.Env, h.typing()...)
 	return cmd
 }
@@ -224,7 +225,7 @@ if [ $verb != start ]; then
 fi
 [ $verb = stop ] && exit 0
 touch /run/$name.wanted
-for i in $(seq 400); do sh -c "$ready" >/dev/null 2>&1 && exit 0; sleep 0.05; done
+for i in $(seq 1200); do sh -c "$ready" >/dev/null 2>&1 && exit 0; sleep 0.05; done
 cat /run/$name.out
 exit 1
 `
