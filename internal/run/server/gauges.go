@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"chancery/client"
 	"chancery/internal/upkeep/setup"
 	"chancery/internal/upkeep/status"
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type gauges struct {
 
 	expiring, notAfter, thisUpdate, nextUpdate, pending, clock, warnings *prometheus.Desc
 	hosts, silent, failed, soonest                                       *prometheus.Desc
+	rollouts, holding                                                    *prometheus.Desc
 }
 
 func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
@@ -39,13 +41,15 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 		silent:     desc("chancery_hosts_silent", "Hosts that have joined and were not seen for an hour."),
 		failed:     desc("chancery_placements_failed", "Placements that are not as desired, as their agents last reported."),
 		soonest:    desc("chancery_placement_not_after_seconds", "When the placed certificate ends that ends first, as Unix time; absent where none is placed."),
+		rollouts:   desc("chancery_rollouts", "Rollouts that are at work, by state: waiting for an offline root, running, paused.", "state"),
+		holding:    desc("chancery_rollout_holding_hosts", "Hosts that a rollout has told, and waits for, by pool; absent where no rollout is at work.", "pool"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.expiring, g.notAfter, g.thisUpdate, g.nextUpdate, g.pending, g.clock, g.warnings,
-		g.hosts, g.silent, g.failed, g.soonest} {
+		g.hosts, g.silent, g.failed, g.soonest, g.rollouts, g.holding} {
 		ch <- d
 	}
 }
@@ -82,6 +86,14 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	gauge(g.failed, float64(h.Failed))
 	if h.SoonestHost != "" {
 		gauge(g.soonest, float64(h.SoonestEnd.Unix()))
+	}
+	states := map[string]int{client.RolloutWaiting: 0, client.RolloutRunning: 0, client.RolloutPaused: 0}
+	for _, w := range st.Rollouts {
+		states[w.State]++
+		gauge(g.holding, float64(w.Holding), w.Pool)
+	}
+	for state, n := range states {
+		gauge(g.rollouts, float64(n), state)
 	}
 	gauge(g.pending, float64(st.Pending))
 	gauge(g.warnings, float64(len(st.Warnings)))

@@ -198,7 +198,8 @@ func TestNodeServesAndEnds(t *testing.T) {
 	_, text := fetch(t, "http://"+r.Metrics+"/metrics")
 	for _, want := range []string{
 		`chancery_requests_total{operation="certificate-issue",outcome="ok",surface="api"} 1`, "chancery_crl_next_update_seconds",
-		`chancery_certificates_expiring{days="30"}`, "go_goroutines", `surface="publish"`,
+		`chancery_certificates_expiring{days="30"}`, `chancery_rollouts{state="paused"} 0`, `chancery_rollouts{state="running"} 0`,
+		`chancery_rollouts{state="waiting"} 0`, "go_goroutines", `surface="publish"`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("metrics lack %s", want)

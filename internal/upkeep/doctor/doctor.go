@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -29,6 +30,7 @@ type Node struct {
 	Issuer IssuerLook // nil leaves issuers and CRLs out
 	Hosts  HostLook   // nil leaves hosts out
 	Trust  TrustLook  // nil leaves out what pools trust
+	Moves  MoveLook   // nil leaves rollouts out
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
 	OfflineWarning time.Duration
@@ -53,6 +55,29 @@ type HostLook func(ctx context.Context, now time.Time) (host.Counts, error)
 
 // TrustLook lists what of the pools' trust ends before a time.
 type TrustLook func(ctx context.Context, before time.Time) ([]trust.Ending, error)
+
+// MoveLook lists the rollouts that are at work.
+type MoveLook func(ctx context.Context) ([]rollout.Work, error)
+
+// rollouts warns of those that wait for somebody: while one does, its pool has two roots or issuers, and no other can begin.
+func (n *Node) rollouts(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
+	all, err := n.Moves(ctx)
+	if err != nil {
+		return err
+	}
+	stuck := false
+	for _, w := range all {
+		if message := w.Stuck(now); message != "" {
+			stuck = true
+			tell(finding.Finding{Level: finding.Warning, Object: "rollout " + w.ID, Message: message,
+				Hint: "chancery rollout status " + w.ID + " names who holds it; mend them, or leave them out: chancery rollout resume " + w.ID + " --except NAME --because WHY"})
+		}
+	}
+	if !stuck {
+		tell(finding.Finding{Level: finding.OK, Message: fmt.Sprintf("%d rollouts are at work, and none waits for anybody", len(all))})
+	}
+	return nil
+}
 
 // trust warns of certificates that pools trust and that end, and of their CRLs.
 func (n *Node) trust(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
@@ -106,6 +131,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"issuers":    func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
 		"hosts":      func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
 		"trust":      func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
+		"rollouts":   func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
 	}
 	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
 	if n.Issuer != nil {
@@ -116,6 +142,9 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	}
 	if n.Trust != nil {
 		order = append(order, "trust")
+	}
+	if n.Moves != nil {
+		order = append(order, "rollouts")
 	}
 	return finding.Run(looks, order...)
 }

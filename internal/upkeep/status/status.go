@@ -11,6 +11,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/schema"
@@ -30,7 +31,8 @@ type Status struct {
 	Pending    int64
 	Leases     []db.Lease
 	Hosts      host.Counts
-	Warnings   []string // what an operator should see to
+	Rollouts   []rollout.Work // that are at work
+	Warnings   []string       // what an operator should see to
 }
 
 // Issuer is how an issuer and its complete CRL do.
@@ -78,6 +80,9 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	if err := st.trust(ctx, s, now); err != nil {
 		return nil, err
 	}
+	if err := st.rollouts(ctx, s, now); err != nil {
+		return nil, err
+	}
 	if set.PublicURL == "" {
 		st.warn("public_url is not set: certificates name no CRL and no OCSP responder; chancery settings set public_url=http://NAME")
 	}
@@ -119,6 +124,19 @@ func (st *Status) trust(ctx context.Context, s *setup.Services, now time.Time) e
 	for _, e := range ending {
 		if e.Issuer == "" { // issuers of our own are warned of as such
 			st.warn("%s", e)
+		}
+	}
+	return nil
+}
+
+// rollouts warns of those that wait for somebody.
+func (st *Status) rollouts(ctx context.Context, s *setup.Services, now time.Time) (err error) {
+	if st.Rollouts, err = s.Rollouts.Working(ctx); err != nil {
+		return err
+	}
+	for _, w := range st.Rollouts {
+		if stuck := w.Stuck(now); stuck != "" {
+			st.warn("%s; chancery rollout status %s", stuck, w.ID)
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
@@ -39,6 +40,7 @@ const (
 	checkCRLs    = "crls"
 	checkHosts   = "hosts"
 	checkTrust   = "trust"
+	checkMoves   = "rollouts"
 )
 
 // Store checks the store of s.
@@ -60,7 +62,8 @@ func Store(ctx context.Context, s *setup.Services, shown Shown) (finding.Seq, er
 		checkCRLs:    func(tell func(finding.Finding)) error { return lookAtCRLs(ctx, s, tell) },
 		checkHosts:   func(tell func(finding.Finding)) error { return lookAtHosts(ctx, s, tell) },
 		checkTrust:   func(tell func(finding.Finding)) error { return lookAtTrust(ctx, s, tell) },
-	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs, checkHosts, checkTrust), nil
+		checkMoves:   func(tell func(finding.Finding)) error { return lookAtRollouts(ctx, s, tell) },
+	}, checkAudit, checkWraps, checkIssuers, checkCerts, checkHistory, checkCRLs, checkHosts, checkTrust, checkMoves), nil
 }
 
 // lookAtAudit holds the chains against themselves, the checkpoints and what was shown.
@@ -199,6 +202,20 @@ func lookAtTrust(ctx context.Context, s *setup.Services, tell func(finding.Findi
 	}
 	return conclude(wrong, fmt.Sprintf("what %d pools trust: %d certificates, %d CRLs, %d certificates that placements announced", seen.Pools, seen.Entries,
 		seen.CRLs, seen.Announced), tell)
+}
+
+func lookAtRollouts(ctx context.Context, s *setup.Services, tell func(finding.Finding)) error {
+	wrong := 0
+	seen, err := s.Rollouts.Check(ctx, func(f rollout.Finding) bool {
+		wrong++
+		tell(finding.Finding{Level: finding.Error, Object: f.Object, Message: f.Message})
+		return wrong < maxFindings
+	})
+	if err != nil {
+		return err
+	}
+	return conclude(wrong, fmt.Sprintf("%d rollouts, %d hosts in them, %d hosts that are told of a version or an issuer of their own", seen.Rollouts, seen.Members,
+		seen.Hosts), tell)
 }
 
 // maxFindings bounds what one check tells: a store that was replaced would have a finding for each of its rows.

@@ -87,7 +87,7 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := findings(t, s)
-	for _, name := range []string{"audit", "keys.wraps", "issuers.keys", "certificates", "certificates.audit", "crls"} {
+	for _, name := range []string{"audit", "keys.wraps", "issuers.keys", "certificates", "certificates.audit", "crls", "hosts", "trust", "rollouts"} {
 		if !slices.Equal(before[name], []finding.Level{finding.OK}) {
 			t.Errorf("%s: %v", name, before[name])
 		}
@@ -96,6 +96,7 @@ func TestStore(t *testing.T) {
 		"audit":              `UPDATE audit_event SET actor = 'system:other' WHERE seq = 3`,
 		"keys.wraps":         `DELETE FROM key_wrap WHERE key_id = (SELECT MIN(id) FROM sealed_key)`,
 		"certificates.audit": `DELETE FROM certificate WHERE profile = 'server'`,
+		"rollouts":           `INSERT INTO rollout_host VALUES ('9', 'h', 'h', 1, 0, 0, 0, '', '', '')`,
 		"certificates":       `UPDATE certificate SET profile = profile, der = serial WHERE id = (SELECT MAX(id) FROM certificate)`,
 	} {
 		err := s.DB.Tx(t.Context(), func(tx *db.Tx) error {
