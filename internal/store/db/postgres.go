@@ -22,6 +22,11 @@ import (
 const (
 	beginSerializable = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 	beginSnapshot     = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+	// limitIdle has the server end a transaction whose node says nothing any more, because it or its machine stands still: the
+	// locks it has, on a lease for example, would keep all other nodes from taking its place. Snapshots lock nothing, and a
+	// backup may be read slowly.
+	limitIdle = "; SET LOCAL idle_in_transaction_session_timeout = '15s'"
 )
 
 // errRolledBack is COMMIT answered by ROLLBACK: a statement of the transaction had failed.
@@ -185,7 +190,7 @@ func (c *postgresConn) begin(ctx context.Context) (driver.Result, error) {
 			return nil, markLost(err)
 		}
 	}
-	res, err := c.Conn.ExecContext(ctx, beginSerializable, nil)
+	res, err := c.Conn.ExecContext(ctx, beginSerializable+limitIdle, nil) // in one message
 	return res, markLost(err)
 }
 

@@ -263,3 +263,26 @@ func TestURLFromFile(t *testing.T) {
 		t.Errorf("a file that others may read: %v", err)
 	}
 }
+
+// TestServerEndsTransactionsOfWhoStandsStill: the locks of a node that stands still must not keep others from its leases. A
+// snapshot, of which a backup is read slowly, locks nothing and is left alone.
+func TestServerEndsTransactionsOfWhoStandsStill(t *testing.T) {
+	d := pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.Postgres)})
+	for range 2 { // the first leaves nothing behind in its session
+		for want, run := range map[string]func(context.Context, func(*db.Tx) error) error{"15s": d.Tx, "0": d.ReadSnapshot} {
+			err := run(t.Context(), func(tx *db.Tx) error {
+				var got string
+				if err := tx.QueryRow(t.Context(), "SHOW idle_in_transaction_session_timeout").Scan(&got); err != nil {
+					return err
+				}
+				if got != want {
+					t.Errorf("a transaction may stand still for %s, not %s", got, want)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
