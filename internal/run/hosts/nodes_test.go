@@ -246,6 +246,15 @@ func TestRotationOnTwoNodes(t *testing.T) {
 			until(p.t, "the node that stood still answers", func() bool { return consumer.Listening(driver.api)(p.t.Context()) == nil })
 			p.fenced(driver, other, before)
 		},
+		"paused in a transaction": func(p *pair, driver, other *node, epoch int64) {
+			p.stopWithin(driver)
+			p.turnTo(other)
+			p.takenOver(other, epoch)
+			before := p.steps()[driver.name]
+			must(p.t, driver.process.Signal(syscall.SIGCONT))
+			until(p.t, "the node that stood still answers", func() bool { return consumer.Listening(driver.api)(p.t.Context()) == nil })
+			p.fenced(driver, other, before)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -276,6 +285,39 @@ func TestRotationOnTwoNodes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// stopWithin stops the node that drives in the middle of a step: it has its lease's row locked, and waits for that of the rollout,
+// which it is then given.
+func (p *pair) stopWithin(driver *node) {
+	p.t.Helper()
+	ctx := p.t.Context()
+	count := func(tx *db.Tx, query string) (n int64) {
+		must(p.t, tx.QueryRow(ctx, query).Scan(&n))
+		return n
+	}
+	must(p.t, p.store.DB.Tx(ctx, func(tx *db.Tx) error {
+		count(tx, `SELECT COUNT(*) FROM (SELECT id FROM rollout FOR UPDATE) r`)
+		count(tx, `SELECT COUNT(*) FROM (SELECT host FROM rollout_host FOR UPDATE) h`)
+		until(p.t, "a step waits", func() bool {
+			count(tx, `SELECT 1`) // the server ends transactions that say nothing
+			var waiting int64
+			must(p.t, p.store.DB.Read(ctx, func(tx *db.Tx) error {
+				waiting = count(tx, `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+				return nil
+			}))
+			return waiting > 0
+		})
+		return driver.process.Signal(syscall.SIGSTOP)
+	}))
+	until(p.t, "the server has done what it was asked for", func() bool {
+		var idle int64
+		must(p.t, p.store.DB.Read(ctx, func(tx *db.Tx) error {
+			idle = count(tx, `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`)
+			return nil
+		}))
+		return idle > 0
+	})
 }
 
 // takenOver waits until another node drives.
