@@ -85,6 +85,7 @@ func (s *Service) confirm(ctx context.Context, r *row, reached []member) (confir
 		case !s.doubted.lasts(m.id, now):
 		case !m.failing && contradiction == "":
 			contradiction = fmt.Sprintf("host %s, %s", m.name, v.contradiction)
+			s.doubted.settle(m.id) // once it is resumed, one look while the consumer is at its reload says nothing either
 		}
 	}
 	return confirmed, contradiction, ctx.Err()
