@@ -16,6 +16,7 @@ import (
 )
 
 func TestRotateIssuerStaysBelowTheRoot(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(4)
@@ -42,6 +43,7 @@ func TestRotateIssuerStaysBelowTheRoot(t *testing.T) {
 }
 
 func TestIdentitiesAreRekeyed(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(3)
@@ -56,6 +58,7 @@ func TestIdentitiesAreRekeyed(t *testing.T) {
 }
 
 func TestAlgorithmChangesAndComesBack(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(4)
@@ -94,6 +97,7 @@ func TestAlgorithmChangesAndComesBack(t *testing.T) {
 }
 
 func TestSelectNarrowsAReissue(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -117,6 +121,7 @@ func TestSelectNarrowsAReissue(t *testing.T) {
 }
 
 func TestPoolOfNoneAndOfOne(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.start(client.StartRolloutRequest{Kind: client.RolloutIssuer})
@@ -133,6 +138,7 @@ func TestPoolOfNoneAndOfOne(t *testing.T) {
 }
 
 func TestSecondRolloutOnAPoolIsRefused(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -159,6 +165,7 @@ func TestSecondRolloutOnAPoolIsRefused(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(1)
@@ -208,6 +215,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestDryRunSaysWhoWouldHold(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(4)
@@ -240,6 +248,7 @@ func TestDryRunSaysWhoWouldHold(t *testing.T) {
 }
 
 func TestCompromisedDropsAtOnce(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.unsafe = true
@@ -276,6 +285,7 @@ func TestCompromisedDropsAtOnce(t *testing.T) {
 }
 
 func TestCompromisedReissueRevokesFirst(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(3)
@@ -296,6 +306,7 @@ func TestCompromisedReissueRevokesFirst(t *testing.T) {
 
 // TestOperatorsCertificatesHoldTheLastStage: nobody replaces what an operator got for himself, so the rollout names it.
 func TestOperatorsCertificatesHoldTheLastStage(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -318,6 +329,7 @@ func TestOperatorsCertificatesHoldTheLastStage(t *testing.T) {
 }
 
 func TestRotateAwayFromAForeignAnchor(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -337,6 +349,7 @@ func TestRotateAwayFromAForeignAnchor(t *testing.T) {
 }
 
 func TestRotateAwayFromAnImportedIssuer(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		imported, key := foreignCA(t, "Imported CA")
@@ -365,6 +378,7 @@ func TestRotateAwayFromAnImportedIssuer(t *testing.T) {
 
 // TestOfflineRootSignsElsewhere: the rollout waits for what the owner of the new root signs.
 func TestOfflineRootSignsElsewhere(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -390,6 +404,7 @@ func TestOfflineRootSignsElsewhere(t *testing.T) {
 }
 
 func TestPendingHostsHoldNothing(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -410,6 +425,7 @@ func TestPendingHostsHoldNothing(t *testing.T) {
 }
 
 func TestPruneKeepsTheNewest(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(1)

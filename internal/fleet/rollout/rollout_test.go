@@ -10,6 +10,7 @@ import (
 )
 
 func TestReissueGoesThroughWaves(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(6)
@@ -39,6 +40,7 @@ func TestReissueGoesThroughWaves(t *testing.T) {
 }
 
 func TestRotateRootBreaksNoConnection(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(5)

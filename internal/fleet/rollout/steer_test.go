@@ -17,6 +17,7 @@ import (
 
 // TestFirstFailurePauses: a host that fails with what it was told stops the rollout; one that failed before holds it.
 func TestFirstFailurePauses(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(4)
@@ -58,6 +59,7 @@ func TestFirstFailurePauses(t *testing.T) {
 // TestSilentHostHoldsAndComesBackAfterAYear: nothing is dropped while a host is silent, until somebody says that it does not
 // count. When it comes back it gets what it missed.
 func TestSilentHostHoldsAndComesBackAfterAYear(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(3)
@@ -92,6 +94,7 @@ func TestSilentHostHoldsAndComesBackAfterAYear(t *testing.T) {
 
 // TestUndoAndAbortAtEveryStage: wherever a rollout is, it can go back without breaking a connection, or be left where it is.
 func TestUndoAndAbortAtEveryStage(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{client.RolloutRoot, client.RolloutIssuer} {
 		t.Run(kind, func(t *testing.T) {
 			pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
@@ -171,6 +174,7 @@ func (w *world) halfway(stage string) {
 }
 
 func TestUndoOfAReissueSaysWhatStays(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(6)
@@ -208,6 +212,7 @@ func TestUndoOfAReissueSaysWhatStays(t *testing.T) {
 
 // TestLiarIsContradicted: an agent says that it serves the new certificate, and serves the old one.
 func TestLiarIsContradicted(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -228,6 +233,7 @@ func TestLiarIsContradicted(t *testing.T) {
 
 // TestUnreachableFromTheNodeIsNoFailure: a firewall between the node and the host says nothing about the host.
 func TestUnreachableFromTheNodeIsNoFailure(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		far := w.add(client.AddHostRequest{Name: "far.example.com", IP: []string{"127.0.0.1"}})
@@ -248,6 +254,7 @@ func TestUnreachableFromTheNodeIsNoFailure(t *testing.T) {
 // TestKilledAtEveryCommit cuts a rotation of the root before and after each of its commits, and goes on each time with a node that
 // knows nothing: no connection breaks, and it comes to its end.
 func TestKilledAtEveryCommit(t *testing.T) {
+	t.Parallel()
 	for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
 		t.Run(strings.ReplaceAll(string(outcome), " ", "-"), func(t *testing.T) {
 			pkitest.EachURL(t, func(t *testing.T, url string) {
@@ -291,6 +298,7 @@ func TestKilledAtEveryCommit(t *testing.T) {
 
 // TestLeaseFencesTheDriverBefore: who has lost the lease does nothing any more, and does not know it.
 func TestLeaseFencesTheDriverBefore(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(2)
@@ -312,6 +320,7 @@ func TestLeaseFencesTheDriverBefore(t *testing.T) {
 }
 
 func TestFingerprintsAreThoseOfTrust(t *testing.T) {
+	t.Parallel()
 	c, _ := foreignCA(t, "x")
 	if print256(c) != trust.Fingerprint(c) {
 		t.Error("they differ")

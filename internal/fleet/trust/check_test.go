@@ -16,6 +16,7 @@ import (
 
 // TestCheckSeesWhatWasChanged changes rows as somebody would who can write to the database, and is told of each.
 func TestCheckSeesWhatWasChanged(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		root, other := forge(t, "Foreign", nil), forge(t, "Other", nil)

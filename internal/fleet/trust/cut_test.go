@@ -18,6 +18,7 @@ import (
 // kept or not: what is done is done whole, with its audit event, and the call that is repeated with its key ends where an
 // undisturbed one does.
 func TestCutAtEveryStep(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		engine  db.Dialect
 		commits bool // they are cut, and not the statements

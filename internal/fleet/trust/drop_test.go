@@ -27,6 +27,7 @@ func (a *authority) drop(id, because string) error {
 // TestDropIsHeldByWhoReliesOnIt takes entries out: refused while hosts present certificates under them, or while there are good
 // ones that nothing replaced, each of which is named; done where a reason is given, which the audit keeps.
 func TestDropIsHeldByWhoReliesOnIt(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		m := a.join(client.AddHostRequest{Name: "web1.example", Placements: []client.PlacementOrder{{Name: "front", Recipe: "local/x"}}})
@@ -86,6 +87,7 @@ func first[A, B any](a A, _ B, err error) (A, error) { return a, err }
 // TestForeignCRLs brings in CRLs of a foreign root: only its own, current, and not older ones. The hosts of the pool are told
 // of it and may fetch it; those of others may not.
 func TestForeignCRLs(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		m := a.join(client.AddHostRequest{Name: "one"})
@@ -163,6 +165,7 @@ func TestForeignCRLs(t *testing.T) {
 // TestWhatEndsLeaves has an anchor and a pinned certificate end: hosts are not given them any more from that moment on, whatever
 // version they have, and soon the store says so.
 func TestWhatEndsLeaves(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		short := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(2 * time.Hour) }
@@ -217,6 +220,7 @@ func TestWhatEndsLeaves(t *testing.T) {
 
 // TestPoolOfNone lists and changes what a pool trusts that has no hosts, and that of one that waits for its root.
 func TestPoolOfNone(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		if all := must[[]client.TrustEntry](t)(a.Trust.Entries(ctx, admin, "lab")); len(all) != 2 || all[0].Issuer != "lab-root" || all[1].Issuer != "lab" {

@@ -34,6 +34,7 @@ func leaf(c *x509.Certificate) {
 
 // TestBadInputIsRefused gives what is not to be trusted, each with its reason. Nothing of it changes anything.
 func TestBadInputIsRefused(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		issuer := func(name string) *x509.Certificate { return must[*ca.Issuer](t)(a.CA.Issuer(ctx, name)).Certificate }
@@ -156,6 +157,7 @@ func shortRSA(t testing.TB) string {
 // TestAddKeepsKindsAndPurposesApart adds anchors, an issuer below one and pinned certificates for several purposes, and finds
 // each where it belongs, once, with its audit event; a repeated call adds nothing.
 func TestAddKeepsKindsAndPurposesApart(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		root := forge(t, "Corp root", nil)
@@ -214,6 +216,7 @@ func TestAddKeepsKindsAndPurposesApart(t *testing.T) {
 
 // TestThreeHundredPublicCAs adds as many at once as three distributions have, and hands them out.
 func TestThreeHundredPublicCAs(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		m := a.join(client.AddHostRequest{Name: "one"})
@@ -242,6 +245,7 @@ func manyRoots(t testing.TB, n int) string {
 
 // TestBundleOfTheSystem adds the public CAs of this machine as they are, but for what is refused with a reason that names it.
 func TestBundleOfTheSystem(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
 	check(t, err)
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))

@@ -56,6 +56,7 @@ func (a *authority) takes(p *peer, purpose string) {
 // TestAnnouncedWaitsForAllWhoPin has peers pin each other: a new certificate is for all to hold at once, waits until each of
 // them does, and then the ones before it leave. Who is waited for is said; who leaves is waited for no longer.
 func TestAnnouncedWaitsForAllWhoPin(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		var peers []*peer
@@ -169,6 +170,7 @@ func parsed(t testing.TB, c *ca.Certificate) *x509.Certificate {
 
 // TestAnnouncedMustBeOnesOwn has a host announce what is not its own, or no good any more: its peers are not told to trust it.
 func TestAnnouncedMustBeOnesOwn(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		one := &peer{machine: a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{tunnel("vpn")}})}
@@ -204,6 +206,7 @@ func TestAnnouncedMustBeOnesOwn(t *testing.T) {
 
 // TestTrustWakesWhoWaits changes a pool's trust while its hosts wait: they are woken, and those of another pool are not.
 func TestTrustWakesWhoWaits(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		one := a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{tunnel("vpn")}})
@@ -258,6 +261,7 @@ func TestTrustWakesWhoWaits(t *testing.T) {
 // TestRevokedIsPinnedNoLonger revokes a certificate that peers pin, and they are not told to trust it once a CRL lists it: who
 // pins looks at no CRL.
 func TestRevokedIsPinnedNoLonger(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		run, stop := context.WithCancel(t.Context())

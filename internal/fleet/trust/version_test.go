@@ -61,6 +61,7 @@ func (a *authority) adopt(version int64) {
 // TestVersionsHoldWhatTheyHeld plays a rotation of a root to its end, undoes it, and begins another: each version holds what it
 // held when it was made, whichever the pool has meanwhile, and what was left comes back with a new number only.
 func TestVersionsHoldWhatTheyHeld(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		first := a.of(0)
@@ -133,6 +134,7 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 // TestOwnRootElsewhereIsFollowed has the pool's own root in the set for another purpose, whose consumers meet the pool's hosts: a
 // rotation brings the next root there, too, and takes the old one out.
 func TestOwnRootElsewhereIsFollowed(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		old := a.of(0).General.Anchors[0]
@@ -167,6 +169,7 @@ func (a *authority) verified() {
 
 // TestClaims has two rollouts meet on a pool, and an administrator meet one.
 func TestClaims(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		claim := func(rollout string) error {
@@ -191,6 +194,7 @@ func TestClaims(t *testing.T) {
 // TestIssuersEnterByThemselves adds an issuer outside a rollout, and retires it: it is trusted as soon as it is there, for as
 // long as nobody takes it out. One that was taken out stays out.
 func TestIssuersEnterByThemselves(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
 		a.of(0)
@@ -219,6 +223,7 @@ func TestIssuersEnterByThemselves(t *testing.T) {
 
 // TestConcurrentAdds has many administrators add at once: nothing is lost, and each version has one more.
 func TestConcurrentAdds(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		before := len(a.of(0).General.Anchors)
@@ -256,6 +261,7 @@ func TestConcurrentAdds(t *testing.T) {
 // TestHostsHaveTheirVersion puts a host at a version, under an issuer and at a number: its ETag changes with each, nobody
 // else's does, and its authority stays that of the issuer it has.
 func TestHostsHaveTheirVersion(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		one := a.join(client.AddHostRequest{Name: "one", Placements: []client.PlacementOrder{{Recipe: "local/x"}}})
