@@ -119,8 +119,9 @@ type RolloutAction struct {
 
 // ResumeRolloutRequest goes on, and may leave out hosts that hold it.
 type ResumeRolloutRequest struct {
-	Except  []string `json:"except,omitempty" maxItems:"1000"`
-	Because string   `json:"because,omitempty" maxLength:"500"`
+	NoNodeProbe bool     `json:"no_node_probe,omitempty" doc:"from now on do not look at the hosts' ports from the node, which sees others there; needs because"`
+	Except      []string `json:"except,omitempty" maxItems:"1000"`
+	Because     string   `json:"because,omitempty" maxLength:"500"`
 }
 
 // CompleteRolloutRequest brings in what an offline root signed.

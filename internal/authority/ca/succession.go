@@ -40,22 +40,37 @@ func (c *CA) Succeed(ctx context.Context, tx *db.Tx, issuer, actor string, now t
 	return c.auditIssuer(ctx, tx, i, "issuer.default", actor, now)
 }
 
-// EndIssuing retires an issuer, as Retire does. One that is not there is left so. The caller calls Forget when it has committed.
-func (c *CA) EndIssuing(ctx context.Context, tx *db.Tx, issuer, actor string, now time.Time) error {
+// EndIssuing retires an issuer, as Retire does, and says whether it had not been before. One that is not there is left so. The
+// caller calls Forget when it has committed.
+func (c *CA) EndIssuing(ctx context.Context, tx *db.Tx, issuer, actor string, now time.Time) (ended bool, err error) {
 	i, err := oneIssuer(ctx, tx, `there is no issuer "`+issuer+`"`, ` WHERE name = $1 OR id = $1`, issuer)
 	switch {
 	case fault.Is(err, fault.NotFound):
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	case i.State == IssuerRetired:
-		return nil
+		return false, nil
 	}
 	if _, err := tx.Exec(ctx, `UPDATE issuer SET state = 'retired', is_default = 0 WHERE id = $1`, i.ID); err != nil {
-		return fmt.Errorf("retire issuer %s: %w", i.Name, err)
+		return false, fmt.Errorf("retire issuer %s: %w", i.Name, err)
 	}
 	i.State, i.Default = IssuerRetired, false
-	return c.auditIssuer(ctx, tx, i, "issuer.retire", actor, now)
+	return true, c.auditIssuer(ctx, tx, i, "issuer.retire", actor, now)
+}
+
+// Reopen makes an issuer active again that was retired for a succession which is undone. The caller calls Forget when it has
+// committed.
+func (c *CA) Reopen(ctx context.Context, tx *db.Tx, issuer, actor string, now time.Time) error {
+	i, err := oneIssuer(ctx, tx, `there is no issuer "`+issuer+`"`, ` WHERE name = $1 OR id = $1`, issuer)
+	if err != nil || i.State != IssuerRetired {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `UPDATE issuer SET state = 'active' WHERE id = $1`, i.ID); err != nil {
+		return fmt.Errorf("reopen issuer %s: %w", i.Name, err)
+	}
+	i.State = IssuerActive
+	return c.auditIssuer(ctx, tx, i, "issuer.reopen", actor, now)
 }
 
 func (c *CA) auditIssuer(ctx context.Context, tx *db.Tx, i *Issuer, action, actor string, now time.Time) error {

@@ -97,11 +97,15 @@ func (s *Service) Resume(ctx context.Context, by access.Principal, id string, in
 	if len(in.Except) > 0 && in.Because == "" {
 		return nil, fault.New(fault.Invalid, "leaving hosts or certificates out needs a reason that stays in the audit").At("/because")
 	}
-	if len(in.Except) == 0 && in.Because != "" {
+	if in.NoNodeProbe && in.Because == "" {
+		return nil, fault.New(fault.Invalid, "to take the agents' word for what hosts serve needs a reason that stays in the audit").At("/because")
+	}
+	decides := len(in.Except) > 0 || in.NoNodeProbe
+	if !decides && in.Because != "" {
 		return nil, fault.New(fault.Invalid, "nothing is left out that needs a reason").At("/because")
 	}
 	may := mayDrive(by)
-	if len(in.Except) > 0 {
+	if decides {
 		may = mayDecide(by)
 	}
 	left, err := s.leftOut(ctx, id, in)
@@ -109,7 +113,7 @@ func (s *Service) Resume(ctx context.Context, by access.Principal, id string, in
 		return nil, fmt.Errorf("resume rollout %s: %w", id, err)
 	}
 	return s.act(ctx, by, id, "resume", call, may, func(tx *db.Tx, r *row, now time.Time) error {
-		if r.state != client.RolloutPaused && len(in.Except) == 0 {
+		if r.state != client.RolloutPaused && !decides {
 			return fault.New(fault.Conflict, "rollout %s is not paused: it is %s", r.id, r.state).WithHint("chancery rollout status %s", r.id)
 		}
 		if r.state == client.RolloutPaused {
@@ -127,11 +131,12 @@ func (s *Service) Resume(ctx context.Context, by access.Principal, id string, in
 		if err := holdFailing(ctx, tx, r); err != nil {
 			return err
 		}
+		r.spec.NoNodeProbe = r.spec.NoNodeProbe || in.NoNodeProbe
 		if err := r.update(ctx, tx, now); err != nil {
 			return err
 		}
-		if len(in.Except) > 0 {
-			err := s.record(ctx, tx, by.Actor(), "rollout.except", r, map[string]any{"except": in.Except, "because": in.Because}, now)
+		if decides {
+			err := s.record(ctx, tx, by.Actor(), "rollout.except", r, map[string]any{"except": in.Except, "because": in.Because, "noNodeProbe": in.NoNodeProbe}, now)
 			if err != nil {
 				return err
 			}
@@ -234,7 +239,12 @@ func (s *Service) Undo(ctx context.Context, by access.Principal, id string, call
 				return err
 			}
 		}
-		r.backwards, r.state, r.plan.Steps = true, client.RolloutRunning, steps
+		for _, issuer := range r.plan.Closed {
+			if err := s.CA.Reopen(ctx, tx, issuer, by.Actor(), now); err != nil {
+				return err
+			}
+		}
+		r.backwards, r.state, r.plan.Steps, r.plan.Closed = true, client.RolloutRunning, steps, nil
 		return s.enter(ctx, tx, r, steps[0], nil, r.plan.Comes, now)
 	})
 }
@@ -249,7 +259,8 @@ func forgetUntold(ctx context.Context, tx *db.Tx, r *row) error {
 
 // unmake retires what was made for a rollout that ends before anybody was told.
 func (s *Service) unmake(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
-	return s.retire(ctx, tx, r.made(), now)
+	_, err := s.retire(ctx, tx, r.made(), now)
+	return err
 }
 
 // stopReplacing ends a rollout that replaces keys. Hosts that have not begun are no longer asked to.
@@ -304,7 +315,7 @@ func (s *Service) Abort(ctx context.Context, by access.Principal, id string, cal
 		case !movesTrust(r.kind):
 			return s.stopReplacing(ctx, tx, r, client.RolloutAborted, now)
 		case r.spec.Compromised:
-			if err := s.letGo(ctx, tx, r, r.plan.To); err != nil {
+			if err := s.letGo(ctx, tx, r, r.plan.To, nil); err != nil {
 				return err
 			}
 			return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("%s stays dropped, since it is compromised; hosts that have no certificate under %s yet "+
@@ -315,7 +326,7 @@ func (s *Service) Abort(ctx context.Context, by access.Principal, id string, cal
 				return err
 			}
 		}
-		if err := host.Hold(ctx, tx, r.pool, "", 0); err != nil {
+		if err := host.LetGo(ctx, tx, r.pool); err != nil {
 			return err
 		}
 		return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("both %s and %s stay trusted; chancery pool trust drop takes one of them away", r.plan.Said.Old,

@@ -176,14 +176,14 @@ func (s *Service) step(ctx context.Context, d *drive, r *row, now time.Time) err
 	if err != nil {
 		return err
 	}
-	if v.failure != "" {
+	if v.failure != "" && !r.spec.Compromised { // to wait would leave the stolen keys of all others good
 		return s.pauseFor(ctx, d, r, v.failure, now)
 	}
 	reached, contradiction, err := s.confirm(ctx, r, v.reached)
 	if err != nil {
 		return err
 	}
-	if contradiction != "" {
+	if contradiction != "" && !r.spec.Compromised {
 		return s.pauseFor(ctx, d, r, contradiction, now)
 	}
 	tell := v.untold

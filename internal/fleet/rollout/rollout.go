@@ -105,6 +105,9 @@ type plan struct {
 	Both   int64 `json:"both,omitempty"`   // with the old and the new,
 	After  int64 `json:"after,omitempty"`  // without the old, or, backwards, without the new again
 
+	// Closed are the IDs of the issuers that issue no more since the last stage began.
+	Closed []string `json:"closed,omitempty"`
+
 	Serials map[string]string `json:"serials,omitempty"` // certificates that are not waited for, and why
 }
 
@@ -160,15 +163,13 @@ func (r *row) goal() host.Goal {
 		return host.Goal{Reissued: true}
 	}
 	g := host.Goal{Trust: r.plan.Both}
-	issuer := r.plan.ToPrint
-	if r.backwards {
-		issuer = r.plan.FromPrint
-	}
 	switch {
 	case r.stage == client.StageRekey && r.spec.Compromised:
-		return host.Goal{Trust: r.plan.After, Issuer: issuer}
+		return host.Goal{Trust: r.plan.After, Issuer: r.plan.ToPrint}
+	case r.stage == client.StageRekey && r.backwards:
+		g.Held = true
 	case r.stage == client.StageRekey:
-		g.Issuer = issuer
+		g.Issuer = r.plan.ToPrint
 	case r.stage == client.StageLeave: // nobody presents under what leaves; see gate
 		return host.Goal{Trust: r.plan.After}
 	}
@@ -185,13 +186,11 @@ func (r *row) move() host.Move {
 	case r.kind == client.RolloutAlgorithm:
 		return host.Move{} // the parameters change with it
 	}
-	issuer := r.plan.To
-	if r.backwards {
-		issuer = r.plan.From
-	}
 	switch {
+	case r.stage == client.StageRekey && r.backwards:
+		return host.Move{Issuer: new(string)} // that which they are held at
 	case r.stage == client.StageRekey:
-		return host.Move{Issuer: &issuer}
+		return host.Move{Issuer: &r.plan.To}
 	case r.stage == client.StageLeave:
 		return host.Move{Trust: &r.plan.After}
 	case r.backwards:

@@ -181,7 +181,7 @@ func (s *Service) holding(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 			break
 		}
 	}
-	if !waits && r.last() && r.next() == client.StageLeave {
+	if !waits && r.last() && (r.next() == client.StageLeave || r.stage == client.StageLeave) && !r.spec.Compromised {
 		return s.gate(ctx, tx, r, r.leaving(issuers), now)
 	}
 	return held, nil

@@ -103,12 +103,13 @@ func (r *row) texts() (spec, plan string, err error) {
 
 func (r *row) update(ctx context.Context, tx *db.Tx, now time.Time) error {
 	r.changed = now
-	_, plan, err := r.texts()
+	spec, plan, err := r.texts()
 	if err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, `UPDATE rollout SET state = $1, backwards = $2, stage = $3, wave = $4, moved_at = $5, plan = $6, message = $7, changed_at = $8,
-		ended_at = $9 WHERE id = $10`, r.state, bit(r.backwards), r.stage, r.wave, moment(r.moved), plan, r.message, db.Micros(r.changed), moment(r.ended), r.id)
+		ended_at = $9, spec = $10 WHERE id = $11`, r.state, bit(r.backwards), r.stage, r.wave, moment(r.moved), plan, r.message, db.Micros(r.changed),
+		moment(r.ended), spec, r.id)
 	if err != nil {
 		return fmt.Errorf("write rollout %s: %w", r.id, err)
 	}

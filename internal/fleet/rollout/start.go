@@ -96,8 +96,14 @@ func (s *Service) earlier(ctx context.Context, call once.Call) (id string, found
 	return id, found, err
 }
 
-// mayStart: whoever keeps hosts may have their keys changed; whom they trust is for who keeps pools.
+// mayStart: whoever keeps hosts may have their keys changed; whom they trust is for who keeps pools, and what is revoked for who may
+// revoke.
 func mayStart(by access.Principal, in client.StartRolloutRequest) error {
+	if in.Compromised && !in.DryRun { // what is compromised is revoked
+		if err := by.May(access.RevokeCertificate); err != nil {
+			return err
+		}
+	}
 	if movesTrust(in.Kind) && !in.DryRun {
 		return by.May(access.ManagePools)
 	}
@@ -194,7 +200,9 @@ func (d *draft) judge() error {
 		if err != nil {
 			return err
 		}
-		d.plan.Validity = time.Duration(validity)
+		if d.plan.Validity = time.Duration(validity); d.plan.Validity < leastAtStart {
+			return refuse("validity", "a root of %s was asked for; what hosts go to has to last %d days at the least", in.Validity, leastAtStart/(24*time.Hour))
+		}
 	}
 	return nil
 }

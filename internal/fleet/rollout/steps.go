@@ -58,7 +58,7 @@ func (s *Service) tell(ctx context.Context, tx *db.Tx, r *row, all []member, now
 		return err
 	}
 	if r.kind == client.RolloutReissue && r.spec.Compromised {
-		if err := s.revoke(ctx, tx, r, ids, now); err != nil {
+		if err := s.revoke(ctx, tx, r, idsOf(waited(all)), now); err != nil {
 			return err
 		}
 	}
@@ -77,7 +77,41 @@ func (s *Service) tell(ctx context.Context, tx *db.Tx, r *row, all []member, now
 			}
 		}
 	}
+	if movesTrust(r.kind) && r.backwards && r.stage == client.StageRekey {
+		if err := r.holdRest(ctx, tx, ids); err != nil {
+			return err
+		}
+	}
 	return s.Hosts.Move(ctx, tx, r.move(), ids)
+}
+
+// issuing are the fingerprints of the pool's issuers that issue, by name.
+func (r *row) issuing(issuers []*ca.Issuer) map[string]string {
+	prints := map[string]string{}
+	for _, i := range issuers {
+		if i.Pool == r.pool && i.State == ca.IssuerActive && i.Certificate != nil && !i.Root() {
+			prints[i.Name] = trust.Fingerprint(i.Certificate)
+		}
+	}
+	return prints
+}
+
+// holdRest has hosts that came since go to the issuer that was the pool's default. Where nothing was made that leaves, they may
+// stay where they are.
+func (r *row) holdRest(ctx context.Context, tx *db.Tx, ids []string) error {
+	if r.plan.FromPrint == r.plan.ToPrint {
+		return nil
+	}
+	left := r.plan.Comes
+	if !slices.Contains(left, r.plan.ToPrint) {
+		left = append(slices.Clone(left), r.plan.ToPrint)
+	}
+	return host.HoldRest(ctx, tx, r.plan.FromPrint, left, ids)
+}
+
+// waited are those of the members that are not left out: what is left out keeps what it has.
+func waited(all []member) []member {
+	return slices.DeleteFunc(slices.Clone(all), func(m member) bool { return m.because != "" })
 }
 
 // markFailing notes which of the hosts have placements that fail already: that they do is no sign of what they are told now.
@@ -215,7 +249,7 @@ func (s *Service) moved(ctx context.Context, tx *db.Tx, r *row, action string, n
 // nextStage ends the present stage and begins the next, unless somebody holds it: then it says who, and is called again.
 func (s *Service) nextStage(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Issuer, drop []string, now time.Time) error {
 	next := r.next()
-	if next == client.StageLeave && !r.spec.Compromised {
+	if (next == client.StageLeave || r.stage == client.StageLeave) && !r.spec.Compromised { // again at the end: another node may have issued meanwhile
 		held, err := s.gate(ctx, tx, r, r.leaving(issuers), now)
 		if err != nil || len(held) > 0 {
 			return err
@@ -225,12 +259,12 @@ func (s *Service) nextStage(ctx context.Context, tx *db.Tx, r *row, issuers []*c
 		if err := s.Trust.Adopt(ctx, tx, r.pool, r.plan.Both); err != nil {
 			return err
 		}
-		if err := host.Hold(ctx, tx, r.pool, r.plan.From, 0); err != nil {
+		if err := host.Hold(ctx, tx, r.pool, r.issuing(issuers)); err != nil {
 			return err
 		}
 	}
 	if next == "" {
-		return s.finish(ctx, tx, r, now)
+		return s.finish(ctx, tx, r, issuers, now)
 	}
 	return s.enter(ctx, tx, r, next, issuers, drop, now)
 }
@@ -238,6 +272,11 @@ func (s *Service) nextStage(ctx context.Context, tx *db.Tx, r *row, issuers []*c
 // enter begins a stage.
 func (s *Service) enter(ctx context.Context, tx *db.Tx, r *row, stage string, issuers []*ca.Issuer, drop []string, now time.Time) error {
 	var err error
+	if movesTrust(r.kind) {
+		if err := r.targetLasts(stage, issuers, now); err != nil {
+			return err
+		}
+	}
 	r.stage = stage
 	switch {
 	case !movesTrust(r.kind):
@@ -250,7 +289,7 @@ func (s *Service) enter(ctx context.Context, tx *db.Tx, r *row, stage string, is
 	case stage == client.StageRekey:
 		err = s.CA.Succeed(ctx, tx, r.plan.From, driver.Actor(), now)
 	case stage == client.StageLeave:
-		err = s.enterLeave(ctx, tx, r, drop)
+		err = s.enterLeave(ctx, tx, r, drop, now)
 	}
 	if err != nil {
 		return err
@@ -285,13 +324,22 @@ func (s *Service) enterTrust(ctx context.Context, tx *db.Tx, r *row, issuers []*
 }
 
 // enterLeave makes the version without what leaves. One that is undone before the new trust was everybody's goes back to the
-// version that is everybody's still.
-func (s *Service) enterLeave(ctx context.Context, tx *db.Tx, r *row, drop []string) error {
-	now, err := trust.StateOf(ctx, tx, r.pool)
+// version that is everybody's still. What leaves issues no more from here on: a certificate that somebody gets now would be
+// refused by all in a moment.
+func (s *Service) enterLeave(ctx context.Context, tx *db.Tx, r *row, drop []string, now time.Time) error {
+	leaves := r.plan.Retires
+	if r.backwards {
+		leaves = r.made()
+	}
+	var err error
+	if r.plan.Closed, err = s.retire(ctx, tx, leaves, now); err != nil {
+		return err
+	}
+	at, err := trust.StateOf(ctx, tx, r.pool)
 	if err != nil {
 		return err
 	}
-	if r.backwards && now.Version == r.plan.Before {
+	if r.backwards && at.Version == r.plan.Before {
 		r.plan.After = r.plan.Before
 		return nil
 	}
@@ -359,7 +407,7 @@ func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 		}
 		r.tellRevoked(i, revoked, issuers)
 	}
-	if err := s.retire(ctx, tx, r.plan.Retires, now); err != nil {
+	if _, err := s.retire(ctx, tx, r.plan.Retires, now); err != nil {
 		return err
 	}
 	if err := s.moved(ctx, tx, r, "rollout.stage", now); err != nil {
@@ -385,13 +433,18 @@ func (r *row) tellRevoked(i *ca.Issuer, revoked bool, issuers []*ca.Issuer) {
 	r.plan.Said.Notes = append(r.plan.Said.Notes, note)
 }
 
-func (s *Service) retire(ctx context.Context, tx *db.Tx, ids []string, now time.Time) error {
+// retire has issuers issue no more, and returns those that did until now.
+func (s *Service) retire(ctx context.Context, tx *db.Tx, ids []string, now time.Time) (closed []string, err error) {
 	for _, id := range ids {
-		if err := s.CA.EndIssuing(ctx, tx, id, driver.Actor(), now); err != nil {
-			return err
+		ended, err := s.CA.EndIssuing(ctx, tx, id, driver.Actor(), now)
+		if err != nil {
+			return nil, err
+		}
+		if ended {
+			closed = append(closed, id)
 		}
 	}
-	return nil
+	return closed, nil
 }
 
 // made are the issuers that were made for the rollout, by name.
@@ -406,7 +459,7 @@ func (r *row) made() []string {
 }
 
 // finish ends a rollout whose stages are all gone through.
-func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Issuer, now time.Time) error {
 	state := client.RolloutDone
 	if r.backwards {
 		state = client.RolloutUndone
@@ -421,10 +474,10 @@ func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, now time.Time) 
 		if r.backwards {
 			retires, issuer = r.made(), r.plan.From
 		}
-		if err := s.retire(ctx, tx, retires, now); err != nil {
+		if _, err := s.retire(ctx, tx, retires, now); err != nil {
 			return err
 		}
-		if err := s.letGo(ctx, tx, r, issuer); err != nil {
+		if err := s.letGo(ctx, tx, r, issuer, issuers); err != nil {
 			return err
 		}
 	}
@@ -432,18 +485,40 @@ func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, now time.Time) 
 }
 
 // letGo has hosts follow their pool again. Those that were not waited for go on being told of the issuer, so that they get their
-// certificates whenever they come back.
-func (s *Service) letGo(ctx context.Context, tx *db.Tx, r *row, issuer string) error {
-	if err := host.Hold(ctx, tx, r.pool, "", 0); err != nil {
-		return err
-	}
+// certificates whenever they come back: of the one that they had before, if the rollout is undone.
+func (s *Service) letGo(ctx context.Context, tx *db.Tx, r *row, issuer string, issuers []*ca.Issuer) error {
 	late, err := members(ctx, tx, r, ` AND because <> ''`)
 	if err != nil {
 		return err
 	}
-	for part := range slices.Chunk(idsOf(late), host.Moved) {
-		if err := s.Hosts.Move(ctx, tx, host.Move{Issuer: &issuer}, part); err != nil {
+	under := map[string][]string{}
+	if r.backwards {
+		before, err := host.HeldAt(ctx, tx, idsOf(late))
+		if err != nil {
 			return err
+		}
+		names := map[string]string{}
+		for name, print := range r.issuing(issuers) {
+			names[print] = name
+		}
+		for _, id := range idsOf(late) {
+			name := names[before[id]]
+			if name == "" {
+				name = issuer
+			}
+			under[name] = append(under[name], id)
+		}
+	} else {
+		under[issuer] = idsOf(late)
+	}
+	if err := host.LetGo(ctx, tx, r.pool); err != nil {
+		return err
+	}
+	for name, ids := range under {
+		for part := range slices.Chunk(ids, host.Moved) {
+			if err := s.Hosts.Move(ctx, tx, host.Move{Issuer: &name}, part); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

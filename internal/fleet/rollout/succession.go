@@ -3,6 +3,7 @@ package rollout
 import (
 	"context"
 	"slices"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
@@ -36,6 +37,10 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 	withRoot := d.kind == client.RolloutRoot
 	switch d.kind {
 	case client.RolloutIssuer:
+		if root := highest(p.Issuer); time.Until(root.NotAfter) < leastAtStart {
+			return fault.New(fault.Invalid, "the root %q ends on %s, and a new issuer under it would too; what hosts go to has to last %d days at the least",
+				root.Subject, root.NotAfter.UTC().Format(time.DateOnly), leastAtStart/(24*time.Hour)).WithHint("chancery rollout start rotate-root")
+		}
 		old = []*ca.Issuer{p.Issuer}
 	case client.RolloutRoot:
 		above := highest(p.Issuer)
@@ -51,6 +56,9 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 			return err
 		}
 		if target != nil {
+			if err := lasts(target, leastAtStart, time.Now()); err != nil {
+				return err
+			}
 			d.plan.To, d.plan.ToPrint, d.plan.Said.New = target.Name, trust.Fingerprint(target.Certificate), target.Name
 		}
 		withRoot = target == nil

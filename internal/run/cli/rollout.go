@@ -338,17 +338,18 @@ func (c *rolloutPauseCommand) Run(ctx context.Context, g *globals) error {
 
 type rolloutResumeCommand struct {
 	rolloutID
-	Except  []string `sep:"none" placeholder:"HOST|SERIAL" help:"A host, or a certificate that nobody replaces, that is not waited for any more. May be repeated."`
-	Because string   `placeholder:"TEXT" help:"Why; goes to the audit."`
+	Except      []string `sep:"none" placeholder:"HOST|SERIAL" help:"A host, or a certificate that nobody replaces, that is not waited for any more. May be repeated."`
+	Because     string   `placeholder:"TEXT" help:"Why; goes to the audit."`
+	NoNodeProbe bool     `help:"From now on take the agents' word for what hosts serve: the node sees other machines at their addresses. Needs --because."`
 }
 
 // Run goes on with a rollout.
 func (c *rolloutResumeCommand) Run(ctx context.Context, g *globals) error {
-	if (len(c.Except) > 0) != (c.Because != "") {
-		return usage("--except and --because go together")
+	if (len(c.Except) > 0 || c.NoNodeProbe) != (c.Because != "") {
+		return usage("--except or --no-node-probe goes together with --because")
 	}
 	return g.rollout(func(api *client.Client) (*client.Rollout, error) {
-		return api.ResumeRollout(ctx, currentRollout(c.ID), client.ResumeRolloutRequest{Except: c.Except, Because: c.Because})
+		return api.ResumeRollout(ctx, currentRollout(c.ID), client.ResumeRolloutRequest{Except: c.Except, Because: c.Because, NoNodeProbe: c.NoNodeProbe})
 	})
 }
 
