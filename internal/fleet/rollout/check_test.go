@@ -104,7 +104,9 @@ func TestStuckRolloutsAreToldOf(t *testing.T) {
 			return all[0].Stuck(time.Now().Add(after))
 		}
 		w.start(client.StartRolloutRequest{Kind: client.RolloutRoot, Online: true, Waves: []string{"100%"}})
-		w.until("one holds it", func(r *client.Rollout) bool { return r.Stage == client.StageTrust && len(r.Holding) == 1 && r.Waves[0].Done == 1 })
+		w.until("one holds it", func(r *client.Rollout) bool {
+			return r.Stage == client.StageTrust && len(r.Holding) == 1 && r.Waves[0].Done == 1
+		})
 		if now, later := stuck(rollout.LongHeld/2), stuck(2*rollout.LongHeld); now != "" || !strings.Contains(later, "is in stage trust, wave 1 since") ||
 			!strings.HasSuffix(later, "hosts that hold it: 1") {
 			t.Errorf("held, it says %q, and later %q", now, later)

@@ -274,11 +274,19 @@ func (w *world) until(what string, is func(r *client.Rollout) bool) *client.Roll
 			return r
 		}
 		if r.EndedAt.IsZero() && r.State != client.RolloutPaused && time.Now().Before(deadline) {
-			time.Sleep(time.Millisecond)
+			await(r)
 			continue
 		}
 		w.t.Fatalf("waited for %q; the rollout is %s, stage %s, wave %d: %s; held by %v", what, r.State, r.Stage, r.Wave, r.Message, r.Holding)
 	}
+}
+
+// await leaves others the processor: while a rollout is prepared, the signer of CRLs.
+func await(r *client.Rollout) {
+	if r.Stage == client.StagePrepare {
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(time.Millisecond)
 }
 
 func (w *world) untilState(state string) *client.Rollout {

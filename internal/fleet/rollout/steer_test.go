@@ -101,7 +101,12 @@ func TestUndoAndAbortAtEveryStage(t *testing.T) {
 				w := newWorld(t, d)
 				w.addMany(4)
 				next := 2
-				for _, stage := range []string{client.StagePrepare, client.StageTrust, client.StageRekey, client.StageLeave} {
+				undone := []string{client.StagePrepare, client.StageTrust, client.StageRekey, client.StageLeave}
+				aborted := undone[1:]
+				if kind == client.RolloutIssuer { // what it has in common with the other kind is seen there
+					undone, aborted = undone[2:], undone[2:3]
+				}
+				for _, stage := range undone {
 					before := w.issuerOfDefault()
 					trusted := fmt.Sprint(w.trusts(0))
 					w.start(client.StartRolloutRequest{Kind: kind, Online: kind == client.RolloutRoot})
@@ -126,7 +131,7 @@ func TestUndoAndAbortAtEveryStage(t *testing.T) {
 					}
 					next++
 				}
-				for _, stage := range []string{client.StageTrust, client.StageRekey, client.StageLeave} {
+				for _, stage := range aborted {
 					old := print256(w.issuer(w.issuerOfDefault()).Certificate)
 					w.start(client.StartRolloutRequest{Kind: kind, Online: kind == client.RolloutRoot})
 					w.halfway(stage)
@@ -264,7 +269,7 @@ func TestKilledAtEveryCommit(t *testing.T) {
 				w.addMany(3)
 				w.start(client.StartRolloutRequest{Kind: client.RolloutRoot, Online: true, Waves: []string{"canary"}})
 				cut, looks := 0, 0
-				for w.show().EndedAt.IsZero() {
+				for r := w.show(); r.EndedAt.IsZero(); r = w.show() {
 					if looks++; looks > 3000 {
 						t.Fatalf("it does not come to its end: %+v", w.show())
 					}
@@ -275,6 +280,9 @@ func TestKilledAtEveryCommit(t *testing.T) {
 					if err != nil {
 						cut++
 						w.again()
+					}
+					if await(r); r.Stage == client.StagePrepare {
+						continue // nobody is told of anything
 					}
 					for _, a := range w.hosts {
 						a.converge()
