@@ -61,45 +61,65 @@ func EncodePKCS12(entries []Entry, password []byte) ([]byte, error) {
 	return sealPKCS12(keyBags, certBags, password)
 }
 
+// form12 is how a PKCS#12 file is protected. Java reads the certificates of one that has neither a MAC nor encryption without
+// a password, and with any: its own cacerts is of that form since JDK 18.
+type form12 struct {
+	mac    bool // the whole is under a MAC
+	sealed bool // some of it is encrypted, besides keys that are sealed by themselves
+}
+
 // sealPKCS12 makes a key store of bags: those of sealed keys as they are, the others sealed together.
 func sealPKCS12(keyBags, otherBags [][]byte, password []byte) ([]byte, error) {
+	return formPKCS12(otherBags, keyBags, form12{mac: true, sealed: true}, password)
+}
+
+// formPKCS12 makes a key store of bags to be sealed together, and of others that stay as they are.
+func formPKCS12(sealed, plain [][]byte, form form12, password []byte) ([]byte, error) {
 	safe := cryptobyte.NewBuilder(nil)
 	safe.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		addEncryptedSafe(b, otherBags, password)
-		if len(keyBags) > 0 {
-			addContentInfo(b, oidData, func(b *cryptobyte.Builder) { b.AddASN1OctetString(sequence(keyBags)) })
+		if form.sealed {
+			addEncryptedSafe(b, sealed, password)
+		}
+		if len(plain) > 0 || !form.sealed {
+			addContentInfo(b, oidData, func(b *cryptobyte.Builder) { b.AddASN1OctetString(sequence(plain)) })
 		}
 	})
 	content, err := safe.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("encode PKCS#12: %w", err)
 	}
-	salt := make([]byte, saltLength)
-	rand.Read(salt)
-	mac := hmac.New(sha256.New, derive12(sha256.New, bmpPassword(password), salt, pkcs12Iterations, deriveMACKey, sha256.Size))
-	mac.Write(content)
-
 	pfx := cryptobyte.NewBuilder(nil)
 	pfx.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1Int64(3)
 		addContentInfo(b, oidData, func(b *cryptobyte.Builder) { b.AddASN1OctetString(content) })
-		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddASN1ObjectIdentifier(oidSHA256)
-					b.AddASN1NULL()
-				})
-				b.AddASN1OctetString(mac.Sum(nil))
-			})
-			b.AddASN1OctetString(salt)
-			b.AddASN1Int64(pkcs12Iterations)
-		})
+		if form.mac {
+			addMAC(b, content, password)
+		}
 	})
 	out, err := pfx.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("encode PKCS#12: %w", err)
 	}
 	return out, nil
+}
+
+// addMAC adds MacData over the octets of the authenticated safe.
+func addMAC(b *cryptobyte.Builder, content, password []byte) {
+	salt := make([]byte, saltLength)
+	rand.Read(salt)
+	mac := hmac.New(sha256.New, derive12(sha256.New, bmpPassword(password), salt, pkcs12Iterations, deriveMACKey, sha256.Size))
+	mac.Write(content)
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1ObjectIdentifier(oidSHA256)
+				b.AddASN1NULL()
+			})
+			b.AddASN1OctetString(mac.Sum(nil))
+		})
+		b.AddASN1OctetString(salt)
+		b.AddASN1Int64(pkcs12Iterations)
+	})
 }
 
 // safeBags encodes each key, and each certificate once: entries may share the upper part of their paths.

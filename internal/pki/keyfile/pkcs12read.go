@@ -37,6 +37,8 @@ type reader12 struct {
 	keys     int
 	keep     bool       // bags are kept as they are and not opened
 	raw      []rawEntry // they
+	form     form12
+	sealed   bool // what is read now was encrypted
 }
 
 // DecodePKCS12 reads a key store as OpenSSL, GnuTLS, NSS (in BER), Java and Windows write it, old encryptions and PBMAC1
@@ -91,6 +93,7 @@ func (r *reader12) open(data []byte) error {
 		if err := r.checkMAC(macData, safe); err != nil {
 			return err
 		}
+		r.form.mac = true
 	}
 	return r.readSafe(safe)
 }
@@ -199,6 +202,7 @@ func (r *reader12) readSafe(content []byte) error {
 			return errPKCS12
 		}
 		var plain []byte
+		r.sealed = oid.Equal(oidEncryptedData)
 		switch {
 		case oid.Equal(oidData):
 			if !content.ReadASN1Bytes(&plain, asn1.OCTET_STRING) {
@@ -208,6 +212,7 @@ func (r *reader12) readSafe(content []byte) error {
 			if plain, err = r.decryptSafe(content); err != nil {
 				return err
 			}
+			r.form.sealed = true
 		default:
 			return fault.New(fault.Invalid, "the PKCS#12 file holds content of type %s; data under a password is read", oid)
 		}

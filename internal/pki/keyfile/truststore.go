@@ -25,7 +25,7 @@ type Trusted struct {
 // TrustedIn lists the certificates that a key store of either kind trusts, once the password has opened it. A store of
 // which nothing is trusted is no error.
 func TrustedIn(data, password []byte) ([]Trusted, error) {
-	entries, err := rawEntries(data, password)
+	entries, _, err := rawEntries(data, password)
 	if err != nil {
 		return nil, err
 	}
@@ -39,10 +39,12 @@ func TrustedIn(data, password []byte) ([]Trusted, error) {
 }
 
 // Retrust returns a key store of the same kind with other trusted certificates: without those that drop names, and with
-// more. All else that is in it (keys, secrets, other people's certificates) stays as it is, octet by octet, but that a
-// PKCS#12 file is sealed anew, as EncodePKCS12 does. An alias that is taken gets a number.
+// more. All else that is in it (keys, secrets, other people's certificates) stays as it is, octet by octet, but that what of a
+// PKCS#12 file is sealed is sealed anew, as EncodePKCS12 does. What of it was not stays so: a file without MAC and encryption,
+// which is for readers without a password, gets neither, and the password is not looked at, as Java does not. An alias that is
+// taken gets a number.
 func Retrust(data, password []byte, drop func(Trusted) bool, more []Entry) ([]byte, error) {
-	entries, err := rawEntries(data, password)
+	entries, form, err := rawEntries(data, password)
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +58,7 @@ func Retrust(data, password []byte, drop func(Trusted) bool, more []Entry) ([]by
 		taken[strings.ToLower(e.alias)] = true
 	}
 	jks := bytes.HasPrefix(data, jksMagic)
+	seal := sealsTrusted(entries, form)
 	for _, m := range more {
 		if m.Key != nil || len(m.Chain) != 1 {
 			return nil, fault.New(fault.Invalid, "entry %q is no trusted certificate, and nothing else is added to a store", m.Alias)
@@ -65,7 +68,7 @@ func Retrust(data, password []byte, drop func(Trusted) bool, more []Entry) ([]by
 			m.Alias = fmt.Sprintf("%s-%d", stem, n)
 		}
 		taken[strings.ToLower(m.Alias)] = true
-		e := rawEntry{alias: m.Alias, der: m.Chain[0].Raw, trusted: true}
+		e := rawEntry{alias: m.Alias, der: m.Chain[0].Raw, trusted: true, sealed: seal}
 		if !jks {
 			if e.raw, err = certBag(m.Chain[0], [][]byte{nameAttribute(m.Alias), trustedAttribute()}); err != nil {
 				return nil, err
@@ -78,15 +81,29 @@ func Retrust(data, password []byte, drop func(Trusted) bool, more []Entry) ([]by
 	if jks {
 		return sealJKS(kept, binary.BigEndian.Uint32(data[4:]), password), nil
 	}
-	var keys, others [][]byte
+	var sealed, plain [][]byte
 	for _, e := range kept {
-		if e.key {
-			keys = append(keys, e.raw)
+		if e.sealed {
+			sealed = append(sealed, e.raw)
 		} else {
-			others = append(others, e.raw)
+			plain = append(plain, e.raw)
 		}
 	}
-	return sealPKCS12(keys, others, password)
+	form.sealed = form.sealed || seal
+	return formPKCS12(sealed, plain, form, password)
+}
+
+// sealsTrusted reports whether certificates that are added to a PKCS#12 file are to be encrypted: as those are that it trusts,
+// or else as the rest of the file is. One with a MAC in which there are but keys, sealed by themselves, is made as we make ours.
+func sealsTrusted(entries []rawEntry, form form12) bool {
+	plain := false
+	for _, e := range entries {
+		if e.trusted {
+			return e.sealed
+		}
+		plain = plain || !e.sealed && !e.key
+	}
+	return form.sealed || form.mac && !plain
 }
 
 // rawEntry is an entry of a JKS store, or a bag of a PKCS#12 one, as it is in the file.
@@ -96,20 +113,22 @@ type rawEntry struct {
 	der     []byte // of the certificate, where it is one
 	key     bool   // it is a private key, sealed by itself where the store is sealed
 	trusted bool
+	sealed  bool // it was in an encrypted part of a PKCS#12 file
 }
 
-func rawEntries(data, password []byte) ([]rawEntry, error) {
+func rawEntries(data, password []byte) ([]rawEntry, form12, error) {
 	if err := readable(data); err != nil {
-		return nil, err
+		return nil, form12{}, err
 	}
 	if bytes.HasPrefix(data, jksMagic) || bytes.HasPrefix(data, jceksMagic) {
-		return rawJKS(data, password)
+		all, err := rawJKS(data, password)
+		return all, form12{}, err
 	}
 	r := &reader12{password: password, bmp: bmpPassword(password), left: newBudget(), keep: true}
 	if err := r.open(data); err != nil {
-		return nil, err
+		return nil, form12{}, err
 	}
-	return r.raw, nil
+	return r.raw, r.form, nil
 }
 
 // rawJKS reads a JKS store without opening its keys or parsing its certificates.
@@ -225,13 +244,13 @@ func jksContent(data, password []byte) ([]byte, error) {
 
 // keepBag keeps a bag of a PKCS#12 file as it is.
 func (r *reader12) keepBag(element []byte, b *bag, oid encasn1.ObjectIdentifier, value cryptobyte.String) error {
-	e := rawEntry{alias: b.name, raw: element}
+	e := rawEntry{alias: b.name, raw: element, sealed: r.sealed}
 	switch {
 	case oid.Equal(oidShroudedKeyBag), oid.Equal(oidKeyBag):
 		if r.keys++; r.keys > maxStoreKeys {
 			return fault.New(fault.TooLarge, "the key store holds more than %d private keys", maxStoreKeys)
 		}
-		e.key = oid.Equal(oidShroudedKeyBag) // a bare one is sealed with the rest
+		e.key = true
 	case oid.Equal(oidCertBag):
 		var body, content cryptobyte.String
 		var kind encasn1.ObjectIdentifier
