@@ -110,10 +110,11 @@ type Remaining struct {
 }
 
 // RemainingUnder finds the certificates of issuers that are good, or on hold, and that nothing took the place of: it was neither
-// renewed nor re-keyed, nor did its requester get another for the same name by the same profile under another issuer since, as
-// agents do where another issuer is wanted. Certificates of CAs, and those that the authority renews by itself, are left out, and
-// so are those whose requester is to be skipped. The oldest come first, up to limit.
-func RemainingUnder(ctx context.Context, tx *db.Tx, issuers []*Issuer, now time.Time, limit int, skip func(requester string) bool) ([]Remaining, error) {
+// renewed nor re-keyed, nor, where its requester is an agent, did that get another for the same name by the same profile under
+// another issuer since, as agents do where another issuer is wanted. Others may have got the same name for two machines.
+// Certificates of CAs, and those that the authority renews by itself, are left out, and so are those whose requester is to be
+// skipped. The oldest come first, up to limit.
+func RemainingUnder(ctx context.Context, tx *db.Tx, issuers []*Issuer, now time.Time, limit int, agent, skip func(requester string) bool) ([]Remaining, error) {
 	if len(issuers) == 0 {
 		return nil, nil
 	}
@@ -126,11 +127,12 @@ func RemainingUnder(ctx context.Context, tx *db.Tx, issuers []*Issuer, now time.
 		names[i.number] = i.Name
 	}
 	in := strings.Join(places, ", ")
-	rows, err := tx.Query(ctx, `SELECT c.serial, c.issuer, c.requester, c.subject, c.not_after FROM certificate c
+	rows, err := tx.Query(ctx, `SELECT c.serial, c.issuer, c.requester, c.subject, c.not_after,
+		CASE WHEN EXISTS (SELECT 1 FROM certificate n WHERE n.requester = c.requester AND n.id > c.id AND n.profile = c.profile
+			AND n.name = c.name AND n.issuer NOT IN (`+in+`)) THEN 1 ELSE 0 END
+		FROM certificate c
 		WHERE c.issuer IN (`+in+`) AND c.state <> 'revoked' AND c.replaced_by = 0 AND c.not_after >= $1
 		AND c.profile NOT IN ('`+issuerProfile+`', 'ocsp-responder', '`+IdentityProfile+`')
-		AND NOT EXISTS (SELECT 1 FROM certificate n WHERE n.requester = c.requester AND n.id > c.id AND n.profile = c.profile
-			AND n.name = c.name AND n.issuer NOT IN (`+in+`))
 		ORDER BY c.id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("find what remains under issuers: %w", err)
@@ -140,11 +142,11 @@ func RemainingUnder(ctx context.Context, tx *db.Tx, issuers []*Issuer, now time.
 	for len(found) < limit && rows.Next() {
 		var r Remaining
 		var serial []byte
-		var issuer, notAfter int64
-		if err := rows.Scan(&serial, &issuer, &r.Requester, &r.Subject, &notAfter); err != nil {
+		var issuer, notAfter, again int64
+		if err := rows.Scan(&serial, &issuer, &r.Requester, &r.Subject, &notAfter, &again); err != nil {
 			return nil, fmt.Errorf("find what remains under issuers: %w", err)
 		}
-		if skip != nil && skip(r.Requester) {
+		if again != 0 && agent(r.Requester) || skip != nil && skip(r.Requester) {
 			continue
 		}
 		r.Serial, r.Issuer, r.NotAfter = new(big.Int).SetBytes(serial), names[issuer], db.FromMicros(notAfter)

@@ -43,6 +43,8 @@ func lacks(k host.Lack, goal host.Goal) string {
 		return fmt.Sprintf("nothing is reported of placement %s yet", k.Placement)
 	case goal.Trust != 0 && k.Trust != goal.Trust:
 		return fmt.Sprintf("placement %s has version %d of the trust in use, and not %d yet", k.Placement, k.Trust, goal.Trust)
+	case goal.Held:
+		return fmt.Sprintf("placement %s has no certificate yet under the issuer that it had before", k.Placement)
 	case goal.Issuer != "" && k.Issuer != goal.Issuer:
 		return fmt.Sprintf("placement %s has no certificate under the other issuer yet", k.Placement)
 	}
@@ -82,7 +84,11 @@ func (s *Service) remaining(ctx context.Context, tx *db.Tx, r *row, now time.Tim
 
 // unreplaced names certificates of issuers that are good and that nothing took the place of.
 func (r *row) unreplaced(ctx context.Context, tx *db.Tx, issuers []*ca.Issuer, now time.Time, skip func(string) bool) ([]client.RolloutHost, error) {
-	left, err := ca.RemainingUnder(ctx, tx, issuers, now, maxNamed+len(r.plan.Serials), skip)
+	agents, err := host.MachinesOf(ctx, tx, r.pool)
+	if err != nil {
+		return nil, err
+	}
+	left, err := ca.RemainingUnder(ctx, tx, issuers, now, maxNamed+len(r.plan.Serials), func(requester string) bool { return agents[requester] }, skip)
 	if err != nil {
 		return nil, err
 	}
