@@ -67,7 +67,7 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 		}
 		for _, o := range news {
 			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
-				serial = $7, reissued = $8, crl_ends = $9 WHERE host = $10 AND name = $11`,
+				serial = $7, reissued = CASE WHEN $8 > reissue THEN reissue ELSE $8 END, crl_ends = $9 WHERE host = $10 AND name = $11`,
 				o.State, moment(o.NotAfter), o.text, db.Micros(now), o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds), r.id, o.Placement)
 			if err != nil {
 				return fmt.Errorf("write what was observed of placement %s: %w", o.Placement, err)
