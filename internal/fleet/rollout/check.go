@@ -35,7 +35,7 @@ func (s *Service) Check(ctx context.Context, tell func(Finding) bool) (seen Chec
 		if c.trusts, err = trust.ReadStates(ctx, tx); err != nil {
 			return err
 		}
-		for _, look := range []func(context.Context, *db.Tx) error{c.rollouts, c.claims, c.members, c.hosts} {
+		for _, look := range []func(context.Context, *db.Tx) error{c.rollouts, c.claims, c.members, c.hosts, c.placements} {
 			if err := look(ctx, tx); err != nil {
 				return err
 			}
@@ -157,23 +157,70 @@ func (c *checking) members(ctx context.Context, tx *db.Tx) error {
 
 // hosts looks at what hosts are told by rollouts.
 func (c *checking) hosts(ctx context.Context, tx *db.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT name, pool, trust, issuer FROM host WHERE removed_at = 0 AND (trust <> 0 OR issuer <> '') ORDER BY name`)
+	rows, err := tx.Query(ctx, `SELECT h.name, h.pool, h.trust, h.issuer, COALESCE(p.name, ''), COALESCE(p.held, '') FROM host h
+		LEFT JOIN host_placement p ON p.host = h.id AND p.held <> '' WHERE h.removed_at = 0 AND (h.trust <> 0 OR h.issuer <> '' OR p.held IS NOT NULL)
+		ORDER BY h.name`)
 	if err != nil {
 		return fmt.Errorf("read what hosts are told: %w", err)
 	}
 	defer rows.Close()
+	last := ""
 	for rows.Next() {
-		var name, pool, issuer string
+		var name, pool, issuer, placement, held string
 		var version int64
-		if err := rows.Scan(&name, &pool, &version, &issuer); err != nil {
+		if err := rows.Scan(&name, &pool, &version, &issuer, &placement, &held); err != nil {
 			return fmt.Errorf("read what hosts are told: %w", err)
 		}
+		if wrong := c.held(pool, held); wrong != "" {
+			c.say("host "+name, "placement %s %s", placement, wrong)
+		}
+		if name == last {
+			continue
+		}
+		last = name
 		c.seen.Hosts++
 		if st := c.trusts[pool]; version < 0 || version > st.Newest {
 			c.say("host "+name, "it is at version %d of what pool %q trusts, and the newest is %d", version, pool, st.Newest)
 		}
 		if wrong := c.under(pool, issuer); wrong != "" {
 			c.say("host "+name, "%s", wrong)
+		}
+	}
+	return rows.Err()
+}
+
+// held says what is wrong with holding a placement of a pool at an issuer.
+func (c *checking) held(pool, print string) string {
+	switch {
+	case print == "":
+		return ""
+	case c.working[pool] == nil:
+		return "is held at an issuer, and no rollout is at work"
+	case !slices.ContainsFunc(c.issuers, func(i *ca.Issuer) bool {
+		return i.Pool == pool && i.Certificate != nil && trust.Fingerprint(i.Certificate) == print
+	}):
+		return fmt.Sprintf("is held at an issuer that is none of pool %q", pool)
+	}
+	return ""
+}
+
+// placements looks at the issuers that placements are held at.
+func (c *checking) placements(ctx context.Context, tx *db.Tx) error {
+	rows, err := tx.Query(ctx, `SELECT h.name, h.pool, p.name, p.held FROM host_placement p JOIN host h ON h.id = p.host
+		WHERE p.held <> '' AND h.removed_at = 0 ORDER BY h.name, p.name`)
+	if err != nil {
+		return fmt.Errorf("read where placements are held: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, pool, placement, held string
+		if err := rows.Scan(&name, &pool, &placement, &held); err != nil {
+			return fmt.Errorf("read where placements are held: %w", err)
+		}
+		if !slices.ContainsFunc(c.issuers, func(i *ca.Issuer) bool {
+			return i.Pool == pool && i.Certificate != nil && trust.Fingerprint(i.Certificate) == held
+		}) {
+			c.say("host "+name, "placement %s is held at issuer %.16s…, and pool %q has none with that fingerprint", placement, held, pool)
 		}
 	}
 	return rows.Err()

@@ -70,6 +70,8 @@ func TestCheckSeesWhatWasChanged(t *testing.T) {
 			{`host h01.example.com: placement plain is held at an issuer that is none of pool "lab"`,
 				"UPDATE host_placement SET held = 'x' || held WHERE host = (SELECT id FROM host WHERE name = 'h01.example.com')",
 				"UPDATE host_placement SET held = substr(held, 2) WHERE held LIKE 'x%'"},
+			{"host h01.example.com: placement plain is held at issuer 00", "UPDATE host_placement SET held = '00' WHERE host = (SELECT id FROM host WHERE name = 'h01.example.com')",
+				"UPDATE host_placement SET held = issuer WHERE held = '00'"},
 		} {
 			exec(c.change)
 			if found, _ := w.wrong(); !strings.Contains(found, c.says) {
