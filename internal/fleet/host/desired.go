@@ -90,8 +90,9 @@ func (s *Service) Desired(ctx context.Context, by access.Principal, etag string,
 func (s *Service) desired(ctx context.Context, by access.Principal, now time.Time) (*client.Desired, *row, error) {
 	d := &client.Desired{}
 	var host *row
+	var held []string // by placement
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		*d = client.Desired{}
+		*d, held = client.Desired{}, nil
 		r, err := ofPrincipal(ctx, tx, by.ID)
 		if err != nil {
 			return err
@@ -127,6 +128,7 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 			}
 		}
 		for _, p := range all {
+			held = append(held, p.held)
 			d.Placements = append(d.Placements, client.DesiredPlacement{
 				PlacementOrder: p.PlacementOrder, Revoked: revoked, Issuer: r.issuer, Reissue: p.reissue, Released: released[p.Name],
 			})
@@ -140,7 +142,13 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 	if err != nil {
 		return nil, nil, err
 	}
-	if d.Trust.Authority, err = s.Trust.Authority(ctx, d.Pool, host.issuer); err != nil {
+	under := host.issuer
+	if under == "" {
+		if under, err = s.stay(ctx, d, held); err != nil {
+			return nil, nil, err
+		}
+	}
+	if d.Trust.Authority, err = s.Trust.Authority(ctx, d.Pool, under); err != nil {
 		return nil, nil, err
 	}
 	// The trust sets are large and the same for most of a pool, so their hash stands for them.
@@ -154,6 +162,30 @@ func (s *Service) desired(ctx context.Context, by access.Principal, now time.Tim
 	d.Trust, d.TrustSets = sets.General, sets.Others
 	d.Trust.Authority = authority
 	return d, host, nil
+}
+
+// stay names the issuers under which placements are held, if these issue, and returns the first of them.
+func (s *Service) stay(ctx context.Context, d *client.Desired, held []string) (first string, err error) {
+	if !slices.ContainsFunc(held, func(print string) bool { return print != "" }) {
+		return "", nil
+	}
+	issuers, err := s.Trust.IssuersOf(ctx, d.Pool)
+	if err != nil {
+		return "", err
+	}
+	names := map[string]string{}
+	for _, i := range issuers {
+		if i.State == ca.IssuerActive {
+			names[trust.Fingerprint(i.Certificate)] = i.Name
+		}
+	}
+	for n, print := range held {
+		d.Placements[n].Issuer = names[print]
+		if first == "" {
+			first = names[print]
+		}
+	}
+	return first, nil
 }
 
 // checkpointAge is how old the checkpoint that is handed out may be, beside its own age.

@@ -51,8 +51,12 @@ func Members(ctx context.Context, tx *db.Tx, pool, after string, limit int) ([]M
 type Goal struct {
 	Trust    int64  // the version of the trust that each placement has in use
 	Issuer   string // SHA-256, in hexadecimal, of the certificate of the issuer of what is placed
+	Held     bool   // what is placed is under the issuer that the placement is held at, if it is
 	Reissued bool   // what is placed was asked for under the placement's number
 	Identity bool   // the host has the identity that it was asked to get
+	// Ended leaves out a placement that fails and whose agent has said so since its certificate ended: it serves nobody, and what it
+	// needs first is another certificate.
+	Ended bool
 }
 
 // Standing is how a host stands to a goal.
@@ -74,10 +78,17 @@ func (g Goal) unmet(l *arguments) string {
 	if g.Issuer != "" {
 		conditions = append(conditions, `p.serial <> '' AND p.issuer <> `+l.add(g.Issuer))
 	}
+	if g.Held {
+		conditions = append(conditions, `p.serial <> '' AND p.held <> '' AND p.issuer <> p.held`)
+	}
 	if g.Reissued {
 		conditions = append(conditions, `p.serial <> '' AND p.reissued < p.reissue`)
 	}
-	return `(` + strings.Join(conditions, ` OR `) + `)`
+	text := `(` + strings.Join(conditions, ` OR `) + `)`
+	if g.Ended {
+		text = `(` + text + ` AND NOT (p.state = 'failed' AND p.not_after > 0 AND p.not_after <= p.observed_at))`
+	}
+	return text
 }
 
 // short is true of a host h that has not reached the goal.
@@ -306,14 +317,69 @@ func (s *Service) Recall(ctx context.Context, tx *db.Tx, ids []string) error {
 	return nil
 }
 
-// Hold has all hosts of a pool stay under the issuer, or, where it is empty, follow the pool's default again; and likewise at a
-// version of the pool's trust, or at the pool's own for 0. Nobody is woken: what a host has fulfils it.
-func Hold(ctx context.Context, tx *db.Tx, pool, issuer string, trust int64) error {
-	_, err := tx.Exec(ctx, `UPDATE host SET issuer = $1, trust = $2 WHERE pool = $3 AND removed_at = 0 AND (issuer <> $1 OR trust <> $2)`, issuer, trust, pool)
+// Hold has each placement of a pool stay under the issuer that it has, if that is one of those given: fingerprints, by name. One
+// whose host was told of one of them, and may not have heard of it yet, is held at that. The hosts have the pool's own trust. Nobody
+// is woken: what a host has fulfils it.
+func Hold(ctx context.Context, tx *db.Tx, pool string, issuing map[string]string) error {
+	for name, print := range issuing {
+		_, err := tx.Exec(ctx, `UPDATE host_placement SET held = $1 WHERE host IN (SELECT id FROM host WHERE pool = $2 AND removed_at = 0
+			AND (host.issuer = $3 OR host.issuer = '' AND host_placement.issuer = $1))`, print, pool, name)
+		if err != nil {
+			return fmt.Errorf("hold the placements of pool %s: %w", pool, err)
+		}
+	}
+	return follow(ctx, tx, pool)
+}
+
+// LetGo has all hosts of a pool follow it again, in their trust and in the issuer. Nobody is woken.
+func LetGo(ctx context.Context, tx *db.Tx, pool string) error {
+	_, err := tx.Exec(ctx, `UPDATE host_placement SET held = '' WHERE held <> '' AND host IN (SELECT id FROM host WHERE pool = $1)`, pool)
 	if err != nil {
-		return fmt.Errorf("hold the hosts of pool %s: %w", pool, err)
+		return fmt.Errorf("let the placements of pool %s go: %w", pool, err)
+	}
+	return follow(ctx, tx, pool)
+}
+
+func follow(ctx context.Context, tx *db.Tx, pool string) error {
+	_, err := tx.Exec(ctx, `UPDATE host SET issuer = '', trust = 0 WHERE pool = $1 AND removed_at = 0 AND (issuer <> '' OR trust <> 0)`, pool)
+	if err != nil {
+		return fmt.Errorf("have the hosts of pool %s follow it: %w", pool, err)
 	}
 	return nil
+}
+
+// HoldRest holds the placements of hosts, at most Moved, that are at no issuer and are, or may be, under one of those that are
+// left: those that present nothing yet, and those of hosts that were told of an issuer.
+func HoldRest(ctx context.Context, tx *db.Tx, print string, left, ids []string) error {
+	if len(ids) == 0 || len(left) == 0 {
+		return nil
+	}
+	var l arguments
+	query := `UPDATE host_placement SET held = ` + l.add(print) + ` WHERE held = '' AND host IN ` + l.all(ids) + ` AND (issuer = '' OR issuer IN ` +
+		l.all(left) + ` OR host IN (SELECT id FROM host WHERE host.issuer <> ''))`
+	if _, err := tx.Exec(ctx, query, l.values...); err != nil {
+		return fmt.Errorf("hold placements: %w", err)
+	}
+	return nil
+}
+
+// HeldAt are the fingerprints of the issuers that hosts are held at, by the host's ID: of one that is held at several, the least.
+func HeldAt(ctx context.Context, tx *db.Tx, ids []string) (map[string]string, error) {
+	found := map[string]string{}
+	for part := range slices.Chunk(ids, Moved) {
+		var l arguments
+		err := each(ctx, tx, `SELECT host, MIN(held) FROM host_placement WHERE held <> '' AND host IN `+l.all(part)+` GROUP BY host`, l.values,
+			func(scan func(...any) error) error {
+				var id, print string
+				err := scan(&id, &print)
+				found[id] = print
+				return err
+			})
+		if err != nil {
+			return nil, fmt.Errorf("read where hosts are held: %w", err)
+		}
+	}
+	return found, nil
 }
 
 // Presented are the names of hosts of a pool with a placement that is under one of the issuers, up to limit.

@@ -180,9 +180,10 @@ type placed struct {
 	client.Placement
 	observed string // JSON, without the time
 	reissue  int64  // the number under which its certificates shall have been asked for, at least
+	held     string // fingerprint of the issuer under which its certificates stay where the host is told of none
 }
 
-const placementColumns = `host, name, recipe, parameters, state, observed, observed_at, reissue`
+const placementColumns = `host, name, recipe, parameters, state, observed, observed_at, reissue, held`
 
 func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) ([]placed, error) {
 	rows, err := tx.Query(ctx, `SELECT `+placementColumns+` FROM host_placement WHERE `+where+` ORDER BY host, position`, args...)
@@ -195,7 +196,7 @@ func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) (
 		var p placed
 		var parameters, state string
 		var at int64
-		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at, &p.reissue); err != nil {
+		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at, &p.reissue, &p.held); err != nil {
 			return nil, fmt.Errorf("read placements: %w", err)
 		}
 		if err := json.Unmarshal([]byte(parameters), &p.Parameters); err != nil {
@@ -235,7 +236,7 @@ func putPlacements(ctx context.Context, tx *db.Tx, id string, orders []client.Pl
 			return err
 		}
 		next, old := placed{}, before[order.Name]
-		next.Observed.State, next.reissue = client.PlacementPending, old.reissue
+		next.Observed.State, next.reissue, next.held = client.PlacementPending, old.reissue, old.held
 		if old.Recipe == order.Recipe {
 			next.observed, next.Observed = old.observed, old.Observed
 			if same, err := json.Marshal(old.Parameters); err != nil || string(same) != string(parameters) {
@@ -245,9 +246,9 @@ func putPlacements(ctx context.Context, tx *db.Tx, id string, orders []client.Pl
 		}
 		o := next.Observed
 		_, err = tx.Exec(ctx, `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at,
-			reissue, trust, issuer, serial, reissued, crl_ends) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+			reissue, trust, issuer, serial, reissued, crl_ends, held) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 			id, order.Name, order.Recipe, string(parameters), int64(i), o.State, moment(o.NotAfter), next.observed, moment(o.At),
-			next.reissue, o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds))
+			next.reissue, o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds), next.held)
 		if err != nil {
 			return fmt.Errorf("write placement %s: %w", order.Name, err)
 		}

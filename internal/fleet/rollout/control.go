@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -300,7 +302,8 @@ func (s *Service) stopReplacing(ctx context.Context, tx *db.Tx, r *row, state st
 	return s.end(ctx, tx, r, state, message+"as before: "+count(untouched, "host"), now)
 }
 
-// Abort ends a rollout where it is. Both the old and the new stay trusted, and what is placed stays in place.
+// Abort ends a rollout where it is. Both the old and the new stay trusted, and what is placed stays in place; before all trust
+// the new, nobody does any more.
 func (s *Service) Abort(ctx context.Context, by access.Principal, id string, call once.Call) (*client.Rollout, error) {
 	return s.act(ctx, by, id, "abort", call, mayDecide(by), func(tx *db.Tx, r *row, now time.Time) error {
 		if err := s.record(ctx, tx, by.Actor(), "rollout.abort", r, map[string]any{"stage": r.stage, "wave": r.wave}, now); err != nil {
@@ -315,16 +318,19 @@ func (s *Service) Abort(ctx context.Context, by access.Principal, id string, cal
 		case !movesTrust(r.kind):
 			return s.stopReplacing(ctx, tx, r, client.RolloutAborted, now)
 		case r.spec.Compromised:
-			if err := s.letGo(ctx, tx, r, r.plan.To, nil); err != nil {
+			if err := s.letGo(ctx, tx, r, nil); err != nil {
 				return err
 			}
 			return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("%s stays dropped, since it is compromised; hosts that have no certificate under %s yet "+
 				"are refused by their peers", r.plan.Said.Old, r.plan.Said.New), now)
 		}
-		if r.plan.Both != 0 {
-			if err := s.Trust.Adopt(ctx, tx, r.pool, r.plan.Both); err != nil {
-				return err
-			}
+		if st, err := trust.StateOf(ctx, tx, r.pool); err != nil {
+			return err
+		} else if st.Version == r.plan.Before {
+			return s.takeBack(ctx, tx, r, now)
+		}
+		if err := s.Trust.Adopt(ctx, tx, r.pool, r.plan.Both); err != nil {
+			return err
 		}
 		if err := host.LetGo(ctx, tx, r.pool); err != nil {
 			return err
@@ -332,6 +338,24 @@ func (s *Service) Abort(ctx context.Context, by access.Principal, id string, cal
 		return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("both %s and %s stay trusted; chancery pool trust drop takes one of them away", r.plan.Said.Old,
 			r.plan.Said.New), now)
 	})
+}
+
+// takeBack ends a rollout whose new trust is not everybody's yet: perhaps because it does harm. Nobody else is given it, and those
+// that have it go back.
+func (s *Service) takeBack(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+	told, err := members(ctx, tx, r, ``)
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(idsOf(told), host.Moved) {
+		if err := s.Hosts.Move(ctx, tx, host.Move{Trust: new(int64)}, part); err != nil {
+			return err
+		}
+	}
+	if err := s.unmake(ctx, tx, r, now); err != nil {
+		return err
+	}
+	return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("not all hosts trusted %s yet: nobody does any more, and %s stays", r.plan.Said.New, r.plan.Said.Old), now)
 }
 
 // Complete brings in what a root elsewhere signed, and goes on. A repeated call finishes one that was cut short.

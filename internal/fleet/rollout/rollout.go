@@ -162,7 +162,7 @@ func (r *row) goal() host.Goal {
 	case !movesTrust(r.kind):
 		return host.Goal{Reissued: true}
 	}
-	g := host.Goal{Trust: r.plan.Both}
+	g := host.Goal{Trust: r.plan.Both, Ended: r.stage == client.StageTrust}
 	switch {
 	case r.stage == client.StageRekey && r.spec.Compromised:
 		return host.Goal{Trust: r.plan.After, Issuer: r.plan.ToPrint}

@@ -470,14 +470,14 @@ func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.I
 				return err
 			}
 		}
-		retires, issuer := r.plan.Retires, r.plan.To
+		retires := r.plan.Retires
 		if r.backwards {
-			retires, issuer = r.made(), r.plan.From
+			retires = r.made()
 		}
 		if _, err := s.retire(ctx, tx, retires, now); err != nil {
 			return err
 		}
-		if err := s.letGo(ctx, tx, r, issuer, issuers); err != nil {
+		if err := s.letGo(ctx, tx, r, issuers); err != nil {
 			return err
 		}
 	}
@@ -486,13 +486,18 @@ func (s *Service) finish(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.I
 
 // letGo has hosts follow their pool again. Those that were not waited for go on being told of the issuer, so that they get their
 // certificates whenever they come back: of the one that they had before, if the rollout is undone.
-func (s *Service) letGo(ctx context.Context, tx *db.Tx, r *row, issuer string, issuers []*ca.Issuer) error {
+func (s *Service) letGo(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Issuer) error {
 	late, err := members(ctx, tx, r, ` AND because <> ''`)
 	if err != nil {
 		return err
 	}
 	under := map[string][]string{}
 	if r.backwards {
+		for part := range slices.Chunk(idsOf(late), host.Moved) {
+			if err := r.holdRest(ctx, tx, part); err != nil {
+				return err
+			}
+		}
 		before, err := host.HeldAt(ctx, tx, idsOf(late))
 		if err != nil {
 			return err
@@ -502,14 +507,10 @@ func (s *Service) letGo(ctx context.Context, tx *db.Tx, r *row, issuer string, i
 			names[print] = name
 		}
 		for _, id := range idsOf(late) {
-			name := names[before[id]]
-			if name == "" {
-				name = issuer
-			}
-			under[name] = append(under[name], id)
+			under[names[before[id]]] = append(under[names[before[id]]], id)
 		}
 	} else {
-		under[issuer] = idsOf(late)
+		under[r.plan.To] = idsOf(late)
 	}
 	if err := host.LetGo(ctx, tx, r.pool); err != nil {
 		return err

@@ -79,13 +79,15 @@ ALTER TABLE host ADD COLUMN identity_after BIGINT NOT NULL DEFAULT 0;
 
 -- reissue is the number under which its certificates shall have been asked for, at least. The rest is observed: trust is the
 -- version that is placed, 0 where it is none in full; issuer the fingerprint of the issuer of what is placed; reissued the number
--- under which that was asked for; crl_ends when the first of the CRLs placed there ends.
+-- under which that was asked for; crl_ends when the first of the CRLs placed there ends. held is the fingerprint of the issuer
+-- under which its certificates stay while a rollout is at work and its host is told of none, empty where they follow the pool.
 ALTER TABLE host_placement ADD COLUMN reissue BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE host_placement ADD COLUMN trust BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE host_placement ADD COLUMN issuer TEXT NOT NULL DEFAULT '';
 ALTER TABLE host_placement ADD COLUMN serial TEXT NOT NULL DEFAULT '';
 ALTER TABLE host_placement ADD COLUMN reissued BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE host_placement ADD COLUMN crl_ends BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE host_placement ADD COLUMN held TEXT NOT NULL DEFAULT '';
 
 CREATE INDEX host_placement_by_issuer ON host_placement (issuer) WHERE issuer <> '';
 
