@@ -71,7 +71,8 @@ func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuer
 // Lacking finds, of each certificate, the placements of joined hosts that pin its purpose and were not seen to hold it, up to
 // limit. Which pin it is known of the built-in recipes and their parameters; a placement of a host's own recipe does where it
 // holds another of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then:
-// two hosts that are new do not wait for each other.
+// two hosts that are new do not wait for each other. Nor is one waited for whose agent has said since its certificate ended that
+// this is what is placed: it serves nobody, and may itself wait for others.
 func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
 	kinds, err := s.pinning(ctx, tx, p)
 	if err != nil || len(kinds) == 0 {
@@ -83,9 +84,10 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		args = append(args, kind.recipe, kind.parameters)
 		places = append(places, fmt.Sprintf("($%d, $%d)", len(args)-1, len(args)))
 	}
-	rows, err := tx.Query(ctx, `SELECT host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
+	rows, err := tx.Query(ctx, `SELECT host.id, host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
 		JOIN host ON host.id = host_placement.host
-		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND (host_placement.recipe, host_placement.parameters) IN
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0
+		AND NOT (host_placement.not_after > 0 AND host_placement.not_after <= host_placement.observed_at) AND (host_placement.recipe, host_placement.parameters) IN
 		(VALUES `+strings.Join(places, ", ")+`) ORDER BY host.name, host_placement.position`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
@@ -94,8 +96,8 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	found, left := map[string][]trust.Presented{}, len(p.Fingerprints)
 	for left > 0 && rows.Next() {
 		var at trust.Presented
-		var name, observed string
-		if err := rows.Scan(&at.Host, &at.Placement, &name, &observed); err != nil {
+		var id, name, observed string
+		if err := rows.Scan(&id, &at.Host, &at.Placement, &name, &observed); err != nil {
 			return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
 		}
 		var seen struct {
@@ -120,7 +122,7 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 			held[one] = true
 		}
 		for _, one := range p.Fingerprints {
-			if held[one] || len(found[one]) == limit {
+			if held[one] || len(found[one]) == limit || p.Own[one] == (trust.Own{Host: id, Placement: at.Placement}) {
 				continue
 			}
 			if found[one] = append(found[one], at); len(found[one]) == limit {

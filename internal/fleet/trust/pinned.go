@@ -204,8 +204,9 @@ func (s *Service) lacking(ctx context.Context, tx *db.Tx, those []*pinned, limit
 		if err != nil {
 			return nil, err
 		}
-		in := Pinning{Pool: of.pool, Purpose: of.purpose, Others: others}
+		in := Pinning{Pool: of.pool, Purpose: of.purpose, Others: others, Own: map[string]Own{}}
 		for _, p := range members {
+			in.Own[p.fingerprint] = Own{p.host, p.placement}
 			in.Fingerprints = append(in.Fingerprints, p.fingerprint)
 		}
 		found, err := s.Lacking(ctx, tx, in, limit)

@@ -95,8 +95,8 @@ func TestAnnouncedWaitsForAllWhoPin(t *testing.T) {
 			t.Error("an announced certificate is in a version")
 		}
 		message := must[*client.Host](t)(a.Hosts.Show(ctx, operator, "h0")).Placements[0].Observed.Message
-		for _, want := range []string{serial, "h0 (tunnel)", "h1 (tunnel)", "h2 (tunnel)"} {
-			if !strings.Contains(message, want) || strings.Contains(message, "other") {
+		for _, want := range []string{serial, "h1 (tunnel)", "h2 (tunnel)"} {
+			if !strings.Contains(message, want) || strings.Contains(message, "other") || strings.Contains(message, "h0 (tunnel)") {
 				t.Errorf("host show says %q, and not %q", message, want)
 			}
 		}
@@ -293,6 +293,48 @@ func TestRevokedIsPinnedNoLonger(t *testing.T) {
 		until(1)
 		if two.held[0] != trust.Fingerprint(parsed(t, second)) {
 			t.Error("the other one is pinned no longer")
+		}
+	})
+}
+
+// TestPeerWhoseCertificateEndedHoldsNobody: it comes back after a long while, pins nothing that it could reach its peers with, and
+// says that its certificate has ended. Others do not wait for it, and it does not wait for itself.
+func TestPeerWhoseCertificateEndedHoldsNobody(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		var both [2]*peer
+		var placed [2]string
+		for i := range both {
+			p := &peer{machine: a.join(client.AddHostRequest{Name: fmt.Sprintf("h%d", i), Placements: []client.PlacementOrder{tunnel("vpn")}})}
+			first := a.issue(p.machine)
+			both[i], placed[i] = p, cert.FormatSerial(first.Serial)
+			a.report(p.machine, client.Observation{Placement: "tunnel", State: client.PlacementPending, Announced: []string{encode(first.DER)}})
+		}
+		for i, p := range both {
+			a.takes(p, "vpn")
+			a.says(p, placed[i])
+		}
+		back, other := both[0], both[1]
+		next := a.issue(back.machine)
+		ended := client.Observation{Placement: "tunnel", State: client.PlacementFailed, Serial: placed[0], NotAfter: time.Now().Add(-time.Hour),
+			Files: []client.ObservedFile{{Path: "/etc/stunnel/peers.pem"}}, Announced: []string{encode(next.DER)}}
+		released := func(p *peer) int {
+			check(t, a.Trust.Release(t.Context(), time.Now()))
+			return len(a.desired(p.machine).Placements[0].Released)
+		}
+		a.report(back.machine, ended)
+		if n := released(back); n != 1 {
+			t.Fatalf("%d are released before the other one holds the new certificate", n)
+		}
+		a.takes(other, "vpn")
+		a.says(other, placed[1])
+		if n := released(back); n != 2 {
+			t.Errorf("it waits for itself: %d are released", n)
+		}
+		second := a.issue(other.machine)
+		a.says(other, placed[1], second)
+		if n := released(other); n != 2 {
+			t.Errorf("the other one waits for it: %d are released", n)
 		}
 	})
 }

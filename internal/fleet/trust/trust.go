@@ -40,11 +40,15 @@ type Presented struct {
 	Host, Placement string
 }
 
+// Own is a placement by the ID of its host, and its name.
+type Own struct{ Host, Placement string }
+
 // Pinning is what is to be held by all placements that pin certificates of a purpose.
 type Pinning struct {
 	Pool, Purpose string
-	Fingerprints  []string // of the certificates that all are to hold
-	Others        []string // fingerprints of others of the purpose: who holds one of them pins the purpose, whatever its recipe
+	Fingerprints  []string       // of the certificates that all are to hold
+	Own           map[string]Own // whose these are: no placement waits for itself
+	Others        []string       // fingerprints of others of the purpose: who holds one of them pins the purpose, whatever its recipe
 }
 
 // Options are what a Service works with. All but Logger are required.
