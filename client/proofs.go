@@ -10,9 +10,19 @@ const (
 	ProofWaiting  = "waiting"   // not tried yet: the detail says for what it waits
 	ProofRefused  = "refused"   // it was refused, and a good certificate of the same issuer was taken
 	ProofAccepted = "accepted"  // it was taken: the alarm
-	ProofUnclear  = "unclear"   // it was refused, and so was a good one; or nobody asked for it
-	ProofNotTried = "not tried" // the consumer has no port to try it at; the detail says what its files hold
+	ProofOpen     = "open"      // the server asks for no client certificate: it lets everybody in
+	ProofUnclear  = "unclear"   // it was refused, and so was a good one
+	ProofNotTried = "not tried" // nothing was shown to it; Untried says why, and the detail what its files hold
 	ProofSilent   = "silent"    // the host has not said anything
+)
+
+// Why nothing was shown to a consumer.
+const (
+	UntriedNoPort    = "no port"    // there is nothing to show it to, so it does not count
+	UntriedDown      = "down"       // nothing listens
+	UntriedNoCRL     = "no crl"     // it is given none, so it would take whatever its issuer has signed
+	UntriedNoTwin    = "no twin"    // the host may have none, and does not have the certificate's key
+	UntriedOtherPool = "other pool" // the same, since it is of another pool, which trusts the issuer
 )
 
 // Proof is a revocation that a host is to try upon its consumers: it shows them the certificate where it has its key, or a
@@ -24,13 +34,16 @@ type Proof struct {
 	IssuedBy  string    `json:"issued_by" doc:"SHA-256, in hexadecimal, of its issuer's certificate"`
 	Algorithm string    `json:"algorithm" doc:"of its key; a twin's is of the same kind"`
 	Controls  bool      `json:"controls,omitempty" doc:"the host may have a good certificate to hold a refusal against"`
+	NoTwin    string    `json:"no_twin,omitempty" doc:"why the host may have no twin; without the certificate's key it shows nothing then"`
 	Ends      time.Time `json:"ends" doc:"until when it is worth an answer"`
 }
 
 // ProveRequest begins a proof.
 type ProveRequest struct {
 	NoControls bool     `json:"no_controls,omitempty" doc:"issue no good certificates to hold refusals against"`
+	Twins      bool     `json:"twins,omitempty" doc:"issue twins although no key is said to be compromised: of what is on hold, or revoked for another reason"`
 	Hosts      []string `json:"hosts,omitempty" maxItems:"1000" doc:"only these; all that could be shown it where absent"`
+	DryRun     bool     `json:"dry_run,omitempty" doc:"begin nothing, and say who would try it and who could get a twin"`
 }
 
 // ProofTrial is what was seen at one placement.
@@ -38,12 +51,13 @@ type ProofTrial struct {
 	Host      string `json:"host,omitempty"`
 	Placement string `json:"placement" maxLength:"64"`
 	// With is the serial number of what was shown: the certificate's own, or a twin's. It is empty where nothing was.
-	With   string    `json:"with,omitempty" maxLength:"64"`
-	Twin   bool      `json:"twin,omitempty" doc:"what was shown is a twin"`
-	CRL    string    `json:"crl,omitempty" maxLength:"64" doc:"the number of the complete CRL that the placement's files hold, and that lists what was shown"`
-	Result string    `json:"result" enum:"waiting,refused,accepted,unclear,not tried,silent"`
-	Detail string    `json:"detail,omitempty" maxLength:"1000"`
-	At     time.Time `json:"at,omitzero"`
+	With    string    `json:"with,omitempty" maxLength:"64"`
+	Twin    bool      `json:"twin,omitempty" doc:"what was shown is a twin"`
+	CRL     string    `json:"crl,omitempty" maxLength:"64" doc:"the number of the complete CRL that the placement's files hold, and that lists what was shown"`
+	Result  string    `json:"result" enum:"waiting,refused,accepted,open,unclear,not tried,silent"`
+	Untried string    `json:"untried,omitempty" enum:"no port,down,no crl,no twin,other pool" doc:"why nothing was shown"`
+	Detail  string    `json:"detail,omitempty" maxLength:"1000"`
+	At      time.Time `json:"at,omitzero"`
 }
 
 // ProofResult is a proof with what is known of it by now.
@@ -56,6 +70,7 @@ type ProofResult struct {
 	StartedBy string       `json:"started_by"`
 	StartedAt time.Time    `json:"started_at"`
 	Ends      time.Time    `json:"ends"`
+	Twins     []string     `json:"twins,omitempty" doc:"the hosts that may get a twin, by name"`
 	Trials    []ProofTrial `json:"trials"`
 	Message   string       `json:"message,omitempty" doc:"what else should be known of it"`
 }
@@ -74,20 +89,31 @@ func (p *ProofResult) Count(result string) int {
 // Done reports whether no trial is still waited for. A host that is silent is not waited for.
 func (p *ProofResult) Done() bool { return p.Count(ProofWaiting) == 0 }
 
-// Proven reports whether the certificate is refused wherever it could be tried. Where nobody refused it nothing is proven.
-func (p *ProofResult) Proven() bool {
-	shown := 0
+// Ports counts the trials of what has a port, or may have one: those that have to refuse.
+func (p *ProofResult) Ports() int { return len(p.Trials) - p.Untried(UntriedNoPort) }
+
+// Untried counts the trials in which nothing was shown for a reason.
+func (p *ProofResult) Untried(reason string) int {
+	n := 0
 	for _, t := range p.Trials {
-		switch {
-		case t.Result == ProofAccepted, t.Result == ProofWaiting, t.Result == ProofSilent:
-			return false
-		case t.Result == ProofUnclear && t.With != "":
-			return false
-		case t.Result == ProofRefused:
-			shown++
+		if t.Result == ProofNotTried && t.Untried == reason {
+			n++
 		}
 	}
-	return shown > 0
+	return n
+}
+
+// Proven reports whether everything that has a port was seen to refuse the certificate. Where nobody refused it nothing is proven.
+func (p *ProofResult) Proven() bool {
+	refused := p.Count(ProofRefused)
+	return refused > 0 && refused == p.Ports()
+}
+
+// ProvenWhereTried is Proven with everything left out to which nothing was shown. Who says nothing, and who asks for no
+// certificate, is not left out.
+func (p *ProofResult) ProvenWhereTried() bool {
+	refused := p.Count(ProofRefused)
+	return refused > 0 && refused == len(p.Trials)-p.Count(ProofNotTried)
 }
 
 // ProofKeyRequest asks, as an agent, for a certificate of a proof: a request that proves the possession of a key and asks for

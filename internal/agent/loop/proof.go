@@ -248,11 +248,13 @@ func (a *Agent) tellProof(ctx context.Context, p client.Proof, st *proofState, t
 // proofTrials tries what can be tried by now. What has its final result is not tried again.
 func (a *Agent) proofTrials(ctx context.Context, p client.Proof, st *proofState, d *client.Desired, t *trusts, now time.Time) ([]client.ProofTrial, error) {
 	tried := &trial{agent: a, proof: p, state: st, now: now}
-	shown, err := a.proofKey(ctx, p, st)
-	if err != nil {
-		return nil, err
+	if p.NoTwin == "" || st.Own != nil {
+		shown, err := a.proofKey(ctx, p, st)
+		if err != nil {
+			return nil, err
+		}
+		tried.shown, tried.twin = shown, st.Own == nil
 	}
-	tried.shown, tried.twin = shown, st.Own == nil
 	for _, set := range t.all() {
 		if !set.loaded && set.load != nil {
 			set.loaded = true

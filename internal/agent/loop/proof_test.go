@@ -27,6 +27,9 @@ func (m *machine) stolen() *client.ProofResult {
 	return p
 }
 
+// offListening is what has a port and is given CRLs, so that the host may have twins, and does not run.
+func offListening() client.PlacementOrder { return plain(map[string]string{"address": "127.0.0.1:1"}) }
+
 // freshKey is a public key, in PEM.
 func freshKey(t testing.TB) string {
 	t.Helper()
@@ -66,7 +69,7 @@ func (m *machine) twins() []client.Certificate {
 func TestProofIsKilled(t *testing.T) {
 	t.Parallel()
 	begun := func() (*machine, *client.ProofResult) {
-		m := newMachine(t, plain(nil))
+		m := newMachine(t, offListening())
 		m.settled()
 		return m, m.stolen()
 	}
@@ -102,7 +105,7 @@ func TestProofIsKilled(t *testing.T) {
 // said, and the placements go on.
 func TestProofThatIsUnreadable(t *testing.T) {
 	t.Parallel()
-	m := newMachine(t, plain(nil))
+	m := newMachine(t, offListening())
 	m.settled()
 	p := m.stolen()
 	m.once()
@@ -125,5 +128,32 @@ func TestProofThatIsUnreadable(t *testing.T) {
 	}
 	if got := strings.Join(result.Problems, "\n"); !strings.Contains(got, "gets no second one") {
 		t.Errorf("the agent says %q", got)
+	}
+}
+
+// TestProofWithoutTwin: a host that may have no twin asks for none. It says why, and what its files hold.
+func TestProofWithoutTwin(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, plain(nil))
+	m.settled()
+	p := m.stolen()
+	if len(p.Twins) != 0 {
+		t.Errorf("twins are for %v", p.Twins)
+	}
+	until(t, "the list that has the certificate is placed", func() bool { return m.trial(p).CRL != "" })
+	trial := m.trial(p)
+	if trial.Result != client.ProofNotTried || trial.Untried != client.UntriedNoPort || !strings.Contains(trial.Detail, "which lists it") {
+		t.Errorf("%+v", trial)
+	}
+	_, err := m.node.admin.ChangeHost(t.Context(), m.name, client.ChangeHostRequest{Placements: &[]client.PlacementOrder{offListening()}})
+	must(t, err)
+	m.settled()
+	now, err := m.node.admin.Proof(t.Context(), p.ID)
+	must(t, err)
+	if trial := now.Trials[0]; trial.Untried != client.UntriedNoTwin || !strings.Contains(trial.Detail, "nothing on it has a port and is given CRLs") {
+		t.Errorf("%+v", trial)
+	}
+	if twins := m.twins(); len(twins) != 0 {
+		t.Errorf("it got twins: %+v", twins)
 	}
 }

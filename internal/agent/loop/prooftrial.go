@@ -26,7 +26,7 @@ type trial struct {
 	proof  client.Proof
 	state  *proofState
 	now    time.Time
-	shown  *tls.Certificate
+	shown  *tls.Certificate // nil where the host may show nothing
 	twin   bool
 	issuer *trustIssuer // nil where nothing here trusts it
 }
@@ -40,8 +40,8 @@ func (t *trial) takeIssuer(one *trustIssuer) {
 
 // notListed says why it cannot be tried yet: no complete CRL lists it.
 func (t *trial) notListed() string {
-	if t.issuer == nil {
-		return "" // it is refused here for its issuer, if for nothing else
+	if t.issuer == nil || t.shown == nil {
+		return "" // it is refused here for its issuer, if for nothing else; or nothing is shown
 	}
 	number, listed := listing(t.issuer.list, t.shown.Leaf.SerialNumber)
 	switch {
@@ -77,16 +77,25 @@ func (t *trial) at(ctx context.Context, placement string) client.ProofTrial {
 	out := client.ProofTrial{CRL: number}
 	p := record.Plan.Probe
 	if p == nil || p.Address == "" {
-		out.Result, out.Detail = client.ProofNotTried, "it has no port; "+files
+		out.Result, out.Untried, out.Detail = client.ProofNotTried, client.UntriedNoPort, "it has no port; "+files
+		return out
+	}
+	if t.shown == nil {
+		out.Result, out.Untried, out.Detail = client.ProofNotTried, client.UntriedNoTwin, t.proof.NoTwin+"; "+files
+		return out
+	}
+	if t.twin && !uses(record.Plan, "crls") {
+		out.Result, out.Untried = client.ProofNotTried, client.UntriedNoCRL
+		out.Detail = "a twin is shown to those only that are given CRLs, and it is given none: if it goes by the issuer, it takes the certificate"
 		return out
 	}
 	shown, err := t.present(ctx, *p)
 	switch {
 	case probe.IsDown(err):
-		out.Result, out.Detail = client.ProofNotTried, fmt.Sprintf("nothing listens at %s; %s", p.Address, files)
+		out.Result, out.Untried, out.Detail = client.ProofNotTried, client.UntriedDown, fmt.Sprintf("nothing listens at %s; %s", p.Address, files)
 		return out
 	case err == nil && !shown.Asked:
-		out.Result, out.Detail = client.ProofUnclear, fmt.Sprintf("%s asks for no client certificate", p.Address)
+		out.Result, out.Detail = client.ProofOpen, fmt.Sprintf("%s asks for no client certificate: it lets everybody in", p.Address)
 		return out
 	}
 	out.With, out.Twin = serialOf(t.shown.Leaf), t.twin
@@ -196,10 +205,13 @@ func (t *trial) files(folder *folder, plan *recipe.Plan) (number, said string) {
 	if err != nil {
 		return "", "the CRL in its files cannot be read: " + err.Error()
 	}
-	number, listed := listing(list, t.shown.Leaf.SerialNumber)
 	itself, err := cert.ParseSerial(t.proof.Serial)
-	if err == nil && t.twin { // a list that has the twin and not the certificate would prove nothing
-		_, has := list.Lookup(itself)
+	if err != nil {
+		return "", err.Error()
+	}
+	number, listed := listing(list, itself)
+	if t.shown != nil { // a list that has the twin and not the certificate would prove nothing
+		_, has := list.Lookup(t.shown.Leaf.SerialNumber)
 		listed = listed && has
 	}
 	if !listed {

@@ -36,7 +36,7 @@ const (
 //
 // It is a client's certificate whatever the other one was, since it is shown by clients only: with serverAuth its holder could
 // pass for the other's names before anyone who reads no CRLs. It lives an hour. The request proves that the caller has the key,
-// and asks for nothing else.
+// and asks for nothing else. It is of the caller's own pool: before a consumer that reads no CRL it passes for what it is a twin of.
 func (c *CA) IssueTwin(ctx context.Context, by access.Principal, of Ref, csr []byte, within Within) (*Certificate, error) {
 	now := time.Now()
 	request, s, err := c.proofRequest(ctx, by, csr, now)
@@ -53,6 +53,9 @@ func (c *CA) IssueTwin(ctx context.Context, by access.Principal, of Ref, csr []b
 	})
 	if err == nil {
 		err = old.Provable(now)
+	}
+	if err == nil {
+		err = c.ownPool(ctx, by, old.Issuer)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issue a twin: %w", err)
@@ -82,6 +85,17 @@ func (c *CA) IssueTwin(ctx context.Context, by access.Principal, of Ref, csr []b
 	}
 	c.announce()
 	return issued, nil
+}
+
+// ownPool refuses a host a twin of what another pool's issuer signed. Its consumers could be shown the certificate; but of hosts
+// of other pools, whoever runs this one knows nothing.
+func (c *CA) ownPool(ctx context.Context, by access.Principal, issuer *Issuer) error {
+	entitled, err := c.entitlements(ctx, by)
+	if err != nil {
+		return err
+	}
+	w := &wish{caller: cert.Caller{Entitlements: entitled}}
+	return w.withinPool(by, issuer)
 }
 
 // Provable says why it cannot be proven that a certificate is refused everywhere; nil where it can.

@@ -15,7 +15,11 @@ func Ask(ctx context.Context, tx *db.Tx, issuer *ca.Issuer, now time.Time) error
 	if !signs(issuer, now) {
 		return nil
 	}
-	if err := (Wish{since: db.Micros(now)}).insert(ctx, tx, issuer); err != nil {
+	// What an operator wished meanwhile stays. The moment moves on, so that a list which is being made does not end both.
+	_, err := tx.Exec(ctx, `INSERT INTO crl_wanted (issuer, since, number, this_update, next_update) VALUES ($1, $2, '', 0, 0)
+		ON CONFLICT (issuer) DO UPDATE SET since = CASE WHEN crl_wanted.since < excluded.since THEN excluded.since ELSE crl_wanted.since + 1 END`,
+		issuer.ID, db.Micros(now))
+	if err != nil {
 		return fmt.Errorf("ask for a CRL of issuer %s: %w", issuer.Name, err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,13 +18,21 @@ import (
 // of proofs, and work in his transaction.
 type Prover struct {
 	ID, Name, Pool string
-	Placements     []string // by name, in their order
+	Suspect        bool
+	Placements     []ProverPlacement // in their order
+}
+
+// ProverPlacement is what a prover's agent said last of one of its placements.
+type ProverPlacement struct {
+	Name string
+	Port bool // it knows where the consumer listens
+	CRLs bool // CRLs are placed for it
 }
 
 // Provers are the hosts of a pool that a machine is, or was, and on which something is placed, by name. A suspect one is one
 // of them: its consumers listen on.
 func Provers(ctx context.Context, tx *db.Tx, pool string) ([]Prover, error) {
-	rows, err := tx.Query(ctx, `SELECT h.id, h.name, p.name FROM host h JOIN host_placement p ON p.host = h.id
+	rows, err := tx.Query(ctx, `SELECT h.id, h.name, h.state, p.name, p.crl_ends, p.observed FROM host h JOIN host_placement p ON p.host = h.id
 		WHERE h.pool = $1 AND h.removed_at = 0 AND h.state IN ($2, $3) ORDER BY h.name, h.id, p.position`, pool, client.HostJoined, client.HostSuspect)
 	if err != nil {
 		return nil, fmt.Errorf("find the hosts of pool %s: %w", pool, err)
@@ -31,12 +40,21 @@ func Provers(ctx context.Context, tx *db.Tx, pool string) ([]Prover, error) {
 	defer rows.Close()
 	var all []Prover
 	for rows.Next() {
-		var id, name, placement string
-		if err := rows.Scan(&id, &name, &placement); err != nil {
+		var id, name, state, observed string
+		var ends int64
+		var placement ProverPlacement
+		if err := rows.Scan(&id, &name, &state, &placement.Name, &ends, &observed); err != nil {
 			return nil, fmt.Errorf("find the hosts of pool %s: %w", pool, err)
 		}
+		var seen client.Observation
+		if observed != "" {
+			if err := json.Unmarshal([]byte(observed), &seen); err != nil {
+				return nil, fmt.Errorf("read what was observed of %s at %s: %w", placement.Name, name, err)
+			}
+		}
+		placement.Port, placement.CRLs = seen.Address != "", ends > 0
 		if n := len(all); n == 0 || all[n-1].ID != id {
-			all = append(all, Prover{ID: id, Name: name, Pool: pool})
+			all = append(all, Prover{ID: id, Name: name, Pool: pool, Suspect: state == client.HostSuspect})
 		}
 		last := &all[len(all)-1]
 		last.Placements = append(last.Placements, placement)

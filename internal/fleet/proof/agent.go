@@ -8,10 +8,13 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
 	"chancery/internal/pki/cert"
@@ -22,7 +25,7 @@ import (
 
 // Pending are the proofs that a host is to try now, as its desired state has them.
 func Pending(ctx context.Context, tx *db.Tx, host string, now time.Time) ([]client.Proof, error) {
-	rows, err := tx.Query(ctx, `SELECT `+proofColumns+` FROM proof_host h JOIN proof p ON p.id = h.proof WHERE h.host = $1 AND p.ends > $2
+	rows, err := tx.Query(ctx, `SELECT `+proofColumns+`, h.no_twin FROM proof_host h JOIN proof p ON p.id = h.proof WHERE h.host = $1 AND p.ends > $2
 		ORDER BY p.id`, host, db.Micros(now))
 	if err != nil {
 		return nil, fmt.Errorf("read what a host has to prove: %w", err)
@@ -30,12 +33,14 @@ func Pending(ctx context.Context, tx *db.Tx, host string, now time.Time) ([]clie
 	defer rows.Close()
 	var all []client.Proof
 	for rows.Next() {
-		p, err := scanProof(rows.Scan)
+		var noTwin string
+		p, err := scanProof(func(to ...any) error { return rows.Scan(append(to, &noTwin)...) })
 		if err != nil {
 			return nil, fmt.Errorf("read what a host has to prove: %w", err)
 		}
 		all = append(all, client.Proof{
-			ID: p.id, Serial: p.serial, Issuer: p.issuerName, IssuedBy: p.fingerprint, Algorithm: p.algorithm, Controls: p.controls, Ends: p.ends,
+			ID: p.id, Serial: p.serial, Issuer: p.issuerName, IssuedBy: p.fingerprint, Algorithm: p.algorithm, Controls: p.controls,
+			NoTwin: noTwin, Ends: p.ends,
 		})
 	}
 	return all, rows.Err()
@@ -112,6 +117,11 @@ func (s *Service) Issue(ctx context.Context, by access.Principal, id string, in 
 		if earlier != "" {
 			return fault.New(fault.Conflict, "the same call is answered already; ask again")
 		}
+		if !in.Control { // which is tried once a complete list has it, however seldom these are signed otherwise
+			if err := revocation.Ask(ctx, tx, issued.Issuer, now); err != nil {
+				return err
+			}
+		}
 		return note(ctx, tx, p.id, by, kind, cert.FormatSerial(issued.Serial), key[:])
 	}
 	var issued *ca.Certificate
@@ -142,10 +152,10 @@ func mayIssue(ctx context.Context, tx *db.Tx, by access.Principal, id string, ki
 		}
 		return p, kind.serial(a), nil
 	}
-	if kind.column == "twin" {
-		return p, "", nil
+	if kind.column == "twin" && a.noTwin != "" {
+		return nil, "", fault.New(fault.Denied, "%s gets no twin: %s", h.Name, a.noTwin)
 	}
-	if !p.controls {
+	if kind.column == "control" && !p.controls {
 		return nil, "", fault.New(fault.Denied, "the proof was begun without controls")
 	}
 	return p, "", h.CheckPoolOf("issuer "+p.issuerName, p.pool)
@@ -270,15 +280,27 @@ func same(a, b client.ProofTrial) bool {
 	return a == b
 }
 
+// untried are the reasons for which nothing is shown; an agent may give none.
+func untried() []string {
+	return []string{"", client.UntriedNoPort, client.UntriedDown, client.UntriedNoCRL, client.UntriedNoTwin, client.UntriedOtherPool}
+}
+
 func checkTrial(t client.ProofTrial) error {
 	switch t.Result {
-	case client.ProofWaiting, client.ProofNotTried, client.ProofUnclear:
+	case client.ProofWaiting, client.ProofOpen, client.ProofUnclear:
+	case client.ProofNotTried:
+		if !slices.Contains(untried(), t.Untried) {
+			return fault.New(fault.Invalid, "untried %.40q is not one of %s", t.Untried, strings.Join(untried()[1:], ", ")).At("/trials")
+		}
 	case client.ProofRefused, client.ProofAccepted:
 		if t.With == "" {
 			return fault.New(fault.Invalid, "placement %.64q is %s, and what it was tried with is not said", t.Placement, t.Result).At("/trials")
 		}
 	default:
-		return fault.New(fault.Invalid, "result %.40q is not one of waiting, refused, accepted, unclear, not tried", t.Result).At("/trials")
+		return fault.New(fault.Invalid, "result %.40q is not one of waiting, refused, accepted, open, unclear, not tried", t.Result).At("/trials")
+	}
+	if t.Result != client.ProofNotTried && t.Untried != "" {
+		return fault.New(fault.Invalid, "placement %.64q is %s, and yet it was not tried: %.40q", t.Placement, t.Result, t.Untried).At("/trials")
 	}
 	if t.CRL == "" {
 		return nil

@@ -3,13 +3,14 @@ package proof_test
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
-	"chancery/internal/pki/cert"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -127,8 +128,8 @@ func TestStartTwice(t *testing.T) {
 	})
 }
 
-// TestPoolsThatTrust: whoever trusts what is above the issuer could be shown the certificate, so such hosts try it, too. What
-// they are given is a twin, and no good certificate of another pool.
+// TestPoolsThatTrust: whoever trusts what is above the issuer could be shown the certificate, so such hosts are named. They get
+// neither a twin nor a good certificate of another pool, and the certificate authority gives them none either.
 func TestPoolsThatTrust(t *testing.T) {
 	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
@@ -146,14 +147,27 @@ func TestPoolsThatTrust(t *testing.T) {
 		if len(p.Trials) != 4 {
 			t.Fatalf("%+v", p.Trials)
 		}
-		twin := must[*client.ProofCertificate](t)(a.twin(far, p.ID, bare(t, newKey(t))))
-		if r := a.find(twin.Serial); r.State != ca.Revoked || r.Issuer.Pool != "default" {
-			t.Errorf("%+v", r)
+		if !slices.Equal(p.Twins, []string{"web1"}) {
+			t.Errorf("twins are for %v", p.Twins)
 		}
-		_, err := a.control(far, p.ID, bare(t, newKey(t)))
+		if told := desired(t, a, far).Proofs; len(told) != 1 || !strings.Contains(told[0].NoTwin, "it is of pool lab, which trusts issuer default of pool default") {
+			t.Errorf("far1 is told %+v", told)
+		}
+		_, err := a.twin(far, p.ID, bare(t, newKey(t)))
+		refused(t, err, fault.Denied, "twins stay within the issuer's pool")
+		_, err = a.CA.IssueTwin(t.Context(), far.principal, refOf(c), []byte(bare(t, newKey(t))), nil)
+		refused(t, err, fault.Denied, "a host gets certificates of its own pool only")
+		check(t, a.Proofs.Report(t.Context(), far.principal, p.ID, client.ProofReport{Trials: []client.ProofTrial{
+			{Placement: "nginx", Result: client.ProofNotTried, Untried: client.UntriedNoTwin, Detail: "its files hold CRL 7, which lists it"},
+		}}))
+		seen := must[*client.ProofResult](t)(a.Proofs.Show(t.Context(), officer, p.ID))
+		if seen.Untried(client.UntriedOtherPool) != 1 || seen.Untried(client.UntriedNoTwin) != 0 {
+			t.Errorf("%+v", seen.Trials)
+		}
+		_, err = a.control(far, p.ID, bare(t, newKey(t)))
 		refused(t, err, fault.Denied, `is a host of pool "lab"`)
-		if cert.FormatSerial(c.Serial) == twin.Serial {
-			t.Error("the twin has the certificate's serial number")
+		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile LIKE 'proof-%'`); n != 0 {
+			t.Errorf("%d certificates were issued for the proof", n)
 		}
 		a.clean()
 	})

@@ -121,8 +121,22 @@ func csrOf(t testing.TB, key crypto.Signer, template *cert.CSRTemplate) string {
 // bare is a request that asks for nothing.
 func bare(t testing.TB, key crypto.Signer) string { return csrOf(t, key, &cert.CSRTemplate{}) }
 
-// join adds a host with an nginx and has a machine join as it.
+// join adds a host with an nginx that listens and is given CRLs, and has a machine join as it.
 func (a *authority) join(name, of string) *machine {
+	a.t.Helper()
+	return a.reports(a.joins(name, of), client.Observation{Placement: "nginx", Address: "localhost:443", CRLEnds: time.Now().Add(time.Hour)})
+}
+
+// reports has a machine say what it sees.
+func (a *authority) reports(m *machine, seen client.Observation) *machine {
+	a.t.Helper()
+	seen.State = client.PlacementServed
+	check(a.t, a.Hosts.Report(a.t.Context(), m.principal, client.Report{Agent: "test", Observations: []client.Observation{seen}}))
+	return m
+}
+
+// joins adds a host of which nothing is known yet.
+func (a *authority) joins(name, of string) *machine {
 	a.t.Helper()
 	ctx := a.t.Context()
 	token := must[*client.HostToken](a.t)(a.Hosts.Add(ctx, operator, client.AddHostRequest{

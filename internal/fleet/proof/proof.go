@@ -10,8 +10,13 @@
 // RFC 5280 §5.3.1 names no reason for a certificate that was never meant to be good; a twin's is cessationOfOperation.
 //
 // What a proof hands out is bound: to the hosts that it names while it runs, one key for each; a twin to the certificate that
-// the officer named; a control to the host's own pool, names and addresses. A control is a client's certificate, which the host
-// may have none of otherwise, so a proof may be begun without.
+// the officer named; a control to the host's own names and addresses; both to hosts of the issuer's own pool. A control is a
+// client's certificate, which the host may have none of otherwise, so a proof may be begun without.
+//
+// A twin passes for its certificate's subject before whoever reads no CRL. Where the key is compromised, a thief does so anyway;
+// where it is not, a twin would be the first certificate of that name in a wrong hand. So twins are issued where the certificate
+// was revoked for a compromise, or where the officer asks for them, and only to hosts that have a consumer with a port that is
+// given CRLs. Whoever else could be shown the certificate is named, with the reason why nothing is shown to him.
 //
 // What agents say is what they say: a host that was broken into can call a refusal what was none. Its consumers are then its
 // own anyway.
@@ -23,17 +28,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
-	"chancery/internal/fault"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/host"
-	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -66,7 +68,7 @@ type Service struct {
 func New(o Options) *Service { return &Service{o} }
 
 // Start begins a proof of a certificate's revocation, and returns its ID. The hosts are those of all pools that trust its
-// issuer. A proof of the same certificate that runs is ended: the newer one takes its place.
+// issuer; those that may have no twin are among them. A proof of the same certificate that runs is ended: the newer one takes its place.
 func (s *Service) Start(ctx context.Context, by access.Principal, of ca.Ref, in client.ProveRequest, call once.Call) (string, error) {
 	now := time.Now()
 	if err := by.May(access.ProveRevocation); err != nil {
@@ -75,26 +77,68 @@ func (s *Service) Start(ctx context.Context, by access.Principal, of ca.Ref, in 
 	if err := s.DB.CheckClock(now); err != nil {
 		return "", err
 	}
-	revoked, err := s.CA.Find(ctx, by, of)
-	if err == nil {
-		err = revoked.Provable(now)
-	}
-	if err != nil {
-		return "", fmt.Errorf("prove a revocation: %w", err)
-	}
-	p, err := newProof(by, revoked, in, now)
+	revoked, p, err := s.provable(ctx, by, of, in, now)
 	if err != nil {
 		return "", err
 	}
 	var id string
 	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
-		id, err = once.Act(ctx, tx, call, now, func() (string, error) { return p.id, s.start(ctx, tx, by, p, revoked, in.Hosts, now) })
+		id, err = once.Act(ctx, tx, call, now, func() (string, error) { return p.id, s.start(ctx, tx, by, p, revoked, in, now) })
 		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("prove that %s is refused: %w", p.serial, err)
 	}
 	return id, nil
+}
+
+// Preview says what Start would do: who would try it, and who could get a twin.
+func (s *Service) Preview(ctx context.Context, by access.Principal, of ca.Ref, in client.ProveRequest) (*client.ProofResult, error) {
+	now := time.Now()
+	if err := by.May(access.ProveRevocation); err != nil {
+		return nil, err
+	}
+	revoked, p, err := s.provable(ctx, by, of, in, now)
+	if err != nil {
+		return nil, err
+	}
+	var out *client.ProofResult
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		hosts, err := proversOf(ctx, tx, revoked, in)
+		if err != nil {
+			return err
+		}
+		out = p.result()
+		out.ID = ""
+		for _, h := range hosts {
+			if h.noTwin == "" {
+				out.Twins = append(out.Twins, h.Name)
+			}
+			for _, t := range h.trials() {
+				t.Host, t.Detail = h.Name, h.noTwin
+				out.Trials = append(out.Trials, t)
+			}
+		}
+		slices.Sort(out.Twins)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look who would prove that %s is refused: %w", p.serial, err)
+	}
+	return out, nil
+}
+
+// provable is a certificate whose revocation can be proven, and the proof as it begins.
+func (s *Service) provable(ctx context.Context, by access.Principal, of ca.Ref, in client.ProveRequest, now time.Time) (*ca.Certificate, *proof, error) {
+	revoked, err := s.CA.Find(ctx, by, of)
+	if err == nil {
+		err = revoked.Provable(now)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("prove a revocation: %w", err)
+	}
+	p, err := newProof(by, revoked, in, now)
+	return revoked, p, err
 }
 
 func newProof(by access.Principal, revoked *ca.Certificate, in client.ProveRequest, now time.Time) (*proof, error) {
@@ -114,18 +158,10 @@ func newProof(by access.Principal, revoked *ca.Certificate, in client.ProveReque
 	return p, nil
 }
 
-func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *proof, revoked *ca.Certificate, only []string, now time.Time) error {
-	pools, err := poolsOf(ctx, tx, revoked.Issuer)
+func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *proof, revoked *ca.Certificate, in client.ProveRequest, now time.Time) error {
+	hosts, err := proversOf(ctx, tx, revoked, in)
 	if err != nil {
 		return err
-	}
-	hosts, err := proversOf(ctx, tx, pools, only)
-	if err != nil {
-		return err
-	}
-	if len(hosts) == 0 {
-		return fault.New(fault.Conflict, "nobody could be shown it: no host of the pools that trust issuer %q (%v) has joined and has a placement",
-			revoked.Issuer.Name, pools).WithHint("chancery host list --pool %s", revoked.Issuer.Pool)
 	}
 	if err := endEarlier(ctx, tx, p.certificate, now); err != nil {
 		return err
@@ -136,73 +172,24 @@ func (s *Service) start(ctx context.Context, tx *db.Tx, by access.Principal, p *
 	if err := insertHosts(ctx, tx, p.id, hosts); err != nil {
 		return err
 	}
+	// The complete list is signed now, though a delta or partitions show the revocation already: it is what hosts place.
+	if err := revocation.Ask(ctx, tx, revoked.Issuer, now); err != nil {
+		return err
+	}
 	var ids []string
+	twins := 0
 	for _, h := range hosts {
 		ids = append(ids, h.ID)
+		if h.noTwin == "" {
+			twins++
+		}
 	}
 	if err := host.Stir(ctx, tx, ids); err != nil {
 		return err
 	}
 	return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "proof.start", Object: p.serial, Detail: map[string]any{
-		"proof": p.id, "issuer": p.issuerName, "hosts": len(hosts), "controls": p.controls, "ends": p.ends.UTC().Format(time.RFC3339),
+		"proof": p.id, "issuer": p.issuerName, "hosts": len(hosts), "twins": twins, "controls": p.controls, "ends": p.ends.UTC().Format(time.RFC3339),
 	}})
-}
-
-// poolsOf are the pools whose hosts trust what an issuer signs: its own, and those that trust it or what is above it.
-func poolsOf(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) ([]string, error) {
-	pools := []string{issuer.Pool}
-	fingerprint := func(der []byte) string { sum := sha256.Sum256(der); return hex.EncodeToString(sum[:]) }
-	above := []string{fingerprint(issuer.Certificate.Raw)}
-	for _, c := range issuer.Chain {
-		above = append(above, fingerprint(c.Raw))
-	}
-	for _, f := range above {
-		more, err := trust.Trusting(ctx, tx, f)
-		if err != nil {
-			return nil, err
-		}
-		pools = append(pools, more...)
-	}
-	slices.Sort(pools)
-	return slices.Compact(pools), nil
-}
-
-// proversOf are the hosts of pools that can try something: all, or those named, each of which must be one.
-func proversOf(ctx context.Context, tx *db.Tx, pools, only []string) ([]host.Prover, error) {
-	var hosts []host.Prover
-	for _, pool := range pools {
-		found, err := host.Provers(ctx, tx, pool)
-		if err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, found...)
-	}
-	if len(only) == 0 {
-		return hosts, nil
-	}
-	named := map[string]bool{}
-	for _, name := range only {
-		named[strings.ToLower(name)] = true
-	}
-	hosts = slices.DeleteFunc(hosts, func(h host.Prover) bool { return !named[h.Name] })
-	for _, h := range hosts {
-		delete(named, h.Name)
-	}
-	for name := range named {
-		return nil, fault.New(fault.NotFound, "there is no host %.80q that has joined, has a placement and could be shown it: it must be of one of the pools %v",
-			access.Redact(name), pools).At("/hosts").WithHint("chancery host show %s", access.Redact(name))
-	}
-	return hosts, nil
-}
-
-// waitingTrials are those of a host that has not said anything yet, as they are stored.
-func waitingTrials(h host.Prover) (string, error) {
-	var trials []client.ProofTrial
-	for _, placement := range h.Placements {
-		trials = append(trials, client.ProofTrial{Placement: placement, Result: client.ProofWaiting})
-	}
-	text, err := json.Marshal(trials)
-	return string(text), err
 }
 
 // Prune removes up to limit proofs that ended long ago, and says how many it removed.

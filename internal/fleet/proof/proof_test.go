@@ -69,14 +69,15 @@ func TestProof(t *testing.T) {
 
 		report := client.ProofReport{Trials: []client.ProofTrial{
 			{Placement: "nginx", Result: client.ProofRefused, With: twin.Serial, CRL: "12", Detail: "it hung up"},
-			{Placement: "plain", Result: client.ProofNotTried, Detail: "it has no port"},
+			{Placement: "plain", Result: client.ProofNotTried, Untried: client.UntriedNoPort, Detail: "it has no port"},
 			{Placement: "nosuch", Result: client.ProofNotTried},
 		}}
 		check(t, a.Proofs.Report(t.Context(), web.principal, p.ID, report))
 		check(t, a.Proofs.Report(t.Context(), web.principal, p.ID, report))
 		seen := must[*client.ProofResult](t)(a.Proofs.Last(t.Context(), operator, refOf(c)))
 		i := slices.IndexFunc(seen.Trials, func(t client.ProofTrial) bool { return t.Host == "web1" && t.Placement == "nginx" })
-		if i < 0 || seen.Trials[i].Result != client.ProofRefused || !seen.Trials[i].Twin || seen.Count(client.ProofWaiting) != 2 || len(seen.Trials) != 4 {
+		if i < 0 || seen.Trials[i].Result != client.ProofRefused || !seen.Trials[i].Twin || seen.Count(client.ProofWaiting) != 2 || len(seen.Trials) != 4 ||
+			seen.Ports() != 3 || !slices.Equal(seen.Twins, []string{"off1", "web1"}) {
 			t.Errorf("seen: %+v", seen)
 		}
 		if got := len(a.events("proof.report")); got != 1 {
@@ -183,7 +184,7 @@ func TestHeld(t *testing.T) {
 		c := a.certificate("", newKey(t))
 		_, err := a.CA.Hold(t.Context(), officer, refOf(c), "")
 		check(t, err)
-		p := a.start(c, client.ProveRequest{})
+		p := a.start(c, client.ProveRequest{Twins: true})
 		if p.State != "held" || !strings.Contains(p.Message, "hold is released") {
 			t.Errorf("%+v", p)
 		}
@@ -197,7 +198,7 @@ func TestHeld(t *testing.T) {
 		}(), fault.Conflict, "only one that is held can be released")
 		// After a release nobody gets a twin any more.
 		other := a.join("web2", "")
-		p = a.start(c, client.ProveRequest{})
+		p = a.start(c, client.ProveRequest{Twins: true})
 		_, err = a.CA.Release(t.Context(), officer, refOf(c), "")
 		check(t, err)
 		_, err = a.twin(other, p.ID, bare(t, newKey(t)))
@@ -251,6 +252,8 @@ func TestHostileAgents(t *testing.T) {
 			{Placement: "nginx", Result: client.ProofSilent},
 			{Placement: "nginx", Result: client.ProofRefused, With: "7b"},
 			{Placement: "nginx", Result: client.ProofNotTried, CRL: "twelve"},
+			{Placement: "nginx", Result: client.ProofNotTried, Untried: "excused"},
+			{Placement: "nginx", Result: client.ProofUnclear, Untried: client.UntriedNoPort},
 		} {
 			refused(t, a.Proofs.Report(t.Context(), web.principal, p.ID, client.ProofReport{Trials: []client.ProofTrial{r}}), fault.Invalid, "")
 		}

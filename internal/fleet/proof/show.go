@@ -61,6 +61,9 @@ func (s *Service) show(ctx context.Context, by access.Principal, where string, a
 		seen, err := host.SeenAt(ctx, tx, quiet)
 		for _, h := range hosts {
 			out.Trials = append(out.Trials, h.known(p, seen[h.host], now)...)
+			if h.noTwin == "" {
+				out.Twins = append(out.Twins, h.name)
+			}
 		}
 		return err
 	})
@@ -95,6 +98,9 @@ func (a *asked) known(p *proof, seen, now time.Time) []client.ProofTrial {
 	var out []client.ProofTrial
 	for _, t := range a.trials {
 		t.Host = a.name
+		if t.Untried == client.UntriedNoTwin && a.pool != p.pool {
+			t.Untried = client.UntriedOtherPool
+		}
 		switch {
 		case t.Result != client.ProofWaiting:
 		case silence != "":

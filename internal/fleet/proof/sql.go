@@ -12,7 +12,6 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
-	"chancery/internal/fleet/host"
 	"chancery/internal/store/db"
 )
 
@@ -63,20 +62,20 @@ func bit(b bool) int64 {
 // someHosts is how many hosts one statement writes.
 const someHosts = 100
 
-func insertHosts(ctx context.Context, tx *db.Tx, id string, hosts []host.Prover) error {
+func insertHosts(ctx context.Context, tx *db.Tx, id string, hosts []prover) error {
 	for some := range slices.Chunk(hosts, someHosts) {
 		var rows []string
 		var args []any
 		for _, h := range some {
-			trials, err := waitingTrials(h)
+			trials, err := json.Marshal(h.trials())
 			if err != nil {
 				return err
 			}
 			n := len(args)
-			rows = append(rows, fmt.Sprintf("($%d, $%d, $%d, $%d, '', $%d, '', $%d, $%d, 0)", n+1, n+2, n+3, n+4, n+5, n+6, n+7))
-			args = append(args, id, h.ID, h.Name, h.Pool, []byte{}, []byte{}, trials)
+			rows = append(rows, fmt.Sprintf("($%d, $%d, $%d, $%d, $%d, '', $%d, '', $%d, $%d, 0)", n+1, n+2, n+3, n+4, n+5, n+6, n+7, n+8))
+			args = append(args, id, h.ID, h.Name, h.Pool, h.noTwin, []byte{}, []byte{}, string(trials))
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO proof_host (proof, host, name, pool, twin, twin_key, control, control_key, trials, reported_at) VALUES `+
+		_, err := tx.Exec(ctx, `INSERT INTO proof_host (proof, host, name, pool, no_twin, twin, twin_key, control, control_key, trials, reported_at) VALUES `+
 			strings.Join(rows, ", "), args...)
 		if err != nil {
 			return fmt.Errorf("write the hosts of the proof: %w", err)
@@ -108,19 +107,20 @@ func readProof(ctx context.Context, tx *db.Tx, where string, args ...any) (*proo
 // asked is a row of proof_host.
 type asked struct {
 	host, name, pool    string
+	noTwin              string // why it may have none
 	twin, control       string // serial numbers
 	twinKey, controlKey []byte // SHA-256
 	trials              []client.ProofTrial
 	reported            time.Time // zero before
 }
 
-const askedColumns = `host, name, pool, twin, twin_key, control, control_key, trials, reported_at`
+const askedColumns = `host, name, pool, no_twin, twin, twin_key, control, control_key, trials, reported_at`
 
 func scanAsked(scan func(...any) error) (*asked, error) {
 	var a asked
 	var trials string
 	var reported int64
-	if err := scan(&a.host, &a.name, &a.pool, &a.twin, &a.twinKey, &a.control, &a.controlKey, &trials, &reported); err != nil {
+	if err := scan(&a.host, &a.name, &a.pool, &a.noTwin, &a.twin, &a.twinKey, &a.control, &a.controlKey, &trials, &reported); err != nil {
 		return nil, err
 	}
 	if reported != 0 {

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -12,11 +14,15 @@ import (
 )
 
 type certProveCommand struct {
-	serialArg  `embed:""`
-	Timeout    time.Duration `default:"2m" help:"How long to wait for the hosts."`
-	Last       bool          `help:"Show the newest proof of it, as it stands now, and begin none."`
-	NoControls bool          `help:"Issue no good certificates to hold refusals against."`
-	Host       []string      `placeholder:"H" help:"Only this host; may be repeated."`
+	serialArg    `embed:""`
+	Timeout      time.Duration `default:"2m" help:"How long to wait for the hosts."`
+	Last         bool          `help:"Show the newest proof of it, as it stands now, and begin none."`
+	NoControls   bool          `help:"Issue no good certificates to hold refusals against."`
+	Twins        bool          `help:"Issue twins although no key is said to be compromised: of what is on hold, or revoked for another reason."`
+	Host         []string      `placeholder:"H" help:"Only this host; may be repeated."`
+	AllowUntried bool          `help:"Exit 0 although something that has a port was not tried."`
+	DryRun       bool          `help:"Show who would try it and who could get a twin, and begin nothing."`
+	Yes          bool          `help:"Do not ask before hosts may get twins."`
 }
 
 // The pause between two looks at a proof, and that where it is so long that each look costs something.
@@ -27,7 +33,8 @@ const (
 )
 
 // Run has the hosts that should refuse a revoked certificate try it upon their own consumers, and prints who took it. It fails
-// unless the certificate is refused wherever it could be tried.
+// unless everything that has a port was seen to refuse the certificate. Like a rollout --compromised it asks first, where hosts
+// may get twins, and begins nothing where there is nobody to ask and --yes is not given.
 func (c *certProveCommand) Run(ctx context.Context, g *globals) error {
 	api, err := g.connect()
 	if err != nil {
@@ -37,7 +44,7 @@ func (c *certProveCommand) Run(ctx context.Context, g *globals) error {
 	var found *client.ProofResult
 	if c.Last {
 		found, err = api.LastProof(ctx, c.Issuer, c.Serial)
-	} else if found, err = api.ProveRevoked(ctx, c.Issuer, c.Serial, client.ProveRequest{NoControls: c.NoControls, Hosts: c.Host}); err == nil {
+	} else if found, err = c.start(ctx, g, api); err == nil && !c.DryRun {
 		found, err = c.await(ctx, g, api, found)
 	}
 	if err != nil {
@@ -46,7 +53,59 @@ func (c *certProveCommand) Run(ctx context.Context, g *globals) error {
 	if err := printProof(g, found); err != nil {
 		return err
 	}
-	return verdict(found)
+	if c.DryRun && !c.Last {
+		sayTwins(g.Err, found, "could get")
+		return nil
+	}
+	return c.verdict(g, found)
+}
+
+// start begins the proof, once it is clear who may get a twin for it.
+func (c *certProveCommand) start(ctx context.Context, g *globals, api *client.Client) (*client.ProofResult, error) {
+	in := client.ProveRequest{NoControls: c.NoControls, Twins: c.Twins, Hosts: c.Host, DryRun: true}
+	if c.DryRun || !c.Yes {
+		plan, err := api.ProveRevoked(ctx, c.Issuer, c.Serial, in)
+		if err != nil || c.DryRun {
+			return plan, err
+		}
+		if len(plan.Twins) > 0 {
+			if err := g.confirmTwins(plan); err != nil {
+				return nil, err
+			}
+		}
+	}
+	in.DryRun = false
+	return api.ProveRevoked(ctx, c.Issuer, c.Serial, in)
+}
+
+// confirmTwins shows who may get a twin, and asks.
+func (g *globals) confirmTwins(plan *client.ProofResult) error {
+	if !isTerminal(g.In) {
+		return usage("%d hosts may get twins of %s, and there is no terminal to ask on: look at it with --dry-run, then give --yes", len(plan.Twins), plan.Serial)
+	}
+	sayTwins(g.Err, plan, "may get")
+	fmt.Fprint(g.Err, "Before consumers that read no CRL they pass for its subject, for an hour. Type yes to go on: ")
+	line, err := bufio.NewReader(io.LimitReader(g.In, 1024)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return err
+	}
+	if strings.TrimSpace(line) != "yes" {
+		return fault.New(fault.Denied, "nothing was begun")
+	}
+	return nil
+}
+
+// namedTwins is how many of the hosts that may get a twin are named; -o json names all.
+const namedTwins = 50
+
+func sayTwins(to io.Writer, p *client.ProofResult, may string) {
+	fmt.Fprintf(to, "%d hosts %s a twin of %s, %s\n", len(p.Twins), may, p.Serial, printable(p.Subject))
+	for _, name := range p.Twins[:min(len(p.Twins), namedTwins)] {
+		fmt.Fprintf(to, "  %s\n", printable(name))
+	}
+	if more := len(p.Twins) - namedTwins; more > 0 {
+		fmt.Fprintf(to, "  and %d more, which -o json with --dry-run names\n", more)
+	}
 }
 
 // await waits until nothing is waited for any more, or the time is over, and says how far it is.
@@ -80,17 +139,36 @@ func (c *certProveCommand) await(ctx context.Context, g *globals, api *client.Cl
 
 // results are those of a trial, the worst first.
 func results() []string {
-	return []string{client.ProofAccepted, client.ProofUnclear, client.ProofSilent, client.ProofWaiting, client.ProofNotTried, client.ProofRefused}
+	return []string{client.ProofAccepted, client.ProofOpen, client.ProofUnclear, client.ProofSilent, client.ProofWaiting, client.ProofNotTried, client.ProofRefused}
 }
 
+// progress says how many have refused, of how many that have to, and what the others do.
 func progress(p *client.ProofResult) string {
-	var counts []string
-	for _, result := range results() {
-		if n := p.Count(result); n > 0 {
-			counts = append(counts, fmt.Sprintf("%d %s", n, result))
+	said := []string{fmt.Sprintf("refused by %d of %s", p.Count(client.ProofRefused), number(p.Ports(), "placement", "placements"))}
+	say := func(n int, one, many string) {
+		if n > 0 {
+			said = append(said, number(n, one, many))
 		}
 	}
-	return fmt.Sprintf("%d placements: %s", len(p.Trials), strings.Join(counts, ", "))
+	say(p.Count(client.ProofAccepted), "accepts", "accept")
+	say(p.Count(client.ProofOpen), "lets everybody in", "let everybody in")
+	say(p.Count(client.ProofUnclear), "is unclear", "are unclear")
+	say(p.Count(client.ProofSilent), "is silent", "are silent")
+	say(p.Count(client.ProofWaiting), "waits", "wait")
+	say(p.Untried(client.UntriedDown), "down", "down")
+	say(p.Untried(client.UntriedNoCRL), "is given no CRL", "are given no CRL")
+	say(p.Untried(client.UntriedNoTwin), "on a host without a twin", "on hosts without a twin")
+	say(p.Untried(client.UntriedOtherPool), "in another pool", "in other pools")
+	say(p.Untried(""), "not tried", "not tried")
+	say(p.Untried(client.UntriedNoPort), "more has no port", "more have no port")
+	return strings.Join(said, "; ")
+}
+
+func number(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func printProof(g *globals, p *client.ProofResult) error {
@@ -127,8 +205,9 @@ func triedWith(t client.ProofTrial) string {
 }
 
 // verdict fails unless the proof is one.
-func verdict(p *client.ProofResult) error {
-	if p.Proven() {
+func (c *certProveCommand) verdict(g *globals, p *client.ProofResult) error {
+	if p.Proven() || c.AllowUntried && p.ProvenWhereTried() {
+		g.say("%s", progress(p))
 		return nil
 	}
 	hint := fmt.Sprintf("chancery cert prove-revoked %s --last shows how it stands later, until %s", p.Serial, stamp(p.Ends))
@@ -137,6 +216,9 @@ func verdict(p *client.ProofResult) error {
 		return fault.New(fault.Conflict, "%s is still accepted: %s", p.Serial, progress(p)).WithHint("%s", hint)
 	case p.Count(client.ProofRefused) == 0 && p.Done():
 		return fault.New(fault.Conflict, "nothing is proven of %s, since nobody was seen to refuse it: %s", p.Serial, progress(p)).WithHint("%s", hint)
+	}
+	if p.ProvenWhereTried() {
+		hint += "; --allow-untried leaves out what was not tried"
 	}
 	return fault.New(fault.Conflict, "not everybody was seen to refuse %s: %s", p.Serial, progress(p)).WithHint("%s", hint)
 }

@@ -24,7 +24,7 @@ func (h *host) runs() *consumer.Process {
 // proof runs cert prove-revoked, and returns what it says and its exit code.
 func (w *world) proof(t *testing.T, serial string, more ...string) (*client.ProofResult, int) {
 	t.Helper()
-	cmd := exec.Command(program(t), append([]string{"--dir", string(w.dir), "-o", "json", "cert", "prove-revoked", serial}, more...)...)
+	cmd := exec.Command(program(t), append([]string{"--dir", string(w.dir), "-o", "json", "cert", "prove-revoked", "--yes", serial}, more...)...)
 	var wrong bytes.Buffer
 	cmd.Stderr = &wrong
 	out, err := cmd.Output()
@@ -109,7 +109,9 @@ func TestProveRevoked(t *testing.T) {
 			t.Errorf("the inventory says of the twin: %+v", twin)
 		}
 	}
-	saw(t, p, virt, "plain", client.ProofNotTried, "which lists it")
+	if trial := saw(t, p, virt, "plain", client.ProofNotTried, "which lists it"); trial.Untried != client.UntriedNoPort || len(p.Twins) != 4 {
+		t.Errorf("%+v, and twins for %v", trial, p.Twins)
+	}
 	last, code := w.proof(t, bad.serial, "--last")
 	if code != 0 || last.ID != p.ID || !last.Proven() {
 		t.Errorf("exit code %d: %+v", code, last)
@@ -147,7 +149,7 @@ func TestProveAccepted(t *testing.T) {
 	}
 	saw(t, p, deaf.h, "nginx", client.ProofAccepted, "HTTP 200")
 	saw(t, p, held.h, "nginx", client.ProofAccepted, "which does not list it")
-	if trial := saw(t, p, open.h, "nginx", client.ProofUnclear, "asks for no client certificate"); trial.With != "" {
+	if trial := saw(t, p, open.h, "nginx", client.ProofOpen, "asks for no client certificate: it lets everybody in"); trial.With != "" {
 		t.Errorf("%+v", trial)
 	}
 	saw(t, p, off.h, "nginx", client.ProofSilent, "its agent has not said anything")
@@ -180,7 +182,7 @@ func TestProveHeld(t *testing.T) {
 	s.h.runs()
 	other.h.runs()
 	w.chancery(t, "cert", "hold", own)
-	p, code := w.proof(t, own, "--timeout", "90s")
+	p, code := w.proof(t, own, "--timeout", "90s", "--twins")
 	if code != 0 || p.State != "held" || !p.Proven() {
 		t.Errorf("exit code %d: %+v", code, p)
 	}

@@ -26,13 +26,14 @@ CREATE INDEX proof_by_certificate ON proof (certificate, id);
 CREATE INDEX proof_by_end ON proof (ends);
 
 -- The hosts of a proof. twin and control are the serial numbers of what was issued to the host for it, empty before, and the
--- others the SHA-256 of their keys. trials is JSON: what was seen of each placement. reported_at is 0 until the agent has said
--- anything of it.
+-- others the SHA-256 of their keys. no_twin says why the host may have no twin, and is empty where it may. trials is JSON: what was
+-- seen of each placement. reported_at is 0 until the agent has said anything of it.
 CREATE TABLE proof_host (
     proof TEXT NOT NULL,
     host TEXT NOT NULL,
     name TEXT NOT NULL,
     pool TEXT NOT NULL,
+    no_twin TEXT NOT NULL,
     twin TEXT NOT NULL,
     twin_key BYTEA NOT NULL,
     control TEXT NOT NULL,

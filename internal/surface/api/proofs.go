@@ -25,6 +25,13 @@ func (s *Server) proveRevoked(ctx context.Context, in *serialIn[client.ProveRequ
 		return nil, err
 	}
 	by := access.From(ctx)
+	if in.Body.DryRun {
+		preview, err := s.Proofs.Preview(ctx, by, ref, in.Body)
+		if err != nil {
+			return nil, err
+		}
+		return answer(*preview), nil
+	}
 	id, err := act(ctx, s, in, func(call once.Call) (string, error) { return s.Proofs.Start(ctx, by, ref, in.Body, call) })
 	if err != nil {
 		return nil, err
