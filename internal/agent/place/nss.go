@@ -7,10 +7,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -32,6 +32,8 @@ type nssDatabase struct {
 	password []byte
 	identity *keyfile.Entry
 	trusted  []nssTrusted
+	leaves   bool // nothing in it is to be ours any more
+	told     []string
 }
 
 // nssTrusted is a certificate to be in the database, with certutil's trust flags.
@@ -126,34 +128,53 @@ func (d *nssDatabase) digest() string {
 }
 
 // merge is a Share's.
-func (d *nssDatabase) merge(there [][]byte, ours []string, untouched bool) ([][]byte, []string, error) {
+func (d *nssDatabase) merge(there [][]byte, ours []string, untouched bool) (out Merged, err error) {
+	if err := wholeNSS(there, d.path); err != nil {
+		return Merged{}, err
+	}
+	out.Files = make([][]byte, len(nssFiles)) // without journals, which were empty if they were there
+	copy(out.Files, there[:3])
+	if untouched && slices.Contains(ours, d.digest()) {
+		out.Entries = ours
+		return out, nil
+	}
+	// Whatever an agent that was killed in here left, goes, too: a key and a password are among it.
+	defer func() { err = errors.Join(err, os.RemoveAll(d.at)) }()
+	if out.Entries, err = d.make(there[:3], ours); err != nil {
+		return Merged{}, err
+	}
+	out.Told = d.told
+	for i, name := range nssFiles[:2] {
+		if out.Files[i], err = os.ReadFile(filepath.Join(d.at, "db", name)); err != nil && !(errors.Is(err, fs.ErrNotExist) && there[i] == nil) {
+			return Merged{}, err
+		}
+	}
+	if there[2] == nil && !d.leaves {
+		out.Files[2], err = d.configuration()
+	} else {
+		err = nil
+	}
+	return out, err
+}
+
+// wholeNSS refuses what is no database by itself.
+func wholeNSS(there [][]byte, path string) error {
 	for i, name := range nssFiles[3:] {
 		if len(there[3+i]) > 0 {
-			return nil, nil, fault.New(fault.Conflict, "%s is there: a program writes to the database now, or did when it ended, and it is not whole", name).
-				WithHint("certutil -L -d sql:%s mends it, once no program writes there", d.path)
+			return fault.New(fault.Conflict, "%s is there: a program writes to the database now, or did when it ended, and it is not whole", name).
+				WithHint("certutil -L -d sql:%s mends it, once no program writes there", path)
+		}
+	}
+	for i, name := range nssFiles[:2] {
+		if isWAL(there[i]) {
+			return fault.New(fault.Conflict, "%s is in SQLite's WAL mode, in which NSS never makes it: what was written last lies in %s-wal", name, name).
+				WithHint("sqlite3 %s/%s 'PRAGMA journal_mode=DELETE', once no program has it open", path, name)
 		}
 	}
 	if there[0] == nil && there[1] != nil {
-		return nil, nil, fault.New(fault.Conflict, "key4.db is there without cert9.db: that is no database").WithHint("move it away, or bring cert9.db back")
+		return fault.New(fault.Conflict, "key4.db is there without cert9.db: that is no database").WithHint("move it away, or bring cert9.db back")
 	}
-	out := make([][]byte, len(nssFiles)) // without journals, which were empty if they were there
-	if untouched && slices.Contains(ours, d.digest()) {
-		copy(out, there[:3])
-		return out, ours, nil
-	}
-	entries, err := d.make(there[:3], ours)
-	if err != nil {
-		return nil, nil, errors.Join(err, os.RemoveAll(d.at))
-	}
-	for i, name := range nssFiles[:3] {
-		if out[i], err = os.ReadFile(filepath.Join(d.at, "db", name)); err != nil {
-			return nil, nil, errors.Join(err, os.RemoveAll(d.at))
-		}
-	}
-	if out[2] = there[2]; there[2] == nil {
-		out[2], err = d.configuration()
-	}
-	return out, entries, errors.Join(err, os.RemoveAll(d.at))
+	return nil
 }
 
 // make makes the database from what is there, and says what is ours in it.
@@ -168,6 +189,7 @@ func (d *nssDatabase) make(there [][]byte, ours []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	l := newLedger(ours, nssCertificate)
 	entries := []string{d.digest()}
 	identity, err := d.putIdentity(has, ours)
 	if err != nil {
@@ -176,13 +198,13 @@ func (d *nssDatabase) make(there [][]byte, ours []string) ([]string, error) {
 	if identity != "" {
 		entries = append(entries, identity)
 	}
-	more, err := d.putTrusted(has, ours)
+	more, err := d.putTrusted(l, has)
 	if err != nil {
 		return nil, err
 	}
 	entries = append(entries, more...)
 	slices.Sort(entries)
-	return entries, d.verify()
+	return entries, d.verify(l)
 }
 
 // begin lays out the directory: the database as it is, or a new one.
@@ -219,21 +241,36 @@ func (d *nssDatabase) begin(there [][]byte) error {
 		}
 		return nil
 	}
-	// certutil exits with 255 where there is no key, too; what it says of the password is what counts.
-	if out, err := d.certutil("-K"); err != nil && bytes.Contains(out, []byte("SEC_ERROR_BAD_PASSWORD")) {
+	for i, name := range nssFiles[:2] {
+		if there[i] == nil {
+			continue
+		}
+		if err := checkNSS(filepath.Join(db, name)); err != nil {
+			return err
+		}
+	}
+	out, err := d.certutil("-K")
+	switch {
+	case err == nil || bytes.Contains(out, []byte("no keys found")): // of which certutil makes an error
+		return nil
+	case bytes.Contains(out, []byte("SEC_ERROR_BAD_PASSWORD")):
 		where := "there is no password file, and it has a password"
 		if len(d.password) > 0 {
 			where = "the password is wrong"
 		}
 		return fault.New(fault.Invalid, "the database cannot be opened: %s", where).WithHint("name the file with its password; certutil -K -d sql:%s -f FILE tries it", d.path)
 	}
-	return nil
+	return fmt.Errorf("open the database: %w", err)
 }
 
-// configuration is a new database's own, which names the place that it will be at.
+// configuration is a new database's own, which names the place that it will be at. NSS does without, and its tools do not make
+// one for whoever only reads.
 func (d *nssDatabase) configuration() ([]byte, error) {
 	db := filepath.Join(d.at, "db")
 	text, err := os.ReadFile(filepath.Join(db, "pkcs11.txt"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	return bytes.ReplaceAll(text, []byte("sql:"+db), []byte("sql:"+d.path)), err
 }
 
@@ -313,100 +350,6 @@ func (d *nssDatabase) importKey() error {
 	return nil
 }
 
-// putTrusted brings the certificates into the database with their flags, and takes out those of ours that are not wanted any
-// more. Those that were there before us get the flags, and stay when we go.
-func (d *nssDatabase) putTrusted(has []nssEntry, ours []string) (entries []string, err error) {
-	isOurs := map[string]bool{}
-	for _, entry := range ours {
-		if print, is := strings.CutPrefix(entry, nssCertificate); is {
-			isOurs[print] = true
-		}
-	}
-	wanted := map[string]bool{}
-	for _, t := range d.trusted {
-		wanted[fingerprint(t.certificate.Raw)] = true
-	}
-	for _, e := range has {
-		if print := fingerprint(e.der); isOurs[print] && !wanted[print] {
-			if err := d.takeOut(e); err != nil {
-				return nil, err
-			}
-		}
-	}
-	for i, t := range d.trusted {
-		print := fingerprint(t.certificate.Raw)
-		at := slices.IndexFunc(has, func(e nssEntry) bool { return bytes.Equal(e.der, t.certificate.Raw) })
-		if at >= 0 {
-			if isOurs[print] {
-				entries = append(entries, nssCertificate+print)
-			}
-			if _, err := d.certutil("-M", "-n", has[at].nickname, "-t", t.flags); err != nil {
-				return nil, fmt.Errorf("set the flags of %s: %w", has[at].nickname, err)
-			}
-			continue
-		}
-		file := filepath.Join(d.at, fmt.Sprintf("%d.der", i))
-		if err := os.WriteFile(file, t.certificate.Raw, 0o600); err != nil {
-			return nil, err
-		}
-		if _, err := d.certutil("-A", "-n", fileStem(t.certificate), "-t", t.flags, "-i", file); err != nil {
-			return nil, fmt.Errorf("add %s: %w", t.certificate.Subject, err)
-		}
-		entries = append(entries, nssCertificate+print)
-	}
-	return entries, nil
-}
-
-// takeOut takes one certificate out. Certutil takes the newest of those that have a subject, whatever nickname it is given:
-// others of the same subject are put back as they were.
-func (d *nssDatabase) takeOut(e nssEntry) error {
-	flags, err := d.flags()
-	if err != nil {
-		return err
-	}
-	all, err := readNSS(filepath.Join(d.at, "db"))
-	if err != nil {
-		return err
-	}
-	for _, other := range all {
-		if !bytes.Equal(other.subject(), e.subject()) {
-			continue
-		}
-		if _, err := d.certutil("-D", "-n", other.nickname); err != nil {
-			return fmt.Errorf("take %s out: %w", other.nickname, err)
-		}
-	}
-	for i, other := range all {
-		if bytes.Equal(other.der, e.der) || !bytes.Equal(other.subject(), e.subject()) {
-			continue
-		}
-		file := filepath.Join(d.at, fmt.Sprintf("other-%d.der", i))
-		if err := os.WriteFile(file, other.der, 0o600); err != nil {
-			return err
-		}
-		if _, err := d.certutil("-A", "-n", other.nickname, "-t", cmp.Or(strings.ReplaceAll(flags[other.nickname], "u", ""), ",,"), "-i", file); err != nil {
-			return fmt.Errorf("put %s back: %w", other.nickname, err)
-		}
-	}
-	return nil
-}
-
-// nssLine is a line of certutil's list: nickname and flags.
-var nssLine = regexp.MustCompile(`(?m)^(.*\S)\s+([a-zA-Z]*,[a-zA-Z]*,[a-zA-Z]*)\s*$`)
-
-// flags are the trust flags in the database, by nickname.
-func (d *nssDatabase) flags() (map[string]string, error) {
-	out, err := d.certutil("-L")
-	if err != nil {
-		return nil, fmt.Errorf("list the database: %w", err)
-	}
-	flags := map[string]string{}
-	for _, m := range nssLine.FindAllSubmatch(out, -1) {
-		flags[string(m[1])] = string(m[2])
-	}
-	return flags, nil
-}
-
 // hasKey reports whether the key of a certificate is in the database: certutil marks it as a user's.
 func (d *nssDatabase) hasKey(nickname string) bool {
 	flags, err := d.flags()
@@ -414,7 +357,7 @@ func (d *nssDatabase) hasKey(nickname string) bool {
 }
 
 // verify reads what was made: tools that succeed may have done nothing.
-func (d *nssDatabase) verify() error {
+func (d *nssDatabase) verify(l *ledger) error {
 	has, err := readNSS(filepath.Join(d.at, "db"))
 	if err != nil {
 		return err
@@ -427,6 +370,12 @@ func (d *nssDatabase) verify() error {
 		at := slices.IndexFunc(has, func(e nssEntry) bool { return bytes.Equal(e.der, t.certificate.Raw) })
 		if at < 0 || !sameFlags(flags[has[at].nickname], t.flags) {
 			return fault.New(fault.Internal, "NSS's tools did not add %s with the flags %s, and said that they did", t.certificate.Subject, t.flags)
+		}
+	}
+	wanted := d.wanted()
+	for _, e := range has {
+		if l.drops(fingerprint(e.der), wanted, d.leaves) {
+			return fault.New(fault.Internal, "NSS's tools did not take %s out, and said that they did", e.nickname)
 		}
 	}
 	if w := d.identity; w != nil {

@@ -105,6 +105,8 @@ type Outcome struct {
 	Unset []string
 	// Left are paths that are no longer wanted and were not removed, and why; and why an old set could not come back.
 	Left []string
+	// Told are certificates that were taken out of stores of others although we had not put them there, and why.
+	Told []string
 	// Repaired is what an interrupted earlier placement left to be done first.
 	Repaired   []string
 	Down       bool // the consumer was down, and was left so
@@ -276,6 +278,7 @@ func (p *Placer) Place(ctx context.Context, set Set, old *Set, c Consumer) (out 
 	if err = t.take(ctx); err != nil {
 		p.log.WarnContext(ctx, "not placed", "placement", set.Name, "rolled_back", out.RolledBack, "error", err)
 	} else {
+		out.Told = pl.told
 		p.log.InfoContext(ctx, "placed", "placement", set.Name, "changed", out.Changed, "down", out.Down, "probed", out.Probed)
 	}
 	return out, err

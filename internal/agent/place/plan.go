@@ -37,6 +37,7 @@ type plan struct {
 	vacated     map[string]bool // files shared with others in which nothing is left
 	strangers   []error         // files that are there, not ours, and not to be adopted
 	unset, left []string
+	told        []string // what to say of shared stores once the set is in place
 	adopts      bool
 	returns     bool // there is a set to go back to
 	now         time.Time
@@ -230,6 +231,7 @@ func (pl *plan) planFiles() error {
 	}
 	var all []error
 	for _, f := range files {
+		pl.told = append(pl.told, f.shared.told...)
 		all = append(all, pl.planFile(f))
 	}
 	return errors.Join(all...)
@@ -394,8 +396,8 @@ func (pl *plan) planRemovals() {
 			pl.leave(real, err.Error())
 		case !e.exists():
 		case known.Shared && !pl.vacated[real]:
-			if len(known.Entries) > 0 {
-				pl.leave(real, fmt.Sprintf("others have entries in it, and %d of ours stay with them", len(known.Entries)))
+			if n := len(known.Entries) - len(leftIn(known.Entries)) - len(foundIn(known.Entries)); n > 0 {
+				pl.leave(real, fmt.Sprintf("others have entries in it, and %d of ours stay with them", n))
 			}
 		case e.closed || e.kind == unix.S_IFDIR || e.found().digest() != known.Digest && !pl.vacated[real]:
 			pl.leave(real, "it was changed since it was placed")

@@ -258,7 +258,7 @@ func Withdraw(set *Set, before *recipe.Plan, sources Sources) error {
 			return fmt.Errorf("file %s: %w", f.Path, err)
 		}
 		share := &Share{Leave: true, Keep: true}
-		share.Merge = func(there [][]byte, ours []string, _ bool) ([][]byte, []string, error) {
+		share.Merge = func(there [][]byte, ours []string, _ bool) (Merged, error) {
 			return r.without(there, ours, password)
 		}
 		for _, p := range paths {
@@ -268,31 +268,30 @@ func Withdraw(set *Set, before *recipe.Plan, sources Sources) error {
 	return nil
 }
 
-// without takes what is ours out of a store. A file in which nothing is left goes.
-func (r *rendering) without(there [][]byte, ours []string, password []byte) ([][]byte, []string, error) {
-	if r.file.Format == "nss" {
-		if there[0] == nil {
-			return make([][]byte, len(there)), nil, nil
-		}
-		d := &nssDatabase{Sources: r.Sources, at: r.Scratch, path: r.file.Path, password: password}
-		want, _, err := d.merge(there, ours, false)
-		return want, nil, err
-	}
+// without takes what is ours out of a store; what was there before us stays, in a database with the flags that it had. A file
+// in which nothing is left goes.
+func (r *rendering) without(there [][]byte, ours []string, password []byte) (Merged, error) {
+	none := Merged{Files: make([][]byte, len(there))}
 	if there[0] == nil {
-		return [][]byte{nil}, nil, nil
+		return none, nil
 	}
-	data, _, err := r.mergeInto(there[0], ours, nil, password)
+	if r.file.Format == "nss" {
+		d := &nssDatabase{Sources: r.Sources, at: r.Scratch, path: r.file.Path, password: password, leaves: true}
+		want, err := d.merge(there, ours, false)
+		return Merged{Files: want.Files}, err
+	}
+	want, err := r.mergeInto(there[0], newLedger(ours, ""), nil, password, true)
 	if err != nil {
-		return nil, nil, err
+		return none, err
 	}
-	left := certificatesIn(data)
+	left := certificatesIn(want.Files[0])
 	if r.file.Format == "pkcs12" || r.file.Format == "jks" {
-		if left, err = keyfile.TrustedIn(data, password); err != nil {
-			return nil, nil, err
+		if left, err = keyfile.TrustedIn(want.Files[0], password); err != nil {
+			return none, err
 		}
 	}
 	if len(left) == 0 && len(ours) > 0 {
-		data = nil
+		return none, nil
 	}
-	return [][]byte{data}, nil, nil
+	return Merged{Files: want.Files}, nil
 }

@@ -102,8 +102,8 @@ func (s scene) get(t *testing.T, path string) []byte {
 	return data
 }
 
-// TestMergedStore takes a trust store with the public CAs through a pool's rotation: they stay, and so does a root that the
-// operator had put there himself before.
+// TestMergedStore takes a trust store with the public CAs through a pool's rotation: they stay. A root of the pool that the
+// operator had put there himself before goes when it leaves the pool's trust.
 func TestMergedStore(t *testing.T) {
 	for _, form := range []string{"pem", "jks", "pkcs12"} {
 		t.Run(form, func(t *testing.T) {
@@ -142,8 +142,13 @@ func TestMergedStore(t *testing.T) {
 			if out := step("again", list(before.root, own.root), list(before.root)); len(out.Changed) > 0 {
 				t.Errorf("nothing is new, and it was written: %+v", out)
 			}
-			if out := step("both", list(before.root, after.root), list(before.root, after.root)); len(out.Kept) > 0 || len(out.Changed) != 1 {
+			delete(public, fingerprint(own.root.Raw)) // which the pool does not trust any more
+			out = step("both", list(before.root, after.root), list(before.root, after.root))
+			if len(out.Kept) > 0 || len(out.Changed) != 1 || len(out.Told) != 1 || !strings.Contains(out.Told[0], "was there before, and left") {
 				t.Errorf("the second root: %+v", out)
+			}
+			if trustedIn(t, form, s.get(t, path))[fingerprint(own.root.Raw)] {
+				t.Error("a root that has left the pool's trust is trusted still, since somebody had put it there before")
 			}
 			step("the new one alone", list(after.root), list(after.root))
 			if form == "pem" && !bytes.HasPrefix(s.get(t, path), []byte("# kept by hand\n")) {
@@ -155,6 +160,17 @@ func TestMergedStore(t *testing.T) {
 			s.put(t, path, hand, 0o604)
 			public = trustedIn(t, form, hand)
 			step("changed by hand", list(after.root), list(after.root))
+
+			// The root that left comes back from somebody's copy, and goes again.
+			s.put(t, path, stock(t, form, own.root), 0o604)
+			public = trustedIn(t, form, s.get(t, path))
+			delete(public, fingerprint(own.root.Raw))
+			if out := step("an old copy", list(after.root), list(after.root)); len(out.Told) != 1 || !strings.Contains(out.Told[0], "was put back") {
+				t.Errorf("an old copy of the store: %+v", out)
+			}
+			if trustedIn(t, form, s.get(t, path))[fingerprint(own.root.Raw)] {
+				t.Error("a root that has left came back")
+			}
 
 			// It moves elsewhere: at the old place nothing is ours any more.
 			moved := trustPlan(recipe.PlannedFile{Path: "/srv/other/store", Format: form, Merge: true})
@@ -254,7 +270,7 @@ func TestMergedStoreRefuses(t *testing.T) {
 // lines is a Share of several files of lines: a stand-in for databases that need not be asked anything. Each of ours is in all
 // of the files, or in none.
 func lines(ours ...string) *Share {
-	return &Share{Keep: true, Merge: func(there [][]byte, before []string, _ bool) ([][]byte, []string, error) {
+	return &Share{Keep: true, Merge: func(there [][]byte, before []string, _ bool) (Merged, error) {
 		var want [][]byte
 		for _, data := range there {
 			var kept []string
@@ -270,7 +286,7 @@ func lines(ours ...string) *Share {
 			}
 			want = append(want, []byte(strings.Join(kept, "\n")+"\n"))
 		}
-		return want, ours, nil
+		return Merged{Files: want, Entries: ours}, nil
 	}}
 }
 

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
@@ -130,72 +131,40 @@ func (r *rendering) merged() (*Share, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Share{Keep: true, Merge: func(there [][]byte, ours []string, _ bool) ([][]byte, []string, error) {
-		data, entries, err := r.mergeInto(there[0], ours, wanted, password)
-		return [][]byte{data}, entries, err
+	return &Share{Keep: true, Merge: func(there [][]byte, ours []string, _ bool) (Merged, error) {
+		return r.mergeInto(there[0], newLedger(ours, ""), wanted, password, false)
 	}}, nil
 }
 
-func (r *rendering) mergeInto(there []byte, ours []string, wanted []*x509.Certificate, password []byte) ([]byte, []string, error) {
+// mergeInto brings a store of one file to what is wanted in it.
+func (r *rendering) mergeInto(there []byte, l *ledger, wanted []*x509.Certificate, password []byte, leaves bool) (Merged, error) {
 	isPEM := r.file.Format == "" || r.file.Format == "pem"
-	if there == nil {
-		return r.mergeIntoNone(wanted, password, isPEM)
-	}
 	var has []keyfile.Trusted
 	var err error
-	if isPEM {
+	switch {
+	case there == nil:
+	case isPEM:
 		has = certificatesIn(there)
-	} else if has, err = keyfile.TrustedIn(there, password); err != nil {
-		return nil, nil, fmt.Errorf("open the store with the password in %s: %w", r.file.PasswordFile, err)
-	}
-	missing, drop, entries := change(has, ours, wanted)
-	if len(missing) == 0 && !slices.ContainsFunc(has, drop) {
-		return there, entries, nil
-	}
-	if isPEM {
-		return mergePEM(there, drop, missing), entries, nil
-	}
-	data, err := keyfile.Retrust(there, password, drop, trustedEntries(missing))
-	return data, entries, err
-}
-
-func (r *rendering) mergeIntoNone(wanted []*x509.Certificate, password []byte, isPEM bool) (data []byte, entries []string, err error) {
-	if len(wanted) == 0 {
-		return nil, nil, nil
-	}
-	_, _, entries = change(nil, nil, wanted)
-	if isPEM {
-		return keyfile.EncodeCertificates(wanted...), entries, nil
-	}
-	data, err = r.encode(trustedEntries(wanted), password)
-	return data, entries, err
-}
-
-// change says what brings a store from what it has to what is wanted in it: what is missing, what is to be dropped, which is
-// ours alone; and what is ours then. A certificate that was there before us is not ours, although it is wanted.
-func change(has []keyfile.Trusted, ours []string, wanted []*x509.Certificate) (
-	missing []*x509.Certificate, drop func(keyfile.Trusted) bool, entries []string,
-) {
-	there, isOurs, isWanted := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	for _, c := range has {
-		there[fingerprint(c.DER)] = true
-	}
-	for _, print := range ours {
-		isOurs[print] = true
-	}
-	for _, c := range wanted {
-		print := fingerprint(c.Raw)
-		isWanted[print] = true
-		if !there[print] {
-			missing = append(missing, c)
-		}
-		if !there[print] || isOurs[print] {
-			entries = append(entries, print)
+	default:
+		if has, err = keyfile.TrustedIn(there, password); err != nil {
+			return Merged{}, fmt.Errorf("open the store with the password in %s: %w", r.file.PasswordFile, err)
 		}
 	}
-	slices.Sort(entries)
-	drop = func(c keyfile.Trusted) bool { return isOurs[fingerprint(c.DER)] && !isWanted[fingerprint(c.DER)] }
-	return missing, drop, entries
+	missing, drop, entries := l.change(has, wanted, leaves)
+	out := Merged{Files: [][]byte{there}, Entries: entries, Told: l.told}
+	switch {
+	case there == nil && len(missing) == 0:
+	case there == nil && isPEM:
+		out.Files[0] = keyfile.EncodeCertificates(missing...)
+	case there == nil:
+		out.Files[0], err = r.encode(trustedEntries(missing), password)
+	case len(missing) == 0 && !slices.ContainsFunc(has, drop):
+	case isPEM:
+		out.Files[0] = mergePEM(there, drop, missing)
+	default:
+		out.Files[0], err = keyfile.Retrust(there, password, drop, trustedEntries(missing))
+	}
+	return out, err
 }
 
 // nextPEM cuts a PEM file before its next block: what stands before it, the block as it stands there, and the rest. Block is
@@ -210,6 +179,21 @@ func nextPEM(data []byte) (before []byte, block *pem.Block, text, rest []byte) {
 	return text[:at], block, text[at:], rest
 }
 
+// pemCertificate is the certificate of a PEM block; nil where it is something else. OpenSSL takes three kinds of blocks for
+// certificates, of which one has more after it.
+func pemCertificate(block *pem.Block) []byte {
+	switch block.Type {
+	case "CERTIFICATE", "X509 CERTIFICATE":
+		return block.Bytes
+	case "TRUSTED CERTIFICATE":
+		var one asn1.RawValue
+		if _, err := asn1.Unmarshal(block.Bytes, &one); err == nil {
+			return one.FullBytes
+		}
+	}
+	return nil
+}
+
 // certificatesIn lists the certificates of a PEM file without parsing them.
 func certificatesIn(data []byte) []keyfile.Trusted {
 	var all []keyfile.Trusted
@@ -218,8 +202,8 @@ func certificatesIn(data []byte) []keyfile.Trusted {
 		if block == nil {
 			return all
 		}
-		if block.Type == "CERTIFICATE" {
-			all = append(all, keyfile.Trusted{DER: block.Bytes})
+		if der := pemCertificate(block); der != nil {
+			all = append(all, keyfile.Trusted{DER: der})
 		}
 		data = rest
 	}
@@ -234,7 +218,7 @@ func mergePEM(data []byte, drop func(keyfile.Trusted) bool, more []*x509.Certifi
 		if block == nil {
 			break
 		}
-		if block.Type != "CERTIFICATE" || !drop(keyfile.Trusted{DER: block.Bytes}) {
+		if der := pemCertificate(block); der == nil || !drop(keyfile.Trusted{DER: der}) {
 			out = append(out, text...)
 		}
 		data = rest

@@ -8,6 +8,11 @@ import (
 	"slices"
 )
 
+// Returner is a Consumer that is told in another way of old files that were put back, because it was told of new ones before.
+type Returner interface {
+	Return(ctx context.Context) error
+}
+
 // turn is one placement under way.
 type turn struct {
 	p   *Placer
@@ -171,7 +176,11 @@ func (t *turn) rollBack(ctx context.Context, reason error) error {
 	reason = fmt.Errorf("the old files are back: %w", reason)
 	var again error
 	if t.out.Reloaded {
-		if again = t.ask(ctx, "reload with the old files", t.c.Reload); again != nil {
+		tell := t.c.Reload
+		if r, ok := t.c.(Returner); ok {
+			tell = r.Return
+		}
+		if again = t.ask(ctx, "reload with the old files", tell); again != nil {
 			reason = errors.Join(reason, again)
 		}
 	}
