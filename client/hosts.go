@@ -56,6 +56,7 @@ type ChangeHostRequest struct {
 	Placements *[]PlacementOrder  `json:"placements,omitempty" maxItems:"64"`
 	Profiles   *[]string          `json:"profiles,omitempty" maxItems:"32"`
 	Labels     *map[string]string `json:"labels,omitempty" maxProperties:"32" doc:"sets those given, and leaves the others; an empty value removes one"`
+	Absent     *string            `json:"absent,omitempty" maxLength:"500" doc:"why it is away, so that no certificate which peers pin waits until it holds it; its next report ends that, and so does an empty text"`
 	RevokeNow  bool               `json:"revoke_now,omitempty" doc:"revoke the certificates of its machine with names that it no longer has, whether it has others already or not"`
 }
 
@@ -67,6 +68,7 @@ type Host struct {
 	IP           []string          `json:"ip,omitempty"`
 	State        string            `json:"state" enum:"pending,joined,suspect,removed"`
 	Message      string            `json:"message,omitempty" doc:"why it is suspect"`
+	Absent       string            `json:"absent,omitempty" doc:"why no certificate that peers pin waits until it holds it"`
 	CreatedAt    time.Time         `json:"created_at"`
 	JoinedAt     time.Time         `json:"joined_at,omitzero"`
 	SeenAt       time.Time         `json:"seen_at,omitzero" doc:"when its agent last called"`

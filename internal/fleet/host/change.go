@@ -175,7 +175,10 @@ func again(ctx context.Context, tx *db.Tx, first string) (*row, int64, error) {
 	return r, t.reason, nil
 }
 
-// Set changes a host's names, addresses, placements, profiles or labels; what is nil stays, and so do labels that are not given.
+// maxAbsent bounds the words for why a host is absent.
+const maxAbsent = 500
+
+// Set changes a host's names, addresses, placements, profiles or labels, or says that it is absent; what is nil stays, and so do labels that are not given.
 func (s *Service) Set(ctx context.Context, by access.Principal, name string, in client.ChangeHostRequest, key string) (*client.Host, error) {
 	if err := by.May(access.ManageHosts); err != nil {
 		return nil, err
@@ -201,6 +204,9 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 			return nil, fmt.Errorf("change host %s: %w", quoted(name), err)
 		}
 	}
+	if in.Absent != nil && len(*in.Absent) > maxAbsent {
+		return nil, fault.New(fault.Invalid, "why a host is absent has %d octets; at most %d pass", len(*in.Absent), maxAbsent).At("/absent")
+	}
 	now := time.Now()
 	err = s.done(ctx, asked, now, func(tx *db.Tx) error {
 		r, err := named(ctx, tx, name)
@@ -208,6 +214,9 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 			return err
 		}
 		detail := map[string]any{}
+		if in.Absent != nil {
+			r.absent, detail["absent"] = *in.Absent, *in.Absent
+		}
 		if in.DNS != nil || in.IP != nil {
 			if err := changeNames(ctx, tx, r, in, detail, now); err != nil {
 				return err

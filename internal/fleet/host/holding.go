@@ -72,11 +72,18 @@ func (s *Service) Presenting(ctx context.Context, tx *db.Tx, pool string, issuer
 // limit. Which pin it is known of the built-in recipes and their parameters; a placement of a host's own recipe does where it
 // holds another of the purpose. One on which nothing is placed yet refuses nobody, and begins with all that is pinned by then:
 // two hosts that are new do not wait for each other. Nor is one waited for whose agent has said since its certificate ended that
-// this is what is placed: it serves nobody, and may itself wait for others.
+// this is what is placed: it serves nobody, and may itself wait for others. Nor are those that an operator said are absent, and
+// those that a rollout at work on the pool does not wait for.
 func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
 	kinds, err := s.pinning(ctx, tx, p)
 	if err != nil || len(kinds) == 0 {
 		return nil, err
+	}
+	var excepted map[string]bool
+	if s.Excepted != nil {
+		if excepted, err = s.Excepted(ctx, tx, p.Pool); err != nil {
+			return nil, err
+		}
 	}
 	args := []any{p.Pool}
 	var places []string
@@ -86,7 +93,7 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	}
 	rows, err := tx.Query(ctx, `SELECT host.id, host.name, host_placement.name, host_placement.recipe, host_placement.observed FROM host_placement
 		JOIN host ON host.id = host_placement.host
-		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0
+		WHERE host.pool = $1 AND host.state = 'joined' AND host.removed_at = 0 AND host.absent = ''
 		AND NOT (host_placement.not_after > 0 AND host_placement.not_after <= host_placement.observed_at) AND (host_placement.recipe, host_placement.parameters) IN
 		(VALUES `+strings.Join(places, ", ")+`) ORDER BY host.name, host_placement.position`, args...)
 	if err != nil {
@@ -99,6 +106,9 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 		var id, name, observed string
 		if err := rows.Scan(&id, &at.Host, &at.Placement, &name, &observed); err != nil {
 			return nil, fmt.Errorf("find who lacks a pinned certificate: %w", err)
+		}
+		if excepted[id] {
+			continue
 		}
 		var seen struct {
 			Pinned []string          `json:"pinned"`

@@ -52,6 +52,8 @@ type Options struct {
 
 	// Proofs are the revocations that a host is to try upon its consumers; nil for none.
 	Proofs func(ctx context.Context, tx *db.Tx, host string, now time.Time) ([]client.Proof, error)
+	// Excepted are the hosts of a pool, by ID, that a rollout at work there does not wait for; nil for none.
+	Excepted func(ctx context.Context, tx *db.Tx, pool string) (map[string]bool, error)
 	// Recipe finds a built-in recipe by its name.
 	Recipe func(name string) (*recipe.Recipe, bool)
 }

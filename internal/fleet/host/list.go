@@ -148,7 +148,7 @@ func (s *Service) views(ctx context.Context, tx *db.Tx, rows []*row) ([]client.H
 	index := make(map[string]*client.Host, len(rows))
 	for i, r := range rows {
 		found[i] = client.Host{
-			Name: r.name, Pool: r.pool, DNS: []string{}, State: r.state, Message: r.message, CreatedAt: r.created, JoinedAt: r.joined,
+			Name: r.name, Pool: r.pool, DNS: []string{}, State: r.state, Message: r.message, Absent: r.absent, CreatedAt: r.created, JoinedAt: r.joined,
 			Agent: r.agent, IdentityEnds: r.identityEnds, Profiles: r.profiles, Labels: r.labels,
 		}
 		if !r.removed.IsZero() {

@@ -48,7 +48,7 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	if err := s.witness(ctx, by, r, in.Generation, now); err != nil {
 		return err
 	}
-	if len(news) == 0 && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
+	if len(news) == 0 && r.absent == "" && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
 		return nil
 	}
 	var revoked bool
@@ -82,8 +82,11 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 		if err := r.judge(ctx, tx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `UPDATE host SET agent = $1, message = $2, problem = $3 WHERE id = $4`, in.Agent, r.message, bit(r.problem), r.id)
-		return err
+		_, err = tx.Exec(ctx, `UPDATE host SET agent = $1, message = $2, problem = $3, absent = '' WHERE id = $4`, in.Agent, r.message, bit(r.problem), r.id)
+		if err != nil || r.absent == "" {
+			return err
+		}
+		return s.audit(ctx, tx, by.Actor(), "host.back", r.name, map[string]any{"was_absent": r.absent}, now)
 	})
 	if err != nil {
 		return fmt.Errorf("take the report of host %s: %w", by.Name, err)

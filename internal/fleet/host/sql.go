@@ -31,12 +31,13 @@ type row struct {
 	labels        map[string]string
 	trust         int64  // the version of the pool's trust that it shall have; 0 for the pool's own
 	issuer        string // the name of the one under which it shall be; empty for the pool's default
+	absent        string // why nobody who pins waits for it; empty where they do
 	identityAfter int64  // a new identity is asked for while its generation is not above this
 }
 
 const hostColumns = `host.id, host.name, host.pool, host.principal, host.state, host.message, host.problem, host.generation,
 	host.identity_issuer, host.identity_serial, host.identity_spki, host.identity_ends, host.agent, host.created_at, host.joined_at, host.removed_at,
-	host.profiles, host.identity_used, host.labels, host.trust, host.issuer, host.identity_after`
+	host.profiles, host.identity_used, host.labels, host.trust, host.issuer, host.identity_after, host.absent`
 
 func scanRow(scan func(...any) error) (*row, error) {
 	var r row
@@ -44,7 +45,7 @@ func scanRow(scan func(...any) error) (*row, error) {
 	var profiles, labels string
 	err := scan(&r.id, &r.name, &r.pool, &r.principal, &r.state, &r.message, &problem, &r.generation, &r.identityIssuer,
 		&r.identitySerial, &r.identitySPKI, &ends, &r.agent, &created, &joined, &removed, &profiles, &used, &labels,
-		&r.trust, &r.issuer, &r.identityAfter)
+		&r.trust, &r.issuer, &r.identityAfter, &r.absent)
 	if err != nil {
 		return nil, err
 	}
@@ -117,10 +118,10 @@ func (r *row) update(ctx context.Context, tx *db.Tx) error {
 	}
 	_, err = tx.Exec(ctx, `UPDATE host SET principal = $1, state = $2, message = $3, problem = $4, generation = $5, identity_issuer = $6,
 		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13,
-		profiles = $14, identity_used = $15, labels = $16 WHERE id = $17`,
+		profiles = $14, identity_used = $15, labels = $16, absent = $17 WHERE id = $18`,
 		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
 		r.agent, change, moment(r.joined), moment(r.removed),
-		strings.Join(r.profiles, "\n"), moment(r.identityUsed), labelText(r.labels), r.id)
+		strings.Join(r.profiles, "\n"), moment(r.identityUsed), labelText(r.labels), r.absent, r.id)
 	if err != nil {
 		return fmt.Errorf("write host %s: %w", r.name, err)
 	}

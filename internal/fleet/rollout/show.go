@@ -174,7 +174,15 @@ func (s *Service) holding(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 			}
 			waits = true
 			if i := slices.IndexFunc(part, func(m member) bool { return m.id == k.ID }); part[i].moved && len(held) < maxNamed {
-				held = append(held, holds(k, r.goal(), now))
+				h := holds(k, r.goal(), now)
+				waits, err := s.Trust.Waits(ctx, tx, k.ID)
+				if err != nil {
+					return nil, err
+				}
+				if text := waits[k.Placement]; text != "" {
+					h.Message += "; " + text + "; chancery host set NAME --absent --because TEXT leaves one out"
+				}
+				held = append(held, h)
 			}
 		}
 		if len(held) == maxNamed {

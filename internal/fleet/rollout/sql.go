@@ -162,6 +162,25 @@ func members(ctx context.Context, tx *db.Tx, r *row, where string, args ...any) 
 	return all, rows.Err()
 }
 
+// Excepted are the hosts, by ID, that the rollout at work on a pool does not wait for.
+func Excepted(ctx context.Context, tx *db.Tx, pool string) (map[string]bool, error) {
+	rows, err := tx.Query(ctx, `SELECT rollout_host.host FROM rollout_host JOIN rollout ON rollout.id = rollout_host.rollout
+		WHERE rollout.pool = $1 AND rollout.ended_at = 0 AND rollout_host.because <> ''`, pool)
+	if err != nil {
+		return nil, fmt.Errorf("read whom the rollout on pool %s does not wait for: %w", pool, err)
+	}
+	defer rows.Close()
+	all := map[string]bool{}
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("read whom the rollout on pool %s does not wait for: %w", pool, err)
+		}
+		all[id] = true
+	}
+	return all, rows.Err()
+}
+
 // insertRows is how many hosts are written by one statement.
 const insertRows = 200
 

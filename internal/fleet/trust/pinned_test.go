@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pkitest"
@@ -336,5 +338,51 @@ func TestPeerWhoseCertificateEndedHoldsNobody(t *testing.T) {
 		if n := released(other); n != 2 {
 			t.Errorf("the other one waits for it: %d are released", n)
 		}
+	})
+}
+
+// TestNobodyWaitsForWhoIsLeftOut: a host that does not call holds what its peers would place, until an operator says that it is
+// absent, or a rollout leaves it out. Once it calls again it is waited for again.
+func TestNobodyWaitsForWhoIsLeftOut(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		var both [2]*peer
+		for i := range both {
+			both[i] = &peer{machine: a.join(client.AddHostRequest{Name: fmt.Sprintf("h%d", i), Placements: []client.PlacementOrder{tunnel("vpn")}})}
+			a.says(both[i], "")
+		}
+		here, gone := both[0], both[1]
+		serial := ""
+		holds := func() bool {
+			t.Helper()
+			next := a.issue(here.machine)
+			a.says(here, serial, next)
+			serial = cert.FormatSerial(next.Serial)
+			check(t, a.Trust.Release(ctx, time.Now()))
+			return !slices.Contains(a.desired(here.machine).Placements[0].Released, serial)
+		}
+		if !holds() {
+			t.Fatal("nobody is waited for")
+		}
+		absent := "its disk is being mended"
+		set := must[*client.Host](t)(a.Hosts.Set(ctx, operator, gone.name, client.ChangeHostRequest{Absent: &absent}, ""))
+		if set.Absent != absent || holds() {
+			t.Errorf("it is absent (%q), and waited for", set.Absent)
+		}
+		a.says(gone, "")
+		if shown := must[*client.Host](t)(a.Hosts.Show(ctx, operator, gone.name)); shown.Absent != "" || a.events("host.back") != 1 || !holds() {
+			t.Errorf("it is back, and %+v", shown)
+		}
+		must[*client.Rollout](t)(a.Rollouts.Start(ctx, admin, client.StartRolloutRequest{
+			Kind: client.RolloutReissue, Pool: "default", Except: []string{gone.name}, Because: "it is away",
+		}, once.Call{}))
+		if holds() {
+			t.Error("a rollout leaves it out, and it is waited for")
+		}
+		too := strings.Repeat("x", 501)
+		if _, err := a.Hosts.Set(ctx, operator, gone.name, client.ChangeHostRequest{Absent: &too}, ""); !fault.Is(err, fault.Invalid) {
+			t.Errorf("501 octets: %v", err)
+		}
+		a.verified()
 	})
 }

@@ -106,6 +106,8 @@ type hostSetCommand struct {
 	IP        []string `name:"ip" placeholder:"A" help:"Its IP addresses. May be repeated."`
 	Profile   []string `placeholder:"P" help:"The profiles whose certificates it may have beside those of its recipes. May be repeated."`
 	Label     []string `sep:"none" placeholder:"K=V" help:"A label to set; --label K= removes one, and the others stay. May be repeated."`
+	Absent    bool     `help:"It is away: no certificate that peers pin waits until this host holds it. Its next report ends that."`
+	Because   string   `placeholder:"TEXT" help:"Why it is away."`
 	RevokeNow bool     `help:"Revoke the certificates of its machine with names that it no longer has, at once."`
 	Clear     []string `enum:"recipe,dns,ip,profile" placeholder:"WHAT" help:"Empty a list: ${enum}. May be repeated."`
 }
@@ -142,9 +144,15 @@ func (c *hostSetCommand) Run(ctx context.Context, g *globals) error {
 	if labels != nil {
 		in.Labels = &labels
 	}
+	if c.Absent != (c.Because != "") {
+		return usage("give --absent and --because TEXT together")
+	}
+	if c.Absent {
+		in.Absent = &c.Because
+	}
 	in.RevokeNow = c.RevokeNow
 	if in == (client.ChangeHostRequest{}) {
-		return usage("give what to change: --recipe, --dns, --ip, --profile, --label, --clear or --revoke-now")
+		return usage("give what to change: --recipe, --dns, --ip, --profile, --label, --clear, --absent or --revoke-now")
 	}
 	if in.Placements != nil && *in.Placements == nil {
 		in.Placements = &[]client.PlacementOrder{}
@@ -288,7 +296,8 @@ func labelText(labels map[string]string) string {
 
 func (g *globals) showHost(h *client.Host) error {
 	fields := []field{
-		{"name", printable(h.Name)}, {"pool", h.Pool}, {"state", h.State}, {"message", printable(h.Message)}, {"dns", strings.Join(h.DNS, ", ")},
+		{"name", printable(h.Name)}, {"pool", h.Pool}, {"state", h.State}, {"message", printable(h.Message)}, {"absent", printable(h.Absent)},
+		{"dns", strings.Join(h.DNS, ", ")},
 		{"ip", strings.Join(h.IP, ", ")}, {"added", stamp(h.CreatedAt)}, {"joined", stamp(h.JoinedAt)}, {"seen", stamp(h.SeenAt)},
 		{"profiles beside", strings.Join(h.Profiles, ", ")}, {"labels", printable(labelText(h.Labels))},
 		{"join token until", stamp(h.TokenExpires)}, {"agent", printable(h.Agent)}, {"identity until", stamp(h.IdentityEnds)},

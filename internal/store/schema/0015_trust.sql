@@ -71,11 +71,12 @@ CREATE INDEX trust_pinned_announced ON trust_pinned (pool) WHERE state = 'announ
 
 -- labels is a JSON object. trust is the version of the pool's trust that the host shall have, 0 for the pool's own; issuer the
 -- name of the issuer under which it shall be, empty for the pool's default. identity_after asks for a new identity while its
--- generation is not above it.
+-- generation is not above it. absent says why nobody who pins waits for the host, empty where all do; its next report ends it.
 ALTER TABLE host ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE host ADD COLUMN trust BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE host ADD COLUMN issuer TEXT NOT NULL DEFAULT '';
 ALTER TABLE host ADD COLUMN identity_after BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE host ADD COLUMN absent TEXT NOT NULL DEFAULT '';
 
 -- reissue is the number under which its certificates shall have been asked for, at least. The rest is observed: trust is the
 -- version that is placed, 0 where it is none in full; issuer the fingerprint of the issuer of what is placed; reissued the number

@@ -79,7 +79,7 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	})
 	s.Hosts = host.New(host.Options{
 		DB: d, CA: s.CA, Access: s.Access, Identity: s.Identity, Pools: s.Pools, Trust: s.Trust, Settings: s.Settings, Audit: log, Revocation: s.Revocation,
-		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin, Proofs: proof.Pending,
+		Keys: s.Keys, Logger: logger, Recipe: recipe.Builtin, Proofs: proof.Pending, Excepted: rollout.Excepted,
 	})
 	s.Rollouts = rollout.New(rollout.Options{
 		DB: d, CA: s.CA, Pools: s.Pools, Trust: s.Trust, Hosts: s.Hosts, Keys: s.Keys, Audit: log, Logger: logger, Recipe: recipe.Builtin,
