@@ -300,6 +300,7 @@ func (w *work) settle(ctx context.Context, held map[string]*held) error {
 		if err := w.beside(func() error { return w.trustFirst(ctx) }); err != nil {
 			w.fail(fmt.Errorf("place the trust: %w", err))
 		}
+		w.goal = goal
 	}
 	return w.change(ctx, held, want, goal)
 }
@@ -373,6 +374,7 @@ func (w *work) hear(c *consumer, o place.Outcome) {
 	if len(o.Repaired) > 0 {
 		w.mended(o.Repaired)
 	}
+	w.departed(o.Told)
 	if c.skipped {
 		w.notes = append(w.notes, "the new CRL revokes nothing more, so the consumer was not interrupted; it reads the list when it is told of something else")
 	}

@@ -30,6 +30,7 @@ about: a test
 parameters:
   - {name: pinned, type: bool, default: "false", about: "peers pin it"}
   - {name: purpose, type: name, about: "of the trust set"}
+  - {name: peers, type: bool, default: "false", about: "it pins them"}
 certificates:
   - profile: short
     key: [{algorithm: ecdsa-p256}]
@@ -43,6 +44,7 @@ files:
   - {path: /etc/ssl/a.pem, content: [path]}
   - {path: /etc/ssl/ca.pem, content: [anchors]}
   - {path: /etc/ssl/crl.pem, when: param.purpose == "", content: [crls]}
+  - {path: /etc/ssl/peers.pem, when: param.peers, content: [pinned]}
 checks:
   - {name: check, command: [CHECK, CA]}
 `

@@ -77,15 +77,38 @@ func (w *work) trustFirst(ctx context.Context) error {
 	if w.check(held) != nil {
 		return nil
 	}
+	_, err = w.trustWith(ctx, held)
+	return err
+}
+
+// trustAlone places the trust of now where the certificates of before serve nobody any more, and better ones cannot be had yet.
+// Those stay, and are not judged, for they were placed when they were good; the trust is. It may be what lets the host get
+// others: peers wait until it pins their certificates, and a rollout until it trusts who issues next.
+func (w *work) trustAlone(ctx context.Context) (placed bool, err error) {
+	held, err := w.current()
+	if err != nil || w.lastGood() != nil {
+		return false, nil // nothing is placed, or it does, and goes with the trust or not at all
+	}
+	w.loadCRLs(w.plan)
+	if err := probe.CheckTrust(w.material(nil, w.plan), w.plan, w.now); err != nil {
+		return false, err
+	}
+	return w.trustWith(ctx, held)
+}
+
+// trustWith places the trust of now with certificates that are placed.
+func (w *work) trustWith(ctx context.Context, held map[string]*held) (placed bool, err error) {
 	want := w.materials(held)
 	goal, err := digestsOf(w.plan, want)
 	if err != nil {
-		return err
+		return false, err
 	}
+	w.goal = goal
 	if before := w.record.Placed; goal.Anchors == before.Anchors && goal.CRLs == before.CRLs && goal.Pinned == before.Pinned {
-		return nil
+		return false, nil
 	}
-	return w.change(ctx, held, want, goal)
+	err = w.change(ctx, held, want, goal)
+	return err == nil, err
 }
 
 // keepUp looks after what was placed before, where what is wanted now cannot be had: its trust is that of now, its
@@ -105,8 +128,10 @@ func (w *work) keepUp(ctx context.Context) error {
 			w.notes = append(w.notes, fmt.Sprintf("what was placed before, by recipe %s, is kept up meanwhile", last.Recipe))
 		}
 		held, err := w.kept(ctx, same)
+		settled := false
 		if err == nil && held != nil {
 			if err = w.check(held); err == nil {
+				settled = true
 				err = w.settle(ctx, held)
 				if _, not := errors.AsType[unplaced](err); !not {
 					return err
@@ -115,6 +140,15 @@ func (w *work) keepUp(ctx context.Context) error {
 		}
 		if err != nil {
 			w.fail(err)
+		}
+		if !settled {
+			placed, err := w.trustAlone(ctx)
+			if err != nil {
+				w.fail(fmt.Errorf("place the trust: %w", err))
+			}
+			if placed {
+				return nil
+			}
 		}
 		return w.fallBack(ctx)
 	})
