@@ -11,9 +11,10 @@ import (
 
 // The test binary starts itself again: to be killed, to be somebody else, to have mounts of its own.
 const (
-	envKill   = "PLACE_TEST_KILL"   // STORY ROOT STATE CUT: place, and die at the cut
-	envNobody = "PLACE_TEST_NOBODY" // give up root first
-	envMounts = "PLACE_TEST_MOUNTS" // mounts are this process's own
+	envKill    = "PLACE_TEST_KILL"     // STORY ROOT STATE CUT: place, and die at the cut
+	envKillNSS = "PLACE_TEST_KILL_NSS" // JSON: place a database, and die
+	envNobody  = "PLACE_TEST_NOBODY"   // give up root first
+	envMounts  = "PLACE_TEST_MOUNTS"   // mounts are this process's own
 )
 
 // nobody is a user that owns nothing.
@@ -22,6 +23,10 @@ const nobody = 65534
 func TestMain(m *testing.M) {
 	if words := os.Getenv(envKill); words != "" {
 		placeAndDie(words)
+		os.Exit(0)
+	}
+	if words := os.Getenv(envKillNSS); words != "" {
+		placeNSSAndDie(words)
 		os.Exit(0)
 	}
 	if os.Getenv(envNobody) != "" && os.Geteuid() == 0 {
