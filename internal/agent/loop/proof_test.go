@@ -140,8 +140,10 @@ func TestProofWithoutTwin(t *testing.T) {
 	if len(p.Twins) != 0 {
 		t.Errorf("twins are for %v", p.Twins)
 	}
-	until(t, "the list that has the certificate is placed", func() bool { return m.trial(p).CRL != "" })
 	trial := m.trial(p)
+	for end := time.Now().Add(30 * time.Second); trial.CRL == "" && time.Now().Before(end); {
+		trial = m.trial(p)
+	}
 	if trial.Result != client.ProofNotTried || trial.Untried != client.UntriedNoPort || !strings.Contains(trial.Detail, "which lists it") {
 		t.Errorf("%+v", trial)
 	}

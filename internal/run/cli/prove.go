@@ -81,7 +81,8 @@ func (c *certProveCommand) start(ctx context.Context, g *globals, api *client.Cl
 // confirmTwins shows who may get a twin, and asks.
 func (g *globals) confirmTwins(plan *client.ProofResult) error {
 	if !isTerminal(g.In) {
-		return usage("%d hosts may get twins of %s, and there is no terminal to ask on: look at it with --dry-run, then give --yes", len(plan.Twins), plan.Serial)
+		return usage("%s may get a twin of %s, and there is no terminal to ask on: look at it with --dry-run, then give --yes", number(len(plan.Twins), "host", "hosts"),
+			plan.Serial)
 	}
 	sayTwins(g.Err, plan, "may get")
 	fmt.Fprint(g.Err, "Before consumers that read no CRL they pass for its subject, for an hour. Type yes to go on: ")
@@ -99,7 +100,7 @@ func (g *globals) confirmTwins(plan *client.ProofResult) error {
 const namedTwins = 50
 
 func sayTwins(to io.Writer, p *client.ProofResult, may string) {
-	fmt.Fprintf(to, "%d hosts %s a twin of %s, %s\n", len(p.Twins), may, p.Serial, printable(p.Subject))
+	fmt.Fprintf(to, "%s %s a twin of %s, %s\n", number(len(p.Twins), "host", "hosts"), may, p.Serial, printable(p.Subject))
 	for _, name := range p.Twins[:min(len(p.Twins), namedTwins)] {
 		fmt.Fprintf(to, "  %s\n", printable(name))
 	}
