@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"iter"
+	"strconv"
 	"time"
 )
 
@@ -15,6 +16,16 @@ const (
 
 // TrustGeneral is the purpose of what consumers trust where their recipe names none.
 const TrustGeneral = "general"
+
+// TrustVersion writes the number of a version of a pool's trust for people. Numbers follow the clock, in milliseconds, so that they
+// are written as when the version was made.
+func TrustVersion(n int64) string {
+	const clock = 1_000_000_000_000 // in 2001, before any was
+	if n < clock {
+		return "version " + strconv.FormatInt(n, 10)
+	}
+	return "version " + time.UnixMilli(n).UTC().Format("2006-01-02T15:04:05.000Z")
+}
 
 // TrustEntry is a certificate that the hosts of a pool trust.
 type TrustEntry struct {

@@ -299,6 +299,16 @@ func (s *Service) Move(ctx context.Context, tx *db.Tx, m Move, ids []string) err
 	return nil
 }
 
+// NextReissue is a number that no placement was asked to be re-keyed under before. It follows the clock, so that it is none that
+// was given in the time that a restored backup does not know of.
+func NextReissue(ctx context.Context, tx *db.Tx, now time.Time) (int64, error) {
+	var last int64
+	if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(reissue), 0) FROM host_placement`).Scan(&last); err != nil {
+		return 0, fmt.Errorf("number what is asked for: %w", err)
+	}
+	return max(last+1, now.UnixMilli()), nil
+}
+
 // Recall takes back what hosts of a pool were asked for and have not done: new keys, and new identities.
 func (s *Service) Recall(ctx context.Context, tx *db.Tx, ids []string) error {
 	for part := range slices.Chunk(ids, Moved) {
@@ -315,71 +325,6 @@ func (s *Service) Recall(ctx context.Context, tx *db.Tx, ids []string) error {
 		}
 	}
 	return nil
-}
-
-// Hold has each placement of a pool stay under the issuer that it has, if that is one of those given: fingerprints, by name. One
-// whose host was told of one of them, and may not have heard of it yet, is held at that. The hosts have the pool's own trust. Nobody
-// is woken: what a host has fulfils it.
-func Hold(ctx context.Context, tx *db.Tx, pool string, issuing map[string]string) error {
-	for name, print := range issuing {
-		_, err := tx.Exec(ctx, `UPDATE host_placement SET held = $1 WHERE host IN (SELECT id FROM host WHERE pool = $2 AND removed_at = 0
-			AND (host.issuer = $3 OR host.issuer = '' AND host_placement.issuer = $1))`, print, pool, name)
-		if err != nil {
-			return fmt.Errorf("hold the placements of pool %s: %w", pool, err)
-		}
-	}
-	return follow(ctx, tx, pool)
-}
-
-// LetGo has all hosts of a pool follow it again, in their trust and in the issuer. Nobody is woken.
-func LetGo(ctx context.Context, tx *db.Tx, pool string) error {
-	_, err := tx.Exec(ctx, `UPDATE host_placement SET held = '' WHERE held <> '' AND host IN (SELECT id FROM host WHERE pool = $1)`, pool)
-	if err != nil {
-		return fmt.Errorf("let the placements of pool %s go: %w", pool, err)
-	}
-	return follow(ctx, tx, pool)
-}
-
-func follow(ctx context.Context, tx *db.Tx, pool string) error {
-	_, err := tx.Exec(ctx, `UPDATE host SET issuer = '', trust = 0 WHERE pool = $1 AND removed_at = 0 AND (issuer <> '' OR trust <> 0)`, pool)
-	if err != nil {
-		return fmt.Errorf("have the hosts of pool %s follow it: %w", pool, err)
-	}
-	return nil
-}
-
-// HoldRest holds the placements of hosts, at most Moved, that are at no issuer and are, or may be, under one of those that are
-// left: those that present nothing yet, and those of hosts that were told of an issuer.
-func HoldRest(ctx context.Context, tx *db.Tx, print string, left, ids []string) error {
-	if len(ids) == 0 || len(left) == 0 {
-		return nil
-	}
-	var l arguments
-	query := `UPDATE host_placement SET held = ` + l.add(print) + ` WHERE held = '' AND host IN ` + l.all(ids) + ` AND (issuer = '' OR issuer IN ` +
-		l.all(left) + ` OR host IN (SELECT id FROM host WHERE host.issuer <> ''))`
-	if _, err := tx.Exec(ctx, query, l.values...); err != nil {
-		return fmt.Errorf("hold placements: %w", err)
-	}
-	return nil
-}
-
-// HeldAt are the fingerprints of the issuers that hosts are held at, by the host's ID: of one that is held at several, the least.
-func HeldAt(ctx context.Context, tx *db.Tx, ids []string) (map[string]string, error) {
-	found := map[string]string{}
-	for part := range slices.Chunk(ids, Moved) {
-		var l arguments
-		err := each(ctx, tx, `SELECT host, MIN(held) FROM host_placement WHERE held <> '' AND host IN `+l.all(part)+` GROUP BY host`, l.values,
-			func(scan func(...any) error) error {
-				var id, print string
-				err := scan(&id, &print)
-				found[id] = print
-				return err
-			})
-		if err != nil {
-			return nil, fmt.Errorf("read where hosts are held: %w", err)
-		}
-	}
-	return found, nil
 }
 
 // Presented are the names of hosts of a pool with a placement that is under one of the issuers, up to limit.

@@ -143,3 +143,37 @@ func TestAbortedTrustGoesToNobodyElse(t *testing.T) {
 		}
 	})
 }
+
+// TestReissueAfterARestore: after a backup was restored, keys that are to be replaced are replaced, whatever agents have done in
+// the time that it does not know of.
+func TestReissueAfterARestore(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d)
+		w.addMany(2)
+		w.start(client.StartRolloutRequest{Kind: client.RolloutReissue})
+		w.untilState(client.RolloutDone)
+		check(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+			for _, query := range []string{"DELETE FROM rollout", "DELETE FROM rollout_host", "UPDATE host_placement SET reissue = 0"} {
+				if _, err := tx.Exec(t.Context(), query); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		before := map[*agent]*ca.Certificate{}
+		for _, a := range w.hosts {
+			a.converge()
+			before[a] = a.certs["plain"]
+		}
+		if r := w.start(client.StartRolloutRequest{Kind: client.RolloutReissue}); r.ID != "1" {
+			t.Fatalf("it is rollout %s", r.ID)
+		}
+		w.untilState(client.RolloutDone)
+		for _, a := range w.hosts {
+			if a.certs["plain"] == before[a] {
+				t.Errorf("it is done, and %s has the key that it had", a.name)
+			}
+		}
+	})
+}

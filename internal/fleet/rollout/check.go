@@ -180,7 +180,8 @@ func (c *checking) hosts(ctx context.Context, tx *db.Tx) error {
 		last = name
 		c.seen.Hosts++
 		if st := c.trusts[pool]; version < 0 || version > st.Newest {
-			c.say("host "+name, "it is at version %d of what pool %q trusts, and the newest is %d", version, pool, st.Newest)
+			c.say("host "+name, "it is at %s of what pool %q trusts, and the newest is %s", client.TrustVersion(version), pool,
+				client.TrustVersion(st.Newest))
 		}
 		if wrong := c.under(pool, issuer); wrong != "" {
 			c.say("host "+name, "%s", wrong)

@@ -236,6 +236,10 @@ func (s *Service) Undo(ctx context.Context, by access.Principal, id string, call
 			client.StageLeave: {client.StageTrust, client.StageRekey, client.StageLeave},
 		}[r.stage]
 		if !movesTrust(r.kind) {
+			var err error
+			if r.plan.Reissue, err = host.NextReissue(ctx, tx, now); err != nil {
+				return err
+			}
 			steps = []string{client.StageRekey}
 			if err := forgetUntold(ctx, tx, r); err != nil {
 				return err

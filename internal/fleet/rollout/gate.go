@@ -42,7 +42,7 @@ func lacks(k host.Lack, goal host.Goal) string {
 	case k.PlacementState == client.PlacementPending:
 		return fmt.Sprintf("nothing is reported of placement %s yet", k.Placement)
 	case goal.Trust != 0 && k.Trust != goal.Trust:
-		return fmt.Sprintf("placement %s has version %d of the trust in use, and not %d yet", k.Placement, k.Trust, goal.Trust)
+		return fmt.Sprintf("placement %s has %s of the trust in use, and not %s yet", k.Placement, client.TrustVersion(k.Trust), client.TrustVersion(goal.Trust))
 	case goal.Held:
 		return fmt.Sprintf("placement %s has no certificate yet under the issuer that it had before", k.Placement)
 	case goal.Issuer != "" && k.Issuer != goal.Issuer:

@@ -108,6 +108,8 @@ type plan struct {
 	// Closed are the IDs of the issuers that issue no more since the last stage began.
 	Closed []string `json:"closed,omitempty"`
 
+	Reissue int64 `json:"reissue,omitempty"` // the number under which keys are to be asked for; another one when it is undone
+
 	Serials map[string]string `json:"serials,omitempty"` // certificates that are not waited for, and why
 }
 
@@ -146,14 +148,6 @@ func (r *row) next() string {
 	return ""
 }
 
-// reissue is the number under which the hosts' keys are to be asked for: it grows with each rollout, and when one is undone.
-func (r *row) reissue() int64 {
-	if r.backwards {
-		return 2*r.number + 1
-	}
-	return 2 * r.number
-}
-
 // goal is what hosts have that have fulfilled the present stage.
 func (r *row) goal() host.Goal {
 	switch {
@@ -182,7 +176,7 @@ func (r *row) move() host.Move {
 	case r.kind == client.RolloutIdentities:
 		return host.Move{Identity: true}
 	case r.kind == client.RolloutReissue:
-		return host.Move{Reissue: r.reissue()}
+		return host.Move{Reissue: r.plan.Reissue}
 	case r.kind == client.RolloutAlgorithm:
 		return host.Move{} // the parameters change with it
 	}

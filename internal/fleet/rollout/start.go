@@ -402,6 +402,10 @@ func (s *Service) insert(ctx context.Context, tx *db.Tx, d *draft, by access.Pri
 		return "", err
 	}
 	d.plan.Said.Actions, d.plan.Said.Would = nil, nil // they change, and the row is read at each look
+	var err error
+	if d.plan.Reissue, err = host.NextReissue(ctx, tx, now); err != nil {
+		return "", err
+	}
 	if err := d.row.insert(ctx, tx); err != nil {
 		return "", err
 	}

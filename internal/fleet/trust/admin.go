@@ -334,7 +334,7 @@ func (s *Service) drop(ctx context.Context, by access.Principal, name, id, becau
 				return once.Done{}, err
 			}
 			if !e.in(st.Version) {
-				return once.Done{}, fault.New(fault.Conflict, "%q has left: version %d, which hosts have, is without it", e.certificate.Subject, st.Version).
+				return once.Done{}, fault.New(fault.Conflict, "%q has left: %s, which hosts have, is without it", e.certificate.Subject, client.TrustVersion(st.Version)).
 					WithHint("chancery pool trust list %s", name)
 			}
 			entries, err := readEntries(ctx, tx, `pool = $1 AND pruned_at = 0`, name)

@@ -63,7 +63,7 @@ func TestDropIsHeldByWhoReliesOnIt(t *testing.T) {
 		refused(t, a.drop(side, ""), fault.Conflict, "has left")
 		version := a.of(0).Version
 		check(t, a.drop(root, "the key was stolen"))
-		if sets := a.of(0); sets.Version != version+1 || len(sets.General.Anchors) != 0 {
+		if sets := a.of(0); sets.Version <= version || len(sets.General.Anchors) != 0 {
 			t.Fatalf("version %d of %d has %d anchors", sets.Version, version, len(sets.General.Anchors))
 		}
 		events := must[audit.Page](t)(a.Audit.Search(ctx, audit.Filter{Action: "trust.drop"}, "", 10)).Events
@@ -195,14 +195,14 @@ func TestWhatEndsLeaves(t *testing.T) {
 		if n := a.events("trust.prune"); n != 2 {
 			t.Fatalf("%d events", n)
 		}
-		for v := int64(1); v <= version+1; v++ {
+		for _, v := range a.versions() {
 			for _, text := range at(now, v).General.Anchors {
 				if parse(t, text).Equal(ending.Certificate) {
 					t.Errorf("version %d has it still", v)
 				}
 			}
 		}
-		if sets := at(now, 0); sets.Version != version+1 {
+		if sets := at(now, 0); sets.Version <= version {
 			t.Errorf("version %d", sets.Version)
 		}
 		// While a rollout works, its versions stay, and what has ended leaves them all the same.
@@ -231,7 +231,7 @@ func TestPoolOfNone(t *testing.T) {
 			t.Fatalf("%+v", all)
 		}
 		must[[]client.TrustEntry](t)(a.Trust.Add(ctx, admin, "waiting", client.AddTrustRequest{PEM: forge(t, "Foreign", nil).pem()}, once.Call{}))
-		if sets := must[*trust.Sets](t)(a.Trust.Of(ctx, "waiting", 0, time.Now())); sets.Version != 1 || len(sets.General.Anchors) != 1 {
+		if sets := must[*trust.Sets](t)(a.Trust.Of(ctx, "waiting", 0, time.Now())); sets.Version < 1 || len(sets.General.Anchors) != 1 {
 			t.Fatalf("%+v", sets)
 		}
 		a.verified()

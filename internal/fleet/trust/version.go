@@ -105,7 +105,8 @@ func forPurposes(add, all []*entry, st State) []*entry {
 
 // stage makes a new version of all entries of a pool: the pool's present one with others, and without some.
 func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*entry, drop func(*entry) bool, now time.Time) (int64, error) {
-	next := st.Newest + 1
+	// It follows the clock, so that it is none that hosts were given in the time that a restored backup does not know of.
+	next := max(st.Newest+1, now.UnixMilli())
 	var members []*entry
 	for _, e := range all {
 		if e.pruned {
@@ -166,10 +167,10 @@ func (s *Service) Adopt(ctx context.Context, tx *db.Tx, pool string, version int
 	n, err := tx.Exec(ctx, `UPDATE trust_pool SET version = $1, change = change + 1, changed_at = $2 WHERE pool = $3 AND newest >= $4`,
 		version, db.Micros(time.Now()), pool, version)
 	if err != nil {
-		return fmt.Errorf("adopt version %d of the trust of pool %s: %w", version, pool, err)
+		return fmt.Errorf("adopt %s of the trust of pool %s: %w", client.TrustVersion(version), pool, err)
 	}
 	if n == 0 || version < 1 {
-		return fault.New(fault.Invalid, "the trust of pool %q has no version %d", pool, version)
+		return fault.New(fault.Invalid, "the trust of pool %q has no %s", pool, client.TrustVersion(version))
 	}
 	return nil
 }

@@ -65,18 +65,18 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		first := a.of(0)
-		if roots, issuers := anchors(t, first.General); first.Version != 1 || !slices.Equal(roots, []string{"default root"}) ||
+		if roots, issuers := anchors(t, first.General); first.Version < 1 || !slices.Equal(roots, []string{"default root"}) ||
 			!slices.Equal(issuers, []string{"default root", "default issuer"}) {
 			t.Fatalf("version %d: roots %q, issuers %q", first.Version, roots, issuers)
 		}
 		check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Claim(t.Context(), tx, pool.Default, "7") }))
 		added := a.successors(2)
-		if a.of(0).Version != 1 || a.of(0).Hash != first.Hash {
+		if a.of(0).Version != first.Version || a.of(0).Hash != first.Hash {
 			t.Fatal("issuers that a rollout made are trusted before it says so")
 		}
 		both := a.stage(added)
 		old := must[client.TrustEntry](t)(a.Trust.Find(t.Context(), pool.Default, trust.Fingerprint(parse(t, first.General.Anchors[0]))))
-		if a.of(0).Version != 1 {
+		if a.of(0).Version != first.Version {
 			t.Fatalf("a version that was staged is the pool's")
 		}
 		states := map[string]int{}
@@ -95,24 +95,24 @@ func TestVersionsHoldWhatTheyHeld(t *testing.T) {
 			t.Fatalf("without the old root: roots %q", roots)
 		}
 		a.adopt(left)
-		for version, want := range map[int64]int{1: 1, both: 2, left: 1} {
+		for version, want := range map[int64]int{first.Version: 1, both: 2, left: 1} {
 			if got := len(a.of(version).General.Anchors); got != want {
 				t.Errorf("version %d has %d roots now, want %d", version, got, want)
 			}
 		}
 		// It is undone: back to the first, and from there to another, in which the second's root must not come back by itself.
-		a.adopt(1)
+		a.adopt(first.Version)
 		if a.of(0).Hash != first.Hash {
 			t.Fatal("the first version is another than it was")
 		}
 		next := a.stage(a.successors(3))
 		roots, issuers := anchors(t, a.of(next).General)
 		slices.Sort(roots)
-		if next != left+1 || !slices.Equal(roots, []string{"default root", "default-root-3"}) || len(issuers) != 4 {
+		if next <= left || !slices.Equal(roots, []string{"default root", "default-root-3"}) || len(issuers) != 4 {
 			t.Fatalf("version %d: roots %q, issuers %q", next, roots, issuers)
 		}
 		check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Unclaim(t.Context(), tx, pool.Default, "7") }))
-		if sets := a.of(0); sets.Version != 1 {
+		if sets := a.of(0); sets.Version != first.Version {
 			t.Fatalf("the issuers that the rollout had made came by themselves, version %d", sets.Version)
 		}
 		for _, e := range a.list() { // what was staged and not adopted is nobody's
@@ -197,27 +197,77 @@ func TestIssuersEnterByThemselves(t *testing.T) {
 	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), t.Context()
-		a.of(0)
+		before := a.of(0).Version
 		made, _, err := a.CA.CreateIssuer(ctx, system, ca.IssuerSpec{Name: "extra", Pool: pool.Default, Parent: "default-root", Subject: "CN=extra"})
 		check(t, err)
-		if _, issuers := anchors(t, a.of(0).General); a.of(0).Version != 2 || !slices.Contains(issuers, "extra") {
+		if _, issuers := anchors(t, a.of(0).General); a.of(0).Version <= before || !slices.Contains(issuers, "extra") {
 			t.Fatalf("version %d has issuers %q", a.of(0).Version, issuers)
 		}
 		must[*ca.Issuer](t)(a.CA.Retire(ctx, admin, "extra", once.Call{}))
 		if _, issuers := anchors(t, a.of(0).General); !slices.Contains(issuers, "extra") {
 			t.Fatalf("an issuer that was retired has left: %q", issuers)
 		}
+		before = a.of(0).Version
 		check(t, a.Trust.Drop(ctx, admin, pool.Default, trust.Fingerprint(made.Certificate), client.DropTrustRequest{}, once.Call{}))
 		for range 2 {
-			if _, issuers := anchors(t, a.of(0).General); slices.Contains(issuers, "extra") || a.of(0).Version != 3 {
+			if _, issuers := anchors(t, a.of(0).General); slices.Contains(issuers, "extra") || a.of(0).Version <= before {
 				t.Fatalf("version %d has issuers %q", a.of(0).Version, issuers)
 			}
 		}
-		if sets := must[*trust.Sets](t)(a.Trust.Of(ctx, "lab", 0, time.Now())); sets.Version != 1 || len(sets.General.Issuers) != 2 {
+		if sets := must[*trust.Sets](t)(a.Trust.Of(ctx, "lab", 0, time.Now())); sets.Version < 1 || len(sets.General.Issuers) != 2 {
 			t.Fatalf("the trust of another pool changed: %+v", sets)
 		}
 		_, err = a.Trust.Entries(ctx, admin, pool.Identity)
 		refused(t, err, fault.Invalid, "is of identities")
+	})
+}
+
+// versions are those of the default pool in which something came or left, in their order.
+func (a *authority) versions() (all []int64) {
+	a.t.Helper()
+	check(a.t, a.DB.Read(a.t.Context(), func(tx *db.Tx) error {
+		all = nil
+		rows, err := tx.Query(a.t.Context(), `SELECT from_version FROM trust_entry WHERE pool = $1 UNION SELECT to_version FROM trust_entry
+			WHERE pool = $1 AND to_version > 0 ORDER BY 1`, pool.Default)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var version int64
+			if err := rows.Scan(&version); err != nil {
+				return err
+			}
+			all = append(all, version)
+		}
+		return rows.Err()
+	}))
+	return all
+}
+
+// TestVersionsAreNotRepeatedAfterARestore: a version that hosts were given after the backup was taken is not what another one is
+// called that is made after it was restored.
+func TestVersionsAreNotRepeatedAfterARestore(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		backup := a.of(0).Version
+		add := func(name string) int64 {
+			must[[]client.TrustEntry](t)(a.Trust.Add(t.Context(), admin, pool.Default, client.AddTrustRequest{PEM: forge(t, name, nil).pem()}, once.Call{}))
+			return a.of(0).Version
+		}
+		lost := add("Foreign one")
+		a.exec(fmt.Sprintf("DELETE FROM trust_entry WHERE from_version = %d", lost))
+		a.exec(fmt.Sprintf("UPDATE trust_pool SET version = %d, newest = %[1]d, change = change + 1 WHERE pool = 'default'", backup))
+		if v := a.of(0).Version; v != backup {
+			t.Fatalf("restored, it is version %d", v)
+		}
+		if again := add("Foreign two"); again == lost || again <= backup {
+			t.Errorf("version %d was given twice", again)
+		}
+		if text := client.TrustVersion(lost); !strings.HasPrefix(text, "version "+time.UnixMilli(lost).UTC().Format("2006-01-02T15:04")) || client.TrustVersion(7) != "version 7" {
+			t.Errorf("it is written %q", text)
+		}
 	})
 }
 
@@ -243,11 +293,11 @@ func TestConcurrentAdds(t *testing.T) {
 		for _, err := range errs {
 			check(t, err)
 		}
-		if sets := a.of(0); len(sets.General.Anchors) != before+many || sets.Version != 1+many {
+		if sets := a.of(0); len(sets.General.Anchors) != before+many || len(a.versions()) != 1+many {
 			t.Fatalf("%d anchors, version %d", len(sets.General.Anchors), sets.Version)
 		}
-		for version := int64(1); version <= many+1; version++ {
-			if n := len(a.of(version).General.Anchors); n != before+int(version)-1 {
+		for i, version := range a.versions() {
+			if n := len(a.of(version).General.Anchors); n != before+i {
 				t.Errorf("version %d has %d anchors", version, n)
 			}
 		}
@@ -286,7 +336,7 @@ func TestHostsHaveTheirVersion(t *testing.T) {
 			d1.Trust.Authority != "default-root-2" {
 			t.Fatalf("%+v", d1)
 		}
-		if d2 := a.desired(two); d2.ETag != other.ETag || d2.Trust.Version != 1 || d2.Trust.Authority != "default root" {
+		if d2 := a.desired(two); d2.ETag != other.ETag || d2.Trust.Version != other.Trust.Version || d2.Trust.Authority != "default root" {
 			t.Fatalf("another host: %+v", d2)
 		}
 		// The pool's issuer changes, while the hosts stay under the one they have.

@@ -13,7 +13,7 @@ func trustVersion(n int64) string {
 	if n == 0 {
 		return ""
 	}
-	return "version " + strconv.FormatInt(n, 10)
+	return client.TrustVersion(n)
 }
 
 // standing is where a placement stands in changes of trust and issuers.
