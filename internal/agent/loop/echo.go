@@ -39,7 +39,11 @@ func (w *work) observeTrust(o *client.Observation) {
 		o.Pinned = w.pinned()
 	}
 	// What could not be placed leaves the version of before in use.
-	if w.record.Placed.sameTrust(w.goal) && (!uses(plan, "crls") || t.whole()) {
+	if w.record.Placed.sameTrust(w.goal) && (!uses(plan, "crls") || t.whole()) && w.record.Trust != t.version {
+		if err := w.settledStores(); err != nil {
+			w.fail(err)
+			return
+		}
 		w.record.Trust = t.version
 	}
 	o.Trust = w.record.Trust

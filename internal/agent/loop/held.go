@@ -162,6 +162,8 @@ type Record struct {
 	Kept     []string           `json:"kept,omitempty"`
 	Repaired []string           `json:"repaired,omitempty"` // the last drift, for a day
 	MendedAt time.Time          `json:"mended_at,omitzero"`
+	Departed []string           `json:"departed,omitempty"` // what left stores of others with the trust the last time, for a day
+	LeftAt   time.Time          `json:"left_at,omitzero"`
 	Observed client.Observation `json:"observed"`
 	// Gone says that the authority does not list the placement any more. Its files are left as they are.
 	Gone bool `json:"gone,omitempty"`

@@ -61,7 +61,7 @@ func (w *work) observe() client.Observation {
 	default:
 		o.State = client.PlacementPlaced
 	}
-	said := slices.Concat(w.wrong, w.notes, w.record.Notes)
+	said := slices.Concat(w.wrong, w.notes, w.record.Notes, w.gone())
 	if len(w.record.Kept) > 0 {
 		said = append(said, "what was there before is kept as "+strings.Join(w.record.Kept, ", "))
 	}

@@ -115,6 +115,9 @@ func (s *State) private() error {
 
 // sweep removes the temporary files that a crash left behind.
 func (s *State) sweep() error {
+	if err := s.sweepScratch(); err != nil {
+		return err
+	}
 	return filepath.WalkDir(s.dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return fmt.Errorf("look through the state directory: %w", err)

@@ -63,12 +63,17 @@ func TestWhatACrashLeftIsSweptAway(t *testing.T) {
 	must(t, s.write([]byte("x"), "placements", "web", "main.json"))
 	left := s.path("placements", "web", ".main.json.ABCDEFGHIJ")
 	must(t, os.WriteFile(left, []byte("half"), 0o600))
+	// A key and its password, beside a database that was being made.
+	must(t, s.write([]byte("key"), dirScratch, "nss", "key.p12"))
+	must(t, s.write([]byte("password"), dirScratch, "nss", "key.password"))
 	must(t, s.Close())
 	s, err = OpenState(s.dir, nil)
 	must(t, err)
 	defer s.Close()
-	if _, err := os.Stat(left); !os.IsNotExist(err) {
-		t.Fatalf("%s is still there: %v", left, err)
+	for _, gone := range []string{left, s.path(dirScratch)} {
+		if _, err := os.Stat(gone); !os.IsNotExist(err) {
+			t.Fatalf("%s is still there: %v", gone, err)
+		}
 	}
 	if text, err := s.read("placements", "web", "main.json"); err != nil || string(text) != "x" {
 		t.Fatalf("%q, %v", text, err)

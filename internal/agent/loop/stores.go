@@ -7,9 +7,11 @@ import (
 	"crypto/sha256"
 	"encoding/pem"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/internal/agent/place"
@@ -35,6 +37,60 @@ func (w *work) tools() place.Sources {
 		},
 		Scratch: filepath.Join(w.folder.state.dir, dirScratch, w.folder.name),
 	}
+}
+
+// sweepScratch removes what an agent left that was killed while it made a database: a key and passwords are among it.
+func (s *State) sweepScratch() error {
+	if err := os.RemoveAll(s.path(dirScratch)); err != nil {
+		return fmt.Errorf("remove what a database was made with: %w", err)
+	}
+	return nil
+}
+
+// departed notes which certificates left stores of others with the trust. Their owners hear of it for a day.
+func (w *work) departed(told []string) {
+	if len(told) == 0 {
+		return
+	}
+	if w.record.LeftAt.Before(w.now) {
+		w.record.Departed = nil // of an earlier pass
+	}
+	w.record.Departed, w.record.LeftAt = append(w.record.Departed, told...), w.now
+	for _, one := range told {
+		w.agent.log.Warn("taken out of a store of others", "placement", w.folder.name, "what", one)
+	}
+}
+
+// gone are those certificates.
+func (w *work) gone() []string {
+	if w.now.Sub(w.record.LeftAt) >= toldFor {
+		w.record.Departed = nil
+	}
+	return w.record.Departed
+}
+
+// settledStores looks, before it is said that a trust set is in use, whether the stores that others have a part in are as they
+// were placed: programs write to them, too, and one that brought back what has left would have its consumer trust it.
+func (w *work) settledStores() error {
+	plan := w.record.Plan
+	if !slices.ContainsFunc(plan.Files, recipe.PlannedFile.Shared) {
+		return nil
+	}
+	set, _, err := w.placedSet()
+	if err != nil {
+		return err
+	}
+	drift, err := w.agent.placer.Difference(*set)
+	if err != nil {
+		return err
+	}
+	drift = slices.DeleteFunc(drift, func(words string) bool {
+		return !slices.ContainsFunc(plan.Files, func(f recipe.PlannedFile) bool { return f.Shared() && strings.HasPrefix(words, f.Path) })
+	})
+	if len(drift) > 0 && !onlyAttributes(drift) {
+		return fault.New(fault.Conflict, "a store is not as it was placed, so the trust is not said to be in use: %s", strings.Join(drift, "; "))
+	}
+	return nil
 }
 
 // readers are the files of a plan's file that its consumer opens by name; none where it looks through a directory.
