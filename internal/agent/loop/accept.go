@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -45,6 +46,14 @@ func DefaultReads() []string {
 		"/etc/apache2", "/etc/haproxy", "/etc/httpd", "/etc/libvirt", "/etc/nginx", "/etc/postgresql", "/etc/stunnel", "/run",
 		"/usr/sbin/apache2", "/usr/sbin/apache2ctl", "/usr/sbin/apachectl", "/usr/sbin/httpd", "/var/lib/haproxy", "/var/lib/pgsql",
 		"/var/lib/postgresql", "/var/run",
+	}
+}
+
+// DefaultServices are the units that the built-in recipes name themselves.
+func DefaultServices() []string {
+	return []string{
+		"libvirtd.service", "qemu-nbd.service", "slapd.service", "systemd-journal-gatewayd.service", "systemd-journal-remote.service",
+		"systemd-journal-upload.service", "virtproxyd.service",
 	}
 }
 
@@ -137,6 +146,9 @@ func (w *work) acceptsReads(r *recipe.Recipe, facts recipe.Facts) error {
 }
 
 func (c *Config) acceptsRead(r recipe.Read, root string) error {
+	if r.Uses[0] == recipe.UseUnit {
+		return c.acceptsService(r.Path)
+	}
 	inside := below(r.Path, root)
 	listed := func(prefix string) bool {
 		prefix = below(prefix, root)
@@ -164,6 +176,17 @@ func (c *Config) acceptsRead(r recipe.Read, root string) error {
 	return nil
 }
 
+// acceptsService refuses a unit that the host does not let a parameter name, be it the recipe's default: whoever says which
+// unit is restarted could interrupt anything.
+func (c *Config) acceptsService(unit string) error {
+	if slices.ContainsFunc(c.Services, func(pattern string) bool { return recipe.MatchUnit(pattern, unit) }) {
+		return nil
+	}
+	return fault.New(fault.Denied, "this host does not let a parameter name %s to be restarted: %s would pass, as services in %s may say otherwise",
+		unit, cmp.Or(strings.Join(c.Services, ", "), "nothing"), ConfigFile).
+		WithHint("write into %s: services: [%s]", ConfigFile, strings.Join(append(slices.Clone(c.Services), unit), ", "))
+}
+
 // where are the places that a path means: below the root, and, since a program that runs knows nothing of a root, the
 // machine's own.
 func where(r recipe.Read, root string) []string {
@@ -185,7 +208,8 @@ func says(uses []recipe.Use) string {
 	var words []string
 	for _, u := range uses {
 		words = append(words, map[recipe.Use]string{recipe.UseProgram: "a program to run", recipe.UseArgument: "what a program is given",
-			recipe.UseSocket: "a socket", recipe.UseConfig: "a configuration to read", recipe.UsePIDFile: "a pid file"}[u])
+			recipe.UseSocket: "a socket", recipe.UseConfig: "a configuration to read", recipe.UsePIDFile: "a pid file",
+			recipe.UseUnit: "a service"}[u])
 	}
 	return strings.Join(words, ", ")
 }

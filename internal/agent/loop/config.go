@@ -41,6 +41,9 @@ type Config struct {
 	// Reads are files, or directories above them, that a recipe's parameters may name to be run, handed to a program, read,
 	// connected to or signalled by. DefaultReads where absent.
 	Reads []string `yaml:"reads,omitempty"`
+	// Services are units of systemd that a recipe's parameters may name: NAME, NAME.service, or NAME@* for all instances of a
+	// template. DefaultServices where absent.
+	Services []string `yaml:"services,omitempty"`
 	// Steps replace a recipe's steps: recipe, name of the step, argument vector. For another init system, say.
 	Steps map[string]map[string][]string `yaml:"steps,omitempty"`
 	// Adopt takes over files that are there and are not the agent's; a copy is kept beside each.
@@ -96,6 +99,9 @@ func (c *Config) fill() {
 	if c.Reads == nil {
 		c.Reads = DefaultReads()
 	}
+	if c.Services == nil {
+		c.Services = DefaultServices()
+	}
 }
 
 // validate names every fault, not the first.
@@ -119,6 +125,11 @@ func (c *Config) validate() error {
 			if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || strings.ContainsAny(p, "\x00\n") {
 				refuse("%s: %q is no clean absolute path below /; /etc/pki would pass", key, p)
 			}
+		}
+	}
+	for _, unit := range c.Services {
+		if !recipe.CheckUnit(unit) {
+			refuse("services: %q is no service of systemd; tomcat9.service would pass, and dirsrv@* for all instances of dirsrv@.service", unit)
 		}
 	}
 	for name, steps := range c.Steps {

@@ -23,6 +23,7 @@ import (
 type consumer struct {
 	system probe.System
 	plan   *recipe.Plan
+	last   *recipe.Plan // what was placed before; nil where nothing was
 	want   map[string]*probe.Material
 	now    time.Time
 	// gentle leaves out a reload that would interrupt connections.
@@ -43,10 +44,11 @@ func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gent
 			w.notes = append(w.notes, text)
 		}
 	}
-	return &consumer{system: w.agent.system, plan: plan, want: want, now: w.now, gentle: gentle, beat: w.agent.beat, note: note}
+	return &consumer{system: w.agent.system, plan: plan, last: w.record.Plan, want: want, now: w.now, gentle: gentle, beat: w.agent.beat, note: note}
 }
 
-// Down reports whether the consumer does not run. It is known of one that has a port, or a file with its process's number.
+// Down reports whether the consumer does not run. It is known of one that has a port, a file with its process's number, or a
+// service of systemd that its reload restarts.
 func (c *consumer) Down(ctx context.Context) bool {
 	c.beat()
 	if p := c.plan.Probe; p != nil && p.Address != "" {
@@ -59,6 +61,9 @@ func (c *consumer) Down(ctx context.Context) bool {
 			process.Release()
 		}
 		return errors.Is(err, errNotRunning)
+	}
+	if c.plan.Reload != nil {
+		return c.stopped(ctx, *c.plan.Reload)
 	}
 	return false
 }
@@ -93,6 +98,21 @@ func (c *consumer) Reload(ctx context.Context) error {
 	return c.do(ctx, *c.plan.Reload)
 }
 
+// Return tells the consumer of the old files, which were put back. It ran when it was told of the new ones.
+func (c *consumer) Return(ctx context.Context) error {
+	if c.plan.Reload == nil || c.skipped {
+		return nil
+	}
+	step := c.restored(ctx, *c.plan.Reload)
+	if step.Action != actionOpenLDAP || c.last == nil {
+		return c.do(ctx, step)
+	}
+	if err := c.setOpenLDAPFiles(ctx, step, c.last, c.plan); err != nil {
+		return fmt.Errorf("%s: %w", step.Name, err)
+	}
+	return nil
+}
+
 // Probe looks whether the consumer serves what was placed.
 func (c *consumer) Probe(ctx context.Context) error {
 	c.beat()
@@ -113,6 +133,9 @@ func (c *consumer) Probe(ctx context.Context) error {
 		return nil
 	}
 	m := c.want[c.plan.Certificates[0].ID]
+	if over(m, c.now) {
+		return c.serves(ctx, *p, m)
+	}
 	var client *tls.Certificate
 	if of := c.want[p.ClientCertificate]; of != nil {
 		client = &tls.Certificate{PrivateKey: of.Key, Leaf: of.Path[0]}
@@ -145,7 +168,7 @@ func (c *consumer) do(ctx context.Context, step recipe.Step) error {
 	case step.Action == actionCheckQEMU:
 		err = c.checkQEMU(ctx, step)
 	case step.Action == actionOpenLDAP:
-		err = c.setOpenLDAPFiles(ctx, step)
+		err = c.setOpenLDAPFiles(ctx, step, c.plan, c.last)
 	default:
 		err = fault.New(fault.Invalid, "the step says nothing that this agent can do here")
 	}

@@ -44,11 +44,12 @@ const (
 // ldapReplace is the kind of change that sets an attribute's values, RFC 4511 section 4.6.
 const ldapReplace = 2
 
-// ldapAttribute is an attribute with its one value.
+// ldapAttribute is an attribute with its one value; without one it is to have none, and need not be there (RFC 4511 section 4.6).
 type ldapAttribute struct{ name, value string }
 
-// setOpenLDAPFiles tells slapd the paths of the plan's files, which it reads at once.
-func (c *consumer) setOpenLDAPFiles(ctx context.Context, step recipe.Step) error {
+// setOpenLDAPFiles tells slapd the paths of the plan's files, which it reads at once, and takes back the settings that named
+// files of the plan before which are gone. Either plan may be nil.
+func (c *consumer) setOpenLDAPFiles(ctx context.Context, step recipe.Step, plan, before *recipe.Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(time.Duration(step.Timeout), openldapTimeout))
 	defer cancel()
 	socket := c.system.Path(step.With["socket"])
@@ -66,7 +67,7 @@ func (c *consumer) setOpenLDAPFiles(ctx context.Context, step recipe.Step) error
 	if err := askLDAP(conn, answers, 1, ldapBindResponse, bindExternal); err != nil {
 		return fmt.Errorf("bind to %s by SASL EXTERNAL: %w", socket, err)
 	}
-	attributes := openldapAttributes(c.plan.Files, c.system.Path)
+	attributes := openldapChange(plan, before, c.system.Path)
 	err = askLDAP(conn, answers, 2, ldapModifyResponse, func(b *cryptobyte.Builder) { modifyConfig(b, attributes) })
 	if err == nil {
 		return nil
@@ -110,6 +111,26 @@ func openldapAttributes(files []recipe.PlannedFile, path func(string) string) []
 	return all
 }
 
+// openldapChange are the settings of a plan, and before them those that named files of the plan before and name none now, each
+// without a value: a setting that names a file which is gone is refused with "other", whatever else is said with it, and keeps
+// slapd from starting. What an operator set himself is left alone.
+func openldapChange(plan, before *recipe.Plan, path func(string) string) []ldapAttribute {
+	var now, then []ldapAttribute
+	if plan != nil {
+		now = openldapAttributes(plan.Files, path)
+	}
+	if before != nil {
+		then = openldapAttributes(before.Files, path)
+	}
+	var gone []ldapAttribute
+	for _, a := range then {
+		if !slices.ContainsFunc(now, func(b ldapAttribute) bool { return a.name == b.name }) {
+			gone = append(gone, ldapAttribute{name: a.name})
+		}
+	}
+	return append(gone, now...)
+}
+
 // bindExternal is a BindRequest of version 3, SASL mechanism EXTERNAL: who one is, the kernel tells the server.
 func bindExternal(b *cryptobyte.Builder) {
 	b.AddASN1(ldapBindRequest, func(b *cryptobyte.Builder) {
@@ -131,7 +152,11 @@ func modifyConfig(b *cryptobyte.Builder, attributes []ldapAttribute) {
 					b.AddASN1Enum(ldapReplace)
 					b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 						b.AddASN1OctetString([]byte(a.name))
-						b.AddASN1(asn1.SET, func(b *cryptobyte.Builder) { b.AddASN1OctetString([]byte(a.value)) })
+						b.AddASN1(asn1.SET, func(b *cryptobyte.Builder) {
+							if a.value != "" {
+								b.AddASN1OctetString([]byte(a.value))
+							}
+						})
 					})
 				})
 			}

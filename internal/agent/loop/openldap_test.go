@@ -74,7 +74,7 @@ func TestOpenLDAPAnswers(t *testing.T) {
 		heard := make(chan string, 1)
 		go func() { heard <- answering(listener, c.answers) }()
 		consumer := &consumer{system: probe.System{}, plan: &recipe.Plan{Files: []recipe.PlannedFile{{Path: "/k", Content: []string{"key"}, Format: "pem"}}}}
-		err = consumer.setOpenLDAPFiles(t.Context(), recipe.Step{With: map[string]string{"socket": socket}})
+		err = consumer.setOpenLDAPFiles(t.Context(), recipe.Step{With: map[string]string{"socket": socket}}, consumer.plan, nil)
 		listener.Close()
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, where %q is expected", name, err, c.says)
@@ -84,7 +84,7 @@ func TestOpenLDAPAnswers(t *testing.T) {
 		}
 	}
 	c := &consumer{plan: &recipe.Plan{}}
-	err := c.setOpenLDAPFiles(t.Context(), recipe.Step{With: map[string]string{"socket": "/nowhere/ldapi"}})
+	err := c.setOpenLDAPFiles(t.Context(), recipe.Step{With: map[string]string{"socket": "/nowhere/ldapi"}}, c.plan, nil)
 	if err == nil || !strings.Contains(err.Error(), "ldapi:///") {
 		t.Errorf("without a socket: %v", err)
 	}
@@ -110,4 +110,35 @@ func answering(listener net.Listener, answers []string) string {
 		}
 	}
 	return strings.Join(heard, "")
+}
+
+// TestOpenLDAPTakesBack: what named a file that is gone gets no value, before anything else is said; what it did not say itself is
+// left alone.
+func TestOpenLDAPTakesBack(t *testing.T) {
+	r, _ := recipe.Builtin("openldap")
+	host := recipe.Host{Name: "ldap1.example.com", DNS: []string{"ldap1.example.com"}, Authority: "root"}
+	plans := map[string]*recipe.Plan{"": nil}
+	for clients, library := range map[string]string{"false": "gnutls", "true": "gnutls", "true ssl": "ssl"} {
+		value, _, _ := strings.Cut(clients, " ")
+		plan, err := r.Resolve(host, map[string]string{"clients": value}, recipe.Facts{"library": library, "etc": "/etc/ldap"})
+		must(t, err)
+		plans[clients] = plan
+	}
+	for _, c := range []struct{ from, to, want string }{
+		{"", "false", ""}, {"false", "true", ""}, {"false", "false", ""}, {"", "true", ""},
+		{"true", "false", "olcTLSCACertificateFile olcTLSCRLFile"},
+		{"true ssl", "false", "olcTLSCACertificateFile olcTLSCACertificatePath olcTLSCRLCheck"},
+		{"true ssl", "true", "olcTLSCACertificatePath olcTLSCRLCheck"},
+	} {
+		var gone []string
+		set := 0
+		for _, a := range openldapChange(plans[c.to], plans[c.from], func(path string) string { return path }) {
+			if set += len(a.value); a.value == "" && set == 0 {
+				gone = append(gone, a.name)
+			}
+		}
+		if strings.Join(gone, " ") != c.want || set == 0 {
+			t.Errorf("from clients=%s to clients=%s slapd is told to forget %q, not %q", c.from, c.to, gone, c.want)
+		}
+	}
 }

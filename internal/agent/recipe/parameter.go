@@ -25,6 +25,8 @@ var parameterTypes = []struct{ name, short, accepts, sample string }{
 	{"user", "a user's name", "a user's name: letters, digits and _.-, at most 32, a letter or _ first", "sample"},
 	{"group", "a group's name", "a group's name: letters, digits and _.-, at most 32, a letter or _ first", "sample"},
 	{"name", "a name", "a name: letters, digits and ._-, at most 64, a letter or digit first", "sample"},
+	{"unit", "a systemd service", "a service of systemd: NAME or NAME.service, NAME@INSTANCE too, of letters, digits and _.:-, and no unit of another kind",
+		"sample.service"},
 	{"duration", "30s, 5m, 12h, 90d", "30s, 5m, 12h or 90d", "30s"},
 	{"bool", "true or false", "true or false", "true"},
 	{"choice", "", "one of its choices", ""},
@@ -80,6 +82,7 @@ func (p *Parameter) sample() string {
 var (
 	accountName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
 	plainName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	unitName     = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:-]*(@[A-Za-z0-9_.:-]+)?$`)
 	pathText     = regexp.MustCompile(`^/[A-Za-z0-9/._+@:=,%-]*$`)
 	selinuxLabel = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}(:[A-Za-z0-9_.,:-]{1,64})?$`)
 	identifier   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
@@ -90,6 +93,10 @@ func (p *Parameter) check(value string) error {
 	good := true
 	switch p.Type {
 	case "path":
+		if p.Trusted && strings.Contains(value, "%") {
+			return fault.New(fault.Invalid, "parameter %s: path %q holds %%, which a program that is given it in a URI would decode; "+
+				"a path without it would pass", p.Name, value)
+		}
 		return checkPath("parameter "+p.Name, value)
 	case "address":
 		good = isAddress(value)
@@ -101,6 +108,8 @@ func (p *Parameter) check(value string) error {
 		good = accountName.MatchString(value)
 	case "name":
 		good = plainName.MatchString(value)
+	case "unit":
+		good = isUnit(value)
 	case "duration":
 		_, err := cert.ParseDuration(value)
 		good = err == nil && len(value) <= 32

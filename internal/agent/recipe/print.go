@@ -5,7 +5,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 )
 
 // section is a part of an explanation as it is printed: paragraphs, a list, or a table.
@@ -146,7 +145,7 @@ func (x *Explanation) Text(w io.Writer, clean func(string) string) error {
 	if x.Title != "" {
 		heading += ": " + x.Title
 	}
-	if _, err := fmt.Fprintln(w, clean(heading)); err != nil {
+	if _, err := fmt.Fprintln(w, strings.Join(broken(clean(heading), pageWidth), "\n")); err != nil {
 		return err
 	}
 	for _, s := range x.sections() {
@@ -157,39 +156,19 @@ func (x *Explanation) Text(w io.Writer, clean func(string) string) error {
 		if s.title != "" {
 			fmt.Fprintln(w, strings.ToUpper(s.title))
 		}
-		for line := range strings.SplitSeq(s.text, "\n") {
-			if s.text != "" {
+		if s.text != "" {
+			for _, line := range paragraphs(s.text, pageWidth-2) {
 				fmt.Fprintln(w, strings.TrimRight("  "+clean(line), " "))
 			}
 		}
 		for _, item := range s.list {
-			fmt.Fprintln(w, "  - "+strings.Join(wrap(clean(oneLine(item)), 106), "\n    "))
+			fmt.Fprintln(w, "  - "+strings.Join(broken(clean(oneLine(item)), 106), "\n    "))
 		}
 		if err := s.table(w, clean); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (s section) table(w io.Writer, clean func(string) string) error {
-	if len(s.rows) == 0 {
-		return nil
-	}
-	s = s.withoutEmptyColumns()
-	columns := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(columns, "  "+strings.Join(s.header, "\t"))
-	for _, row := range s.rows {
-		cells := make([]string, len(row))
-		for i, cell := range row {
-			cells[i] = clean(oneLine(cell))
-			if cells[i] == "" {
-				cells[i] = "-"
-			}
-		}
-		fmt.Fprintln(columns, "  "+strings.Join(cells, "\t"))
-	}
-	return columns.Flush()
 }
 
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -15,21 +15,23 @@ const (
 	UseArgument Use = "argument" // a program that runs is given it: a configuration may load code
 	UseSocket   Use = "socket"   // it is connected to, and may be told keys
 	UseConfig   Use = "config"   // its settings become facts
+	UseUnit     Use = "unit"     // systemd restarts it, or does with it whatever else the recipe says
 	UsePIDFile  Use = "pid_file" // its first line is the number of the process that is signalled, if its name is right
 )
 
-var gravity = []Use{UseProgram, UseArgument, UseSocket, UseConfig, UsePIDFile}
+var gravity = []Use{UseProgram, UseArgument, UseSocket, UseConfig, UseUnit, UsePIDFile}
 
-// Read is a path that a parameter names and that is used on the host other than by placing files there. The host must
-// accept it before it is used: the authority's word alone would let whoever gives parameters choose what root runs.
+// Read is a path that a parameter names and that is used on the host other than by placing files there, or a unit of
+// systemd. The host must accept it before it is used: the authority's word alone would let whoever gives parameters choose
+// what root runs.
 type Read struct {
-	Parameter, Path string
-	Uses            []Use // the gravest first
+	Parameter, Path string // of a unit its full name, NAME.service
+	Uses            []Use  // the gravest first
 	// Own says that the path is the recipe's own word: the parameter was not given, and its default holds no path that was.
 	Own bool
 }
 
-// Reads are the paths of parameters that are used so. Without facts those whose defaults need one are left out: it is asked
+// Reads are the paths of parameters that are used so, and the units of all. Without facts those whose defaults need one are left out: it is asked
 // before facts are gathered, for what they are gathered from, and again with them.
 func (r *Recipe) Reads(parameters map[string]string, facts Facts) ([]Read, error) {
 	if err := r.CheckParameters(parameters); err != nil {
@@ -55,6 +57,9 @@ func (r *Recipe) Reads(parameters map[string]string, facts Facts) ([]Read, error
 			}
 		}
 		s.parameters[p.Name] = value
+		if p.Type == "unit" && value != "" { // wherever it stands, and whoever gave it
+			reads = append(reads, Read{Parameter: p.Name, Path: UnitName(value), Uses: []Use{UseUnit}})
+		}
 		if p.Type == "path" && value != "" && len(uses[p.Name]) > 0 {
 			reads = append(reads, Read{Parameter: p.Name, Path: value, Uses: uses[p.Name], Own: own[p.Name]})
 		}

@@ -56,7 +56,7 @@ type Note struct {
 // of a command or another line of a file is refused for all types.
 type Parameter struct {
 	Name    string `yaml:"name"`
-	Type    string `yaml:"type"` // path, address, host, port, user, group, name, duration, bool, choice, algorithm, label
+	Type    string `yaml:"type"` // path, address, host, port, user, group, name, unit, duration, bool, choice, algorithm, label
 	About   string `yaml:"about"`
 	Default string `yaml:"default,omitempty"` // may use facts and earlier parameters: ${fact.qemu.group}
 	// Defaults come before Default: the first whose condition holds. Their conditions are of earlier parameters whose own

@@ -25,7 +25,7 @@ func (r *Recipe) FactRules(parameters map[string]string) ([]FactRule, error) {
 		given, ok := parameters[p.Name]
 		switch {
 		case ok:
-			s.parameters[p.Name] = given
+			s.parameters[p.Name] = p.full(given)
 		case static[p.Name]:
 			value, err := s.values(nil).fill(p.defaultText(s.value))
 			if err == nil && value != "" {
@@ -34,7 +34,7 @@ func (r *Recipe) FactRules(parameters map[string]string) ([]FactRule, error) {
 			if err != nil {
 				return nil, fmt.Errorf("recipe %s: parameter %s: %w", r.Name, p.Name, err)
 			}
-			s.parameters[p.Name] = value
+			s.parameters[p.Name] = p.full(value)
 		}
 	}
 	var rules []FactRule
@@ -220,7 +220,7 @@ func (s *scope) fillParameters(given map[string]string) error {
 	for i := range s.recipe.Parameters {
 		p := &s.recipe.Parameters[i]
 		if value, ok := given[p.Name]; ok {
-			s.parameters[p.Name] = value
+			s.parameters[p.Name] = p.full(value)
 			continue
 		}
 		value, err := s.values(nil).fill(p.defaultText(s.value))
@@ -233,7 +233,7 @@ func (s *scope) fillParameters(given map[string]string) error {
 		if err != nil {
 			return fmt.Errorf("the default of parameter %s: %w; give the parameter", p.Name, err)
 		}
-		s.parameters[p.Name] = value
+		s.parameters[p.Name] = p.full(value)
 	}
 	return nil
 }

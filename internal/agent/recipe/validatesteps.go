@@ -158,6 +158,7 @@ func (v *validation) vector(at string, command []string) {
 	} else if !plainName.MatchString(program) {
 		v.add(at+"[0]", "%q: what is run is an absolute path or the name of a program", program)
 	}
+	v.units(at, command)
 	for i, word := range command {
 		if len(word) > maxText {
 			return // found where the text was read
