@@ -54,6 +54,9 @@ func (s *Service) Add(ctx context.Context, by access.Principal, in client.AddHos
 		if err := putPlacements(ctx, tx, r.id, in.Placements); err != nil {
 			return nil, 0, err
 		}
+		if err := s.checkCrowd(ctx, tx, r.pool, in.Placements); err != nil {
+			return nil, 0, err
+		}
 		return r, noMachine, s.audit(ctx, tx, by.Actor(), "host.add", r.name, map[string]any{
 			"pool": r.pool, "dns": in.DNS, "ip": in.IP, "placements": in.Placements, "profiles": in.Profiles, "labels": in.Labels,
 		}, now)
@@ -224,6 +227,9 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 		}
 		if in.Placements != nil {
 			if err := putPlacements(ctx, tx, r.id, orders); err != nil {
+				return err
+			}
+			if err := s.checkCrowd(ctx, tx, r.pool, orders); err != nil {
 				return err
 			}
 			if err := s.Trust.Withdraw(ctx, tx, r.id, placementNames(orders), now); err != nil {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,12 +14,13 @@ import (
 	"chancery/internal/store/db"
 )
 
-// announces reports whether a placement has certificates that peers pin, and for what purpose. Of a host's own recipe that is
-// not known here: it may, for general purposes.
+// announces reports whether a placement has certificates that peers pin, and for what purpose. What a host's own recipe announces
+// is the host's word, and pinning lets in whoever is pinned: so the operator's order says it, as it does of the built-in recipes,
+// by the parameters pinned and purpose.
 func (s *Service) announces(p client.PlacementOrder) (purpose string, may bool) {
 	known, ok := s.Recipe(p.Recipe)
 	if !ok {
-		return client.TrustGeneral, true
+		return cmp.Or(p.Parameters["purpose"], client.TrustGeneral), p.Parameters["pinned"] == "true"
 	}
 	if purposes := known.Announces(p.Parameters); len(purposes) > 0 {
 		return purposes[0], true
@@ -202,7 +204,13 @@ func (s *Service) addWaits(ctx context.Context, tx *db.Tx, r *row, found *client
 	}
 	for i := range found.Placements {
 		p := &found.Placements[i]
-		if text := waits[p.Name]; text != "" {
+		text := waits[p.Name]
+		if text == "" && len(p.Observed.Announced) > 0 {
+			if text, err = s.stays(ctx, tx, r.pool, p.PlacementOrder); err != nil {
+				return err
+			}
+		}
+		if text != "" {
 			p.Observed.Message = strings.TrimPrefix(p.Observed.Message+"; "+text, "; ")
 		}
 	}

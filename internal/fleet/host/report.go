@@ -20,7 +20,7 @@ const (
 	// maxObservation bounds what is kept of one placement, in octets of JSON, without the fingerprints of what it pins.
 	maxObservation = 64 << 10
 	// maxPinned bounds those.
-	maxPinned       = 1000
+	maxPinned       = trust.MostPinned
 	fingerprintSize = 64 + len(`"",`)
 )
 

@@ -160,6 +160,13 @@ func (s *Service) add(ctx context.Context, by access.Principal, name string, in 
 		ids, err = once.Act(ctx, tx, call, now, func() ([]string, error) {
 			return s.addIn(ctx, tx, by, name, in, certificates, issuers, now)
 		})
+		if err != nil {
+			return err
+		}
+		pinned, err := pinnedFor(ctx, tx, name, in.Purpose)
+		if len(pinned) > MostPinned {
+			return fault.New(fault.TooLarge, "%d certificates would be pinned for %s; at most %d pass", len(pinned), in.Purpose, MostPinned)
+		}
 		return err
 	})
 	if err != nil {

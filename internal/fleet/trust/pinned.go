@@ -68,6 +68,20 @@ type Placement struct {
 // maxAnnounced is how many certificates of one placement may wait: each re-key ends the ones before.
 const maxAnnounced = 8
 
+const (
+	// MostPinned is how many certificates are pinned in a pool for one purpose: a report names as many that are held, and one that is
+	// not named is never released.
+	MostPinned = 1000
+	// MostAnnouncing is how many placements announce for one: each has two pinned while it is re-keyed, and some are pinned by hand.
+	MostAnnouncing = 400
+)
+
+// Full reports whether no more certificates can be pinned in a pool for a purpose.
+func Full(ctx context.Context, tx *db.Tx, pool, purpose string) (bool, error) {
+	all, err := pinnedFor(ctx, tx, pool, purpose)
+	return len(all) >= MostPinned, err
+}
+
 // Announce takes what an agent announced for a placement, in the transaction of its report: leaves, in PEM. What it does not
 // announce any more, and never placed, leaves. The caller has seen that the certificates are of this host.
 func (s *Service) Announce(ctx context.Context, tx *db.Tx, at Placement, leaves []*x509.Certificate, now time.Time) error {
@@ -84,6 +98,14 @@ func (s *Service) Announce(ctx context.Context, tx *db.Tx, at Placement, leaves 
 		}
 		serials = append(serials, p.serial)
 		if slices.ContainsFunc(there, func(other *pinned) bool { return other.serial == p.serial }) {
+			continue
+		}
+		full, err := Full(ctx, tx, at.Pool, at.Purpose)
+		if err != nil {
+			return err
+		}
+		if full {
+			s.Logger.WarnContext(ctx, "an announced certificate is not passed on, because too many are pinned", "pool", at.Pool, "purpose", at.Purpose, "serial", p.serial)
 			continue
 		}
 		changed = true
