@@ -277,12 +277,19 @@ type Status struct {
 // ends.
 type OutageBudget struct {
 	Seconds int64       `json:"seconds" doc:"from now to the first end; 0 where nothing ends"`
-	Ends    []OutageEnd `json:"ends" nullable:"false" doc:"the first of each kind, soonest first; what has ended already is not among them"`
+	Ended   []OutageEnd `json:"ended" nullable:"false" doc:"what has ended already and should not have: the first of each kind, the oldest first"`
+	Ends    []OutageEnd `json:"ends" nullable:"false" doc:"what is to end: the first of each kind, soonest first"`
+	OCSP    *OutageOCSP `json:"ocsp,omitempty" doc:"absent where certificates name no OCSP responder"`
+}
+
+// OutageOCSP is what becomes of OCSP while all of the authority is down: a question that no cache answers fails at once.
+type OutageOCSP struct {
+	Caches time.Time `json:"caches" doc:"until when a cache may hand out an answer that it gets now"`
 }
 
 // OutageEnd is the first end of a kind.
 type OutageEnd struct {
-	Kind string    `json:"kind" doc:"placed certificate, placed CRL, published CRL, OCSP answer, OCSP responder, agent's identity, node's certificate, operator's identity or issuer"`
+	Kind string    `json:"kind" doc:"placed certificate, placed CRL, published CRL, published delta CRL, OCSP responder, agent's identity, node's certificate, operator's identity or issuer"`
 	What string    `json:"what"`
 	At   time.Time `json:"at"`
 }

@@ -9,11 +9,11 @@ import (
 )
 
 // End is when what an issuer's verifiers need of the authority ends: the first of its current CRLs, complete or of a
-// partition, and the certificate of its newest delegated responder. Zero is none. A delta CRL that has ended costs nobody
-// anything, since the complete one stands for itself (RFC 5280 section 5.2.4).
+// partition, its delta CRL, and the certificate of its newest delegated responder. Zero is none. Who has an old delta CRL may
+// go by the complete one (RFC 5280 section 5.2.4), and some verifiers refuse instead.
 type End struct {
-	Issuer         string // its ID
-	CRL, Responder time.Time
+	Issuer                string // its ID
+	CRL, Delta, Responder time.Time
 }
 
 // Ends returns the ends of all issuers that have a CRL or a responder.
@@ -31,6 +31,10 @@ func (s *Service) Ends(ctx context.Context) (ends []End, err error) {
 		}
 		if err := eachEnd(ctx, tx, `SELECT issuer, MIN(next_update) FROM crl WHERE state = 'current' AND scope <> 'delta' GROUP BY issuer ORDER BY issuer`,
 			func(issuer string, t time.Time) { end(issuer).CRL = t }); err != nil {
+			return err
+		}
+		if err := eachEnd(ctx, tx, `SELECT issuer, next_update FROM crl WHERE state = 'current' AND scope = 'delta' ORDER BY issuer`,
+			func(issuer string, t time.Time) { end(issuer).Delta = t }); err != nil {
 			return err
 		}
 		return eachEnd(ctx, tx, `SELECT issuer, MAX(not_after) FROM ocsp_responder GROUP BY issuer ORDER BY issuer`,

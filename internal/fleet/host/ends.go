@@ -17,12 +17,13 @@ type End struct {
 	At              time.Time
 }
 
-// Ends are the first of their kind on hosts that have joined; zero where there is none ahead. What has ended already is not
-// among them: nobody's being there would have kept it, and Count tells of it.
+// Ends are the first of their kind on hosts that have joined; zero where there is none.
 type Ends struct {
 	Certificate End // of a placement, as its agent reported it
 	CRL         End // placed beside one
 	Identity    End // of an agent, with the days in which one that has ended still renews itself
+
+	EndedCertificate, EndedCRL End // what has ended already, and is placed still
 }
 
 // Ends finds what ends first on hosts.
@@ -38,6 +39,8 @@ func (s *Service) Ends(ctx context.Context, now time.Time) (all Ends, err error)
 		}{
 			{&all.Certificate, `SELECT host.name, host_placement.name, not_after FROM` + joined + `not_after > $1 ORDER BY not_after, host.name LIMIT 1`, now, 0},
 			{&all.CRL, `SELECT host.name, host_placement.name, crl_ends FROM` + joined + `crl_ends > $1 ORDER BY crl_ends, host.name LIMIT 1`, now, 0},
+			{&all.EndedCertificate, `SELECT host.name, host_placement.name, not_after FROM` + joined + `not_after > 0 AND not_after <= $1 ORDER BY not_after, host.name LIMIT 1`, now, 0},
+			{&all.EndedCRL, `SELECT host.name, host_placement.name, crl_ends FROM` + joined + `crl_ends > 0 AND crl_ends <= $1 ORDER BY crl_ends, host.name LIMIT 1`, now, 0},
 			{&all.Identity, `SELECT name, '', identity_ends FROM host WHERE removed_at = 0 AND joined_at > 0 AND identity_ends > $1 ORDER BY identity_ends, name LIMIT 1`,
 				now.Add(-ca.IdentityGrace), ca.IdentityGrace},
 		} {

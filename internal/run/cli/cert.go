@@ -66,7 +66,7 @@ func (s *keySource) request(g *globals) (string, error) {
 }
 
 func (g *globals) privateKey(file, passwordFile string) (crypto.Signer, error) {
-	text, err := g.readAll(file)
+	text, err := g.key(file)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -218,25 +217,6 @@ func (g *globals) connect() (*client.Client, error) {
 		g.renewIdentity(g.ctx, api, certFile, keyFile, time.Now())
 	}
 	return api, err
-}
-
-// secret reads a one-line secret from a file, or from standard input when the name is -.
-func (g *globals) secret(file, what string) ([]byte, error) {
-	var text []byte
-	var err error
-	if file == "-" {
-		text, err = io.ReadAll(io.LimitReader(g.In, 1<<16))
-	} else {
-		text, err = os.ReadFile(file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", what, err)
-	}
-	line := strings.TrimRight(string(text), "\r\n")
-	if line == "" || strings.ContainsAny(line, "\r\n") {
-		return nil, fault.New(fault.Invalid, "%s: %s holds %s; one line is wanted", what, file, countLines(line))
-	}
-	return []byte(line), nil
 }
 
 func countLines(text string) string {

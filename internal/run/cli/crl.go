@@ -230,7 +230,7 @@ func writeWhole(file string, mode os.FileMode, fetch func(writer) error) (err er
 
 // offlineKey opens a root's key file.
 func (g *globals) offlineKey(file, passphraseFile string) (crypto.Signer, error) {
-	text, err := os.ReadFile(file)
+	text, err := g.key(file)
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,7 @@ type doctorCommand struct {
 	User         string        `placeholder:"U[:G]" help:"The consumer's user, who must be able to read FILE."`
 	State        string        `type:"path" env:"CHANCERY_STATE" placeholder:"S" help:"On HOST itself: the state directory of its agent, whose files are then looked at; /var/lib/chancery-agent when it is that host's."`
 	Offline      bool          `help:"Fetch no CRL, no OCSP answer and no issuer from where the certificate says."`
+	FetchPrivate bool          `help:"Fetch them from private addresses and from this machine, too, where the port has a public address."`
 	Timeout      time.Duration `default:"10s" placeholder:"T" help:"How long a connection may take."`
 	Strict       bool          `help:"Fail for warnings, too."`
 }
@@ -122,7 +123,7 @@ func (c *doctorCommand) portOptions(g *globals) (*examine.PortOptions, error) {
 	if !slices.Contains(protocols, c.StartTLS) {
 		return nil, usage("--starttls %s: one of %s is wanted", c.StartTLS, strings.Join(protocols[1:], ", "))
 	}
-	o := &examine.PortOptions{StartTLS: c.StartTLS, ServerName: c.ServerName, Recipe: c.Recipe, Timeout: c.Timeout, Offline: c.Offline}
+	o := &examine.PortOptions{StartTLS: c.StartTLS, ServerName: c.ServerName, Recipe: c.Recipe, Timeout: c.Timeout, Offline: c.Offline, FetchPrivate: c.FetchPrivate}
 	var err error
 	if o.Trust, err = c.read(g); err != nil {
 		return nil, err
@@ -133,13 +134,13 @@ func (c *doctorCommand) portOptions(g *globals) (*examine.PortOptions, error) {
 	if c.ClientCert == "" {
 		return o, nil
 	}
-	o.Client, err = clientPair(c.ClientCert, c.ClientKey)
+	o.Client, err = g.clientPair(c.ClientCert, c.ClientKey)
 	return o, err
 }
 
 // clientPair reads a certificate with what is above it, and its key.
-func clientPair(certificate, key string) (*tls.Certificate, error) {
-	text, err := os.ReadFile(certificate)
+func (g *globals) clientPair(certificate, key string) (*tls.Certificate, error) {
+	text, err := g.readAll(certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -147,9 +148,10 @@ func clientPair(certificate, key string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", certificate, err)
 	}
-	if text, err = os.ReadFile(key); err != nil {
+	if text, err = g.key(key); err != nil {
 		return nil, err
 	}
+	defer clear(text)
 	signer, err := keyfile.ParsePrivateKey(text, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -194,7 +196,7 @@ func (c *doctorCommand) host(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
-	o := examine.HostOptions{State: c.State, Timeout: c.Timeout, Offline: c.Offline, System: probe.System{AsRoot: os.Geteuid() == 0}}
+	o := examine.HostOptions{State: c.State, Timeout: c.Timeout, Offline: c.Offline, FetchPrivate: c.FetchPrivate, System: probe.System{AsRoot: os.Geteuid() == 0}}
 	if o.Trust, err = c.read(g); err != nil {
 		return err
 	}

@@ -105,6 +105,9 @@ func (g *globals) scanned(result *examine.Scanned, known bool) error {
 		}
 	}
 	text := fmt.Sprintf("%d looked at: %s", result.Looked, plural(certificates, "certificate"))
+	if others := len(result.Found) - certificates; others > 0 {
+		text = fmt.Sprintf("%d looked at: %s listed, %s and %d without one", result.Looked, plural(len(result.Found), "row"), plural(certificates, "certificate"), others)
+	}
 	if known {
 		text += fmt.Sprintf(" (%d of this authority)", ours)
 	}

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -80,8 +82,8 @@ func (c *keyIDCommand) Run(g *globals) error {
 		Signed  string `json:"signed"`
 		RFC5280 string `json:"rfc5280,omitempty"`
 	}
-	data, err := g.readAll(c.Source)
-	if os.IsNotExist(err) {
+	data, err := g.key(c.Source)
+	if errors.Is(err, fs.ErrNotExist) {
 		id, parseErr := keyfile.ParseKeyID(c.Source)
 		if parseErr != nil {
 			return fmt.Errorf("%s is no file, and as an identifier: %w", c.Source, parseErr)

@@ -2,8 +2,8 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 	"path/filepath"
@@ -58,12 +58,15 @@ func list[T any](g *globals, items iter.Seq2[T, error], header string, row func(
 	// A table needs all its rows to know its widths; a long list is written in parts, each with widths of its own.
 	const part = 500
 	w := tabwriter.NewWriter(g.Out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, strings.Join(strings.Fields(header), "\t"))
+	titles := func() { fmt.Fprintln(w, strings.Join(strings.Fields(header), "\t")) }
 	n := 0
 	for item, err := range items {
 		if err != nil {
 			_ = w.Flush()
 			return err
+		}
+		if n == 0 { // not above an error: a table without rows says that there are none
+			titles()
 		}
 		cells := row(item)
 		for i, c := range cells {
@@ -75,6 +78,9 @@ func list[T any](g *globals, items iter.Seq2[T, error], header string, row func(
 				return err
 			}
 		}
+	}
+	if n == 0 {
+		titles()
 	}
 	return w.Flush()
 }
@@ -186,17 +192,24 @@ func (g *globals) progressing(what func() string) func() {
 	return func() { close(done); <-ended }
 }
 
-// readAll reads a small input file, or standard input when the name is -.
+// readAll reads a small input file that holds no secret, or standard input when the name is -. It may be a pipe, and is waited
+// for no longer than the command runs.
 func (g *globals) readAll(file string) ([]byte, error) {
-	if file == "-" {
-		return io.ReadAll(io.LimitReader(g.In, maxInput))
+	text, err := interruptible(g.ctx, func() ([]byte, error) {
+		if file == "-" {
+			return bounded(g.In, maxInput)
+		}
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return bounded(f, maxInput)
+	})
+	if errors.Is(err, errEndless) {
+		return nil, fault.New(fault.TooLarge, "%s has more than %d octets", file, maxInput)
 	}
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxInput))
+	return text, err
 }
 
 // maxInput bounds what a command reads into memory.

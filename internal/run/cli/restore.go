@@ -3,8 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
-	"os"
 
+	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
@@ -31,7 +31,7 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 		return usage("restore needs --audit-key F, the public key that signed the backup: init wrote it to offline/audit-key.pem, " +
 			"and every data directory has it in ca/audit-key.pem")
 	}
-	text, err := os.ReadFile(c.AuditKey)
+	text, err := g.readAll(c.AuditKey)
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", c.AuditKey, err)
 	}
-	sealed, err := os.ReadFile(c.RecoveryFile)
+	sealed, err := g.private(c.RecoveryFile, "recovery file", keyfile.MaxFile)
 	if err != nil {
 		return err
 	}

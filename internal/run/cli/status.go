@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/term"
+
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/upkeep/finding"
@@ -30,6 +32,7 @@ func (c *statusCommand) Run(ctx context.Context, g *globals) error {
 	if g.Output == "json" {
 		return g.json(s)
 	}
+	g.ended(s.Outage)
 	if err := g.show(s, field{"node", s.Node}, field{"version", s.Version}, field{"since", stamp(s.Started)}, field{"store", s.Store.Engine + ", " + s.Store.Durability},
 		field{"clock", s.Clock}, field{"pending requests", itoa(s.Pending)}); err != nil {
 		return err
@@ -68,17 +71,39 @@ func (c *statusCommand) Run(ctx context.Context, g *globals) error {
 	return nil
 }
 
+// ended says what has ended already, before all else: beside it, for how long an outage could be is no comfort.
+func (g *globals) ended(b client.OutageBudget) {
+	for _, e := range b.Ended {
+		fmt.Fprintln(g.Out, g.red(fmt.Sprintf("ENDED: %s, on %s", printable(e.What), stamp(e.At))))
+	}
+}
+
 // outage says for how long the authority could be down, and what would end then and later.
 func (g *globals) outage(b client.OutageBudget) error {
+	if len(b.Ends) > 0 {
+		fmt.Fprintf(g.Out, "could be down for %s: then %s ends\n", span(time.Duration(b.Seconds)*time.Second), printable(b.Ends[0].What))
+	}
+	if b.OCSP != nil {
+		fmt.Fprintf(g.Out, "new OCSP questions: at once; answers in caches: until %s\n", stamp(b.OCSP.Caches))
+	}
 	if len(b.Ends) == 0 {
 		return nil
 	}
-	fmt.Fprintf(g.Out, "could be down for %s: then %s ends\n\n", span(time.Duration(b.Seconds)*time.Second), printable(b.Ends[0].What))
+	fmt.Fprintln(g.Out)
 	err := list(g, values(b.Ends), "KIND ENDS WHAT", func(e client.OutageEnd) []string {
 		return []string{e.Kind, stamp(e.At), e.What}
 	})
 	fmt.Fprintln(g.Out)
 	return err
+}
+
+// red colours a text where it is read on a terminal, unless that is unwanted (NO_COLOR).
+func (g *globals) red(text string) string {
+	f, ok := g.Out.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return text
+	}
+	return "\x1b[31m" + text + "\x1b[0m"
 }
 
 // span is a time in its two largest units: 5d 3h, 3h 20m.
@@ -113,14 +138,14 @@ type verifyCommand struct {
 func (c *verifyCommand) Run(ctx context.Context, g *globals) error {
 	var in client.VerifyRequest
 	for _, file := range c.Checkpoint {
-		text, err := os.ReadFile(file)
+		text, err := g.readAll(file)
 		if err != nil {
 			return err
 		}
 		in.Checkpoints = append(in.Checkpoints, string(text))
 	}
 	for _, file := range c.AuditKey {
-		text, err := os.ReadFile(file)
+		text, err := g.readAll(file)
 		if err != nil {
 			return err
 		}

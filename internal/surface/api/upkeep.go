@@ -59,13 +59,21 @@ func (s *Server) showStatus(ctx context.Context, _ *none) (*out[client.Status], 
 	return answer(w), nil
 }
 
-func wireBudget(b status.Budget, now time.Time) client.OutageBudget {
+func wireBudget(b *status.Budget, now time.Time) client.OutageBudget {
 	left, _, _ := b.Left(now)
-	w := client.OutageBudget{Seconds: int64(left / time.Second), Ends: []client.OutageEnd{}}
-	for _, e := range b {
-		w.Ends = append(w.Ends, client.OutageEnd{Kind: string(e.Kind), What: e.What, At: e.At})
+	w := client.OutageBudget{Seconds: int64(left / time.Second), Ended: wireEnds(b.Ended), Ends: wireEnds(b.Ends)}
+	if !b.Caches.IsZero() {
+		w.OCSP = &client.OutageOCSP{Caches: b.Caches}
 	}
 	return w
+}
+
+func wireEnds(ends []status.End) []client.OutageEnd {
+	all := []client.OutageEnd{}
+	for _, e := range ends {
+		all = append(all, client.OutageEnd{Kind: string(e.Kind), What: e.What, At: e.At})
+	}
+	return all
 }
 
 func (s *Server) signCheckpoint(ctx context.Context, in *in0) (*out[client.Checkpoint], error) {

@@ -78,7 +78,7 @@ func (r *report) order(given []*x509.Certificate) []*x509.Certificate {
 	}
 	chain := keyfile.PathFrom(once[0], once[1:])
 	if r.where == "wire" && len(chain) > 1 && selfSigned(chain[len(chain)-1]) {
-		r.tell("path.root", named(chain[len(chain)-1]), "the root is sent along", "")
+		r.tell("path.root", named(chain[len(chain)-1]), "the root is sent along", r.showRoot)
 	}
 	var places []string
 	sorted := true
@@ -138,7 +138,7 @@ func (r *report) reach(ctx context.Context, chain []*x509.Certificate, t *Trust,
 		return r.verify(chain, anchors, t, usages, now)
 	}
 	if selfSigned(top) {
-		if len(chain) == 1 {
+		if len(chain) == 1 && (r.where == "wire" || !top.IsCA) { // a root in a file is meant to be
 			r.tell("trust.selfsigned", named(top), fmt.Sprintf("%s is signed by itself", named(top)), "")
 		}
 		r.tell("trust.untrusted", named(top), fmt.Sprintf("%s is not among the %d that are trusted (%s)", named(top), len(t.Anchors), t.From), "")

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type Served struct {
 	Refused string              // what it said against the one that was shown
 	Date    time.Time           // the server's clock, where it speaks HTTP
 	At      time.Time           // ours at that moment
+	From    netip.Addr          // the address that was connected to
 }
 
 // failure is why a port could not be looked at, by its rule.
@@ -92,7 +94,7 @@ func (c connection) once(ctx context.Context, with offer) (*Served, *failure) {
 		return nil, c.notStarted(err)
 	}
 	heard := &hearing{Conn: conn}
-	served := new(Served)
+	served := &Served{From: remoteOf(conn)}
 	t := tls.Client(heard, c.config(served, with))
 	err = t.HandshakeContext(ctx)
 	served.Version, served.Staple = t.ConnectionState().Version, t.ConnectionState().OCSPResponse
@@ -179,18 +181,18 @@ func (c connection) notConnected(err error) *failure {
 	case errors.As(err, &dns):
 		return &failure{"connect.name", dns.Error(), fmt.Sprintf("%s has no address", dns.Name), "getent hosts " + quoted(dns.Name)}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &failure{"connect.refused", "connection refused", "nothing listens at " + c.address, ""}
+		return &failure{"connect.refused", "connection refused", "nothing listens at " + c.address, "ss -ltn " + quoted("sport = :"+portOf(c.address))}
 	case timedOut(err):
-		return &failure{"connect.unreachable", "no answer within " + span(c.timeout), fmt.Sprintf("%s does not answer", c.address), ""}
+		return &failure{"connect.unreachable", "no answer within " + span(c.timeout), fmt.Sprintf("%s does not answer", c.address), c.route()}
 	}
-	return &failure{"connect.unreachable", err.Error(), fmt.Sprintf("%s cannot be reached", c.address), ""}
+	return &failure{"connect.unreachable", err.Error(), fmt.Sprintf("%s cannot be reached", c.address), c.route()}
 }
 
 func (c connection) notStarted(err error) *failure {
 	seen := strings.TrimPrefix(err.Error(), probe.ErrNotTLS.Error()+": ")
 	switch {
 	case timedOut(err):
-		return &failure{"tls.slow", "no answer within " + span(c.timeout), fmt.Sprintf("%s does not answer as %s does", c.address, c.startTLS), ""}
+		return &failure{"tls.slow", "no answer within " + span(c.timeout), fmt.Sprintf("%s does not answer as %s does", c.address, c.startTLS), c.longer()}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		seen = "it hung up"
 	}
@@ -217,15 +219,50 @@ func (c connection) notSpoken(ctx context.Context, err error, head []byte) *fail
 			}
 		}
 		if timedOut(err) {
-			return &failure{"tls.slow", "no answer within " + span(c.timeout), fmt.Sprintf("%s takes the connection and does not answer", c.address), ""}
+			return &failure{"tls.slow", "no answer within " + span(c.timeout), fmt.Sprintf("%s takes the connection and does not answer", c.address), c.longer()}
 		}
 		return c.notTLS("it hung up without a word", "")
 	case timedOut(err):
-		return &failure{"tls.slow", "no end within " + span(c.timeout), fmt.Sprintf("the handshake with %s does not end", c.address), ""}
+		return &failure{"tls.slow", "no end within " + span(c.timeout), fmt.Sprintf("the handshake with %s does not end", c.address), c.longer()}
 	case errors.As(err, &remote) && remote.Op == "remote error":
-		return &failure{"tls.handshake", err.Error(), fmt.Sprintf("%s breaks the handshake off", c.address), ""}
+		return &failure{"tls.handshake", err.Error(), fmt.Sprintf("%s breaks the handshake off", c.address), c.openssl("")}
 	}
-	return &failure{"tls.handshake", err.Error(), fmt.Sprintf("the handshake with %s fails", c.address), ""}
+	return &failure{"tls.handshake", err.Error(), fmt.Sprintf("the handshake with %s fails", c.address), c.openssl("")}
+}
+
+// longer is the same look with more time: what is slow then answers, and what is stuck does not.
+func (c connection) longer() string {
+	command := fmt.Sprintf("chancery doctor %s --timeout %s", quoted(c.address), max(time.Minute, 5*c.timeout.Round(time.Second)))
+	if c.startTLS != "" {
+		command += " --starttls " + c.startTLS
+	}
+	return command
+}
+
+// route shows how far packets for the port come.
+func (c connection) route() string {
+	host, _, _ := net.SplitHostPort(c.address)
+	return fmt.Sprintf("traceroute -T -p %s %s", portOf(c.address), quoted(host))
+}
+
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}
+
+// openssl is another program's look at the same; empty where that cannot begin TLS as it is begun there.
+func (c connection) openssl(more string) string {
+	if c.startTLS == "vnc" || c.startTLS == "nbd" {
+		return ""
+	}
+	command := "openssl s_client -connect " + quoted(c.address)
+	if c.startTLS != "" {
+		command += " -starttls " + c.startTLS
+	}
+	if c.serverName != "" {
+		command += " -servername " + quoted(c.serverName)
+	}
+	return command + more + " </dev/null"
 }
 
 func (c connection) notTLS(what, protocol string) *failure {

@@ -10,7 +10,8 @@
 //   - A connection verifies nothing: what is wrong is to be seen, and is judged afterwards.
 //   - RFC 9525 ignores the common name. A certificate without alternative names is an error of its own rule, since GnuTLS and
 //     libvirt still take it.
-//   - RFC 5280 section 4.2.1.13 allows any scheme for a CRL's address; only http is fetched, and others are named.
+//   - RFC 5280 section 4.2.1.13 allows any scheme for a CRL's address; only http is fetched, and others are named. Addresses to
+//     which a stranger could lead us and could not go himself are not asked: RFC 5280 section 8 warns of that.
 //
 // What comes from peers and files is a stranger's: connections and fetches have limits of time and size, nothing is looked at
 // but what was asked for, and every text of theirs is stripped of control characters before it is put into a finding.
@@ -35,6 +36,8 @@ type report struct {
 	where  string // the first part of the rules' names: wire, file, host, local
 	object string
 	found  []finding.Finding
+	// showRoot shows what is sent, where something is sent that should not be.
+	showRoot string
 }
 
 // tell adds a finding of a rule. Command mends it, as far as that is known.

@@ -126,11 +126,7 @@ func (l *look) content(ctx context.Context, text []byte) {
 	held, err := Read(text, l.options.Password)
 	switch {
 	case errors.Is(err, keyfile.ErrPassword):
-		seen := "no password was given"
-		if l.options.Password != nil {
-			seen = "another password"
-		}
-		l.tell("password", seen, sentence(err), fmt.Sprintf("chancery doctor %s --password-file F", quoted(l.path)))
+		l.locked(sentence(err), fmt.Sprintf("chancery doctor %s --password-file F", quoted(l.path)))
 	case err != nil:
 		l.tell("format", shorten(clean(sentence(err)), 200), fmt.Sprintf("%s cannot be read", l.path), "openssl asn1parse -in "+quoted(l.path))
 	}
@@ -141,10 +137,11 @@ func (l *look) content(ctx context.Context, text []byte) {
 		l.ok("kind", "%s", held.Kind)
 	}
 	if held.Outside > 0 {
-		l.tell("text", fmt.Sprintf("line %d", held.Outside), "text stands outside the PEM blocks", "openssl x509 -in "+quoted(l.path)+" -out NEW")
+		l.tell("text", fmt.Sprintf("line %d", held.Outside), "text stands outside the PEM blocks", onlyBlocks(l.path))
 	}
 	if held.Trailing > 0 {
-		l.tell("trailing", fmt.Sprintf("%d octets", held.Trailing), "something follows the first object in the file", "")
+		l.tell("trailing", fmt.Sprintf("%d octets", held.Trailing), "something follows the first object in the file",
+			fmt.Sprintf("(umask 077; head -c %d %s > NEW)", held.Octets-held.Trailing, quoted(l.path)))
 	}
 	if held.Secret {
 		l.lookAtMode(l.path, l.mode)
@@ -170,6 +167,20 @@ func (l *look) content(ctx context.Context, text []byte) {
 	}
 	l.lists(held)
 	l.requests(held)
+}
+
+// onlyBlocks writes all PEM blocks of a file anew, keys too, and nothing else.
+func onlyBlocks(path string) string {
+	return fmt.Sprintf("(umask 077; sed -n '/-----BEGIN /,/-----END /p' %s > NEW)", quoted(path))
+}
+
+// locked tells of what a password would open: with none it was not looked at, and with another it is useless to whoever has that.
+func (l *look) locked(message, command string) {
+	if l.options.Password == nil {
+		l.tell("password", "no password was given", message, command)
+		return
+	}
+	l.tell("password.wrong", "another password was given", message, "")
 }
 
 func (l *look) lookAtMode(path string, mode fs.FileMode) {
@@ -248,7 +259,8 @@ func (l *look) certificates(ctx context.Context, held *Held) {
 	l.decide(leaf)
 	if d := l.demand; d != nil && (d.Most > 0 && len(all) > d.Most || d.MostBytes > 0 && held.Octets > d.MostBytes) {
 		l.tell("limits", fmt.Sprintf("%d certificates, %d octets", len(all), held.Octets),
-			fmt.Sprintf("%s reads %d certificates and %d octets of one file", d.Recipe, d.Most, d.MostBytes), "")
+			fmt.Sprintf("%s reads %d certificates and %d octets of one file", d.Recipe, d.Most, d.MostBytes),
+			"openssl crl2pkcs7 -nocrl -certfile "+quoted(l.path)+" | openssl pkcs7 -print_certs -noout")
 	}
 	l.pair(held)
 	if leaf.IsCA {
@@ -256,6 +268,7 @@ func (l *look) certificates(ctx context.Context, held *Held) {
 		for _, name := range l.options.Names { // a server's own that openssl req -x509 made says CA:TRUE
 			l.lookAtNames(leaf, name, true, l.demand)
 		}
+		l.trusted(ctx, keyfile.PathFrom(leaf, all[1:]))
 		return
 	}
 	chain := l.order(all)
@@ -264,10 +277,16 @@ func (l *look) certificates(ctx context.Context, held *Held) {
 		l.lookAtStrength(c)
 	}
 	l.leaf(leaf)
-	if l.options.Trust != nil {
-		l.lookAtTrust(l.options.Trust, l.now)
-		l.reach(ctx, chain, l.options.Trust, nil, nil, l.now)
+	l.trusted(ctx, chain)
+}
+
+// trusted judges what the caller trusts, and whether the path reaches it.
+func (l *look) trusted(ctx context.Context, chain []*x509.Certificate) {
+	if l.options.Trust == nil {
+		return
 	}
+	l.lookAtTrust(l.options.Trust, l.now)
+	l.reach(ctx, chain, l.options.Trust, nil, nil, l.now)
 }
 
 // decide sets what the consumer demands of the certificate.
@@ -345,7 +364,7 @@ func (l *look) beside() *Held {
 	held, err := Read(text, l.options.Password)
 	switch {
 	case errors.Is(err, keyfile.ErrPassword):
-		l.tell("password", "an encrypted key", fmt.Sprintf("%s: %s", path, sentence(err)), fmt.Sprintf("chancery doctor %s --key %s --password-file F", quoted(l.path), quoted(path)))
+		l.locked(fmt.Sprintf("%s: %s", path, sentence(err)), fmt.Sprintf("chancery doctor %s --key %s --password-file F", quoted(l.path), quoted(path)))
 	case err != nil, len(held.Keys) == 0:
 		seen := "no private key"
 		if err != nil {

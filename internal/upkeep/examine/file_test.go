@@ -18,6 +18,7 @@ import (
 	"chancery/internal/agent/probe"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/upkeep/finding"
 )
 
 func keyPEM(t testing.TB, key crypto.Signer) []byte {
@@ -130,7 +131,7 @@ func TestFiles(t *testing.T) {
 		"wide":               {keyPEM(t, o.leaf.key), 0o644, FileOptions{}, []string{"file.mode"}},
 		"sealed":             {sealed, 0o600, FileOptions{}, []string{"file.password"}},
 		"sealed, opened":     {sealed, 0o600, FileOptions{Password: []byte("secret")}, nil},
-		"sealed, wrong":      {sealed, 0o600, FileOptions{Password: []byte("other")}, []string{"file.password"}},
+		"sealed, wrong":      {sealed, 0o600, FileOptions{Password: []byte("other")}, []string{"file.password.wrong"}},
 		"text":               {append([]byte("Subject: somebody\n"), pems(leaf)...), 0o644, FileOptions{}, []string{"file.text"}},
 		"cut off":            {pems(leaf)[:300], 0o644, FileOptions{}, []string{"file.format"}},
 		"garbage":            {[]byte("\x1b[2Jhello"), 0o644, FileOptions{}, []string{"file.format"}},
@@ -139,12 +140,17 @@ func TestFiles(t *testing.T) {
 		"pkcs12, no word":    {p12, 0o600, FileOptions{}, []string{"file.password"}},
 		"pkcs12, wide":       {p12, 0o644, FileOptions{Password: []byte("secret")}, []string{"file.mode"}},
 		"jks":                {jks, 0o600, FileOptions{Password: []byte("secret")}, []string{"file.times.expired"}},
-		"jks, wrong":         {jks, 0o600, FileOptions{Password: []byte("other")}, []string{"file.password"}},
+		"jks, wrong":         {jks, 0o600, FileOptions{Password: []byte("other")}, []string{"file.password.wrong"}},
 		"crl":                {list(o.issuer.list(t, time.Hour)), 0o644, FileOptions{Trust: &Trust{Anchors: []*x509.Certificate{root}, Others: []*x509.Certificate{issuer}}}, nil},
 		"crl, der, stale":    {o.issuer.list(t, -time.Hour), 0o644, FileOptions{}, []string{"file.crl.stale"}},
 		"crl, future":        {list(future), 0o644, FileOptions{}, []string{"file.crl.future"}},
 		"crl, partial":       {list(partial), 0o644, FileOptions{}, []string{"file.crl.partial"}},
 		"crl, forged":        {list(twin.list(t, time.Hour)), 0o644, FileOptions{Trust: &Trust{Anchors: []*x509.Certificate{issuer}}}, []string{"file.crl.issuer"}},
+		"pkcs12, wrong":      {p12, 0o600, FileOptions{Password: []byte("other")}, []string{"file.password.wrong"}},
+		"a CA's own, known":  {pems(other.cert), 0o644, FileOptions{Trust: &Trust{Anchors: []*x509.Certificate{other.cert}, From: "x"}}, nil},
+		"a CA's, stranger's": {pems(other.cert), 0o644, trusted, []string{"file.trust.untrusted"}},
+		"alone, stranger's":  {pems(issue(t, nil, "alone", plain).cert), 0o644, trusted, []string{"file.trust.selfsigned", "file.trust.untrusted"}},
+		"issuer, trusted":    {pems(issuer, root), 0o644, trusted, nil},
 		"csr":                {csr, 0o644, FileOptions{}, nil},
 		"csr, bad signature": {badCSR, 0o644, FileOptions{}, []string{"file.csr.refused"}},
 	} {
@@ -164,6 +170,45 @@ func TestFiles(t *testing.T) {
 	}
 	if _, err := File(t.Context(), "x", FileOptions{Recipe: "none"}, time.Now()); err == nil {
 		t.Error("an unknown recipe passes")
+	}
+}
+
+// TestCommandsThatMend runs the commands that are shown: what comes of them is whole, private, and right.
+func TestCommandsThatMend(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	whole := append(keyfile.EncodeCertificates(o.leaf.path...), keyPEM(t, o.leaf.key)...)
+	for name, c := range map[string]struct {
+		content, want []byte
+		rule          string
+	}{
+		"text":     {append([]byte("Subject: somebody\n"), whole...), whole, "file.text"},
+		"trailing": {append(bytes.Clone(o.leaf.cert.Raw), "garbage"...), o.leaf.cert.Raw, "file.trailing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := put(t, filepath.Join(t.TempDir(), "a file.pem"), c.content, 0o600)
+			found, err := File(t.Context(), path, FileOptions{}, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := slices.IndexFunc(found, func(f finding.Finding) bool { return f.Check == c.rule })
+			if at < 0 {
+				t.Fatalf("%s is not found:\n%s", c.rule, listing(found))
+			}
+			shell := exec.Command("sh", "-c", found[at].Hint)
+			shell.Dir = filepath.Dir(path)
+			if out, err := shell.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", found[at].Hint, err, out)
+			}
+			made := filepath.Join(shell.Dir, "NEW")
+			got, err := os.ReadFile(made)
+			if err != nil || !bytes.Equal(got, c.want) {
+				t.Errorf("%s leaves %d octets of %d: %v", found[at].Hint, len(got), len(c.want), err)
+			}
+			if broken := in(t, made, FileOptions{}); len(broken) > 0 {
+				t.Errorf("after %s: %v", found[at].Hint, broken)
+			}
+		})
 	}
 }
 

@@ -29,6 +29,8 @@ type HostOptions struct {
 	Timeout time.Duration
 	Offline bool
 	System  probe.System
+	// FetchPrivate is that of PortOptions.
+	FetchPrivate bool
 }
 
 // silentAfter is how long an agent may be silent: it reports every hour, and calls every minute.
@@ -181,7 +183,7 @@ func (r *report) lookAtServed(ctx context.Context, h *client.Host, p *client.Pla
 	}
 	options := PortOptions{
 		StartTLS: orElse(p.Observed.StartTLS, "none"), Trust: o.Trust, Recipe: p.Recipe, Plan: planOf(h, p), Authority: a,
-		Timeout: o.Timeout, Offline: o.Offline, Quick: true, ServerName: h.Name,
+		Timeout: o.Timeout, Offline: o.Offline, FetchPrivate: o.FetchPrivate, Quick: true, ServerName: h.Name,
 	}
 	if _, known := recipe.Builtin(p.Recipe); !known {
 		options.Recipe = ""

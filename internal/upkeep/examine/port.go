@@ -27,8 +27,10 @@ type PortOptions struct {
 	Authority  *Authority // what the authority knows; nil where none is asked
 	Timeout    time.Duration
 	Offline    bool // fetch nothing: no CRL, no OCSP answer, no issuer
-	Quick      bool // one connection, and no look for old versions or the time
-	TrustOurs  bool // hold what the authority issued against its roots, and no other: others need not be trusted here
+	// FetchPrivate lets certificates point at private addresses and this machine, where what is looked at has a public address.
+	FetchPrivate bool
+	Quick        bool // one connection, and no look for old versions or the time
+	TrustOurs    bool // hold what the authority issued against its roots, and no other: others need not be trusted here
 }
 
 // PortTimeout is how long a connection may take where nothing else is said.
@@ -85,7 +87,7 @@ func Port(ctx context.Context, address string, o PortOptions, now time.Time) ([]
 			wanted = []string{o.ServerName}
 		}
 	}
-	if err := r.lookAtPath(ctx, served, wanted, o, now); err != nil {
+	if err := r.lookAtPath(ctx, c, served, wanted, o, now); err != nil {
 		return nil, nil, err
 	}
 	return r.found, served, nil
@@ -103,7 +105,7 @@ func asked(name, host string) string {
 }
 
 // lookAtPath judges what was shown.
-func (r *report) lookAtPath(ctx context.Context, served *Served, names []string, o PortOptions, now time.Time) error {
+func (r *report) lookAtPath(ctx context.Context, c connection, served *Served, names []string, o PortOptions, now time.Time) error {
 	leaf := served.Path[0]
 	var demand *Demand
 	if o.Recipe != "" {
@@ -114,7 +116,7 @@ func (r *report) lookAtPath(ctx context.Context, served *Served, names []string,
 	}
 	var fetch *fetcher
 	if !o.Offline {
-		fetch = newFetcher()
+		fetch = newFetcher(reach{at: served.From, private: o.FetchPrivate})
 	}
 	trust := &Trust{}
 	if o.Trust != nil {
@@ -129,17 +131,18 @@ func (r *report) lookAtPath(ctx context.Context, served *Served, names []string,
 			trust = o.Authority.trustOf(ctx, issuer)
 		}
 	}
+	r.showRoot = c.openssl(" -showcerts")
 	chain := r.order(served.Path)
 	for _, name := range names {
 		r.lookAtNames(leaf, name, o.ServerName != "" || len(o.Names) > 0, demand)
 	}
-	for i, c := range chain {
+	for i, one := range chain {
 		command := mend
 		if i > 0 {
 			command = ""
 		}
-		r.lookAtTimes(c, now, command)
-		r.lookAtStrength(c)
+		r.lookAtTimes(one, now, command)
+		r.lookAtStrength(one)
 	}
 	r.lookAtUsages(leaf, demand, true)
 	full := r.reach(ctx, chain, trust, []asn1.ObjectIdentifier{serverAuth()}, fetch, now)

@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -59,11 +60,26 @@ func (r *report) notFetched(what, address string, err error) {
 			scheme, address = "an address with a password", "(not shown)"
 		}
 		r.tell("revocation.scheme", scheme, fmt.Sprintf("the %s at %s was not fetched", what, address), "")
+	case errors.Is(err, errInside):
+		command := "chancery doctor " + quoted(r.object) + " --fetch-private"
+		if errors.Is(err, errNever) {
+			command = ""
+		}
+		r.tell("revocation.inside", innermost(err).Error(), fmt.Sprintf("the %s at %s was not asked for", what, address), command)
 	case errors.As(err, &wrong):
 		r.tell("revocation.forged", shorten(clean(err.Error()), 200), fmt.Sprintf("what %s has is no %s", address, what), "curl -s "+quoted(address)+" | openssl asn1parse -inform DER")
 	default:
 		r.tell("revocation.unreachable", shorten(clean(err.Error()), 200), fmt.Sprintf("the %s at %s cannot be had", what, address), "curl -sv -o /dev/null "+quoted(address))
 	}
+}
+
+// innermost is the refusal itself, without what was done when it came.
+func innermost(err error) error {
+	var dial *net.OpError
+	if errors.As(err, &dial) {
+		return dial.Err
+	}
+	return err
 }
 
 func (r *report) lookAtCRL(ctx context.Context, c, issuer *x509.Certificate, address string, f *fetcher, now time.Time) {
@@ -92,6 +108,11 @@ func (r *report) lookAtCRL(ctx context.Context, c, issuer *x509.Certificate, add
 	}
 	if e, ok := list.Lookup(c.SerialNumber); ok && e.Reason != crl.RemoveFromCRL {
 		r.tell("revocation.revoked", fmt.Sprintf("%s since %s", e.Reason, stamp(e.RevokedAt)), fmt.Sprintf("%s is revoked, says the CRL of %s", named(c), named(issuer)), "")
+		return
+	}
+	if idp := list.IDP; idp != nil && idp.OnlySomeReasons {
+		r.tell("revocation.partial", "onlySomeReasons", fmt.Sprintf("the CRL at %s lists what was revoked for some reasons; %s is not on it", where, named(c)),
+			"curl -s "+quoted(address)+" | openssl crl -inform DER -noout -text")
 		return
 	}
 	if now.After(list.NextUpdate) {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -221,7 +222,7 @@ func TestOpenSSLResponder(t *testing.T) {
 	p, err := consumer.Start(context.WithoutCancel(t.Context()), consumer.Program{
 		Path: path, Args: []string{"ocsp", "-index", filepath.Join(dir, "index.txt"), "-port", port, "-rsigner", issuer, "-rkey", key, "-CA", issuer, "-nmin", "60"},
 		Ready: func(ctx context.Context) error { // it waits for ever on a connection that asks nothing
-			_, err := newFetcher().do(ctx, "http://"+address+"/", question, mostOCSP)
+			_, err := newFetcher(reach{at: netip.MustParseAddr("127.0.0.1")}).do(ctx, "http://"+address+"/", question, mostOCSP)
 			return err
 		},
 	})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 	EndPlaced    Kind = "placed certificate"
 	EndPlacedCRL Kind = "placed CRL"
 	EndCRL       Kind = "published CRL"
-	EndAnswer    Kind = "OCSP answer"
+	EndDelta     Kind = "published delta CRL"
 	EndResponder Kind = "OCSP responder"
 	EndAgent     Kind = "agent's identity"
 	EndNode      Kind = "node's certificate"
@@ -36,24 +37,30 @@ type End struct {
 	At   time.Time
 }
 
-// Budget is for how long the authority could be down, all of it, before something that it renews ends: its ends, the first of
-// each kind, soonest first. What has ended already is not among them. It is computed from what is stored and from what
-// agents reported; that a silent host may hold less is not known.
+// Budget is for how long the authority could be down, all of it, before something that it renews ends. It is computed from what
+// is stored and from what agents reported; that a silent host may hold less is not known.
 //
 // Certificates whose holders renew them themselves are not in it: their ends are told as such (Status.Expiring).
-type Budget []End
+type Budget struct {
+	Ended []End // what has ended already and should not have: the first of each kind, the oldest first
+	Ends  []End // what is to end: the first of each kind, soonest first
+	// Caches is until when a cache may hand out an OCSP answer that it gets now; zero where certificates name no responder.
+	// It is no End: answers are signed when they are asked for, so a question that no cache answers fails at once, and most
+	// caches hold older answers or none.
+	Caches time.Time
+}
 
 // Left is for how long, from now, and until what; false where nothing ends.
-func (b Budget) Left(now time.Time) (time.Duration, End, bool) {
-	if len(b) == 0 {
+func (b *Budget) Left(now time.Time) (time.Duration, End, bool) {
+	if len(b.Ends) == 0 {
 		return 0, End{}, false
 	}
-	return b[0].At.Sub(now), b[0], true
+	return b.Ends[0].At.Sub(now), b.Ends[0], true
 }
 
 // BudgetOf looks at an authority.
-func BudgetOf(ctx context.Context, s *setup.Services, now time.Time) (Budget, error) {
-	b := &budget{now: now, first: map[Kind]End{}}
+func BudgetOf(ctx context.Context, s *setup.Services, now time.Time) (*Budget, error) {
+	b := &budget{now: now, first: map[Kind]End{}, ended: map[Kind]End{}}
 	ends, err := s.Hosts.Ends(ctx, now)
 	if err != nil {
 		return nil, err
@@ -75,28 +82,38 @@ func BudgetOf(ctx context.Context, s *setup.Services, now time.Time) (Budget, er
 	if err != nil {
 		return nil, err
 	}
-	if set.PublicURL != "" { // else no certificate names a responder
-		b.add(EndAnswer, now.Add(set.OCSP.Validity.Std()), "an OCSP answer that is handed out now")
+	all := &Budget{Ended: sorted(b.ended), Ends: sorted(b.first)}
+	if set.PublicURL != "" {
+		all.Caches = now.Add(set.OCSP.Validity.Std()).UTC()
 	}
-	return b.sorted(), nil
+	return all, nil
 }
 
 type budget struct {
 	now   time.Time
-	first map[Kind]End
+	first map[Kind]End // ahead
+	ended map[Kind]End
 }
 
-// add keeps an end if it is ahead and the first of its kind.
+// add keeps an end if it is the first of its kind, of those ahead or of those that are over; the zero time is none.
 func (b *budget) add(kind Kind, at time.Time, format string, args ...any) {
-	if known, ok := b.first[kind]; !at.After(b.now) || ok && !at.Before(known.At) {
+	ends := b.first
+	if !at.After(b.now) {
+		ends = b.ended
+	}
+	if known, ok := ends[kind]; at.IsZero() || ok && !at.Before(known.At) {
 		return
 	}
-	b.first[kind] = End{Kind: kind, What: fmt.Sprintf(format, args...), At: at.UTC()}
+	ends[kind] = End{Kind: kind, What: fmt.Sprintf(format, args...), At: at.UTC()}
 }
 
 func (b *budget) hosts(ends host.Ends) {
-	b.add(EndPlaced, ends.Certificate.At, "the certificate of placement %s of host %s", ends.Certificate.Placement, ends.Certificate.Host)
-	b.add(EndPlacedCRL, ends.CRL.At, "a CRL of placement %s of host %s", ends.CRL.Placement, ends.CRL.Host)
+	for _, e := range []host.End{ends.Certificate, ends.EndedCertificate} {
+		b.add(EndPlaced, e.At, "the certificate of placement %s of host %s", e.Placement, e.Host)
+	}
+	for _, e := range []host.End{ends.CRL, ends.EndedCRL} {
+		b.add(EndPlacedCRL, e.At, "a CRL of placement %s of host %s", e.Placement, e.Host)
+	}
 	b.add(EndAgent, ends.Identity.At, "the identity of the agent of host %s, %d days after its end,", ends.Identity.Host, int(ca.IdentityGrace/(24*time.Hour)))
 }
 
@@ -106,12 +123,12 @@ func (b *budget) issuers(ctx context.Context, s *setup.Services) error {
 	if err != nil {
 		return err
 	}
-	names := map[string]string{}
+	names, deltas := map[string]string{}, map[string]bool{}
 	for _, i := range all {
 		if i.Certificate == nil || !i.Certificate.NotAfter.After(b.now) {
 			continue
 		}
-		names[i.ID] = i.Name
+		names[i.ID], deltas[i.ID] = i.Name, i.CRL.Delta
 		if i.State == ca.IssuerActive {
 			b.add(EndIssuer, i.Certificate.NotAfter, "issuer %s", i.Name)
 		}
@@ -123,17 +140,17 @@ func (b *budget) issuers(ctx context.Context, s *setup.Services) error {
 	for _, e := range ends {
 		if name, ok := names[e.Issuer]; ok {
 			b.add(EndCRL, e.CRL, "the CRL of issuer %s", name)
+			if deltas[e.Issuer] { // one that is made no more, nobody waits for
+				b.add(EndDelta, e.Delta, "the delta CRL of issuer %s", name)
+			}
 			b.add(EndResponder, e.Responder, "the certificate of the OCSP responder of issuer %s", name)
 		}
 	}
 	return nil
 }
 
-func (b *budget) sorted() Budget {
-	all := Budget{}
-	for _, e := range b.first {
-		all = append(all, e)
-	}
+func sorted(ends map[Kind]End) []End {
+	all := slices.Collect(maps.Values(ends))
 	slices.SortFunc(all, func(x, y End) int { return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.Kind, y.Kind)) })
 	return all
 }
