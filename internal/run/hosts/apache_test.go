@@ -44,7 +44,8 @@ func TestApache(t *testing.T) {
 	theWorld(t).apache(t).firstDay()
 }
 
-// TestApacheRenewalUnderADownload: a download that runs while a new key is placed gets its octets from the old process.
+// TestApacheRenewalUnderADownload, scenario S17: a download that runs while a new key is placed gets its octets from the
+// old process.
 func TestApacheRenewalUnderADownload(t *testing.T) {
 	t.Parallel()
 	d := theWorld(t).apache(t).opened()

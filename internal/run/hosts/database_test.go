@@ -184,8 +184,8 @@ func (d *database) serves(want *x509.Certificate) {
 	}
 }
 
-// TestDatabase takes PostgreSQL from a host that has just joined to logins by certificate, through changes by somebody
-// else, to its end, which is left to whoever ended it.
+// TestDatabase, scenario S17, takes PostgreSQL from a host that has just joined to logins by certificate, through changes
+// by somebody else, to its end, which is left to whoever ended it.
 func TestDatabase(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
@@ -232,7 +232,8 @@ func TestDatabase(t *testing.T) {
 	}
 }
 
-// TestDatabaseRenewalUnderAQuery: a query that runs while a new key is placed comes to its end, in its session.
+// TestDatabaseRenewalUnderAQuery, scenario S17: a query that runs while a new key is placed comes to its end, in its
+// session.
 func TestDatabaseRenewalUnderAQuery(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)

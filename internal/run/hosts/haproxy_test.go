@@ -44,8 +44,8 @@ func TestHAProxy(t *testing.T) {
 	theWorld(t).haproxy(t, haproxySocket, "").firstDay()
 }
 
-// TestHAProxyRenewalUnderAConnection: over the socket the process that serves takes the new key, and a connection that was
-// there before goes on with it.
+// TestHAProxyRenewalUnderAConnection, scenario S17: over the socket the process that serves takes the new key, and a
+// connection that was there before goes on with it.
 func TestHAProxyRenewalUnderAConnection(t *testing.T) {
 	t.Parallel()
 	d := theWorld(t).haproxy(t, haproxySocket, "").opened()

@@ -60,8 +60,8 @@ func (j *javaHost) keytool(s consumer.JavaStore) string {
 	return j.run("keytool", "-list", "-v", "-keystore", s.Path, "-storepass:file", s.PasswordFile)
 }
 
-// TestJava: a Java server and Java clients that have their stores from the recipe believe each other and nobody else, and a
-// renewal is served by the same process.
+// TestJava, scenario S17: a Java server and Java clients that have their stores from the recipe believe each other and
+// nobody else, and a renewal is served by the same process.
 func TestJava(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"pkcs12", "jks"} {

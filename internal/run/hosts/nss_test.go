@@ -50,8 +50,8 @@ func (h *host) asksNSS(s *host) (said string, ok bool) {
 	return string(out), strings.Contains(string(out), "HTTP/1.0 200 OK")
 }
 
-// TestNSS: an NSS server and an NSS client that have their databases from the recipe believe each other and nobody else; a
-// renewal replaces the key and leaves what others have in the database, and so does a rotation of the trust.
+// TestNSS, scenario S17: an NSS server and an NSS client that have their databases from the recipe believe each other and
+// nobody else; a renewal replaces the key and leaves what others have in the database, and so does a rotation of the trust.
 func TestNSS(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)

@@ -78,8 +78,8 @@ func (h *host) freeAt() (address, port string) {
 	return h.at + ":" + port, port
 }
 
-// TestQEMUExport: six files as QEMU's user can read them, a disk that qemu-nbd exports as that user, and qemu-img on the other
-// end: let in with the pool's certificates, and with no others.
+// TestQEMUExport, scenario S14: six files as QEMU's user can read them, a disk that qemu-nbd exports as that user, and
+// qemu-img on the other end: let in with the pool's certificates, and with no others.
 func TestQEMUExport(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
@@ -267,8 +267,8 @@ func (h *host) qemuMachine(m consumer.QEMUMachine) *consumer.Process {
 	return h.start(h.asQEMU(p))
 }
 
-// TestQEMUMigration: a machine migrates to another host and back, so that each host is server and client; not to a name that
-// the host does not have, and not with the certificate of another pool.
+// TestQEMUMigration, scenario S14: a machine migrates to another host and back, so that each host is server and client; not
+// to a name that the host does not have, and not with the certificate of another pool.
 func TestQEMUMigration(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)

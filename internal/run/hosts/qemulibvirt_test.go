@@ -56,7 +56,8 @@ remember_owner = 0
 	})
 }
 
-// TestQEMUUnderLibvirt: machines that libvirt runs show the new certificate after a renewal, and are the same processes.
+// TestQEMUUnderLibvirt, scenario S14: machines that libvirt runs show the new certificate after a renewal, and are the same
+// processes.
 func TestQEMUUnderLibvirt(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

@@ -333,8 +333,9 @@ func TestHostsThatHold(t *testing.T) {
 	r.rotated()
 }
 
-// TestRotateLibvirt is two libvirtd, each of which is the other's client all the while: in no stage of a rotation of the root
-// does virsh fail in either direction; the old root cannot be taken out before; and who is away is waited for.
+// TestRotateLibvirt, scenario S13, is two libvirtd, each of which is the other's client all the while: in no stage of a
+// rotation of the root does virsh fail in either direction; the old root cannot be taken out before; and who is away is
+// waited for.
 func TestRotateLibvirt(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)

@@ -49,7 +49,7 @@ func TestStunnel(t *testing.T) {
 	theWorld(t).stunnel(t).firstDay()
 }
 
-// TestStunnelRenewalUnderAConnection: a connection that is open goes on through the old key's end.
+// TestStunnelRenewalUnderAConnection, scenario S17: a connection that is open goes on through the old key's end.
 func TestStunnelRenewalUnderAConnection(t *testing.T) {
 	t.Parallel()
 	d := theWorld(t).stunnel(t).opened()

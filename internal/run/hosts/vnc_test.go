@@ -26,8 +26,8 @@ func (h *host) displays(address string, want *x509.Certificate) {
 	}
 }
 
-// TestQEMUDisplays: machines that run show the new certificate after a renewal, without being restarted and without losing
-// whoever looks at them; one that cannot be told is named, and keeps no other from its certificate.
+// TestQEMUDisplays, scenario S14: machines that run show the new certificate after a renewal, without being restarted and
+// without losing whoever looks at them; one that cannot be told is named, and keeps no other from its certificate.
 func TestQEMUDisplays(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)

@@ -187,8 +187,8 @@ func (s *webServer) serves(want *x509.Certificate) {
 	}
 }
 
-// TestWebServer takes nginx from a host that has just joined to one that lets in whom it should, mends what somebody
-// changed, and is down, which the agent leaves to whoever stopped it.
+// TestWebServer, scenario S17, takes nginx from a host that has just joined to one that lets in whom it should, mends what
+// somebody changed, and is down, which the agent leaves to whoever stopped it.
 func TestWebServer(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
@@ -240,7 +240,8 @@ func TestWebServer(t *testing.T) {
 	}
 }
 
-// TestWebRenewalUnderADownload: a download that runs while a new key is placed gets its octets to the last one.
+// TestWebRenewalUnderADownload, scenario S17: a download that runs while a new key is placed gets its octets to the last
+// one.
 func TestWebRenewalUnderADownload(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
