@@ -145,6 +145,17 @@ func (s *Service) Lacking(ctx context.Context, tx *db.Tx, p trust.Pinning, limit
 	return found, rows.Err()
 }
 
+// Touched is another number whenever a host of a pool reported something new, or what hosts shall hold changed.
+func (s *Service) Touched(ctx context.Context, tx *db.Tx, pool string) (int64, error) {
+	var reported, changed int64
+	err := tx.QueryRow(ctx, `SELECT CAST(COALESCE(SUM(host_placement.observed_at % 1000000000000), 0) AS BIGINT), COALESCE(MAX(host.change), 0)
+		FROM host LEFT JOIN host_placement ON host_placement.host = host.id WHERE host.pool = $1`, pool).Scan(&reported, &changed)
+	if err != nil {
+		return 0, fmt.Errorf("see whether anything changed in pool %s: %w", pool, err)
+	}
+	return reported + changed, nil
+}
+
 // kind is how placements look alike.
 type kind struct{ recipe, parameters string }
 

@@ -1,6 +1,7 @@
 package trust_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -89,6 +90,42 @@ func TestNoMoreArePinnedThanReportsHold(t *testing.T) {
 		said := must[*client.Host](t)(a.Hosts.Show(t.Context(), operator, "one")).Placements[0].Observed.Message
 		if !strings.Contains(said, "1000 are pinned") {
 			t.Errorf("host show says %q", said)
+		}
+	})
+}
+
+// TestWhoHoldsWhatIsReadWhereSomethingChanged: not each second, of all hosts, while one of them is away.
+func TestWhoHoldsWhatIsReadWhereSomethingChanged(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		reads, lacking := 0, a.Trust.Lacking
+		var both [2]*peer
+		for i := range both {
+			both[i] = &peer{machine: a.join(client.AddHostRequest{Name: fmt.Sprintf("h%d", i), Placements: []client.PlacementOrder{tunnel("vpn")}})}
+			a.says(both[i], "")
+		}
+		next := a.issue(both[0].machine)
+		a.says(both[0], "", next)
+		a.Trust.Lacking = func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
+			reads++
+			return lacking(ctx, tx, p, limit)
+		}
+		begun := time.Now()
+		looks := func(after time.Duration, want int) {
+			t.Helper()
+			if check(t, a.Trust.Release(t.Context(), begun.Add(after))); reads != want {
+				t.Errorf("after %s: read %d times, want %d", after, reads, want)
+			}
+		}
+		looks(0, 1)
+		looks(time.Second, 1)
+		looks(2*time.Second, 1)
+		looks(time.Minute, 2)
+		a.takes(both[1], "vpn")
+		a.says(both[1], "")
+		looks(time.Minute, 3)
+		if n := len(a.desired(both[0].machine).Placements[0].Released); n != 1 {
+			t.Errorf("%d are released", n)
 		}
 	})
 }

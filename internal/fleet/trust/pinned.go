@@ -304,7 +304,7 @@ func (s *Service) Release(ctx context.Context, now time.Time) error {
 	var ready []*pinned
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		ready = nil
-		waiting, err := readPinned(ctx, tx, `state = $1`, announced)
+		waiting, err := s.news(ctx, tx, now)
 		if err != nil || len(waiting) == 0 {
 			return err
 		}
@@ -345,6 +345,62 @@ func (s *Service) Release(ctx context.Context, now time.Time) error {
 		}
 		return nil
 	})
+}
+
+// lookAgain is after how long Release looks who holds what though nothing is seen to have changed: a rollout may leave a host out, and
+// a certificate may have ended.
+const lookAgain = 15 * time.Second
+
+// looked is when Release last looked at a pool, and what it went by.
+type looked struct {
+	at      time.Time
+	touched int64
+	waiting int
+}
+
+// news are the certificates that wait in pools in which something changed since the last look: what all hosts of a pool hold is much
+// to read each second while one of them is away.
+func (s *Service) news(ctx context.Context, tx *db.Tx, now time.Time) ([]*pinned, error) {
+	counts := map[string]int{}
+	rows, err := tx.Query(ctx, `SELECT pool, COUNT(*) FROM trust_pinned WHERE state = 'announced' GROUP BY pool`)
+	if err != nil {
+		return nil, fmt.Errorf("count announced certificates: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var pool string
+		var n int
+		if err := rows.Scan(&pool, &n); err != nil {
+			return nil, fmt.Errorf("count announced certificates: %w", err)
+		}
+		counts[pool] = n
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("count announced certificates: %w", err)
+	}
+	var all []*pinned
+	for pool, n := range counts {
+		touched, err := s.Touched(ctx, tx, pool)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		last := s.looked[pool]
+		same := last.touched == touched && last.waiting == n && now.Sub(last.at) >= 0 && now.Sub(last.at) < lookAgain
+		if !same {
+			s.looked[pool] = looked{now, touched, n}
+		}
+		s.mu.Unlock()
+		if same {
+			continue
+		}
+		waiting, err := readPinned(ctx, tx, `pool = $1 AND state = $2`, pool, announced)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, waiting...)
+	}
+	return all, nil
 }
 
 // ParseAnnounced reads the leaves that an agent announced.

@@ -67,6 +67,8 @@ type Options struct {
 	// Lacking finds, of each of the certificates, the placements that pin its purpose and do not hold it, up to limit; those of
 	// hosts that have not joined are left out.
 	Lacking func(ctx context.Context, tx *db.Tx, p Pinning, limit int) (map[string][]Presented, error)
+	// Touched is another number whenever what Lacking finds in a pool may be another, as far as columns tell it.
+	Touched func(ctx context.Context, tx *db.Tx, pool string) (int64, error)
 	// HostName is the name of a host, by its ID.
 	HostName func(ctx context.Context, tx *db.Tx, id string) (string, error)
 }
@@ -75,9 +77,10 @@ type Options struct {
 type Service struct {
 	Options
 
-	mu       sync.Mutex       // guards what follows, and lets one at a time make a set
-	kept     map[string]*kept // by the pool's name
-	followed time.Time        // when Follow last looked for changes
+	mu       sync.Mutex        // guards what follows, and lets one at a time make a set
+	kept     map[string]*kept  // by the pool's name
+	followed time.Time         // when Follow last looked for changes
+	looked   map[string]looked // by pool: when Release last looked who holds what, and what it went by
 }
 
 // New returns a service. It starts nothing.
@@ -85,5 +88,5 @@ func New(o Options) *Service {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{Options: o, kept: map[string]*kept{}}
+	return &Service{Options: o, kept: map[string]*kept{}, looked: map[string]looked{}}
 }

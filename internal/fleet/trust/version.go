@@ -73,6 +73,10 @@ func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.I
 	if err != nil {
 		return 0, err
 	}
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return 0, err
+	}
 	for _, e := range all {
 		delete(missing, e.id)
 		delete(missing, e.fingerprint)
@@ -80,15 +84,30 @@ func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.I
 	for name := range missing {
 		return 0, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
 	}
-	return stage(ctx, tx, pool, st, all, forPurposes(ofIssuers(pool, add, now), all, st), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
+	return stage(ctx, tx, pool, st, all, forPurposes(ofIssuers(pool, add, now), all, st, pathsOf(pool, issuers)), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
 }
 
-// forPurposes adds what is added to the general set to those for other purposes, too, in which the pool's own issuers are: their
-// consumers meet its hosts, and are to take what these have next.
+// pathsOf are the fingerprints of a pool's issuers and of all above them, an outside root among them.
+func pathsOf(pool string, issuers []*ca.Issuer) map[string]bool {
+	paths := map[string]bool{}
+	for _, i := range issuers {
+		if i.Pool != pool {
+			continue
+		}
+		for _, c := range above(i) {
+			paths[Fingerprint(c)] = true
+		}
+	}
+	return paths
+}
+
+// forPurposes adds what is added to the general set to those for other purposes, too, in which the pool's own issuers are, or one
+// that is above them: their consumers meet its hosts, and are to take what these have next.
 func forPurposes(add, all []*entry, st State) []*entry {
+	ours := onPath(all, st)
 	var purposes []string
 	for _, e := range all {
-		if e.issuer != "" && e.purpose != client.TrustGeneral && e.in(st.Version) && !slices.Contains(purposes, e.purpose) {
+		if ours[e.fingerprint] && e.purpose != client.TrustGeneral && e.in(st.Version) && !slices.Contains(purposes, e.purpose) {
 			purposes = append(purposes, e.purpose)
 		}
 	}
@@ -101,6 +120,33 @@ func forPurposes(add, all []*entry, st State) []*entry {
 		}
 	}
 	return more
+}
+
+// onPath are the fingerprints of the entries of a version that are issuers of ours, or signed one of them, or what is above it: also
+// roots elsewhere, of which no issuer is known by an ID.
+func onPath(all []*entry, st State) map[string]bool {
+	found := map[string]bool{}
+	var signed []*x509.Certificate // whose issuers are looked for
+	take := func(e *entry) {
+		if !found[e.fingerprint] {
+			found[e.fingerprint] = true
+			signed = append(signed, e.certificate)
+		}
+	}
+	for _, e := range all {
+		if e.issuer != "" && e.in(st.Version) {
+			take(e)
+		}
+	}
+	for i := 0; i < len(signed); i++ {
+		for _, e := range all {
+			if !found[e.fingerprint] && e.in(st.Version) && bytes.Equal(signed[i].RawIssuer, e.certificate.RawSubject) &&
+				signed[i].CheckSignatureFrom(e.certificate) == nil {
+				take(e)
+			}
+		}
+	}
+	return found
 }
 
 // stage makes a new version of all entries of a pool: the pool's present one with others, and without some.

@@ -139,6 +139,8 @@ func TestOwnRootElsewhereIsFollowed(t *testing.T) {
 		a, ctx := newAuthority(t, d), t.Context()
 		old := a.of(0).General.Anchors[0]
 		must[[]client.TrustEntry](t)(a.Trust.Add(ctx, admin, pool.Default, client.AddTrustRequest{Purpose: "ldaps", PEM: old}, once.Call{}))
+		// A root that is elsewhere is above an issuer of ours, and no issuer here.
+		a.exec(`UPDATE trust_entry SET issuer = '' WHERE purpose = 'ldaps'`)
 		must[[]client.TrustEntry](t)(a.Trust.Add(ctx, admin, pool.Default, client.AddTrustRequest{Purpose: "web", PEM: forge(t, "Foreign", nil).pem()}, once.Call{}))
 		check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Claim(ctx, tx, pool.Default, "1") }))
 		both := a.stage(a.successors(2))

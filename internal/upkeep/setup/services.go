@@ -75,6 +75,9 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		Lacking: func(ctx context.Context, tx *db.Tx, p trust.Pinning, limit int) (map[string][]trust.Presented, error) {
 			return s.Hosts.Lacking(ctx, tx, p, limit)
 		},
+		Touched: func(ctx context.Context, tx *db.Tx, pool string) (int64, error) {
+			return s.Hosts.Touched(ctx, tx, pool)
+		},
 		HostName: func(ctx context.Context, tx *db.Tx, id string) (string, error) { return s.Hosts.NameOf(ctx, tx, id) },
 	})
 	s.Hosts = host.New(host.Options{
