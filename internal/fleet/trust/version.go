@@ -101,13 +101,12 @@ func pathsOf(pool string, issuers []*ca.Issuer) map[string]bool {
 	return paths
 }
 
-// forPurposes adds what is added to the general set to those for other purposes, too, in which the pool's own issuers are, or one
-// that is above them: their consumers meet its hosts, and are to take what these have next.
-func forPurposes(add, all []*entry, st State) []*entry {
-	ours := onPath(all, st)
+// forPurposes adds what is added to the general set to those for other purposes, too, in which one of the paths of the pool's own
+// issuers is: their consumers meet its hosts, and are to take what these have next.
+func forPurposes(add, all []*entry, st State, paths map[string]bool) []*entry {
 	var purposes []string
 	for _, e := range all {
-		if ours[e.fingerprint] && e.purpose != client.TrustGeneral && e.in(st.Version) && !slices.Contains(purposes, e.purpose) {
+		if (e.issuer != "" || paths[e.fingerprint]) && e.purpose != client.TrustGeneral && e.in(st.Version) && !slices.Contains(purposes, e.purpose) {
 			purposes = append(purposes, e.purpose)
 		}
 	}
@@ -120,33 +119,6 @@ func forPurposes(add, all []*entry, st State) []*entry {
 		}
 	}
 	return more
-}
-
-// onPath are the fingerprints of the entries of a version that are issuers of ours, or signed one of them, or what is above it: also
-// roots elsewhere, of which no issuer is known by an ID.
-func onPath(all []*entry, st State) map[string]bool {
-	found := map[string]bool{}
-	var signed []*x509.Certificate // whose issuers are looked for
-	take := func(e *entry) {
-		if !found[e.fingerprint] {
-			found[e.fingerprint] = true
-			signed = append(signed, e.certificate)
-		}
-	}
-	for _, e := range all {
-		if e.issuer != "" && e.in(st.Version) {
-			take(e)
-		}
-	}
-	for i := 0; i < len(signed); i++ {
-		for _, e := range all {
-			if !found[e.fingerprint] && e.in(st.Version) && bytes.Equal(signed[i].RawIssuer, e.certificate.RawSubject) &&
-				signed[i].CheckSignatureFrom(e.certificate) == nil {
-				take(e)
-			}
-		}
-	}
-	return found
 }
 
 // stage makes a new version of all entries of a pool: the pool's present one with others, and without some.
