@@ -52,10 +52,9 @@ func (w *work) departed(told []string) {
 	if len(told) == 0 {
 		return
 	}
-	if w.record.LeftAt.Before(w.now) {
-		w.record.Departed = nil // of an earlier pass
-	}
-	w.record.Departed, w.record.LeftAt = append(w.record.Departed, told...), w.now
+	kept := slices.DeleteFunc(w.gone(), func(one string) bool { return slices.Contains(told, one) })
+	w.record.Departed, w.record.LeftAt = append(kept, told...), w.now
+	w.record.Departed = w.record.Departed[max(0, len(w.record.Departed)-mostListed):]
 	for _, one := range told {
 		w.agent.log.Warn("taken out of a store of others", "placement", w.folder.name, "what", one)
 	}
