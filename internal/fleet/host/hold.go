@@ -41,6 +41,17 @@ func follow(ctx context.Context, tx *db.Tx, pool string) error {
 	return nil
 }
 
+// Arrived has hosts follow their pool again that were told of an issuer, given by its name and fingerprint, and are under it with
+// all that they present; those of pools that a query selects are left as they are.
+func Arrived(ctx context.Context, tx *db.Tx, name, print, but string) error {
+	_, err := tx.Exec(ctx, `UPDATE host SET issuer = '' WHERE issuer = $1 AND removed_at = 0 AND pool NOT IN (`+but+`) AND NOT EXISTS (
+		SELECT 1 FROM host_placement p WHERE p.host = host.id AND (p.state = 'pending' OR p.serial <> '' AND p.issuer <> $2))`, name, print)
+	if err != nil {
+		return fmt.Errorf("let go of hosts that are under issuer %s: %w", name, err)
+	}
+	return nil
+}
+
 // HoldRest holds the placements of hosts, at most Moved, that are at no issuer and are, or may be, under one of those that are
 // left: those that present nothing yet, and those of hosts that were told of an issuer.
 func HoldRest(ctx context.Context, tx *db.Tx, print string, left, ids []string) error {

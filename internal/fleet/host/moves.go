@@ -233,11 +233,17 @@ func (s *Service) Silents(ctx context.Context, tx *db.Tx, ids []string, since ti
 // Failure is a placement that failed.
 type Failure struct{ ID, Host, Placement, Message string }
 
-// Failures are the placements of a pool that failed, up to limit.
+// Failures are the placements of a pool that failed, up to limit, those that did last first.
 func Failures(ctx context.Context, tx *db.Tx, pool string, limit int) ([]Failure, error) {
+	return FailuresAmong(ctx, tx, pool, `SELECT id FROM host WHERE removed_at = 0`, limit)
+}
+
+// FailuresAmong are those of the hosts whose IDs a query with arguments, numbered from $3 on, selects.
+func FailuresAmong(ctx context.Context, tx *db.Tx, pool, hosts string, limit int, args ...any) ([]Failure, error) {
 	var failures []Failure
 	err := each(ctx, tx, `SELECT h.id, h.name, p.name, p.observed FROM host_placement p JOIN host h ON h.id = p.host
-		WHERE p.state = 'failed' AND h.pool = $1 AND h.removed_at = 0 ORDER BY p.observed_at, h.name LIMIT $2`, []any{pool, int64(limit)},
+		WHERE p.state = 'failed' AND h.pool = $1 AND h.removed_at = 0 AND h.id IN (`+hosts+`) ORDER BY p.observed_at DESC, h.name LIMIT $2`,
+		append([]any{pool, int64(limit)}, args...),
 		func(scan func(...any) error) error {
 			var f Failure
 			var observed string

@@ -8,6 +8,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -174,6 +175,50 @@ func TestReissueAfterARestore(t *testing.T) {
 			if a.certs["plain"] == before[a] {
 				t.Errorf("it is done, and %s has the key that it had", a.name)
 			}
+		}
+	})
+}
+
+// TestNewFailureIsSeenBesideMany: a host that fails with what it was told pauses the rollout, however many placements have failed
+// for long.
+func TestNewFailureIsSeenBesideMany(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d)
+		w.addMany(3)
+		broken := w.hosts[0]
+		broken.silent = true
+		check(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+			for i := range 1001 {
+				_, err := tx.Exec(t.Context(), `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at)
+					SELECT id, $1, 'local/x', '{}', $2, 'failed', 0, '', 1 FROM host WHERE name = $3`, fmt.Sprintf("x%d", i), int64(i+1), broken.name)
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		w.start(client.StartRolloutRequest{Kind: client.RolloutReissue, Waves: []string{"100%"}})
+		w.until("the others have done it", func(r *client.Rollout) bool { return r.Stage == client.StageRekey && r.Waves[0].Done == 2 })
+		w.hosts[2].fails = "disk full"
+		if r := w.untilState(client.RolloutPaused); !strings.Contains(r.Message, "host h02.example.com, placement plain: disk full") {
+			t.Errorf("it is paused since %q", r.Message)
+		}
+	})
+}
+
+func TestLeavingOutAllIsRefused(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d)
+		w.addMany(2)
+		for _, in := range []client.StartRolloutRequest{
+			{Kind: client.RolloutRoot, Online: true, Except: []string{"h00.example.com", "h01.example.com"}},
+			{Kind: client.RolloutReissue, Select: []string{"h00.example.com"}, Except: []string{"h00.example.com"}},
+		} {
+			in.Pool, in.Because = lab, "in repair"
+			_, err := w.Rollouts.Start(t.Context(), admin, in, once.Call{})
+			refused(t, err, fault.Invalid, "all hosts that it is for are left out")
 		}
 	})
 }

@@ -278,25 +278,12 @@ func (s *Service) view(ctx context.Context, r *row) (*view, error) {
 
 // newFailure says which placement fails of a host that was told and was well then; empty where there is none.
 func newFailure(ctx context.Context, tx *db.Tx, r *row) (string, error) {
-	const some = 1000
-	failures, err := host.Failures(ctx, tx, r.pool, some)
+	failures, err := host.FailuresAmong(ctx, tx, r.pool, `SELECT host FROM rollout_host WHERE rollout = $3 AND moved_at > 0 AND failing = 0 AND because = ''`, 1, r.id)
 	if err != nil || len(failures) == 0 {
 		return "", err
 	}
-	told, err := members(ctx, tx, r, ` AND moved_at > 0 AND failing = 0 AND because = ''`)
-	if err != nil {
-		return "", err
-	}
-	well := make(map[string]bool, len(told))
-	for _, m := range told {
-		well[m.id] = true
-	}
-	for _, f := range failures {
-		if well[f.ID] {
-			return fmt.Sprintf("host %s, placement %s: %s", f.Host, f.Placement, f.Message), nil
-		}
-	}
-	return "", nil
+	f := failures[0]
+	return fmt.Sprintf("host %s, placement %s: %s", f.Host, f.Placement, f.Message), nil
 }
 
 // sync takes hosts in that have come to the pool since, into the last wave, and those out that are no longer there.

@@ -11,6 +11,7 @@ import (
 
 	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 )
 
@@ -244,9 +245,22 @@ const (
 )
 
 // Prune forgets up to limit hosts of rollouts that ended long ago, and as many rollouts, and says how many of the more numerous.
-// The newest one stays, since numbers grow from it.
+// The newest one stays, since numbers grow from it. Hosts that a rollout left out, and that have come to where it led, follow their
+// pool again.
 func (s *Service) Prune(ctx context.Context, now time.Time, limit int) (n int64, err error) {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("prune rollouts: %w", err)
+	}
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		for _, i := range issuers {
+			if i.Certificate == nil || i.Root() {
+				continue
+			}
+			if err := host.Arrived(ctx, tx, i.Name, trust.Fingerprint(i.Certificate), `SELECT pool FROM rollout WHERE ended_at = 0`); err != nil {
+				return err
+			}
+		}
 		hosts, err := tx.Exec(ctx, `DELETE FROM rollout_host WHERE (rollout, host) IN (SELECT h.rollout, h.host FROM rollout r
 			JOIN rollout_host h ON h.rollout = r.id WHERE r.ended_at > 0 AND r.ended_at < $1 LIMIT $2)`, db.Micros(now.Add(-keepHosts)), int64(limit))
 		if err != nil {

@@ -245,6 +245,9 @@ func (s *Service) choose(ctx context.Context, d *draft) error {
 	if err := d.narrow(); err != nil {
 		return err
 	}
+	if len(d.excepted) > 0 && !slices.ContainsFunc(d.hosts, func(m host.Member) bool { return d.excepted[m.Name] == "" }) {
+		return fault.New(fault.Invalid, "all hosts that it is for are left out: nobody would be waited for, and nothing be seen").At("/except")
+	}
 	if err := unknown(d.waves, d.hosts, d.pool, "/waves"); err != nil {
 		return err
 	}

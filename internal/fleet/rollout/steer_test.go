@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
@@ -88,6 +89,19 @@ func TestSilentHostHoldsAndComesBackAfterAYear(t *testing.T) {
 		w.safe()
 		if w.under("lab-2") != 3 {
 			t.Error("the host that came back has no certificate under the new issuer")
+		}
+		told := func() (issuer string) {
+			check(t, d.Read(t.Context(), func(tx *db.Tx) error {
+				return tx.QueryRow(t.Context(), `SELECT issuer FROM host WHERE name = $1`, gone.name).Scan(&issuer)
+			}))
+			return issuer
+		}
+		if told() != "lab-2" {
+			t.Fatalf("it was told of %q", told())
+		}
+		must[int64](t)(w.Rollouts.Prune(t.Context(), time.Now(), 100))
+		if told() != "" {
+			t.Errorf("it is where it was to go, and is still told of %q", told())
 		}
 	})
 }
