@@ -97,7 +97,7 @@ func TestBudget(t *testing.T) {
 		exec(t, s.DB, `INSERT INTO crl (id, issuer, scope, state, number, base, this_update, next_update, change, scheduled, entries, size, head, tail)
 			SELECT 'd', id, 'delta', 'current', '2', '1', 0, $1, 0, 0, 0, 0, $2, $2 FROM issuer WHERE name = 'default'`, db.Micros(now.Add(8*time.Minute)), []byte{})
 		first("the CRL of issuer ", 10*time.Minute) // the issuer makes none any more
-		exec(t, s.DB, `UPDATE issuer SET crl = REPLACE(crl, '"delta":false', '"delta":true') WHERE name = 'default'`)
+		must[*ca.Issuer](t)(s.CA.SetCRLMode(t.Context(), admin, "default", ca.CRLMode{Validity: 7 * 24 * time.Hour, Refresh: 24 * time.Hour, Delta: true}, once.Call{}))
 		first("the delta CRL of issuer default", 8*time.Minute)
 		exec(t, s.DB, `DELETE FROM crl WHERE scope = 'delta'`)
 		set := *must[*settings.Settings](t)(s.Settings.Get(t.Context()))
