@@ -10,18 +10,6 @@ import (
 	"chancery/internal/upkeep/finding"
 )
 
-func collect(t *testing.T, seq finding.Seq) []finding.Finding {
-	t.Helper()
-	var all []finding.Finding
-	for f, err := range seq {
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, f)
-	}
-	return all
-}
-
 // want finds a finding of the given check and level whose message holds text.
 func want(t *testing.T, all []finding.Finding, level finding.Level, check, text string) {
 	t.Helper()
