@@ -118,6 +118,13 @@ func (e *entry) check(states map[string]State, issuers []*ca.Issuer) (wrong []st
 	if e.issuer != "" && (own < 0 || issuers[own].Pool != e.pool || issuers[own].Certificate == nil || !issuers[own].Certificate.Equal(c)) {
 		say("it is not the certificate of issuer %s of its pool", e.issuer)
 	}
+	// What is above an issuer of the pool is in its trust by whoever put that issuer there; only what was brought in is judged.
+	above := func(i *ca.Issuer) bool {
+		return i.Pool == e.pool && i.Certificate != nil && (i.Certificate.Equal(c) || slices.ContainsFunc(i.Chain, c.Equal))
+	}
+	if slices.ContainsFunc(issuers, above) {
+		return
+	}
 	for _, i := range issuers {
 		if i.Pool != e.pool && i.Certificate != nil && c.IsCA && bytes.Equal(i.Certificate.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo) {
 			say("it has the key of issuer %q of pool %q, and pools share no issuer", i.Name, i.Pool)
