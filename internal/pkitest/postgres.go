@@ -116,6 +116,16 @@ func StartPostgres(settings ...string) (*PostgresServer, error) {
 	if err != nil {
 		return nil, err
 	}
+	for range 5 { // somebody else may take the port between our look and the start; what did not start leaves no directory
+		var s *PostgresServer
+		if s, err = startPostgres(owner, settings); err == nil {
+			return s, nil
+		}
+	}
+	return nil, err
+}
+
+func startPostgres(owner *syscall.Credential, settings []string) (*PostgresServer, error) {
 	dir, err := os.MkdirTemp("/tmp", "chancery-pg-") // short: a socket's path has 107 octets at most
 	if err != nil {
 		return nil, err
@@ -133,14 +143,7 @@ func StartPostgres(settings ...string) (*PostgresServer, error) {
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("initdb (is postgresql-15 installed?): %w\n%s", err, out)
 	}
-	for range 5 { // somebody else may take the port between our look and the start
-		var s *PostgresServer
-		if s, err = launch(dir, owner, settings); err == nil {
-			return s, nil
-		}
-	}
-	os.RemoveAll(dir)
-	return nil, err
+	return launch(dir, owner, settings)
 }
 
 func launch(dir string, owner *syscall.Credential, settings []string) (*PostgresServer, error) {

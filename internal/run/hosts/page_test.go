@@ -190,7 +190,7 @@ func (s *stage) furnish(h *host) {
 		ready += name + ") ready='" + u.ready + "';;\n"
 		scripts["always-"+name] = "#!/bin/sh\nname=" + name + "\nrun() { exec " + u.run + "; }\n" + always
 	}
-	scripts["systemctl"] = "#!/bin/sh -e\nverb=$1 name=${2%.service}\ncase $name in\n" + ready + "*) exit 5;;\nesac\n" + systemctl
+	scripts["systemctl"] = "#!/bin/sh -e\nverb=$1 name=${2%.service}\n" + showUnit + "case $name in\n" + ready + "*) exit 5;;\nesac\n" + systemctl
 	for name, text := range scripts {
 		must(s.t, os.WriteFile(filepath.Join(local, name), []byte(text), 0o755))
 	}
@@ -214,8 +214,22 @@ while :; do
 done
 `
 
+// showUnit says of a unit what an agent asks systemd.
+const showUnit = `if [ $verb = show ]; then
+  for name; do :; done
+  name=${name%.service}
+  echo LoadState=loaded
+  [ -e /run/$name.wanted ] && echo ActiveState=active || echo ActiveState=inactive
+  exit 0
+fi
+`
+
 // systemctl starts, stops and restarts a unit, and returns when it answers or is gone.
-const systemctl = `case $verb in start|stop|restart) ;; *) exit 1;; esac
+const systemctl = `case $verb in
+start|stop|restart) ;;
+try-restart) [ -e /run/$name.wanted ] || exit 0;;
+*) exit 1;;
+esac
 if [ $verb != start ]; then
   rm -f /run/$name.wanted
   if p=$(cat /run/$name.main 2>/dev/null); then
