@@ -356,8 +356,8 @@ func TestRotateLibvirt(t *testing.T) {
 	for _, h := range hosts {
 		agents = append(agents, h.start(consumer.Program{Path: program(t), Args: []string{"agent", "run", "--state", h.state}}))
 	}
-	count := &virshes{hosts: hosts, daemons: daemons, stop: make(chan struct{})}
-	count.begin(t)
+	count := &virshes{hosts: hosts, daemons: daemons}
+	count.again(t)
 
 	entry := anchorOf(t, w, pool)
 	err := w.admin.DropTrust(t.Context(), pool.Name, entry, client.DropTrustRequest{})
@@ -403,73 +403,36 @@ func anchorOf(t testing.TB, w *world, pool *client.Pool) string {
 	return ""
 }
 
-// virshes have each host list the domains of each, over and over, with the certificates that lie on it, some ten times a second:
-// libvirtd 9.0 may end where server-update-tls falls into one of many handshakes, which is told in the recipe's traps.
+// virshes have each host list the domains of each, with the certificates that lie on it, whenever they are told to. They do not go
+// on by themselves: libvirtd 9.0 may end where server-update-tls falls into a handshake, which is told in the recipe's traps.
 type virshes struct {
 	hosts   []*host
 	daemons []*daemon
-	stop    chan struct{}
-	all     sync.WaitGroup
-
-	mu     sync.Mutex
-	tried  int
-	failed []string
+	tried   int
+	failed  []string
 }
 
 func (v *virshes) String() string {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	return fmt.Sprintf("%d connections of virsh in all directions, %d failures", v.tried, len(v.failed))
 }
 
-func (v *virshes) begin(t testing.TB) {
-	for _, from := range v.hosts {
-		v.all.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-v.stop:
-					return
-				default:
-				}
-				to := v.daemons[i%len(v.daemons)]
-				out, err := from.command("virsh", "-q", "-c", to.uri(to.h.at, nil), "list", "--name").CombinedOutput()
-				v.mu.Lock()
-				v.tried++
-				if err != nil || strings.TrimSpace(string(out)) != "test" {
-					v.failed = append(v.failed, fmt.Sprintf("%s → %s: %v %s", from.name, to.h.name, err, out))
-				}
-				v.mu.Unlock()
-				time.Sleep(100 * time.Millisecond)
-			}
-		})
-	}
-	t.Cleanup(func() { v.halt() })
-	v.again(t)
-}
-
-// again waits until each has called each twice more.
+// again has each call each.
 func (v *virshes) again(t testing.TB) {
 	t.Helper()
-	count := func() int { v.mu.Lock(); defer v.mu.Unlock(); return v.tried }
-	now := count()
-	until(t, "virsh is called again", func() bool { return count() >= now+4*len(v.hosts) })
-}
-
-func (v *virshes) halt() {
-	v.mu.Lock()
-	select {
-	case <-v.stop:
-	default:
-		close(v.stop)
+	for _, from := range v.hosts {
+		for _, to := range v.daemons {
+			out, err := from.command("virsh", "-q", "-c", to.uri(to.h.at, nil), "list", "--name").CombinedOutput()
+			v.tried++
+			if err != nil || strings.TrimSpace(string(out)) != "test" {
+				v.failed = append(v.failed, fmt.Sprintf("%s → %s: %v %s", from.name, to.h.name, err, out))
+			}
+		}
 	}
-	v.mu.Unlock()
-	v.all.Wait()
 }
 
 func (v *virshes) end(t testing.TB) {
 	t.Helper()
 	v.again(t)
-	v.halt()
 	if tell(t, "libvirtd", v); len(v.failed) != 0 {
 		t.Errorf("%v\n%s", v, strings.Join(v.failed[:min(5, len(v.failed))], "\n"))
 	}
