@@ -142,6 +142,9 @@ func (d *DB) outcome(err error) error {
 // CheckWrites says why the store refused a write since the last heartbeat that passed: a full disk, a file or a database that only
 // reads. It writes nothing and costs nothing, so a probe may ask as often as it likes.
 func (d *DB) CheckWrites() error {
+	if err := d.refusedAll(); err != nil {
+		return err
+	}
 	if refused := d.refused.Load(); refused != nil {
 		return *refused
 	}

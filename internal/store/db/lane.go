@@ -27,6 +27,8 @@ type lane struct {
 	busy  bool      // guarded by mu: somebody leads
 	idle  sync.Cond // guarded by mu: signalled when busy falls
 	shut  bool      // guarded by mu: no new calls
+	// guarded by mu: why no new calls for now
+	onlyRead error
 }
 
 // call is one function that waits, runs, and gets its answer.
@@ -156,6 +158,9 @@ func (l *lane) join(c *call) (leads bool, err error) {
 	defer l.mu.Unlock()
 	if l.shut {
 		return false, fault.New(fault.Unavailable, "the database is being closed")
+	}
+	if l.onlyRead != nil {
+		return false, l.onlyRead
 	}
 	if !l.busy {
 		l.busy = true

@@ -61,12 +61,17 @@ func inOrder(tables []Table) ([]Table, error) {
 // Rows streams the table in the order of its key. Each row has one string, int64, []byte or nil for each column; it may be
 // kept. A failure ends the stream with its error.
 func (t Table) Rows(ctx context.Context, tx *Tx) iter.Seq2[[]any, error] {
+	tail := ""
+	if len(t.Key) > 0 {
+		tail = " ORDER BY " + strings.Join(t.Key, ", ")
+	}
+	return t.stream(ctx, tx, tail)
+}
+
+// stream reads rows; tail is what follows the table's name in the statement.
+func (t Table) stream(ctx context.Context, tx *Tx, tail string, args ...any) iter.Seq2[[]any, error] {
 	return func(yield func([]any, error) bool) {
-		query := "SELECT " + t.columnList() + " FROM " + t.Name
-		if len(t.Key) > 0 {
-			query += " ORDER BY " + strings.Join(t.Key, ", ")
-		}
-		rows, err := tx.Query(ctx, query)
+		rows, err := tx.Query(ctx, "SELECT "+t.columnList()+" FROM "+t.Name+tail, args...)
 		if err != nil {
 			yield(nil, err)
 			return
