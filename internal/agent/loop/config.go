@@ -89,9 +89,7 @@ func ParseConfig(text []byte) (*Config, error) {
 
 func (c *Config) fill() {
 	if c.Recipes == nil {
-		for _, r := range recipe.Builtins() {
-			c.Recipes = append(c.Recipes, r.Name)
-		}
+		c.Recipes = recipe.BuiltinNames()
 	}
 	if c.Paths == nil {
 		c.Paths = DefaultPaths()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -62,7 +63,7 @@ func Parse(text []byte, origin string) (*Recipe, error) {
 	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return nil, fault.New(fault.Invalid, "%s: the recipe is followed by a second document", origin)
 	}
-	v := &validation{recipe: &r, lines: lines(text)}
+	v := &validation{recipe: &r, lines: sync.OnceValue(func() map[string]int { return lines(text) })}
 	v.all()
 	return &r, v.err(origin)
 }
@@ -139,7 +140,7 @@ type finding struct {
 // line is the line of a field, or of the closest thing around it that was written.
 func (v *validation) line(path string) int {
 	for path != "" {
-		if line, ok := v.lines[path]; ok {
+		if line, ok := v.lines()[path]; ok {
 			return line
 		}
 		path = path[:max(0, strings.LastIndexAny(path, ".["))]
