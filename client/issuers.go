@@ -43,7 +43,7 @@ const (
 type CreateIssuerRequest struct {
 	Name            string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9][a-z0-9-]*$" doc:"its name in this authority, and in URLs"`
 	Kind            string   `json:"kind" enum:"root,intermediate,external" doc:"external: a CSR for an outside root"`
-	Pool            string   `json:"pool,omitempty" maxLength:"255" doc:"the pool it is for; \"default\" where absent"`
+	Pool            string   `json:"pool,omitempty" maxLength:"255" doc:"the pool it is for; where absent that of the parent, and \"default\" without one"`
 	Default         bool     `json:"default,omitempty" doc:"requests for its pool that name no issuer get it"`
 	Parent          string   `json:"parent,omitempty" maxLength:"255" doc:"intermediate: the issuer that signs it"`
 	Subject         string   `json:"subject,omitempty" maxLength:"8192" doc:"RFC 4514"`

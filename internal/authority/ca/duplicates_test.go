@@ -62,7 +62,7 @@ func TestLoopRoundNodesIsBoundToo(t *testing.T) {
 func TestIdentitiesCountForTheirCaller(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a, ctx := newAuthority(t, d), context.Background()
-		_, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "identities", Subject: "CN=Identities", Parent: "root", Pool: IdentityPool, Default: true})
+		_, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "identities", Subject: "CN=Identities", Pool: IdentityPool, Default: true})
 		check(t, err)
 		a.settingsWith(func(s *settings.Settings) { s.Limits.OperatorDuplicates = 3 })
 		enrol := func(by access.Principal, subject string) error {

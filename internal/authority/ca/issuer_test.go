@@ -96,7 +96,9 @@ func TestIssuers(t *testing.T) {
 		}
 		_, _, err = a.CreateIssuer(ctx, officer(), IssuerSpec{Name: "x", Subject: "CN=x"})
 		refusedAs(t, err, fault.Denied)
-		second, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "second", Subject: "CN=Second", Parent: "root", Pool: "db", Default: true,
+		_, _, err = a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "db-root", Subject: "CN=DB root", Pool: "db", PathLen: new(1)})
+		check(t, err)
+		second, _, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "second", Subject: "CN=Second", Parent: "db-root", Default: true,
 			CRL: CRLMode{Partitions: 4}})
 		check(t, err)
 		c := must[*Certificate](t)(a.Issue(ctx, admin(), Order{Pool: "db", Profile: "server", CSR: csr(t, newKey(t), "dns:db.example.com")}))

@@ -45,6 +45,10 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 		if i.State != IssuerPending {
 			return fault.New(fault.Conflict, "issuer %q is %s; only a pending one takes an answer", i.Name, i.State)
 		}
+		answered.ID, answered.Pool = i.ID, i.Pool
+		if err := ownRoot(ctx, tx, answered); err != nil {
+			return err
+		}
 		certificate, chain, notAfter := answered.stored()
 		_, err := tx.Exec(ctx, `UPDATE issuer SET state = 'active', certificate = $1, chain = $2, not_after = $3, parent = $4, subject = $5 WHERE id = $6`,
 			certificate, chain, notAfter, answered.Parent, answered.Certificate.RawSubject, i.ID)

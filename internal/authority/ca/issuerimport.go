@@ -36,7 +36,7 @@ type Record struct {
 type ImportSpec struct {
 	IdempotencyKey string
 	Name           string
-	Pool           string // empty means DefaultPool
+	Pool           string // empty means that of the issuers here that are above it, and without any DefaultPool
 	Default        bool
 	CRL            CRLMode
 	Certificate    *x509.Certificate
@@ -69,11 +69,15 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 	if err != nil {
 		return nil, err
 	}
+	above := chainAbove(spec.Certificate, spec.Chain)
+	if spec.Pool == "" {
+		spec.Pool = set.poolAbove(&Issuer{Certificate: spec.Certificate, Chain: above})
+	}
 	n := &newIssuer{subject: spec.Certificate.RawSubject, request: spec.digest(), issuer: &Issuer{
 		ID: db.NewID(), Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default,
-		PublicKey: spec.Certificate.RawSubjectPublicKeyInfo, Certificate: spec.Certificate, CRL: spec.CRL, CreatedAt: now,
+		PublicKey: spec.Certificate.RawSubjectPublicKeyInfo, Certificate: spec.Certificate, Chain: above, CRL: spec.CRL,
+		CreatedAt: now,
 	}}
-	n.issuer.Chain = chainAbove(spec.Certificate, spec.Chain)
 	n.record = set.recordFor(n.issuer)
 	if n.issuer.Root() {
 		n.record = &Certificate{Issuer: n.issuer, State: Valid, DER: spec.Certificate.Raw, Profile: issuerProfile}
@@ -100,9 +104,6 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 }
 
 func (s *ImportSpec) check(now time.Time) error {
-	if s.Pool == "" {
-		s.Pool = DefaultPool
-	}
 	if err := checkName(s.Name); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 type IssuerSpec struct {
 	IdempotencyKey string
 	Name           string
-	Pool           string // empty means DefaultPool
+	Pool           string // empty means that of Parent, and without one DefaultPool
 	Default        bool   // what requests for the pool get when they name no issuer
 	CRL            CRLMode
 
@@ -102,9 +102,6 @@ type newIssuer struct {
 }
 
 func (s *IssuerSpec) check() error {
-	if s.Pool == "" {
-		s.Pool = DefaultPool
-	}
 	if s.Algorithm == "" {
 		s.Algorithm = keyfile.ECDSA
 	}
@@ -148,6 +145,10 @@ func (m CRLMode) check() error {
 
 // prepareIssuer builds and signs what storeIssuer stores.
 func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, key crypto.Signer, now time.Time) (*newIssuer, error) {
+	parent, err := c.placeIssuer(ctx, spec, now)
+	if err != nil {
+		return nil, err
+	}
 	spki, err := cert.MarshalPublicKey(key.Public())
 	if err != nil {
 		return nil, err
@@ -161,28 +162,44 @@ func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, key crypto.Sig
 		n.issuer.CSR, n.subject, err = spec.request(key)
 		return n, err
 	}
-	if spec.Parent == "" {
+	if parent == nil {
 		certificate, err := spec.selfSign(key, spki, now)
 		if err != nil {
 			return nil, err
 		}
 		return n, n.certify(certificate, n.issuer)
 	}
+	certificate, err := c.signUnder(ctx, parent, spec, spki, now)
+	if err != nil {
+		return nil, err
+	}
+	n.issuer.Parent, n.issuer.Chain = parent.ID, parent.path()
+	return n, n.certify(certificate, parent)
+}
+
+// placeIssuer finds the parent, where the spec names one, and holds the new issuer to its pool.
+func (c *CA) placeIssuer(ctx context.Context, spec *IssuerSpec, now time.Time) (*Issuer, error) {
+	if spec.Parent == "" {
+		if spec.Pool == "" {
+			spec.Pool = DefaultPool
+		}
+		return nil, nil
+	}
 	set, err := c.issuersNow(ctx, now)
 	if err != nil {
 		return nil, err
 	}
 	parent := set.find(spec.Parent)
-	if parent == nil {
+	switch {
+	case parent == nil:
 		return nil, fault.New(fault.NotFound, "there is no issuer %q", spec.Parent).WithHint("chancery issuer list")
+	case spec.Pool == "":
+		spec.Pool = parent.Pool
+	case spec.Pool != parent.Pool:
+		return nil, fault.New(fault.Conflict, "issuer %q would be of pool %q, but %q above it is of pool %q, and pools share no root, since "+
+			"consumers let in whoever chains to theirs; pool %q, or none, would pass", spec.Name, spec.Pool, parent.Name, parent.Pool, parent.Pool)
 	}
-	certificate, err := c.signUnder(ctx, parent, spec, spki, now)
-	if err != nil {
-		return nil, err
-	}
-	n.issuer.Parent = parent.ID
-	n.issuer.Chain = append([]*x509.Certificate{parent.Certificate}, parent.Chain...)
-	return n, n.certify(certificate, parent)
+	return parent, nil
 }
 
 // certify gives the new issuer its certificate, and the record of it to the inventory of the issuer that signed it.

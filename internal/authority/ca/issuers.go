@@ -228,6 +228,9 @@ func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []b
 	if err := checkOthers(ctx, tx, i, subject); err != nil {
 		return err
 	}
+	if err := ownRoot(ctx, tx, i); err != nil {
+		return err
+	}
 	if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) + 1 FROM issuer`).Scan(&i.number); err != nil {
 		return fmt.Errorf("number the issuer: %w", err)
 	}

@@ -35,7 +35,7 @@ type issuerIssueCommand struct {
 	Validity        string   `placeholder:"V" help:"How long, such as 10y."`
 	PathLen         *int     `placeholder:"N" help:"How many CA certificates may follow below."`
 	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
-	Pool            string   `default:"default" placeholder:"P" help:"The pool it is for."`
+	Pool            string   `placeholder:"P" help:"The pool it is for: that of --under, which no other passes for, and default without."`
 	Default         bool     `help:"Requests for its pool that name no issuer get it."`
 	CRLDelta        bool     `name:"crl-delta" help:"Sign delta CRLs."`
 	CRLPartitions   int      `name:"crl-partitions" placeholder:"N" help:"Partition the CRL into so many; it never changes."`
@@ -157,7 +157,8 @@ func (c *issuerShowCommand) Run(ctx context.Context, g *globals) error {
 
 func (g *globals) showIssuer(i *client.Issuer) error {
 	fields := []field{
-		{"name", i.Name}, {"id", i.ID}, {"state", i.State}, {"under", i.Parent}, {"subject", printable(i.Subject)}, {"serial", i.Serial},
+		{"name", i.Name}, {"id", i.ID}, {"pool", i.Pool}, {"state", i.State}, {"under", i.Parent}, {"subject", printable(i.Subject)},
+		{"serial", i.Serial},
 		{"algorithm", i.Algorithm}, {"not before", stamp(i.NotBefore)}, {"not after", stamp(i.NotAfter)}, {"sha256", i.Fingerprint},
 		{"subject key id", i.KeyID},
 	}

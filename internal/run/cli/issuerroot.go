@@ -22,6 +22,14 @@ func (c *issuerIssueCommand) underOfflineRoot(ctx context.Context, g *globals, a
 	if err != nil {
 		return nil, err
 	}
+	switch in.Pool { // refused before there is an issuer that waits for what it will not get
+	case "":
+		in.Pool = above.Pool
+	case above.Pool:
+	default:
+		return nil, fault.New(fault.Conflict, "issuer %q would be of pool %q, but %q above it is of pool %q, and pools share no root, since consumers "+
+			"let in whoever chains to theirs; pool %q, or no --pool, would pass", in.Name, in.Pool, above.Name, above.Pool, above.Pool)
+	}
 	block, _ := pem.Decode([]byte(above.PEM))
 	if block == nil {
 		return nil, fault.New(fault.Conflict, "issuer %s has no certificate yet", above.Name)
