@@ -33,20 +33,29 @@ func (h *host) certutil(words ...string) string {
 }
 
 // nssTalk has NSS's test server, with one database, and NSS's test client, with another, shake hands. Selfserv listens at every
-// address of the machine, so both run in a network of their own in which there is loopback alone.
+// address of the machine, so both run in a network of their own in which there is loopback alone. The client's input does not end
+// before the server's answer: at the end of its input tstclnt turns in a circle until it is killed.
 const nssTalk = `ip link set lo up
 selfserv -e Server-Cert -d "sql:$1" -f "$2" -p 4433 -rr -V tls1.2: >/dev/null 2>&1 &
 server=$!
 n=0
 until tstclnt -q -h "$5" -p 4433 -D -t 1 >/dev/null 2>&1 || [ $n -ge 300 ]; do n=$((n+1)); sleep 0.1; done
-printf 'GET /stop HTTP/1.0\r\n\r\n' | timeout 20 tstclnt -h "$5" -p 4433 -d "sql:$3" -n Server-Cert -W "$4" -C -V tls1.2: 2>&1
+mkfifo "$6/in"
+exec 3<>"$6/in"
+printf 'GET /stop HTTP/1.0\r\n\r\n' >&3
+timeout 60 tstclnt -h "$5" -p 4433 -d "sql:$3" -n Server-Cert -W "$4" -C -V tls1.2: <&3 >"$6/out" 2>&1 &
+client=$!
+until grep -q '^EOF' "$6/out" || ! kill -0 $client 2>/dev/null; do sleep 0.05; done
+kill $client 2>/dev/null
+wait $client
+cat "$6/out"
 kill $server 2>/dev/null # a page of this name ends it, where it was asked for
 wait $server`
 
 // asksNSS has a client of h's database ask a server of s's.
 func (h *host) asksNSS(s *host) (said string, ok bool) {
 	h.t.Helper()
-	out, _ := exec.Command("unshare", "-rn", "sh", "-c", nssTalk, "sh", s.path(nssDir), s.path(nssPin), h.path(nssDir), h.path(nssPin), s.at).CombinedOutput()
+	out, _ := exec.Command("unshare", "-rn", "sh", "-c", nssTalk, "sh", s.path(nssDir), s.path(nssPin), h.path(nssDir), h.path(nssPin), s.at, h.t.TempDir()).CombinedOutput()
 	return string(out), strings.Contains(string(out), "HTTP/1.0 200 OK")
 }
 
