@@ -83,8 +83,7 @@ type CloneLease struct {
 	Holder  string    `json:"holder"`
 	Epoch   int64     `json:"epoch"`
 	Expires time.Time `json:"expires"`
-	Wanted  string    `json:"wanted,omitempty" doc:"the node that is to have it next"`
-	Pinned  bool      `json:"pinned,omitempty" doc:"no other node takes it"`
+	Pinned  string    `json:"pinned,omitempty" doc:"the only node that takes it, even while that one is away"`
 }
 
 // CloneDatabase is how a node reaches the database.

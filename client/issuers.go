@@ -62,6 +62,8 @@ type CRLMode struct {
 	Refresh    string `json:"refresh,omitempty" maxLength:"32" doc:"how often a new one is signed when nothing was revoked; the settings' where absent"`
 	Partitions int    `json:"partitions,omitempty" minimum:"0" maximum:"10000" doc:"0 for none; given once, it never changes"`
 	Delta      bool   `json:"delta,omitempty"`
+	// OnRevocation is crl_on_revocation: a list is signed as soon as something was revoked, and not only at the schedule.
+	OnRevocation *bool `json:"on_revocation,omitempty" doc:"sign a list as soon as something was revoked, not only at the schedule; true where absent"`
 }
 
 // Issuers lists the issuers.

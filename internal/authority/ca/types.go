@@ -50,6 +50,7 @@ type CRLMode struct {
 	Refresh    time.Duration `json:"refresh"`    // how often a new one is signed when nothing was revoked
 	Partitions int           `json:"partitions"` // 0: not partitioned. Fixed once certificates name their partition
 	Delta      bool          `json:"delta"`
+	Scheduled  bool          `json:"scheduled,omitempty"` // a revocation waits for the next list; else one is signed for it at once
 }
 
 // State says what a certificate is worth.

@@ -22,7 +22,7 @@ import (
 // lease takes the lease for a test that makes lists by hand.
 func (o *office) lease() db.Lease {
 	o.t.Helper()
-	l, ok, err := o.db.Acquire(o.t.Context(), leaseName, o.audit.Node(), time.Minute)
+	l, ok, err := o.db.Acquire(o.t.Context(), Lease, o.audit.Node(), time.Minute)
 	must(o.t, err)
 	if !ok {
 		o.t.Fatal("another holds the lease")
@@ -144,7 +144,7 @@ func TestOnlyTheHolderPublishes(t *testing.T) {
 		stale := o.lease()
 		first := o.make(stale, Complete, true)
 		must(t, d.Release(t.Context(), stale))
-		_, ok, err := d.Acquire(t.Context(), leaseName, "node-b", time.Minute)
+		_, ok, err := d.Acquire(t.Context(), Lease, "node-b", time.Minute)
 		must(t, err)
 		if !ok {
 			t.Fatal("node-b did not get the lease")

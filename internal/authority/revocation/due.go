@@ -31,6 +31,7 @@ func (st *standing) due(set *settings.Settings, now time.Time) (orders []order, 
 	next = now.Add(time.Hour)
 	consider := func(scope Scope, asked, changed bool) {
 		l := st.lists[scope]
+		changed = changed && !st.issuer.CRL.Scheduled
 		at := now
 		if l != nil && !asked {
 			at = l.renewAt(set, st.issuer)

@@ -18,13 +18,16 @@ import (
 )
 
 const (
-	leaseName = "crl"
+	// Lease is the name of the lease to sign CRLs and to renew OCSP responders.
+	Lease     = "crl"
 	leaseTime = 15 * time.Second
 	// tick is how often the holder looks for changes; a revocation is in a list after that, settings.CRL.Gather, and the
 	// making of it.
 	tick = 100 * time.Millisecond
 	// look is how often it looks at everything, whatever it believes to know.
 	look = 10 * time.Second
+	// turn is how often a node looks whether the lease was handed over, to it or to another.
+	turn = 250 * time.Millisecond
 )
 
 // Run signs CRLs and renews OCSP responders while this node holds the lease, and waits for it otherwise. It returns when
@@ -37,11 +40,14 @@ func (s *Service) Run(ctx context.Context) error {
 			return ctx.Err()
 		case err != nil:
 			s.logger.WarnContext(ctx, "the lease to sign CRLs cannot be had", "error", err)
+			if err := sleep(ctx, time.Second); err != nil {
+				return err
+			}
 		case ok:
 			err := s.hold(ctx, lease)
 			s.logger.InfoContext(ctx, "signing of CRLs ended", "epoch", lease.Epoch, "error", err)
 		}
-		if err := sleep(ctx, time.Second); err != nil {
+		if err := sleep(ctx, turn); err != nil {
 			return err
 		}
 	}
@@ -49,6 +55,9 @@ func (s *Service) Run(ctx context.Context) error {
 
 // acquire takes the lease, if it is free and this node may open issuers' keys. One that only answers OCSP requests may not.
 func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err error) {
+	if vacant, err := s.db.Vacant(ctx, Lease, s.audit.Node(), time.Now()); err != nil || !vacant {
+		return db.Lease{}, false, err
+	}
 	all, err := s.keys.Recipients(ctx)
 	if err != nil {
 		return db.Lease{}, false, err
@@ -59,7 +68,7 @@ func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err err
 	if !may {
 		return db.Lease{}, false, nil
 	}
-	return s.db.Acquire(ctx, leaseName, s.audit.Node(), leaseTime)
+	return s.db.Acquire(ctx, Lease, s.audit.Node(), leaseTime)
 }
 
 // hold works until the lease is lost or ctx ends, and then lets go of the lease.
@@ -79,11 +88,18 @@ func (s *Service) hold(ctx context.Context, lease db.Lease) error {
 }
 
 func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
-	renewed := time.Now()
+	renewed, tried := time.Now(), time.Now()
 	for {
-		if err := sleep(ctx, leaseTime/3); err != nil {
+		if err := sleep(ctx, turn); err != nil {
 			return err
 		}
+		if held, err := s.db.Held(ctx, lease); err == nil && !held {
+			return fault.New(fault.Conflict, "the lease to sign CRLs (epoch %d) was handed over", lease.Epoch)
+		}
+		if time.Since(tried) < leaseTime/3 {
+			continue
+		}
+		tried = time.Now()
 		_, err := s.db.Renew(ctx, lease, leaseTime)
 		switch {
 		case err == nil:

@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -30,6 +31,47 @@ func TestAnotherNodeTakesOver(t *testing.T) {
 	next := b.list(Complete, has(c.SerialNumber, crl.Superseded))
 	must(t, next.CheckSuccessor(first))
 	b.list(Delta, func(l *crl.List) bool { return l.Number.Cmp(first.Number) > 0 })
+}
+
+// TestHandedOverWhileItWorks: two nodes run, and the work goes from one to the other and back with nothing but the lease's row. While
+// it is pinned to a node that stands still, nobody signs.
+func TestHandedOverWhileItWorks(t *testing.T) {
+	url := pkitest.URL(t, db.Postgres)
+	a := newOffice(t, pkitest.Open(t, db.Options{URL: url}), ca.CRLMode{}, nil)
+	b := node(t, pkitest.Open(t, db.Options{URL: url}), "node-b", t.TempDir(), a)
+	b.issuer = a.issuer
+	_, err := a.keys.Rewrap(t.Context(), "node-b", "test")
+	must(t, err)
+	a.run()
+	newest := a.list(Complete, func(*crl.List) bool { return true })
+	stopB := b.run()
+	epoch := int64(1)
+	for i, to := range []string{"node-b", "node-a", "node-b"} {
+		var lease db.Lease
+		must(t, a.db.Tx(t.Context(), func(tx *db.Tx) (err error) {
+			lease, err = db.HandOver(t.Context(), tx, Lease, to, i == 2, leaseTime, time.Now())
+			return err
+		}))
+		if epoch++; lease.Epoch != epoch {
+			t.Fatalf("to %s: epoch %d, not %d", to, lease.Epoch, epoch)
+		}
+		c := a.issue(fmt.Sprintf("h%d.example", i))
+		a.revoke(c, crl.Superseded)
+		l := a.list(Complete, has(c.SerialNumber, crl.Superseded))
+		must(t, l.CheckSuccessor(newest))
+		newest = l
+		if held, err := a.db.Held(t.Context(), lease); err != nil || !held {
+			t.Fatalf("%s lost the lease that it was given: %v", to, err)
+		}
+	}
+	stopB()
+	if vacant, err := a.db.Vacant(t.Context(), Lease, "node-a", time.Now().Add(time.Hour)); err != nil || vacant {
+		t.Fatalf("it is pinned to node-b, and node-a may have it: %v", err)
+	}
+	c := a.issue("late.example")
+	a.revoke(c, crl.Superseded)
+	must(t, a.db.Tx(t.Context(), func(tx *db.Tx) error { return db.Dismiss(t.Context(), tx, "node-b") }))
+	must(t, a.list(Complete, has(c.SerialNumber, crl.Superseded)).CheckSuccessor(newest))
 }
 
 func TestNodeWithoutIssuersKeysSignsNothing(t *testing.T) {

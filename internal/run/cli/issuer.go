@@ -283,6 +283,8 @@ type issuerCRLsCommand struct {
 	Partitions int    `xor:"scope" placeholder:"N" help:"Partition the CRL into so many, from 2 on; only before the issuer has issued anything."`
 	Validity   string `placeholder:"V" help:"How long a complete CRL lasts; the settings' when not given."`
 	Refresh    string `placeholder:"V" help:"How often a new one is signed; the settings' when not given."`
+
+	OnRevocation bool `default:"true" negatable:"" help:"Sign a list as soon as something was revoked (crl_on_revocation); with --no-on-revocation at the schedule only."`
 }
 
 // Run sets which CRLs an issuer signs.
@@ -292,7 +294,9 @@ func (c *issuerCRLsCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
-	issuer, err := api.SetCRLMode(ctx, c.Issuer, client.CRLMode{Delta: c.Delta, Partitions: c.Partitions, Validity: c.Validity, Refresh: c.Refresh})
+	issuer, err := api.SetCRLMode(ctx, c.Issuer, client.CRLMode{
+		Delta: c.Delta, Partitions: c.Partitions, Validity: c.Validity, Refresh: c.Refresh, OnRevocation: &c.OnRevocation,
+	})
 	if err != nil {
 		return err
 	}

@@ -16,10 +16,11 @@ type Lease struct {
 	Holder  string
 	Epoch   int64
 	Expires time.Time // when others may take it, if it is not renewed before
+	Pinned  string    // the only one who may take it, even while he is away; empty for whoever comes first
 }
 
-// Acquire takes the lease, or renews it where holder has it already. ok is false while another holder's has not expired; the lease
-// returned is then that holder's.
+// Acquire takes the lease, or renews it where holder has it already. ok is false while another holder's has not expired, or while it
+// is pinned to another; the lease returned is then as it stands.
 func (d *DB) Acquire(ctx context.Context, name, holder string, ttl time.Duration) (l Lease, ok bool, err error) {
 	return d.acquireAt(ctx, name, holder, ttl, time.Now())
 }
@@ -30,10 +31,8 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 	}
 	err = d.Tx(ctx, func(tx *Tx) error {
 		l, ok = Lease{Name: name, Holder: holder, Epoch: 1, Expires: FromMicros(Micros(now.Add(ttl)))}, false
-		var have Lease
-		var expires int64
-		err := tx.QueryRow(ctx, "SELECT holder, epoch, expires_at FROM leases WHERE name = $1", name).Scan(&have.Holder, &have.Epoch, &expires)
-		switch {
+		have, err := leaseOf(ctx, tx, name)
+		switch live := err == nil && have.Expires.After(now); {
 		case errors.Is(err, sql.ErrNoRows):
 			ok = true
 			_, err = tx.Exec(ctx, "INSERT INTO leases (name, holder, epoch, expires_at) VALUES ($1, $2, $3, $4)",
@@ -41,15 +40,15 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 			return err
 		case err != nil:
 			return err
-		case have.Holder != holder && expires > Micros(now):
-			l = Lease{Name: name, Holder: have.Holder, Epoch: have.Epoch, Expires: FromMicros(expires)}
+		case have.Holder != holder && live, have.Pinned != "" && have.Pinned != holder:
+			l = have
 			return nil
-		case have.Holder == holder && expires > Micros(now):
+		case have.Holder == holder && live:
 			l.Epoch = have.Epoch
 		default:
 			l.Epoch = have.Epoch + 1
 		}
-		ok = true
+		ok, l.Pinned = true, have.Pinned
 		_, err = tx.Exec(ctx, "UPDATE leases SET holder = $2, epoch = $3, expires_at = $4 WHERE name = $1",
 			name, holder, l.Epoch, Micros(l.Expires))
 		return err
@@ -71,6 +70,67 @@ func (d *DB) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, erro
 	return l, err
 }
 
+// HandOver gives the lease to another holder, who has it for ttl from now without having asked, and takes it from the one who has it:
+// its epoch grows, so what that one still writes under it is refused. With pin nobody else may take it from then on; without, one that
+// was pinned is free again. A holder that has it keeps its epoch.
+func HandOver(ctx context.Context, tx *Tx, name, to string, pin bool, ttl time.Duration, now time.Time) (Lease, error) {
+	l := Lease{Name: name, Holder: to, Epoch: 1, Expires: FromMicros(Micros(now.Add(ttl)))}
+	if pin {
+		l.Pinned = to
+	}
+	have, err := leaseOf(ctx, tx, name)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		_, err = tx.Exec(ctx, "INSERT INTO leases (name, holder, epoch, expires_at, pinned) VALUES ($1, $2, $3, $4, $5)",
+			name, to, l.Epoch, Micros(l.Expires), l.Pinned)
+		return l, err
+	case err != nil:
+		return Lease{}, err
+	case have.Holder == to && have.Expires.After(now):
+		l.Epoch = have.Epoch
+	default:
+		l.Epoch = have.Epoch + 1
+	}
+	_, err = tx.Exec(ctx, "UPDATE leases SET holder = $2, epoch = $3, expires_at = $4, pinned = $5 WHERE name = $1",
+		name, to, l.Epoch, Micros(l.Expires), l.Pinned)
+	return l, err
+}
+
+// Dismiss takes every lease from a holder that is no more, and frees those that were pinned to it.
+func Dismiss(ctx context.Context, tx *Tx, holder string) error {
+	if _, err := tx.Exec(ctx, "UPDATE leases SET expires_at = 0, epoch = epoch + 1 WHERE holder = $1 AND expires_at > 0", holder); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "UPDATE leases SET pinned = '' WHERE pinned = $1", holder)
+	return err
+}
+
+// Vacant reports whether holder could take the lease, or has it, as far as what is read shows. It writes nothing, so a node may ask
+// often whether Acquire is worth a transaction.
+func (d *DB) Vacant(ctx context.Context, name, holder string, now time.Time) (vacant bool, err error) {
+	err = d.Read(ctx, func(tx *Tx) error {
+		have, err := leaseOf(ctx, tx, name)
+		if errors.Is(err, sql.ErrNoRows) {
+			vacant = true
+			return nil
+		}
+		vacant = have.Holder == holder || !have.Expires.After(now) && (have.Pinned == "" || have.Pinned == holder)
+		return err
+	})
+	return vacant, err
+}
+
+// Held reports whether the lease is still its holder's, as far as what is read shows; it protects no write. A holder asks often, so that
+// it lets go as soon as the lease was handed over.
+func (d *DB) Held(ctx context.Context, l Lease) (held bool, err error) {
+	err = d.Read(ctx, func(tx *Tx) error {
+		have, err := leaseOf(ctx, tx, l.Name)
+		held = have.Epoch < l.Epoch || have.Epoch == l.Epoch && have.Holder == l.Holder // a standby may show what was before
+		return err
+	})
+	return held, err
+}
+
 // Release lets others take the lease at once. Releasing a lease that was lost does nothing.
 func (d *DB) Release(ctx context.Context, l Lease) error {
 	return d.Tx(ctx, func(tx *Tx) error {
@@ -84,7 +144,7 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 	var all []Lease
 	err := d.Read(ctx, func(tx *Tx) error {
 		all = nil
-		rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at FROM leases ORDER BY name")
+		rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at, pinned FROM leases ORDER BY name")
 		if err != nil {
 			return err
 		}
@@ -92,7 +152,7 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 		for rows.Next() {
 			var l Lease
 			var expires int64
-			if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires); err != nil {
+			if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires, &l.Pinned); err != nil {
 				return err
 			}
 			l.Expires = FromMicros(expires)
@@ -101,6 +161,15 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 		return rows.Err()
 	})
 	return all, err
+}
+
+func leaseOf(ctx context.Context, tx *Tx, name string) (l Lease, err error) {
+	var expires int64
+	l.Name = name
+	err = tx.QueryRow(ctx, "SELECT holder, epoch, expires_at, pinned FROM leases WHERE name = $1", name).
+		Scan(&l.Holder, &l.Epoch, &expires, &l.Pinned)
+	l.Expires = FromMicros(expires)
+	return l, err
 }
 
 // Check is a Conflict unless the lease is still its holder's, and keeps it so until the transaction ends. The row is written, not

@@ -61,6 +61,67 @@ func TestLeaseChangesHands(t *testing.T) {
 	})
 }
 
+func TestLeaseIsHandedOver(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		ctx, now, ttl := t.Context(), time.Now(), time.Minute
+		give := func(to string, pin bool) (l db.Lease) {
+			t.Helper()
+			if err := d.Tx(ctx, func(tx *db.Tx) (err error) {
+				l, err = db.HandOver(ctx, tx, "crl", to, pin, ttl, now)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return l
+		}
+		take := func(who string, at time.Time, want bool) db.Lease {
+			t.Helper()
+			if vacant, err := d.Vacant(ctx, "crl", who, at); err != nil || vacant != want {
+				t.Errorf("vacant for %s: %v, %v", who, vacant, err)
+			}
+			l, ok, err := db.AcquireAt(d, ctx, "crl", who, ttl, at)
+			if err != nil || ok != want {
+				t.Errorf("%s: %+v, %v, %v", who, l, ok, err)
+			}
+			return l
+		}
+		check := func(l db.Lease) error { return d.Tx(ctx, func(tx *db.Tx) error { return l.Check(ctx, tx) }) }
+		if l := give("b", false); l.Epoch != 1 {
+			t.Errorf("of a lease that nobody had: %+v", l)
+		}
+		was := take("b", now, true)
+		l := give("a", false)
+		if l.Epoch != 2 || check(was) == nil || check(l) != nil {
+			t.Errorf("handed over: %+v; the old holder's check: %v; the new one's: %v", l, check(was), check(l))
+		}
+		if held, err := d.Held(ctx, was); err != nil || held {
+			t.Errorf("the old holder: %v, %v", held, err)
+		}
+		take("b", now, false)
+		if again := give("a", false); again.Epoch != 2 {
+			t.Errorf("to the one who has it: %+v", again)
+		}
+		take("b", now.Add(2*ttl), true) // not pinned: who comes first
+		if l := give("a", true); l.Epoch != 4 || l.Pinned != "a" {
+			t.Errorf("pinned: %+v", l)
+		}
+		take("b", now.Add(2*ttl), false)
+		if l := take("a", now.Add(2*ttl), true); l.Pinned != "a" || l.Epoch != 5 {
+			t.Errorf("taken up: %+v", l)
+		}
+		all, err := d.Leases(ctx)
+		if err != nil || len(all) != 1 || all[0].Pinned != "a" {
+			t.Errorf("listed: %+v, %v", all, err)
+		}
+		if err := d.Tx(ctx, func(tx *db.Tx) error { return db.Dismiss(ctx, tx, "a") }); err != nil {
+			t.Fatal(err)
+		}
+		if l := take("b", now, true); l.Epoch != 7 || l.Pinned != "" {
+			t.Errorf("after a was dismissed: %+v", l)
+		}
+	})
+}
+
 // TestOneHolder has nodes of one PostgreSQL reach for a lease that has expired.
 func TestOneHolder(t *testing.T) {
 	url := pkitest.URL(t, db.Postgres)

@@ -47,6 +47,5 @@ CREATE TABLE recipient_list (
     created_at BIGINT NOT NULL
 );
 
--- wanted is the node that is to have the lease next, empty for whoever comes first. While pinned is 1, no other node takes it.
-ALTER TABLE leases ADD COLUMN wanted TEXT NOT NULL DEFAULT '';
-ALTER TABLE leases ADD COLUMN pinned BIGINT NOT NULL DEFAULT 0;
+-- pinned is the only node that may take the lease, empty for whoever comes first.
+ALTER TABLE leases ADD COLUMN pinned TEXT NOT NULL DEFAULT '';

@@ -1,5 +1,5 @@
 -- +goose Up
--- readers from: 17
+-- readers from: 12
 
 -- Where this database stands in an authority's move from one database to another; at most one row, named here. id is the move's,
 -- the same on both sides; peer is the other side in words, without a secret. No row: it never took part in one.

@@ -58,6 +58,15 @@ func Version(ctx context.Context, d *db.DB) (int64, error) {
 	return versions.check(ctx, d.Migrator())
 }
 
+// Shut has every program refuse the database from now on, also one of a release that knows no better reason: its authority lives
+// elsewhere.
+func Shut(ctx context.Context, tx *db.Tx, now time.Time) error {
+	const never = 1 << 40 // no migration will ever have this number
+	_, err := tx.Exec(ctx, `INSERT INTO schema_version (version, readers_from, applied_at) VALUES ($1, $2, $3)
+		ON CONFLICT (version) DO NOTHING`, never, never, db.Micros(now))
+	return err
+}
+
 // Newest is the number of the newest migration that this program knows.
 func Newest() int64 {
 	versions, err := newVersions(files)

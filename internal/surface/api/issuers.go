@@ -101,7 +101,7 @@ func issuerSpec(in *client.CreateIssuerRequest, key string) (spec ca.IssuerSpec,
 }
 
 func crlMode(in *client.CRLMode) (mode ca.CRLMode, err error) {
-	mode = ca.CRLMode{Partitions: in.Partitions, Delta: in.Delta}
+	mode = ca.CRLMode{Partitions: in.Partitions, Delta: in.Delta, Scheduled: in.OnRevocation != nil && !*in.OnRevocation}
 	if mode.Validity, err = length(in.Validity); err != nil {
 		return mode, err
 	}

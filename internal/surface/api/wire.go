@@ -86,6 +86,7 @@ func (s *Server) wireIssuer(ctx context.Context, i *ca.Issuer) client.Issuer {
 		KeyOnline: i.KeyID != "", CreatedAt: i.CreatedAt,
 		CRLMode: client.CRLMode{
 			Validity: duration(i.CRL.Validity), Refresh: duration(i.CRL.Refresh), Partitions: i.CRL.Partitions, Delta: i.CRL.Delta,
+			OnRevocation: new(!i.CRL.Scheduled),
 		},
 	}
 	if i.Parent != "" {
