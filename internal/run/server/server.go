@@ -35,6 +35,16 @@ type Options struct {
 // Addresses are where a node listens, with the ports that the system chose.
 type Addresses struct{ API, Public, Metrics string }
 
+// Answer has services that somebody else opened answer callers until ctx ends, as the node of that configuration. It leaves the store
+// open.
+func Answer(ctx context.Context, o Options, config *datadir.Config, services *setup.Services) error {
+	n := &node{Options: o, config: config, logger: o.Logger.With("node", config.Name), services: services}
+	if err := n.prepare(ctx); err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
 // Run runs a node until ctx ends; then it lets calls in progress end, and closes its store.
 func Run(ctx context.Context, o Options) error {
 	config, err := o.Dir.Load()

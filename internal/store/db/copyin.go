@@ -83,6 +83,11 @@ func (t Table) RowsAfter(ctx context.Context, tx *Tx, key []any) iter.Seq2[[]any
 	return t.stream(ctx, tx, tail+" ORDER BY "+strings.Join(ordered, ", "), key...)
 }
 
+// Unordered streams the table in whatever order is the fastest.
+func (t Table) Unordered(ctx context.Context, tx *Tx) iter.Seq2[[]any, error] {
+	return t.stream(ctx, tx, "")
+}
+
 // KeyOf is the key of a row.
 func (t Table) KeyOf(row []any) []any {
 	key := make([]any, len(t.Key))

@@ -28,8 +28,8 @@ import (
 )
 
 // notCopied are tables whose rows mean nothing in another life of the authority: leases and the clock belong to nodes that
-// run, and the migrations of the new database are its own.
-var notCopied = []string{"leases", "clock", "schema_version"}
+// run, the migrations of the new database are its own, and it takes part in no move.
+var notCopied = []string{"leases", "clock", "schema_version", "move_mark", "move_table"}
 
 // Write streams a backup of d to w, signed with the audit's key. It reads one state of the database; writers go on meanwhile.
 func Write(ctx context.Context, w io.Writer, d *db.DB, recipient string, header Header, key crypto.Signer) error {

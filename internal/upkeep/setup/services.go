@@ -23,6 +23,7 @@ import (
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
+	"chancery/internal/store/move"
 	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/datadir"
 )
@@ -104,6 +105,9 @@ func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *
 	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Logger: logger})
 	if err != nil {
 		return nil, err
+	}
+	if err := move.Guard(ctx, d); err != nil {
+		return nil, closing(d, err)
 	}
 	s, err := Assemble(d, config.Name, key, logger)
 	if err != nil {

@@ -1,0 +1,301 @@
+package migrate_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	mathrand "math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/finding"
+	"chancery/internal/upkeep/migrate"
+	"chancery/internal/upkeep/setup"
+	"chancery/internal/upkeep/verify"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// childDir, where it is set, makes the test binary a move of that data directory, to be killed.
+const childDir, childURL = "MIGRATE_TEST_DIR", "MIGRATE_TEST_URL_FILE"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		_, err := migrate.Run(context.Background(), migrate.Options{Dir: datadir.Dir(dir), URLFile: os.Getenv(childURL), Rows: 7,
+			Tell: func(step string) { fmt.Println(step) }})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+var officer = access.Principal{ID: "t", Name: "t", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+
+// filled makes an authority with certificates, one of them revoked, and events with what is odd in texts.
+func filled(t *testing.T, events int) datadir.Dir {
+	t.Helper()
+	result, err := setup.Init(t.Context(), setup.Options{Dir: datadir.Dir(filepath.Join(t.TempDir(), "d")), Online: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, result.Dir)
+	defer s.DB.Close()
+	for i := range 12 {
+		c := issue(t, s, fmt.Sprintf("host%d.example", i))
+		if i == 3 {
+			if _, err := s.CA.Revoke(t.Context(), officer, ca.Ref{Serial: c.Serial}, ca.RevokeOrder{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := range events {
+		err := s.DB.Tx(t.Context(), func(tx *db.Tx) error {
+			return s.Audit.Append(t.Context(), tx, audit.Event{Time: time.Now(), Actor: "operator:test", Action: "test.fill", Object: fmt.Sprint(i),
+				Detail: map[string]string{"ü\t\\N": "\u2028\\."}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return result.Dir
+}
+
+func issue(t *testing.T, s *setup.Services, name string) *ca.Certificate {
+	t.Helper()
+	c, err := tryIssue(t, s, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func tryIssue(t *testing.T, s *setup.Services, name string) (*ca.Certificate, error) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CA.Issue(t.Context(), officer, ca.Order{Profile: "server", PublicKey: spki, Names: []string{"dns:" + name}})
+}
+
+func tryOpen(t *testing.T, dir datadir.Dir) (*setup.Services, error) {
+	t.Helper()
+	config, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return setup.Open(t.Context(), dir, config, nil)
+}
+
+func open(t *testing.T, dir datadir.Dir) *setup.Services {
+	t.Helper()
+	s, err := tryOpen(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func urlFile(t *testing.T, url string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "url")
+	if err := os.WriteFile(file, []byte(url+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// empty makes a database with nothing in it.
+func empty(t *testing.T, server *pkitest.PostgresServer, name string) string {
+	t.Helper()
+	server.Exec(t, "CREATE DATABASE "+name)
+	return server.URL(name)
+}
+
+// hashes is one hash of every row of every table that is moved, by table.
+func hashes(t *testing.T, d *db.DB) map[string][]string {
+	t.Helper()
+	all := map[string][]string{}
+	err := d.ReadSnapshot(t.Context(), func(tx *db.Tx) error {
+		tables, err := db.Tables(t.Context(), tx)
+		if err != nil {
+			return err
+		}
+		for _, table := range tables {
+			if slices.Contains([]string{"schema_version", "move_mark", "move_table"}, table.Name) {
+				continue
+			}
+			all[table.Name] = []string{}
+			for row, err := range table.Rows(t.Context(), tx) {
+				if err != nil {
+					return err
+				}
+				all[table.Name] = append(all[table.Name], fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%q", row))))
+			}
+			slices.Sort(all[table.Name])
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func rows(all map[string][]string) (n int) {
+	for _, rows := range all {
+		n += len(rows)
+	}
+	return n
+}
+
+// sound has verify look at a store.
+func sound(t *testing.T, s *setup.Services) {
+	t.Helper()
+	seq, err := verify.Store(t.Context(), s, verify.Shown{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	looked := 0
+	for f, err := range seq {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if looked++; f.Level == finding.Error {
+			t.Errorf("%+v", f)
+		}
+	}
+	if looked < 5 {
+		t.Fatalf("verify looked at %d things", looked)
+	}
+}
+
+// TestKilledAtAnyMoment kills moves at random moments, twenty times and then until one ends by itself, and looks at both sides.
+func TestKilledAtAnyMoment(t *testing.T) {
+	server := pkitest.Postgres(t)
+	dir := filled(t, 900)
+	file := urlFile(t, empty(t, server, "killed"))
+	source := open(t, dir)
+	want := hashes(t, source.DB)
+	if err := source.DB.Close(); err != nil {
+		t.Fatal(err)
+	}
+	killed := 0
+	for try := 0; ; try++ {
+		var out bytes.Buffer
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), childDir+"="+string(dir), childURL+"="+file)
+		child.Stdout, child.Stderr = &out, &out
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if killed < 20 {
+			// The later ones live longer, so that the last steps are cut as well.
+			time.Sleep(time.Duration(mathrand.IntN(150*(1+try/4))) * time.Millisecond)
+			_ = child.Process.Kill()
+		}
+		err := child.Wait()
+		if err == nil {
+			break
+		}
+		if killed >= 20 {
+			t.Fatalf("the move that nobody killed: %v\n%s", err, &out)
+		}
+		if code := child.ProcessState.ExitCode(); code != -1 {
+			t.Fatalf("the move ended with %d\n%s", code, &out)
+		}
+		killed++
+	}
+	t.Logf("killed %d times", killed)
+	if killed < 5 {
+		t.Fatalf("only %d moves were killed", killed)
+	}
+	moved := open(t, dir)
+	defer moved.DB.Close()
+	if moved.DB.Dialect() != db.Postgres {
+		t.Fatal("node.yaml still names SQLite")
+	}
+	got := hashes(t, moved.DB)
+	// The move itself is in the audit: that it began, each time that it began anew, and that it arrived.
+	for _, table := range []string{"audit_event", "audit_head"} {
+		if table == "audit_event" && (len(got[table]) < len(want[table])+2 || !subset(want[table], got[table])) {
+			t.Errorf("the audit has %d events, and had %d", len(got[table]), len(want[table]))
+		}
+		delete(got, table)
+		delete(want, table)
+	}
+	if diff := cmp.Diff(want, got); diff != "" || rows(want) < 20 {
+		t.Errorf("%d rows (-want +got)\n%s", rows(want), diff)
+	}
+	sound(t, moved)
+	issue(t, moved, "after.example")
+	stays(t, dir)
+}
+
+func subset(few, many []string) bool {
+	for _, one := range few {
+		if _, found := slices.BinarySearch(many, one); !found {
+			return false
+		}
+	}
+	return true
+}
+
+// stays says that nobody starts on the old file, whatever node.yaml says.
+func stays(t *testing.T, dir datadir.Dir) {
+	t.Helper()
+	text, err := os.ReadFile(dir.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := datadir.Dir(filepath.Join(t.TempDir(), "old"))
+	if err := os.CopyFS(string(old), os.DirFS(string(dir))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(string(old), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(old.NodeKey(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "database_file") {
+			kept = append(kept, line)
+		}
+	}
+	if err := os.WriteFile(old.Config(), []byte(strings.Join(kept, "")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := tryOpen(t, old)
+	if s != nil {
+		s.DB.Close()
+	}
+	if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "the authority left this database on") {
+		t.Errorf("on the old file: %v", err)
+	}
+}
