@@ -85,6 +85,7 @@ type commands struct {
 	Backup  backupCommand  `cmd:"" help:"Write the whole authority, encrypted to its recovery recipient."`
 	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`
 	Rescue  rescueCommands `cmd:"" help:"Mend, where the node is, what locks an administrator out."`
+	Migrate migrateCommand `cmd:"" help:"Move the authority from SQLite to PostgreSQL."`
 	Import  importCommand  `cmd:"" help:"Bring in a CA that exists already, with what it issued and revoked."`
 	Doctor  doctorCommands `cmd:"" help:"Say what is wrong, and the command that mends it."`
 	Status  statusCommand  `cmd:"" help:"Show how the authority does."`
