@@ -271,5 +271,5 @@ func urlFromFile(d Dir, path string) (string, error) {
 	if line == "" || strings.ContainsAny(line, "\r\n") {
 		return "", fault.New(fault.Invalid, "%s does not hold one line with the database's URL", path)
 	}
-	return line, nil
+	return withLogin(d, line)
 }
