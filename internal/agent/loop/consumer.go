@@ -3,6 +3,7 @@ package loop
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,7 +24,8 @@ import (
 type consumer struct {
 	system probe.System
 	plan   *recipe.Plan
-	last   *recipe.Plan // what was placed before; nil where nothing was
+	last   *recipe.Plan      // what was placed before; nil where nothing was
+	before *x509.Certificate // of last's chief certificate; nil where nothing was
 	want   map[string]*probe.Material
 	now    time.Time
 	// gentle leaves out a reload that would interrupt connections.
@@ -36,6 +38,10 @@ type consumer struct {
 	late    error             // parts of the consumer that do not serve what is placed, while others do
 	reasons map[string]string // why a part could not be told, by its name
 	note    func(string)      // takes how it was told, where that was not as usual
+	told    bool              // it was told of new files
+	ran     []probe.Process   // that listened at its port before it was told; empty where that cannot be seen
+	restart time.Duration     // how long it is waited for where it ended when it was told
+	ended   bool              // it ended when it was told, and nothing had started it again when we looked last
 }
 
 func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gentle bool) *consumer {
@@ -44,7 +50,8 @@ func (w *work) consumer(plan *recipe.Plan, want map[string]*probe.Material, gent
 			w.notes = append(w.notes, text)
 		}
 	}
-	return &consumer{system: w.agent.system, plan: plan, last: w.record.Plan, want: want, now: w.now, gentle: gentle, beat: w.agent.beat, note: note}
+	return &consumer{system: w.agent.system, plan: plan, last: w.record.Plan, want: want, now: w.now, gentle: gentle,
+		beat: w.agent.beat, note: note, restart: w.agent.pace.Restart}
 }
 
 // Down reports whether the consumer does not run. It is known of one that has a port, a file with its process's number, or a
@@ -86,7 +93,8 @@ func (c *consumer) Check(ctx context.Context) error {
 	return nil
 }
 
-// Reload tells the consumer of what was placed.
+// Reload tells the consumer of what was placed. One that ends of it, and is started again by whoever looks after it, has
+// read the new files when it started.
 func (c *consumer) Reload(ctx context.Context) error {
 	if c.plan.Reload == nil {
 		return nil
@@ -95,7 +103,12 @@ func (c *consumer) Reload(ctx context.Context) error {
 		c.skipped = true
 		return nil
 	}
-	return c.do(ctx, *c.plan.Reload)
+	c.beforeTelling()
+	err := c.do(ctx, *c.plan.Reload)
+	if err == nil || !c.hasEnded(ctx) {
+		return err
+	}
+	return c.comesBack(ctx, err, c.probe)
 }
 
 // Return tells the consumer of the old files, which were put back. It ran when it was told of the new ones.
@@ -103,6 +116,18 @@ func (c *consumer) Return(ctx context.Context) error {
 	if c.plan.Reload == nil || c.skipped {
 		return nil
 	}
+	if _, unit := c.plan.Reload.Service(); c.ended && unit == "" {
+		return c.comesBack(ctx, errNotBack, c.showsOld) // it is not there to be told; who starts it now starts it with the old files
+	}
+	c.beforeTelling()
+	err := c.tellOfOld(ctx)
+	if err == nil || !c.hasEnded(ctx) {
+		return err
+	}
+	return c.comesBack(ctx, err, c.showsOld)
+}
+
+func (c *consumer) tellOfOld(ctx context.Context) error {
 	step := c.restored(ctx, *c.plan.Reload)
 	if step.Action != actionOpenLDAP || c.last == nil {
 		return c.do(ctx, step)
@@ -113,8 +138,16 @@ func (c *consumer) Return(ctx context.Context) error {
 	return nil
 }
 
-// Probe looks whether the consumer serves what was placed.
+// Probe looks whether the consumer serves what was placed. One that is found ended after it was told is waited for.
 func (c *consumer) Probe(ctx context.Context) error {
+	err := c.probe(ctx)
+	if err == nil || !c.told || !probe.IsDown(err) {
+		return err
+	}
+	return c.comesBack(ctx, err, c.probe)
+}
+
+func (c *consumer) probe(ctx context.Context) error {
 	c.beat()
 	p := c.plan.Probe
 	switch {

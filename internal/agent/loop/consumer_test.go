@@ -108,8 +108,14 @@ func (s *tlsServer) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 // serves is the serial number that a client sees.
 func (s *tlsServer) serves() string {
 	s.t.Helper()
-	conn, err := tls.Dial("tcp", s.listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
-	must(s.t, err)
+	return shownAt(s.t, s.listener.Addr().String())
+}
+
+// shownAt is the serial number that a client sees at an address.
+func shownAt(t testing.TB, address string) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	must(t, err)
 	defer conn.Close()
 	return cert.FormatSerial(conn.ConnectionState().PeerCertificates[0].SerialNumber)
 }

@@ -329,6 +329,15 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		}
 	}
 	c := w.consumer(w.plan, want, owed == owedGentle)
+	if old != nil {
+		if w.record.Ended == goal && c.Down(ctx) {
+			w.down, w.record.Owed = true, before
+			return unplaced{errEnded}
+		}
+		if h, err := w.folder.held(mainOf(w.record.Plan), suffixHeld); err == nil && h != nil {
+			c.before = h.leaf()
+		}
+	}
 	c.trusted = trusted
 	began := w.now
 	outcome, err := a.placer.Place(ctx, set, old, c)
@@ -338,6 +347,9 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		switch w.back = outcome.RolledBack; {
 		case w.back:
 			w.record.Owed, w.sure = "", true
+			if w.record.Ended = (digests{}); c.ended {
+				w.record.Ended = goal
+			}
 		case len(outcome.Changed) == 0:
 			w.record.Owed = before // no file was touched
 		}
@@ -359,7 +371,7 @@ func (w *work) change(ctx context.Context, held map[string]*held, want map[strin
 		return err
 	}
 	w.after(ctx, began)
-	w.record.Owed = ""
+	w.record.Owed, w.record.Ended = "", digests{}
 	return w.folder.keepRecord(w.record)
 }
 

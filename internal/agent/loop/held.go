@@ -155,6 +155,8 @@ type Record struct {
 	Known map[string]knownFact `json:"known,omitempty"`
 	// Owed is the reload that a placement which was begun still owes: owedReload, or owedGentle.
 	Owed string `json:"owed,omitempty"`
+	// Ended is what a consumer was given last when it ended of it and was not started again.
+	Ended digests `json:"ended,omitzero"`
 	// Dropped are the subjects whose clients were disconnected, and how often each was revoked then.
 	Dropped map[string]int `json:"dropped,omitempty"`
 	// Notes are what the last placement could not do and did not need to, and Kept the copies of what it took over.

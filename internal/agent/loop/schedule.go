@@ -16,6 +16,7 @@ type Pace struct {
 	Standing  time.Duration // between two calls of a host that was removed or is suspect; 1 hour
 	First     time.Duration // the wait after a first failure; 1 second
 	Longest   time.Duration // the longest wait between two tries; 10 minutes
+	Restart   time.Duration // how long a consumer that ended when it was told is waited for; 30 seconds
 }
 
 func (p Pace) filled() Pace {
@@ -30,6 +31,7 @@ func (p Pace) filled() Pace {
 	set(&p.Standing, time.Hour)
 	set(&p.First, time.Second)
 	set(&p.Longest, 10*time.Minute)
+	set(&p.Restart, 30*time.Second)
 	return p
 }
 

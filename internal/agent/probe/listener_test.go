@@ -1,0 +1,81 @@
+package probe
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestListenersAreFoundAndOutlived: this process listens and runs; one that ended does not, even before its parent asked why,
+// and neither does another with its number.
+func TestListenersAreFoundAndOutlived(t *testing.T) {
+	found := 0
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Log(err) // a machine without IPv6
+			continue
+		}
+		defer l.Close()
+		found++
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, address := range []string{l.Addr().String(), "localhost:" + port} {
+			all := Listeners(address)
+			if len(all) != 1 || all[0].PID != os.Getpid() || !all[0].Runs() || !strings.Contains(all[0].String(), "(process ") {
+				t.Errorf("%s: %v", address, all)
+			}
+		}
+	}
+	if found < 2 {
+		t.Fatalf("%d kinds of addresses were tried", found)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().String()
+	l.Close()
+	for _, address := range []string{closed, "nonsense", "localhost:https", "127.0.0.2:1"} {
+		if all := Listeners(address); len(all) != 0 {
+			t.Errorf("%s: %v", address, all)
+		}
+	}
+	child := exec.Command("cat")
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, alive := processOf(child.Process.Pid)
+	if !alive || !p.Runs() {
+		t.Errorf("%v does not run", p)
+	}
+	other := p
+	other.born += "1"
+	if other.Runs() {
+		t.Error("a number is taken for a process")
+	}
+	in.Close()
+	if _, err := out.Read(make([]byte, 1)); err == nil {
+		t.Fatal("cat said something")
+	}
+	for p.Runs() { // it has closed its output and ends; nobody has waited for it yet
+	}
+	if err := child.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if p.Runs() {
+		t.Error("it ended")
+	}
+}
