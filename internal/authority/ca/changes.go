@@ -160,7 +160,8 @@ type Status struct {
 	NotAfter time.Time
 	Revocation
 
-	Change int64 // the newest change under the issuer that this takes into account
+	Change    int64     // the newest change under the issuer that this takes into account
+	ChangedAt time.Time // when it was revoked, held or released the last time; zero where it never was, or that is not known
 }
 
 // StatusOf reads the status of one serial of an issuer.
@@ -169,12 +170,13 @@ func StatusOf(ctx context.Context, tx *db.Tx, issuer *Issuer, serial *big.Int) (
 		s                               Status
 		notAfter                        int64
 		reason, revokedAt, invalidSince sql.NullInt64
+		changedAt                       sql.NullInt64
 	)
 	err := tx.QueryRow(ctx, `SELECT certificate.state, certificate.not_after, revocation.reason, revocation.revoked_at, revocation.invalidity_date,
-			COALESCE((SELECT change FROM revocation_change WHERE issuer = $2), 0)
+			revocation.changed_at, COALESCE((SELECT change FROM revocation_change WHERE issuer = $2), 0)
 		FROM certificate LEFT JOIN revocation ON revocation.certificate = certificate.id
 		WHERE certificate.serial = $1 AND certificate.issuer = $2`, serialKey(serial), issuer.number).
-		Scan(&s.State, &notAfter, &reason, &revokedAt, &invalidSince, &s.Change)
+		Scan(&s.State, &notAfter, &reason, &revokedAt, &invalidSince, &changedAt, &s.Change)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Status{}, nil
 	}
@@ -182,6 +184,9 @@ func StatusOf(ctx context.Context, tx *db.Tx, issuer *Issuer, serial *big.Int) (
 		return Status{}, fmt.Errorf("read the status of serial %x: %w", serial, err)
 	}
 	s.Issued, s.NotAfter = true, db.FromMicros(notAfter)
+	if changedAt.Int64 != 0 {
+		s.ChangedAt = db.FromMicros(changedAt.Int64)
+	}
 	if s.State == Revoked || s.State == Held {
 		s.Reason, s.RevokedAt = crl.Reason(reason.Int64), db.FromMicros(revokedAt.Int64)
 		if invalidSince.Int64 != 0 {

@@ -59,7 +59,7 @@ func (c *CA) Release(ctx context.Context, by access.Principal, ref Ref, idempote
 		if r.State != Held {
 			return fault.New(fault.Conflict, "certificate %s is %s; only one that is held can be released", cert.FormatSerial(r.Serial), r.State)
 		}
-		row := revocationRow{record: r, state: Valid, reason: crl.RemoveFromCRL, at: r.Revocation.RevokedAt}
+		row := revocationRow{record: r, state: Valid, reason: crl.RemoveFromCRL, at: r.Revocation.RevokedAt, now: now}
 		r.State, r.Revocation = Valid, nil
 		issuer, err := c.issuerByNumber(ctx, tx, r.issuer)
 		if err != nil {
@@ -173,7 +173,7 @@ func auditRevocation(r *record) any {
 
 // revoke writes a revocation or hold, after it has checked that the certificate's state allows it.
 func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder, now time.Time) error {
-	row := revocationRow{record: r, state: Revoked, reason: order.Reason, at: now, invalidity: order.InvalidityDate.UTC().Truncate(time.Second)}
+	row := revocationRow{record: r, state: Revoked, reason: order.Reason, at: now, invalidity: order.InvalidityDate.UTC().Truncate(time.Second), now: now}
 	if order.Reason == crl.CertificateHold {
 		row.state = Held
 	}
@@ -260,6 +260,7 @@ type revocationRow struct {
 	reason     crl.Reason
 	at         time.Time
 	invalidity time.Time
+	now        time.Time // zero where it was done elsewhere, before it came here
 }
 
 func (c *CA) writeRevocation(ctx context.Context, tx *db.Tx, row revocationRow, issuer *Issuer) error {
@@ -274,17 +275,20 @@ func (c *CA) writeRevocation(ctx context.Context, tx *db.Tx, row revocationRow, 
 	if err != nil {
 		return err
 	}
-	var invalidity int64
+	var invalidity, changed int64
 	if !row.invalidity.IsZero() {
 		invalidity = db.Micros(row.invalidity)
 	}
+	if !row.now.IsZero() {
+		changed = db.Micros(row.now)
+	}
 	_, err = tx.Exec(ctx, `INSERT INTO revocation
-		(certificate, issuer, crl_partition, state, reason, revoked_at, invalidity_date, not_after, change, entry)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+		(certificate, issuer, crl_partition, state, reason, revoked_at, invalidity_date, not_after, change, entry, changed_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 		ON CONFLICT (certificate) DO UPDATE SET state = excluded.state, reason = excluded.reason, revoked_at = excluded.revoked_at,
-		invalidity_date = excluded.invalidity_date, change = excluded.change, entry = excluded.entry`,
+		invalidity_date = excluded.invalidity_date, change = excluded.change, entry = excluded.entry, changed_at = excluded.changed_at`,
 		row.ID, row.issuer, int64(crl.Partition(row.Serial, issuer.CRL.Partitions)), string(row.state), int64(row.reason), db.Micros(row.at),
-		invalidity, db.Micros(row.NotAfter), change, entry)
+		invalidity, db.Micros(row.NotAfter), change, entry, changed)
 	if err != nil {
 		return fmt.Errorf("record the revocation of certificate %d: %w", row.ID, err)
 	}

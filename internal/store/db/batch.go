@@ -29,6 +29,7 @@ type batch struct {
 	items   []addition // what functions that succeeded gave to BeforeCommit
 	view    *view      // what reading ahead has seen; nil since a function wrote
 	viewed  bool       // something was read ahead in this transaction
+	wrote   bool       // something was sent that may have written
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -104,11 +105,14 @@ type verdict struct {
 
 // try runs the batch in one transaction. After a commit it has answered all calls but those to repeat, which stay in b.calls.
 func (b *batch) try() (kind disposition, err error) {
+	if err := b.d.Away(); err != nil {
+		return broken, err
+	}
 	conn, err := b.d.writer.Conn(context.Background())
 	if err != nil {
 		return judge(err), err
 	}
-	b.sent, b.items, b.view, b.viewed = nil, nil, nil, false
+	b.sent, b.items, b.view, b.viewed, b.wrote = nil, nil, nil, false, false
 	clean := false
 	defer func() {
 		if !clean {
@@ -133,7 +137,9 @@ func (b *batch) try() (kind disposition, err error) {
 	if err == nil && len(failed) < len(b.calls) {
 		kind, err = b.writeItems(conn, b.items)
 	}
+	mark := int64(0)
 	if err == nil {
+		mark = b.sendMark()
 		kind, err = b.flushLast(conn)
 	}
 	if err != nil {
@@ -153,6 +159,7 @@ func (b *batch) try() (kind disposition, err error) {
 		return kind, err
 	} else {
 		clean = true
+		b.d.acknowledged(mark)
 	}
 	b.conclude(failed)
 	return final, nil

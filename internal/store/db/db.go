@@ -54,6 +54,9 @@ type Options struct {
 	// Patience is how long one statement may go unanswered by PostgreSQL before its connection is dropped; 0 means 30 s.
 	// For COMMIT that means an unknown outcome.
 	Patience time.Duration
+	// Node names this process where ReadURL is set, so that Read shows what it has written itself though the standby does not
+	// have it yet. Empty leaves that out.
+	Node string
 	// Wrap, when set, wraps the connector of each pool. It is the seam by which tests inject faults.
 	Wrap func(driver.Connector) driver.Connector
 }
@@ -70,13 +73,23 @@ type DB struct {
 	highWater  atomic.Int64          // newest heartbeat seen, microseconds
 	refused    atomic.Pointer[error] // why the store took a write no more; nil once a heartbeat was written after it
 	closed     atomic.Bool
+
+	primary, standby *server // of PostgreSQL; standby is nil where Read goes to the primary
+
+	patience       time.Duration
+	node           string       // Options.Node
+	lastMark       int64        // the number of the newest write; used by the lane's leader only
+	floor, reached atomic.Int64 // the newest number that was acknowledged, and the newest that the standby showed
+
 	lane       lane
 	beginWrite string
 	beginRead  string
 }
 
 // Open opens the database that o names. It creates the directory and the file of SQLite, and waits for neither engine:
-// a database that is away is an error. The schema is the business of package schema.
+// a database that is away is an error, unless
+// ReadURL names a standby that answers: then what only reads is answered, and Watch sees the primary come back. The schema is
+// the business of package schema.
 func Open(ctx context.Context, o Options) (*DB, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -94,7 +107,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	default:
 		return nil, fault.New(fault.Invalid, "durability %q is not one of local, synchronous, provider", o.Durability)
 	}
-	d := &DB{log: o.Logger, durability: new(atomic.Value)}
+	d := &DB{log: o.Logger, durability: new(atomic.Value), node: o.Node, patience: o.Patience}
 	d.durability.Store(o.Durability)
 	var err error
 	switch {
@@ -118,6 +131,11 @@ func (d *DB) Close() error {
 	}
 	d.lane.drain()
 	var errs []error
+	for _, s := range []*server{d.primary, d.standby} {
+		if s != nil && s.asking != nil {
+			errs = append(errs, s.asking.Close())
+		}
+	}
 	for _, pool := range []*sql.DB{d.reader, d.writer} { // the writer last: its close folds SQLite's log into the file
 		if pool != nil {
 			errs = append(errs, pool.Close())

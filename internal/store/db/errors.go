@@ -118,13 +118,13 @@ func judgeCommit(err error) disposition {
 }
 
 func isNetwork(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true // whoever ended the attempt, there is no connection
+	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false // the caller's own clock, though it looks like a network's
 	}
 	if _, ok := errors.AsType[net.Error](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
 	return pgconn.SafeToRetry(err) || errors.Is(err, errLost)

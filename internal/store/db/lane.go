@@ -87,6 +87,9 @@ func (d *DB) submit(c *call) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
+	if err := d.Away(); err != nil {
+		return err
+	}
 	leads, err := d.lane.join(c)
 	if err != nil {
 		return err

@@ -56,27 +56,66 @@ func (d *DB) openPostgres(ctx context.Context, o Options) error {
 	var err error
 	// The lane needs one. The others are for snapshots (ReadSnapshot): a backup and a long CRL hold theirs for long, and the
 	// CRL is stored through the lane meanwhile, so they must never be all there is.
-	if d.writer, err = d.postgresPool(o, o.URL, true, 8); err != nil {
+	d.primary = newServer("the primary of the database", 8, true)
+	if d.writer, err = d.postgresPool(o, o.URL, d.primary, 8); err != nil {
 		return err
 	}
-	if err := d.writer.PingContext(ctx); err != nil {
-		return d.explain(err)
+	if d.primary.asking, err = d.postgresPool(o, o.URL, newServer("", 1, true), 1); err != nil {
+		return err
 	}
-	readURL := o.ReadURL
-	if readURL == "" {
-		readURL = o.URL
+	d.primary.pools = []*sql.DB{d.writer}
+	if o.ReadURL == "" {
+		d.reader, err = d.postgresPool(o, o.URL, d.primary, o.ReadConns)
+		d.primary.pools = append(d.primary.pools, d.reader)
+	} else {
+		err = d.openStandby(o)
 	}
-	d.reader, err = d.postgresPool(o, readURL, o.ReadURL == "", o.ReadConns)
-	return err
+	if err != nil {
+		return err
+	}
+	return d.greet(ctx, o)
+}
+
+// openStandby opens the connections of Read to a server of its own.
+func (d *DB) openStandby(o Options) (err error) {
+	s := newServer("the standby that is read", o.ReadConns, false)
+	if d.reader, err = d.postgresPool(o, o.ReadURL, s, o.ReadConns); err != nil {
+		return err
+	}
+	if s.asking, err = d.postgresPool(o, o.ReadURL, newServer("", 1, false), 1); err != nil {
+		return err
+	}
+	s.pools = []*sql.DB{d.reader}
+	d.standby = s
+	return nil
+}
+
+// greet wants an answer of the primary, or else of the standby: with that a node serves what only reads.
+func (d *DB) greet(ctx context.Context, o Options) error {
+	begun := time.Now()
+	if d.standby == nil {
+		return d.explain(d.writer.PingContext(ctx))
+	}
+	hurried, cancel := context.WithTimeout(ctx, min(5*time.Second, o.Patience))
+	defer cancel()
+	err := d.writer.PingContext(hurried)
+	if err == nil {
+		return nil
+	}
+	if other := d.reader.PingContext(ctx); other != nil {
+		return errors.Join(d.explain(err), d.explain(other))
+	}
+	d.gone(d.primary, begun, err)
+	return nil
 }
 
 // postgresPool opens connections to url. With several hosts a primary is asked for, unless the URL says otherwise.
-func (d *DB) postgresPool(o Options, url string, primary bool, conns int) (*sql.DB, error) {
+func (d *DB) postgresPool(o Options, url string, of *server, conns int) (*sql.DB, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
 	}
-	if primary && len(cfg.Fallbacks) > 0 && cfg.ValidateConnect == nil {
+	if of.primary && len(cfg.Fallbacks) > 0 && cfg.ValidateConnect == nil {
 		cfg.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	if cfg.ConnectTimeout == 0 {
@@ -86,7 +125,7 @@ func (d *DB) postgresPool(o Options, url string, primary bool, conns int) (*sql.
 	cfg.StatementCacheCapacity = maxStatements
 	cfg.DialFunc = dialMarked(&net.Dialer{Timeout: cfg.ConnectTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}})
-	var c driver.Connector = &postgresConnector{config: cfg, durability: d.durability, patience: o.Patience}
+	var c driver.Connector = &postgresConnector{config: cfg, durability: d.durability, patience: o.Patience, of: of}
 	if o.Wrap != nil {
 		c = o.Wrap(c)
 	}
@@ -115,6 +154,7 @@ type postgresConnector struct {
 	config     *pgx.ConnConfig
 	durability *atomic.Value
 	patience   time.Duration
+	of         *server
 }
 
 func (c *postgresConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
@@ -127,7 +167,10 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 			conn.warning = n
 		}
 	}
-	inner, err := stdlib.GetConnector(*cfg).Connect(context.WithValue(ctx, connecting{}, true))
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, connecting{}, true))
+	defer cancel()
+	defer context.AfterFunc(c.of.here.Load().ctx, cancel)() // nobody waits for a server that is given up
+	inner, err := stdlib.GetConnector(*cfg).Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +180,8 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	socket := conn.Conn.Conn().PgConn().Conn()
 	conn.watchdog = time.AfterFunc(c.patience, func() { socket.Close() })
 	conn.watchdog.Stop()
+	conn.socket = socket
+	c.of.open.add(socket)
 	return conn, nil
 }
 
@@ -144,6 +189,7 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 type postgresConn struct {
 	*stdlib.Conn
 	connector *postgresConnector
+	socket    net.Conn
 	watchdog  *time.Timer
 	warning   *pgconn.Notice // set by OnNotice, on the goroutine that runs the statement
 	asked     Durability     // what the session was told
@@ -230,5 +276,9 @@ func (c *postgresConn) commit(ctx context.Context) (driver.Result, error) {
 
 func (c *postgresConn) Close() error {
 	c.watchdog.Stop()
-	return c.Conn.Close()
+	c.connector.of.open.remove(c.socket)
+	if err := c.Conn.Close(); !errors.Is(err, net.ErrClosed) { // as it is where the server was given up
+		return err
+	}
+	return nil
 }

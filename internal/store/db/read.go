@@ -11,8 +11,17 @@ import (
 // be a standby's and so a little old (ReadAge), a snapshot on SQLite. fn may run again when the connection is lost or a
 // standby cancels the query.
 func (d *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
-	for attempt := 0; ; attempt++ {
-		kind, err := d.readOnce(ctx, d.reader, fn)
+	for attempt, alone := 0, false; ; attempt++ {
+		pool, err := d.readFrom()
+		if err != nil {
+			return err
+		}
+		kind, err := d.readOnce(ctx, pool, d.floorOf(pool, alone), fn)
+		if err == errBehind {
+			if kind, err = d.readOnce(ctx, d.writer, anyState, fn); kind == broken {
+				alone = true // the standby is what there is
+			}
+		}
 		if kind == final || attempt >= 3 || ctx.Err() != nil {
 			return d.explain(err)
 		}
@@ -29,12 +38,37 @@ func (d *DB) ReadSnapshot(ctx context.Context, fn func(tx *Tx) error) error {
 	if d.dialect == Postgres {
 		pool = d.writer
 	}
-	_, err := d.readOnce(ctx, pool, fn)
+	if err := d.Away(); err != nil {
+		return err
+	}
+	_, err := d.readOnce(ctx, pool, anyState, fn)
 	return d.explain(err)
 }
 
+// demand is what a state must have to be read: all writes up to a number, where it is above 0.
+type demand struct {
+	floor  int64
+	insist bool // it is refused otherwise, and not only noted
+}
+
+// anyState is a state as good as any other.
+var anyState = demand{}
+
+// floorOf is what is asked of a pool's state: a standby is to have what this process has acknowledged, if the primary can be asked
+// instead.
+func (d *DB) floorOf(pool *sql.DB, alone bool) demand {
+	if d.standby == nil || pool != d.reader {
+		return anyState
+	}
+	floor := d.floor.Load()
+	if floor <= d.reached.Load() {
+		return anyState
+	}
+	return demand{floor, !alone && d.primary.away.Load() == nil}
+}
+
 // readOnce returns fn's error, or what broke the transaction, and whether to try again.
-func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) (kind disposition, err error) {
+func (d *DB) readOnce(ctx context.Context, pool *sql.DB, wanted demand, fn func(tx *Tx) error) (kind disposition, err error) {
 	conn, err := pool.Conn(ctx)
 	if err != nil {
 		return judge(err), err
@@ -50,6 +84,18 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, fn func(tx *Tx) error) 
 	}()
 	if _, err := conn.ExecContext(ctx, d.beginRead); err != nil {
 		return judge(err), err
+	}
+	if wanted.floor > 0 {
+		whole, err := d.caughtUp(ctx, tx, wanted.floor)
+		if err != nil {
+			return judge(err), err
+		}
+		if !whole && wanted.insist {
+			_, end := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			clean = end == nil
+			return final, errBehind
+		}
+		tx.lacks = !whole
 	}
 	err = fn(tx)
 	tx.finish()

@@ -25,7 +25,7 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 		return nil, nil
 	}
 	statements := b.sent
-	b.sent = nil
+	b.sent, b.wrote = nil, true
 	done, handled := 0, false
 	err := conn.Raw(func(driverConn any) (err error) {
 		if s, ok := driverConn.(sender); ok {

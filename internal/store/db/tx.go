@@ -26,6 +26,7 @@ type Tx struct {
 	failed error       // the first statement of the function that failed
 	rows   []*sql.Rows // what Query returned; closed with the function, since a neighbour needs the connection
 	added  []addition  // what the function gave to BeforeCommit
+	lacks  bool        // see Lacks
 }
 
 type addition struct {
@@ -158,7 +159,7 @@ func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Cont
 		}
 	}
 	if !isSelect(query) {
-		tx.wrote, tx.batch.view = true, nil
+		tx.wrote, tx.batch.wrote, tx.batch.view = true, true, nil
 	}
 	return context.Background(), nil
 }

@@ -1,0 +1,241 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"chancery/internal/fault"
+)
+
+const (
+	// watchEvery is how often Watch asks a server whether it is there, and watchTries how many refusals in a row it takes to
+	// believe that it is not. A server that says nothing for watchPatience, or for Options.Patience, is not there either.
+	watchEvery    = 500 * time.Millisecond
+	watchTries    = 2
+	watchPatience = 4 * time.Second
+
+	// fresh is how far a standby may be behind by its heartbeats without being called old: two of them, which come every five
+	// seconds.
+	fresh = 10 * time.Second
+)
+
+// server is one of PostgreSQL's servers, as Watch sees it: where writes go, or the standby where Read goes.
+type server struct {
+	name    string // for people
+	pools   []*sql.DB
+	idle    int // how many idle connections each of them may keep
+	asking  *sql.DB
+	primary bool
+	open    sockets
+
+	away atomic.Pointer[absence] // nil while it answers
+	here atomic.Pointer[stay]    // whose context ends when it goes away
+	seen atomic.Int64            // microseconds: the newest heartbeat that it showed; of a primary, when it last answered
+}
+
+// absence is a server that does not answer.
+type absence struct {
+	since time.Time
+	err   error
+}
+
+// stay is the time during which a server answers.
+type stay struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+func newStay() *stay {
+	ctx, end := context.WithCancel(context.Background())
+	return &stay{ctx, end}
+}
+
+func newServer(name string, idle int, primary bool) *server {
+	s := &server{name: name, idle: idle, primary: primary}
+	s.here.Store(newStay())
+	return s
+}
+
+// sockets are the open connections of a pool.
+type sockets struct {
+	mu   sync.Mutex
+	open map[net.Conn]struct{} // guarded by mu
+}
+
+func (s *sockets) add(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = map[net.Conn]struct{}{}
+	}
+	s.open[c] = struct{}{}
+}
+
+func (s *sockets) remove(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+}
+
+// closeAll ends what waits for an answer. A statement before COMMIT is then not done; a COMMIT has an unknown outcome, as it had
+// before.
+func (s *sockets) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		c.Close()
+	}
+	clear(s.open)
+}
+
+// Watch asks the servers twice a second whether they are there, until ctx ends. Without it, each call finds out for itself, which
+// takes long where a machine is gone or stands still. With it, Tx refuses at once while the primary is away, and Read goes where
+// there is an answer: to the standby, or to the primary while the standby is away. It returns at once on SQLite.
+func (d *DB) Watch(ctx context.Context) error {
+	var g sync.WaitGroup
+	for _, s := range []*server{d.primary, d.standby} {
+		if s != nil {
+			g.Go(func() { d.watch(ctx, s) })
+		}
+	}
+	g.Wait()
+	return nil
+}
+
+func (d *DB) watch(ctx context.Context, s *server) {
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
+	for failed := 0; ; {
+		begun := time.Now()
+		err := s.ask(ctx, min(watchPatience, d.patience))
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			failed = 0
+			d.back(s)
+		default:
+			if failed++; failed >= watchTries || errors.Is(err, context.DeadlineExceeded) {
+				d.gone(s, begun, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+var errNoPrimary = errors.New("the server only reads: it is a standby, or was set to")
+
+// ask asks on a connection of its own, since all others may be waiting.
+func (s *server) ask(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var readOnly string
+	var high int64
+	err := s.asking.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'),
+		COALESCE((SELECT MAX(high_water) FROM clock WHERE name = $1), 0)`, clockRow).Scan(&readOnly, &high)
+	switch {
+	case err == nil && s.primary && readOnly == "on":
+		s.asking.SetMaxIdleConns(0) // of several hosts, another may be the primary: look for it
+		s.asking.SetMaxIdleConns(1)
+		return errNoPrimary
+	case err != nil && judge(err) == final && !errors.Is(err, context.DeadlineExceeded):
+		err = nil // it answered, and that there is no such table yet is another's business
+	case err != nil:
+		return err
+	}
+	if s.primary {
+		high = Micros(time.Now())
+	}
+	s.seen.Store(max(high, s.seen.Load()))
+	return err
+}
+
+// gone notes that a server does not answer, and ends what waits for it.
+func (d *DB) gone(s *server, since time.Time, err error) {
+	if s.away.Load() != nil {
+		return
+	}
+	s.away.Store(&absence{since, err})
+	s.here.Load().end()
+	s.open.closeAll()
+	d.log.Error(s.name+" does not answer", "since", since.UTC(), "data_age", d.Age(time.Now()).Round(time.Second).String(), "error", err)
+}
+
+// back notes that a server answers again. Its idle connections may be of a machine that is no more.
+func (d *DB) back(s *server) {
+	was := s.away.Load()
+	if was == nil {
+		return
+	}
+	for _, pool := range s.pools {
+		pool.SetMaxIdleConns(0)
+		pool.SetMaxIdleConns(s.idle)
+	}
+	s.here.Store(newStay())
+	s.away.Store(nil)
+	d.log.Info(s.name+" answers again", "away", time.Since(was.since).Round(time.Millisecond).String())
+}
+
+// Away refuses while the server that is written to does not answer, as far as Watch knows. It costs nothing.
+func (d *DB) Away() error {
+	if d.primary == nil {
+		return nil
+	}
+	a := d.primary.away.Load()
+	if a == nil {
+		return nil
+	}
+	rest := "this node answers what only reads"
+	if d.standby == nil || d.standby.away.Load() != nil {
+		rest = "this node answers what it keeps in memory"
+	}
+	return (&fault.Error{Kind: fault.Unavailable, Err: a.err, Message: "the primary of the database cannot be reached since " +
+		a.since.UTC().Format(time.RFC3339) + "; nothing was changed, and " + rest}).
+		WithHint("repeat the call later, or at another node; chancery doctor database says what is wrong")
+}
+
+// readFrom is the pool of the next Read: the standby, where there is one that answers, or else the primary.
+func (d *DB) readFrom() (*sql.DB, error) {
+	if d.primary == nil {
+		return d.reader, nil
+	}
+	if d.standby != nil && d.standby.away.Load() == nil {
+		return d.reader, nil
+	}
+	if err := d.Away(); err != nil {
+		return nil, err
+	}
+	return d.writer, nil
+}
+
+// Age is how old what Read sees may be, and what was read before, where nothing can be read now: since the newest heartbeat that
+// has arrived there. It is 0 where that is the primary, or a standby beside one that answers and no more than two heartbeats
+// behind. It costs nothing.
+func (d *DB) Age(now time.Time) time.Duration {
+	if d.primary == nil {
+		return 0
+	}
+	absent := d.primary.away.Load() != nil
+	reads := d.primary
+	if d.standby != nil && (absent || d.standby.away.Load() == nil) {
+		reads = d.standby
+	}
+	seen := reads.seen.Load()
+	if reads == d.primary && !absent || seen == 0 {
+		return 0
+	}
+	age := max(0, now.Sub(FromMicros(seen)))
+	if !absent && age <= fresh {
+		return 0
+	}
+	return age
+}

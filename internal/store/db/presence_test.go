@@ -1,0 +1,209 @@
+package db_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/schema"
+)
+
+// pair is a primary with an asynchronous standby, and a node that writes at the one and reads at the other.
+type pair struct {
+	primary, standby *pkitest.PostgresServer
+	options          db.Options
+}
+
+func newPair(t *testing.T) pair {
+	t.Helper()
+	primary := pkitest.Postgres(t, "fsync=off", "full_page_writes=off", "wal_keep_size=64MB")
+	primary.Exec(t, "CREATE DATABASE chancery")
+	first := pkitest.Open(t, db.Options{URL: primary.URL("chancery")})
+	if err := schema.Migrate(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Heartbeat(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	standby := primary.Standby(t, "n1", "fsync=off")
+	return pair{primary, standby, db.Options{URL: primary.TCP("chancery"), ReadURL: standby.URL("chancery"), Node: "n1", Patience: time.Second}}
+}
+
+// watch runs Watch for as long as the test.
+func watch(t *testing.T, d *db.DB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- d.Watch(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("watch: %v", err)
+		}
+	})
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come to be within a minute", what)
+		}
+	}
+}
+
+// put writes a value of a setting's row, which any table would do for.
+func put(t *testing.T, d *db.DB, value int64) error {
+	return d.Tx(t.Context(), func(tx *db.Tx) error {
+		_, err := tx.Exec(t.Context(), `INSERT INTO clock (name, high_water) VALUES ('test', $1)
+			ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, value)
+		return err
+	})
+}
+
+func look(t *testing.T, d *db.DB) (value int64, lacks bool, err error) {
+	err = d.Read(t.Context(), func(tx *db.Tx) error {
+		lacks = tx.Lacks()
+		return tx.QueryRow(t.Context(), `SELECT COALESCE(MAX(high_water), 0) FROM clock WHERE name = 'test'`).Scan(&value)
+	})
+	return value, lacks, err
+}
+
+// TestAwayAndBehind loses each of the two servers of one pair, which takes long to start.
+func TestAwayAndBehind(t *testing.T) {
+	p := newPair(t)
+	for _, one := range []struct {
+		name string
+		test func(*testing.T, pair)
+	}{
+		{"a standby given as the primary", standbyAsPrimary}, {"the standby frozen", standbyFrozen}, {"the primary frozen", primaryFrozen},
+		{"the standby behind, and the primary killed", standbyBehind},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			p.options.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+			one.test(t, p)
+		})
+	}
+}
+
+// standbyBehind has the standby stop to replay: a node's own writes are read all the same.
+func standbyBehind(t *testing.T, p pair) {
+	d := pkitest.Open(t, p.options)
+	if err := put(t, d, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.standby.Replayed(t, p.primary)
+	p.standby.Exec(t, "SELECT pg_wal_replay_pause()")
+	for value := int64(2); value < 10; value++ {
+		if err := put(t, d, value); err != nil {
+			t.Fatal(err)
+		}
+		if got, lacks, err := look(t, d); err != nil || got != value || lacks {
+			t.Fatalf("wrote %d and read %d, lacking %t: %v", value, got, lacks, err)
+		}
+	}
+	other := p.options
+	other.Node = "n2"
+	if got, _, err := look(t, pkitest.Open(t, other)); err != nil || got != 1 {
+		t.Fatalf("a node that wrote nothing read %d, %v; the standby has 1", got, err)
+	}
+	// With the primary away, the older state is what there is, and it says so.
+	watch(t, d)
+	p.primary.Kill(t)
+	await(t, "the absence of the primary", func() bool { return d.Away() != nil })
+	if got, lacks, err := look(t, d); err != nil || got != 1 || !lacks {
+		t.Fatalf("read %d, lacking %t: %v", got, lacks, err)
+	}
+	p.standby.Exec(t, "SELECT pg_wal_replay_resume()")
+	p.standby.Exec(t, "SELECT pg_promote()") // it replays what it has received
+	await(t, "the last write at the standby", func() bool { got, lacks, err := look(t, d); return err == nil && got == 9 && !lacks })
+}
+
+func primaryFrozen(t *testing.T, p pair) {
+	d := pkitest.Open(t, p.options)
+	watch(t, d)
+	if err := put(t, d, 1); err != nil {
+		t.Fatal(err)
+	}
+	if age := d.Age(time.Now()); age != 0 {
+		t.Fatalf("beside its primary, a standby's data are called %v old", age)
+	}
+	p.standby.Replayed(t, p.primary)
+	p.primary.Freeze(t)
+	hanging := make(chan error, 1)
+	go func() { hanging <- put(t, d, 2) }()
+	await(t, "the absence of the primary", func() bool { return d.Away() != nil })
+	if err := <-hanging; !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("a write that hung: %v", err)
+	}
+	if err := put(t, d, 3); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "cannot be reached since") {
+		t.Fatalf("a write while the primary is away: %v", err)
+	}
+	if got, _, err := look(t, d); err != nil || got != 1 {
+		t.Fatalf("read %d, %v", got, err)
+	}
+	if err := d.ReadSnapshot(t.Context(), func(*db.Tx) error { return nil }); !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("a snapshot of the primary: %v", err)
+	}
+	if age := d.Age(time.Now().Add(time.Minute)); age < time.Minute {
+		t.Fatalf("a minute later the data are called %v old", age)
+	}
+
+	// A node that starts now serves what only reads.
+	late := pkitest.Open(t, p.options)
+	watch(t, late)
+	if got, _, err := look(t, late); err != nil || got != 1 {
+		t.Fatalf("a node that starts reads %d, %v", got, err)
+	}
+	if err := put(t, late, 4); !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("a node that starts writes: %v", err)
+	}
+	p.primary.Thaw(t)
+	for _, one := range []*db.DB{d, late} {
+		await(t, "the primary", func() bool { return put(t, one, 5) == nil })
+		if got, _, err := look(t, one); err != nil || got != 5 {
+			t.Fatalf("read %d, %v", got, err)
+		}
+	}
+}
+
+func standbyFrozen(t *testing.T, p pair) {
+	d := pkitest.Open(t, p.options)
+	watch(t, d)
+	if err := put(t, d, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.standby.Freeze(t)
+	if got, _, err := look(t, d); err != nil || got != 1 { // it waits until Watch has seen it
+		t.Fatalf("read %d, %v", got, err)
+	}
+	if age := d.Age(time.Now()); age != 0 {
+		t.Fatalf("the primary's data are called %v old", age)
+	}
+	if err := put(t, d, 2); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := look(t, d); err != nil || got != 2 {
+		t.Fatalf("read %d, %v", got, err)
+	}
+	p.standby.Thaw(t)
+}
+
+func standbyAsPrimary(t *testing.T, p pair) {
+	o := p.options
+	o.URL = p.standby.TCP("chancery")
+	d := pkitest.Open(t, o)
+	watch(t, d)
+	await(t, "its absence", func() bool { return d.Away() != nil })
+	if err := put(t, d, 1); !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("wrote at a standby: %v", err)
+	}
+	if _, _, err := look(t, d); err != nil {
+		t.Fatal(err)
+	}
+}
