@@ -29,13 +29,17 @@ var files embed.FS
 const migrateTries = 20
 
 // Migrate brings the schema of d to the newest this program knows. Several nodes may do so at the same time: each migration
-// is one transaction that also records its number, so one node's passes and the others look again.
+// is one transaction that also records its number, so one node's passes and the others look again. While the primary is away,
+// nothing is migrated, and the schema that is read must be what this program needs.
 func Migrate(ctx context.Context, d *db.DB) error { return migrate(ctx, d, files) }
 
 func migrate(ctx context.Context, d *db.DB, fsys fs.FS) error {
 	versions, err := newVersions(fsys)
 	if err != nil {
 		return err
+	}
+	if away := d.Away(); away != nil {
+		return versions.suffice(ctx, d, away)
 	}
 	for try := 1; ; try++ {
 		err := versions.up(ctx, d, fsys)
@@ -134,15 +138,35 @@ func (v *versions) check(ctx context.Context, conn database.DBTxConn) (int64, er
 	if exists, err := v.TableExists(ctx, conn); err != nil || !exists {
 		return 0, err
 	}
-	err := conn.QueryRowContext(ctx, "SELECT COALESCE(MAX(version), 0), COALESCE(MAX(readers_from), 0) FROM schema_version").Scan(&have, &from)
+	err := conn.QueryRowContext(ctx, readVersion).Scan(&have, &from)
 	if err != nil {
 		return 0, fmt.Errorf("read the schema version: %w", err)
 	}
+	return have, v.judge(have, from)
+}
+
+const readVersion = "SELECT COALESCE(MAX(version), 0), COALESCE(MAX(readers_from), 0) FROM schema_version"
+
+// suffice refuses a schema that cannot be used as it is, with what keeps it from being migrated.
+func (v *versions) suffice(ctx context.Context, d *db.DB, away error) error {
+	var have, from int64
+	err := d.Read(ctx, func(tx *db.Tx) error { return tx.QueryRow(ctx, readVersion).Scan(&have, &from) })
+	if err != nil {
+		return fmt.Errorf("read the schema version: %w", err)
+	}
+	if have < v.newest {
+		return fault.New(fault.Unavailable, "the database has schema %d, this program needs %d, and it cannot be migrated: %w", have, v.newest, away).
+			WithHint("start the node when the primary is back, or with the program that ran before")
+	}
+	return v.judge(have, from)
+}
+
+func (v *versions) judge(have, from int64) error {
 	if from > v.newest {
-		return have, fault.New(fault.Conflict, "the database has schema %d, which needs a program that knows migration %d; this one knows %d",
+		return fault.New(fault.Conflict, "the database has schema %d, which needs a program that knows migration %d; this one knows %d",
 			have, from, v.newest).WithHint("run the newer chancery; a schema is never taken back")
 	}
-	return have, nil
+	return nil
 }
 
 // The methods of goose's database.Store.

@@ -62,8 +62,12 @@ type Config struct {
 	// means SQLite in the data directory.
 	DatabaseFile string `yaml:"database_file,omitempty"`
 
-	// ReadDatabaseFile is the same for a local standby that answers what only reads. Empty means DatabaseFile's.
-	ReadDatabaseFile string `yaml:"read_database_file,omitempty"`
+	// ReadDatabaseFile is a file like DatabaseFile that names this node's local standby, which answers what only reads, also
+	// while the primary is away. Empty means that all goes to the primary.
+	ReadDatabaseFile string `yaml:"database_read,omitempty"`
+
+	// FormerReadDatabaseFile is what ReadDatabaseFile was called before, and stands for it.
+	FormerReadDatabaseFile string `yaml:"read_database_file,omitempty"`
 
 	// TLSNames are further DNS names and IP addresses for the node's TLS certificate, beside Address, those of the API's
 	// listen address, localhost and the loopback addresses.
@@ -136,6 +140,9 @@ func (c *Config) fill() {
 			*f.value = f.fallback
 		}
 	}
+	if c.ReadDatabaseFile == "" {
+		c.ReadDatabaseFile, c.FormerReadDatabaseFile = c.FormerReadDatabaseFile, ""
+	}
 	if c.Expensive == 0 {
 		c.Expensive = 2
 	}
@@ -181,7 +188,10 @@ func (c *Config) Validate() error {
 		}
 	}
 	if c.ReadDatabaseFile != "" && c.DatabaseFile == "" {
-		add("read_database_file", "is set, and database_file is not: only PostgreSQL has standbys")
+		add("database_read", "is set, and database_file is not: only PostgreSQL has standbys")
+	}
+	if c.FormerReadDatabaseFile != "" {
+		add("read_database_file", "is the former name of database_read, and both are set")
 	}
 	for i, proxy := range c.TrustedProxies {
 		if _, err := parsePrefix(proxy); err != nil {

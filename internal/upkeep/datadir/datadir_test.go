@@ -35,11 +35,11 @@ func TestConfigSurvivesTheFile(t *testing.T) {
 }
 
 func TestEveryProblemIsNamed(t *testing.T) {
-	_, err := Parse([]byte("name: 'a b'\naddress: http://x\nlisten: {api: here}\ntrusted_proxies: [nobody]\nlog_level: loud\nread_database_file: f\n"))
+	_, err := Parse([]byte("name: 'a b'\naddress: http://x\nlisten: {api: here}\ntrusted_proxies: [nobody]\nlog_level: loud\ndatabase_read: f\nread_database_file: f\n"))
 	if !fault.Is(err, fault.Invalid) {
 		t.Fatal(err)
 	}
-	for _, path := range []string{"name:", "address:", "listen.api:", "trusted_proxies[0]:", "log_level:", "read_database_file:"} {
+	for _, path := range []string{"name:", "address:", "listen.api:", "trusted_proxies[0]:", "log_level:", "database_read:", "read_database_file:"} {
 		if !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is not in %q", path, err)
 		}
@@ -47,6 +47,15 @@ func TestEveryProblemIsNamed(t *testing.T) {
 	if _, err := Parse([]byte("name: n\naddress: https://x:1\nlisten: {apj: x}\n")); !fault.Is(err, fault.Invalid) ||
 		!strings.Contains(err.Error(), "apj") {
 		t.Errorf("an unknown field: %v", err)
+	}
+}
+
+func TestFormerNameOfDatabaseRead(t *testing.T) {
+	for _, key := range []string{"database_read", "read_database_file"} {
+		c, err := Parse([]byte("name: n\naddress: https://x:1\ndatabase_file: w\n" + key + ": r\n"))
+		if err != nil || c.ReadDatabaseFile != "r" || c.FormerReadDatabaseFile != "" {
+			t.Errorf("%s: %+v, %v", key, c, err)
+		}
 	}
 }
 

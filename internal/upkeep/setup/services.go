@@ -63,6 +63,9 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		AdmitHost: func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error {
 			return s.Hosts.AdmitHost(ctx, tx, by, profile)
 		},
+		Successor: func(ctx context.Context, by access.Principal, old *ca.Certificate) (string, error) {
+			return s.Rollouts.Successor(ctx, by, old)
+		},
 	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
@@ -102,7 +105,7 @@ func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *
 	if err != nil {
 		return nil, err
 	}
-	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Logger: logger})
+	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Node: config.Name, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
