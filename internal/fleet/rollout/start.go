@@ -55,7 +55,7 @@ func (s *Service) Start(ctx context.Context, by access.Principal, in client.Star
 		return nil, err
 	}
 	if movesTrust(d.kind) { // what the pool trusts is known from here on
-		if _, err := s.Trust.Of(ctx, d.pool, 0, now); err != nil {
+		if _, err := s.Trust.Present(ctx, d.pool, now); err != nil {
 			return nil, fmt.Errorf("start the rollout %s: %w", in.Kind, err)
 		}
 	}

@@ -87,7 +87,7 @@ func (s *Service) ready(ctx context.Context, name string) error {
 	if _, err := s.Pools.Pool(ctx, name); err != nil {
 		return err
 	}
-	_, err := s.Of(ctx, name, 0, time.Now())
+	_, err := s.Present(ctx, name, time.Now())
 	return err
 }
 

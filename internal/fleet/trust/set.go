@@ -46,8 +46,20 @@ type kept struct {
 	synced    string          // the shape of the issuers that were last brought in
 }
 
-// Of returns what a version of a pool's trust holds; version 0 is the one that the pool has.
+// Of returns what a version of a pool's trust holds; version 0 is the one that the pool has. It may be what the last look of Follow
+// found: hosts are many, and are woken where there is more.
 func (s *Service) Of(ctx context.Context, pool string, version int64, now time.Time) (*Sets, error) {
+	return s.of(ctx, pool, version, now, followedRecently)
+}
+
+// Present returns what a pool trusts by what the store holds now. Who administers it has just changed it, maybe: an issuer that he
+// imported is in it.
+func (s *Service) Present(ctx context.Context, pool string, now time.Time) (*Sets, error) {
+	return s.of(ctx, pool, 0, now, 0)
+}
+
+// of is Of, where Follow looked at most so long before now.
+func (s *Service) of(ctx context.Context, pool string, version int64, now time.Time, recently time.Duration) (*Sets, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known := s.kept[pool]
@@ -56,7 +68,7 @@ func (s *Service) Of(ctx context.Context, pool string, version int64, now time.T
 		s.kept[pool] = known
 	}
 	// What Follow saw after the caller began is newer than he asks for, unless a clock went back.
-	if age := now.Sub(s.followed); age > -time.Minute && age < followedRecently {
+	if age := now.Sub(s.followed); age > -time.Minute && age < recently {
 		if sets := known.at(version, now); sets != nil {
 			return sets, nil
 		}

@@ -10,6 +10,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/trust"
@@ -221,6 +222,34 @@ func TestIssuersEnterByThemselves(t *testing.T) {
 		}
 		_, err = a.Trust.Entries(ctx, admin, pool.Identity)
 		refused(t, err, fault.Invalid, "is of identities")
+	})
+}
+
+// TestListShowsWhatWasJustImported: a look at all pools that ended before an issuer came to be serves hosts for a moment still. Who
+// lists what the pool trusts right after the import sees the issuer.
+func TestListShowsWhatWasJustImported(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newAuthority(t, d), t.Context()
+		a.of(0)
+		issuers := must[[]*ca.Issuer](t)(a.CA.Issuers(ctx))
+		check(t, d.Read(ctx, func(tx *db.Tx) error {
+			states, err := trust.ReadStates(ctx, tx)
+			if err != nil {
+				return err
+			}
+			numbers, err := revocation.CurrentNumbers(ctx, tx)
+			if err == nil {
+				a.Trust.Follow(ctx, issuers, states, numbers, time.Now())
+			}
+			return err
+		}))
+		a.of(0) // keeps what the look was of
+		_, _, err := a.CA.CreateIssuer(ctx, system, ca.IssuerSpec{Name: "extra", Pool: pool.Default, Parent: "default-root", Subject: "CN=extra"})
+		check(t, err)
+		if all := a.list(); !slices.ContainsFunc(all, func(e client.TrustEntry) bool { return e.Issuer == "extra" }) {
+			t.Errorf("the list has %+v", all)
+		}
 	})
 }
 
