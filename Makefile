@@ -1,4 +1,4 @@
-# make          build bin/chancery
+# make          build bin/chancery, and bin/chancery-pkcs11 where there is a C compiler
 # make demo     the fleet in a throw-away directory: three hosts, from joining to a stolen key
 # make test     install what the tests need (as root) and run them, consumers included
 # make check    the gate: what CI runs
@@ -10,12 +10,21 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BUILD = $(GO) build -trimpath -ldflags '-s -w -X chancery/internal/run/cli.version=$(VERSION)'
 FUZZTIME ?= 10s
 
-.PHONY: all build demo packages test check fmt vet static race fuzz tidy golden bench clean
+# The helper that loads PKCS #11 libraries is a module of its own, since it needs cgo.
+PKCS11 = cmd/chancery-pkcs11
+CC ?= cc
+
+.PHONY: all build pkcs11 demo packages test check fmt vet static race fuzz tidy golden bench clean
 
 all: build
 
 build:
 	$(BUILD) -o bin/chancery ./cmd/chancery
+	@if command -v $(CC) >/dev/null; then $(MAKE) --no-print-directory pkcs11; \
+	else echo 'without a C compiler there is no bin/chancery-pkcs11: keys in PKCS #11 tokens need it' >&2; fi
+
+pkcs11:
+	CGO_ENABLED=1 $(GO) build -C $(PKCS11) -trimpath -ldflags '-s -w' -o ../../bin/chancery-pkcs11 .
 
 demo: build
 	bin/chancery demo
@@ -27,6 +36,7 @@ packages:
 test: packages
 	@mkdir -p bin && rm -f bin/probed
 	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test ./...
+	CGO_ENABLED=1 $(GO) test -C $(PKCS11) ./...
 	@[ ! -f bin/probed ] || sort bin/probed
 
 check: packages fmt vet static tidy test race fuzz golden
@@ -37,16 +47,19 @@ fmt:
 
 vet:
 	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) vet -C $(PKCS11) ./...
 
 bin/staticcheck: tools/go.mod tools/go.sum
 	cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 
 static: bin/staticcheck
 	bin/staticcheck ./...
+	cd $(PKCS11) && CGO_ENABLED=1 ../../bin/staticcheck ./...
 
 tidy:
 	$(GO) mod tidy -diff
 	cd tools && $(GO) mod tidy -diff
+	cd $(PKCS11) && $(GO) mod tidy -diff
 
 # The race detector needs cgo; the released binary does not. Unit and service tests run under it; the tests that start
 # programs of ours (scripts, faults, benchmark, demo) do not: other processes are what they look at.
