@@ -67,6 +67,22 @@ func (id KeyID) Signed() string {
 	return n.Text(16)
 }
 
+// Decimal is the signed form in the digits in which Java prints a BigInteger that nobody asked for another base.
+func (id KeyID) Decimal() string {
+	n, _ := new(big.Int).SetString(id.Signed(), 16)
+	return n.String()
+}
+
+// ParseDecimalKeyID reads the signed form in decimal digits.
+func ParseDecimalKeyID(text string) (KeyID, error) {
+	n, ok := new(big.Int).SetString(strings.TrimSpace(text), 10)
+	half := new(big.Int).Lsh(big.NewInt(1), 8*sha1.Size-1)
+	if !ok || strings.ContainsAny(text, "+_") || n.Cmp(half) >= 0 || n.CmpAbs(half) > 0 {
+		return KeyID{}, fault.New(fault.Invalid, "%q is not a key identifier as a decimal number: it lies between -2^159 and 2^159-1", printable(text))
+	}
+	return ParseKeyID(n.Text(16)) // a positive one has 40 digits at most, and its top bit is not set
+}
+
 // ParseKeyID reads either form, with or without "0x" and with colons as openssl prints them. Forty digits without a sign
 // are the identifier itself; anything else is the signed form.
 func ParseKeyID(text string) (KeyID, error) {
@@ -91,8 +107,8 @@ func ParseKeyID(text string) (KeyID, error) {
 	return id, nil
 }
 
-// PublicKeyOf reads the public key of a file that holds a private key, a certificate or a public key (SubjectPublicKeyInfo),
-// in PEM or DER. Of a bundle it takes the first certificate.
+// PublicKeyOf reads the public key of a file that holds a private key, a certificate, a request (PKCS#10) or a public key
+// (SubjectPublicKeyInfo), in PEM or DER. Of a bundle it takes the first certificate.
 func PublicKeyOf(data, password []byte) (crypto.PublicKey, error) {
 	if err := readable(data); err != nil {
 		return nil, err
@@ -103,6 +119,9 @@ func PublicKeyOf(data, password []byte) (crypto.PublicKey, error) {
 		}
 		if certs, err := ParseCertificates(data); err == nil {
 			return certifiedKey(certs[0])
+		}
+		if request, err := x509.ParseCertificateRequest(data); err == nil {
+			return requestedKey(request, nil)
 		}
 		return publicOf(ParsePrivateKey(data, password))
 	}
@@ -120,6 +139,8 @@ func PublicKeyOf(data, password []byte) (crypto.PublicKey, error) {
 				return nil, fault.New(fault.Invalid, "the public key is not valid: %w", err).At(lineOf(b.line))
 			}
 			return pub, nil
+		case b.Type == "CERTIFICATE REQUEST", b.Type == "NEW CERTIFICATE REQUEST": // RFC 7468 section 7
+			return requestedKey(x509.ParseCertificateRequest(b.Bytes))
 		case b.Type == labelCertificate:
 			certs, err := ParseCertificates(data)
 			if err != nil {
@@ -136,6 +157,16 @@ func publicOf(key crypto.Signer, err error) (crypto.PublicKey, error) {
 		return nil, err
 	}
 	return key.Public(), nil
+}
+
+func requestedKey(request *x509.CertificateRequest, err error) (crypto.PublicKey, error) {
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the request is not valid: %w", err)
+	}
+	if request.PublicKey == nil {
+		return nil, fault.New(fault.Invalid, "the public key of the request is of an unknown algorithm")
+	}
+	return request.PublicKey, nil
 }
 
 // certifiedKey is the certificate's key, which is nil in a certificate of an algorithm that Go does not know.

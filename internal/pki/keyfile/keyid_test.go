@@ -32,6 +32,22 @@ func TestSignedKeyID(t *testing.T) {
 			}
 		}
 	}
+	for id, decimal := range map[string]string{
+		strings.Repeat("00", 20): "0", strings.Repeat("ff", 20): "-1", "80" + strings.Repeat("00", 19): "-730750818665451459101842416358141509827966271488",
+		"7f" + strings.Repeat("ff", 19): "730750818665451459101842416358141509827966271487",
+		// as Java prints new BigInteger("-584f6bb4847c688d65b373650c563d4690b6390d", 16)
+		"a7b0944b7b8397729a4c8c9af3a9c2b96f49c6f3": "-504162329144706602303324431938496139351561746701",
+	} {
+		got, err := ParseDecimalKeyID(decimal)
+		if err != nil || got.String() != id || got.Decimal() != decimal {
+			t.Errorf("ParseDecimalKeyID(%s) = %s, %s, %v; want %s", decimal, got, got.Decimal(), err, id)
+		}
+	}
+	for _, text := range []string{"", "a7", "+1", "1_0", "730750818665451459101842416358141509827966271488", "-730750818665451459101842416358141509827966271489"} {
+		if id, err := ParseDecimalKeyID(text); err == nil {
+			t.Errorf("ParseDecimalKeyID(%q) = %s", text, id)
+		}
+	}
 	for _, text := range []string{"", "-", "xyz", "--1", "+1", "-+1", "1_0", strings.Repeat("f", 41), "-8" + strings.Repeat("0", 38) + "1"} {
 		if id, err := ParseKeyID(text); err == nil {
 			t.Errorf("ParseKeyID(%q) = %s", text, id)
@@ -88,6 +104,13 @@ func TestPublicKeyOf(t *testing.T) {
 		key, EncodeCertificates(p.chain()...), p.leaf.Raw, publicDER(t, p.key),
 		run(t, "openssl", "pkey", "-in", keyPath, "-pubout"), run(t, "openssl", "pkey", "-in", keyPath, "-outform", "DER"),
 	}
+	request := filepath.Join(t.TempDir(), "req")
+	run(t, "openssl", "req", "-new", "-key", keyPath, "-subj", "/CN=x", "-out", request)
+	pemRequest, err := os.ReadFile(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, pemRequest, run(t, "openssl", "req", "-in", request, "-outform", "DER"))
 	for i, data := range files {
 		pub, err := PublicKeyOf(data, nil)
 		if err != nil || !samePublic(pub, p.key.Public()) {
@@ -95,6 +118,7 @@ func TestPublicKeyOf(t *testing.T) {
 		}
 	}
 	for _, data := range []string{"", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+		"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
 		"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"} {
 		if _, err := PublicKeyOf([]byte(data), nil); err == nil {
 			t.Errorf("%q passes", data)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 )
 
@@ -71,47 +72,83 @@ func wideOutput(g *globals) string {
 }
 
 type keyIDCommand struct {
-	Source       string `arg:"" name:"FILE|HEX" help:"A key, certificate or request in PEM or DER; or an identifier in hexadecimal or its signed form (after -- when it begins with a minus)."`
+	Source       string `arg:"" name:"FILE|HEX" help:"A key, certificate or request in PEM or DER; or an identifier, in the form that --from says (after -- when it begins with a minus)."`
+	From         string `enum:"auto,file,nss,bigint,decimal,ski" default:"auto" help:"What is given: a file; 40 digits as certutil -K prints them (nss); Dogtag's signed number in hexadecimal (bigint) or decimal; a subjectKeyIdentifier (ski). auto takes a file, else nss or bigint."`
 	PasswordFile string `placeholder:"F|-" help:"Password of an encrypted key."`
+}
+
+// keyIDs are the forms of one key's identifiers. The NSS form and the signed ones say the same, so that each gives the other; that of
+// RFC 5280 is of other octets where the key is RSA, and needs the key itself.
+type keyIDs struct {
+	NSS     string `json:"nss,omitempty"`
+	Signed  string `json:"signed,omitempty"`
+	Decimal string `json:"decimal,omitempty"`
+	RFC5280 string `json:"rfc5280,omitempty"`
 }
 
 // Run prints the identifiers, one a line with its label.
 func (c *keyIDCommand) Run(g *globals) error {
-	var ids struct {
-		NSS     string `json:"nss"`
-		Signed  string `json:"signed"`
-		RFC5280 string `json:"rfc5280,omitempty"`
-	}
-	data, err := g.key(c.Source)
-	if errors.Is(err, fs.ErrNotExist) {
-		id, parseErr := keyfile.ParseKeyID(c.Source)
-		if parseErr != nil {
-			return fmt.Errorf("%s is no file, and as an identifier: %w", c.Source, parseErr)
-		}
-		ids.NSS, ids.Signed = id.String(), id.Signed()
-		return g.show(ids, field{"nss", ids.NSS}, field{"signed", ids.Signed})
-	}
+	ids, err := c.identifiers(g)
 	if err != nil {
 		return err
 	}
+	return g.show(ids, field{"nss", ids.NSS}, field{"signed", ids.Signed}, field{"decimal", ids.Decimal}, field{"rfc5280", ids.RFC5280})
+}
+
+func (c *keyIDCommand) identifiers(g *globals) (*keyIDs, error) {
+	switch c.From {
+	case "nss", "ski":
+		id, err := keyfile.ParseKeyID(c.Source)
+		if err != nil || len(strings.NewReplacer(":", "", " ", "").Replace(c.Source)) != 2*len(id) {
+			return nil, fault.New(fault.Invalid, "%q is no identifier of 40 hexadecimal digits", printable(c.Source))
+		}
+		if c.From == "ski" { // that of an EC key is its NSS identifier too, but nothing here says of which kind the key is
+			g.say("The NSS form of an EC key's identifier is the same; of an RSA key's it takes the key or its certificate.")
+			return &keyIDs{RFC5280: id.String()}, nil
+		}
+		return formsOf(id), nil
+	case "decimal":
+		id, err := keyfile.ParseDecimalKeyID(c.Source)
+		return formsOf(id), err
+	case "bigint":
+		id, err := keyfile.ParseKeyID(c.Source)
+		return formsOf(id), err
+	}
+	data, err := g.key(c.Source)
+	if errors.Is(err, fs.ErrNotExist) && c.From == "auto" {
+		id, parseErr := keyfile.ParseKeyID(c.Source)
+		if parseErr != nil {
+			return nil, fmt.Errorf("%s is no file, and as an identifier: %w", c.Source, parseErr)
+		}
+		return formsOf(id), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
 	var password []byte
 	if c.PasswordFile != "" {
 		if password, err = g.secret(c.PasswordFile, "password"); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	pub, err := keyfile.PublicKeyOf(data, password)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	nss, err := keyfile.NSSKeyID(pub)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rfc, err := keyfile.RFC5280KeyID(pub)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ids.NSS, ids.Signed, ids.RFC5280 = nss.String(), nss.Signed(), rfc.String()
-	return g.show(ids, field{"nss", ids.NSS}, field{"signed", ids.Signed}, field{"rfc5280", ids.RFC5280})
+	ids := formsOf(nss)
+	ids.RFC5280 = rfc.String()
+	return ids, nil
+}
+
+func formsOf(id keyfile.KeyID) *keyIDs {
+	return &keyIDs{NSS: id.String(), Signed: id.Signed(), Decimal: id.Decimal()}
 }
