@@ -17,8 +17,9 @@ import (
 )
 
 type doctorCommands struct {
-	Look doctorCommand     `cmd:"" default:"withargs" help:"Look at the node, a host, a port or a file; it is what doctor does when no command is named."`
-	Scan doctorScanCommand `cmd:"" help:"List the certificates on a range of ports, or in the files of a directory."`
+	Look     doctorCommand         `cmd:"" default:"withargs" help:"Look at the node, a host, a port or a file; it is what doctor does when no command is named."`
+	Database doctorDatabaseCommand `cmd:"" help:"Look at the database: whether a failover would lose anything, how far the standbys are, its clock, limits and settings."`
+	Scan     doctorScanCommand     `cmd:"" help:"List the certificates on a range of ports, or in the files of a directory."`
 }
 
 // trustFlag is what peers trust, for commands that judge what peers would see.
