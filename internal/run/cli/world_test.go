@@ -162,6 +162,7 @@ func fetch(ctx context.Context, url string, to io.Writer) error {
 func (w *world) setup(e *testscript.Env) error {
 	e.Setenv("HOME", e.WorkDir)
 	e.Setenv("TZ", "UTC")
+	e.Setenv("GOGC", "400") // a command lives for milliseconds: a third of them went into collecting garbage
 	e.Setenv("PASSPHRASE", filepath.Join(e.WorkDir, "passphrase"))
 	if w.dir != "" {
 		e.Setenv("CHANCERY_DIR", w.dir)
@@ -174,6 +175,7 @@ func (w *world) setup(e *testscript.Env) error {
 func (w *world) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "json": jsonIs, "get": jsonVariable, "node": w.node, "line": line, "fetch": fetchFile, "mode": mode, "until": until,
+		"database": w.database,
 	}
 }
 
@@ -207,7 +209,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := regexp.Compile(args[0])
 	ts.Check(err)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		err := ts.Exec(args[1], args[2:]...)
 		if err == nil && want.MatchString(ts.ReadFile("stdout")) != neg {
 			return
@@ -334,6 +336,14 @@ func line(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s has %d lines", args[0], len(lines))
 	}
 	fmt.Fprintln(ts.Stdout(), lines[n-1])
+}
+
+// database FILE makes a PostgreSQL database with nothing of an authority in it, and writes its URL into a file.
+func (w *world) database(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: database FILE")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(pkitest.URL(w.t, db.Postgres)+"\n"), 0o600))
 }
 
 // fetch URL FILE gets what is published.

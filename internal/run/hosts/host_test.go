@@ -28,10 +28,21 @@ const (
 // ownDirectories are those that each host has for itself.
 var ownDirectories = []string{"etc", "run", "home", "opt"}
 
+// machineDirectory is the machine's, hundreds of links that no test changes: hosts see it where it is, without a copy.
+const machineDirectory = "/etc/alternatives"
+
 // hold puts a host's own directories in the place of the machine's, says so, and waits until its input ends.
 func hold(home string) {
+	if _, err := os.Stat(machineDirectory); err == nil {
+		at := filepath.Join(home, machineDirectory)
+		if err := errors.Join(os.Mkdir(at, 0o755), syscall.Mount(machineDirectory, at, "", syscall.MS_BIND, ""),
+			syscall.Mount("", at, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, "")); err != nil {
+			fmt.Fprintln(os.Stderr, "mount:", err)
+			os.Exit(3)
+		}
+	}
 	for _, d := range ownDirectories {
-		if err := syscall.Mount(filepath.Join(home, d), "/"+d, "", syscall.MS_BIND, ""); err != nil {
+		if err := syscall.Mount(filepath.Join(home, d), "/"+d, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
 			fmt.Fprintln(os.Stderr, "mount:", err)
 			os.Exit(3)
 		}
@@ -109,7 +120,7 @@ func (w *world) newHost(t testing.TB, name string, m machine) *host {
 func (h *host) directory(m machine) bool { return m.directory || os.Geteuid() != 0 }
 
 // machineFiles are those of the machine's /etc that programs of a host need.
-var machineFiles = []string{"alternatives", "apache2", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
+var machineFiles = []string{"apache2", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
 	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl", "java-17-openjdk", "ldap", "security", "environment", "login.defs"}
 
 // settle fills the host's /etc.

@@ -210,7 +210,7 @@ while :; do
     wait $p
     rm -f /run/$name.main
   fi
-  sleep 0.05
+  sleep 0.2
 done
 `
 
@@ -239,7 +239,7 @@ if [ $verb != start ]; then
 fi
 [ $verb = stop ] && exit 0
 touch /run/$name.wanted
-for i in $(seq 1200); do sh -c "$ready" >/dev/null 2>&1 && exit 0; sleep 0.05; done
+for i in $(seq 1200); do sh -c "$ready" >/dev/null 2>&1 && exit 0; sleep 0.1; done
 cat /run/$name.out
 exit 1
 `

@@ -107,12 +107,12 @@ func (h *tunnel) leaf() *x509.Certificate { return parsed(h.t, h.read(h.cert()))
 
 // asks goes through the tunnel that begins at h, and wants to be greeted behind the other end.
 func (h *tunnel) asks(ctx context.Context, other *tunnel) error {
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", h.out)
+	conn, err := (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", h.out)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	text, err := io.ReadAll(conn)
@@ -241,7 +241,7 @@ func (h *tunnel) pins(those ...*x509.Certificate) bool {
 
 // takes shows the host's end a certificate, and wants to be greeted.
 func (h *tunnel) takes(shown tls.Certificate) error {
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", h.in, &tls.Config{
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Minute}, "tcp", h.in, &tls.Config{
 		InsecureSkipVerify: true, // whom it takes is asked, and not who it is
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &shown, nil // whatever names of CAs it sends: they are those of the peers, who are none

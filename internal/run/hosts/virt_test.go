@@ -146,7 +146,7 @@ func (d *daemon) dial(p *peer) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	var confirmed [1]byte
 	if _, err := io.ReadFull(conn, confirmed[:]); err != nil || confirmed[0] != 1 {
 		return conn, errors.Join(errRefused, err)

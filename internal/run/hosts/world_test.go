@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 		hold(os.Getenv(holdMounts))
 	default:
 		spread()
+		if err := os.Setenv("GOGC", "400"); err != nil { // most programs live for milliseconds: a third of them went into collecting garbage
+			panic(err)
+		}
 		code := m.Run()
 		shared.end()
 		os.Exit(code)
@@ -297,10 +300,11 @@ func parsed(t testing.TB, text []byte) *x509.Certificate {
 	return c
 }
 
-// until asks again until something is so that comes by itself.
+// until asks again until something is so that comes by itself. Its bound is beyond the minute after which an agent tries again what
+// failed once.
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for !done() {
 		select {
