@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/upkeep/datadir"
 	"github.com/google/renameio/v2"
 )
@@ -63,6 +64,11 @@ func (c *certificate) open(ctx context.Context, now time.Time) error {
 		c.logger.Error("the TLS certificate was not renewed", "not_after", stored.Leaf.NotAfter, "error", err)
 		return nil // Run tries again
 	}
+	if stored == nil && fault.Is(err, fault.Unavailable) {
+		// What is public needs no certificate, and a node that starts while the primary is away answers that.
+		c.logger.Error("the node has no TLS certificate, and its API answers nobody until it has one", "error", err)
+		return nil
+	}
 	return err
 }
 
@@ -88,9 +94,9 @@ func renewal(leaf *x509.Certificate) time.Time {
 // Run renews until ctx ends. A failed renewal is tried again every minute; there is a third of a life for it.
 func (c *certificate) Run(ctx context.Context) error {
 	for {
-		wait := time.Minute
+		wait := 5 * time.Second
 		if cert := c.current.Load(); cert != nil {
-			wait = max(time.Until(renewal(cert.Leaf)), wait)
+			wait = max(time.Until(renewal(cert.Leaf)), time.Minute)
 		}
 		t := time.NewTimer(min(wait, time.Hour)) // the clock may jump; look again within the hour
 		select {

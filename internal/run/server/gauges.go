@@ -21,6 +21,7 @@ type gauges struct {
 	expiring, notAfter, thisUpdate, nextUpdate, pending, clock, warnings *prometheus.Desc
 	hosts, silent, failed, soonest                                       *prometheus.Desc
 	rollouts, holding                                                    *prometheus.Desc
+	dataAge, primary                                                     *prometheus.Desc
 }
 
 func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
@@ -42,6 +43,8 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 		failed:     desc("chancery_placements_failed", "Placements that are not as desired, as their agents last reported."),
 		soonest:    desc("chancery_placement_not_after_seconds", "When the placed certificate ends that ends first, as Unix time; absent where none is placed."),
 		rollouts:   desc("chancery_rollouts", "Rollouts that are at work, by state: waiting for an offline root, running, paused.", "state"),
+		dataAge:    desc("chancery_data_age_seconds", "How old what this node reads may be; 0 beside a primary that answers."),
+		primary:    desc("chancery_primary_reachable", "0 while the primary of the database cannot be reached, and changes are refused."),
 		holding:    desc("chancery_rollout_holding_hosts", "Hosts that a rollout has told, and waits for, by pool; absent where no rollout is at work.", "pool"),
 	}
 }
@@ -49,7 +52,7 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.expiring, g.notAfter, g.thisUpdate, g.nextUpdate, g.pending, g.clock, g.warnings,
-		g.hosts, g.silent, g.failed, g.soonest, g.rollouts, g.holding} {
+		g.hosts, g.silent, g.failed, g.soonest, g.rollouts, g.holding, g.dataAge, g.primary} {
 		ch <- d
 	}
 }
@@ -58,13 +61,19 @@ func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	st, err := status.Of(ctx, g.services, time.Now())
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	now, reachable := time.Now(), 1.0
+	if g.services.DB.Away() != nil {
+		reachable = 0
+	}
+	gauge(g.primary, reachable)
+	gauge(g.dataAge, g.services.DB.Age(now).Seconds())
+	st, err := status.Of(ctx, g.services, now)
 	if err != nil {
 		g.logger.Error("read the status for the metrics", "error", err)
 		return
-	}
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	for _, e := range st.Expiring {
 		gauge(g.expiring, float64(e.Count), strconv.FormatInt(e.Days, 10))

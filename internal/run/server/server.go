@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"chancery/internal/authority/identity"
+	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
 	"chancery/internal/surface/api"
 	"chancery/internal/surface/problem"
@@ -77,6 +78,7 @@ type node struct {
 	certificate *certificate
 	checkpoints *checkpoints
 	listeners   []*listener
+	subsystems  []keys.Subsystem
 }
 
 // prepare makes ready all that may fail before anything is served.
@@ -84,6 +86,9 @@ func (n *node) prepare(ctx context.Context) error {
 	s := n.services
 	if err := schema.Migrate(ctx, s.DB); err != nil {
 		return fmt.Errorf("migrate the store: %w", err)
+	}
+	if err := n.learnSubsystems(ctx); err != nil {
+		return fmt.Errorf("learn the node's subsystems: %w", err)
 	}
 	if err := s.DB.LearnClock(ctx); err != nil {
 		return fmt.Errorf("learn the authority's time: %w", err)
@@ -122,14 +127,14 @@ func (n *node) listen() error {
 	s, proxies := n.services, n.config.Proxies()
 	surface, err := api.New(s, api.Options{
 		Logger: n.logger, Registry: n.registry, Version: n.Version, Expensive: n.config.Expensive, Proxies: proxies,
-		Checkpoints: n.checkpoints, Dir: n.Dir,
+		Checkpoints: n.checkpoints, Dir: n.Dir, Subsystems: n.subsystems,
 	})
 	if err != nil {
 		return err
 	}
 	// Strangers ask as often as they like, and must not fill the disk with log.
 	public := problem.Observe(n.logger, slog.LevelDebug, problem.NewMetrics(n.registry, "publish"),
-		publish.New(s.Revocation, s.CA, s.Settings, proxies))
+		aged(s.DB, publish.New(s.Revocation, s.CA, s.Settings, proxies)))
 	tlsConfig := &tls.Config{
 		MinVersion: tls.VersionTLS12, GetCertificate: n.certificate.get,
 		// Checked by the API and not here: a handshake that fails cannot say why.
@@ -140,13 +145,13 @@ func (n *node) listen() error {
 		open          func(name, address string) (*listener, error)
 	}{
 		{"api", n.config.Listen.API, func(name, address string) (*listener, error) {
-			return listen(name, address, tlsConfig, surface, proxies, n.logger)
+			return listen(name, address, tlsConfig, aged(s.DB, surface), proxies, n.logger)
 		}},
 		{"public", n.config.Listen.Public, func(name, address string) (*listener, error) {
 			return listen(name, address, nil, public, proxies, n.logger)
 		}},
 		{"metrics", n.config.Listen.Metrics, func(name, address string) (*listener, error) {
-			h := health(n.registry, n.ready)
+			h := health(n.registry, n.ready, n.reads)
 			if n.config.Profiling {
 				h = withProfiles(h)
 			}
@@ -165,8 +170,15 @@ func (n *node) listen() error {
 	return nil
 }
 
-// ready refuses while calls that change something would be refused.
+// ready refuses while calls that change something would be refused. A node without the subsystem ca is there for who only reads.
 func (n *node) ready(ctx context.Context) error {
+	if !n.runs(keys.SubsystemCA) {
+		_, err := n.reads(ctx)
+		return err
+	}
+	if err := n.services.DB.Away(); err != nil {
+		return err
+	}
 	if err := n.services.DB.CheckClock(time.Now()); err != nil {
 		return err
 	}
@@ -227,14 +239,15 @@ func (n *node) run(ctx context.Context) error {
 func (n *node) loops() []func(context.Context) error {
 	s := n.services
 	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, rollouts: s.Rollouts, proofs: s.Proofs, logger: n.logger}
-	return []func(context.Context) error{
+	loops := []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
-		n.certificate.Run, n.checkpoints.Run, prune.Run, s.Access.Run, s.Revocation.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow,
-		s.Rollouts.Run,
-		s.Trust.Run,
-		collect,
+		s.DB.Watch, n.certificate.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect,
 	}
+	if n.runs(keys.SubsystemCA) { // what takes leases, or issues
+		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run)
+	}
+	return loops
 }
 
 // shutdown ends the listeners side by side within the grace that the configuration gives.

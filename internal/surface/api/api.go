@@ -22,6 +22,7 @@ import (
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/pki/checkpoint"
+	"chancery/internal/store/keys"
 	"chancery/internal/store/once"
 	"chancery/internal/surface/problem"
 	"chancery/internal/upkeep/datadir"
@@ -59,6 +60,8 @@ type Options struct {
 	BodyTimeout time.Duration  // how long a small body may take to come; 0 means 10s. Large ones get a second more for each 64 KiB
 	Checkpoints Checkpoints
 	Dir         datadir.Dir // whose files doctor looks at
+	// Subsystems are what the node runs; none means all. Without ca, what needs an issuer's key is refused.
+	Subsystems []keys.Subsystem
 }
 
 // Checkpoints signs the audit's checkpoints.

@@ -27,6 +27,7 @@ type route struct {
 	expensive    bool          // shares the gate of expensive calls
 	streams      bool          // may take long: no deadline for the whole answer, one for each write instead
 	conditional  bool          // is answered 304 where the caller knows the answer
+	signs        bool          // needs the key of an issuer, or makes one: refused where the subsystem ca does not run
 	lateRenewal  bool          // a certificate that has ended proves its owner here for a while; see identity.Grace
 	media        []string
 	takesBody    bool
@@ -131,6 +132,9 @@ func (s *Server) admit(r route) func(huma.Context, func(huma.Context)) {
 		c := &call{w: w, r: req, control: http.NewResponseController(w), event: problem.EventOf(ctx), operation: r.id}
 		c.event.Route(r.id)
 		ctx, err := s.authorize(ctx, c, r)
+		if err == nil && r.signs {
+			err = s.runsCA(ctx)
+		}
 		if err == nil && !r.takesBody && req.ContentLength != 0 {
 			// Nothing would read it, and net/http would wait for its end before the next call.
 			w.Header().Set("Connection", "close")

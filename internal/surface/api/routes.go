@@ -50,6 +50,9 @@ func (r route) unlessKnown() route { r.conditional = true; return r }
 // late says that a certificate that has ended proves its owner for a while.
 func (r route) late() route { r.lateRenewal = true; return r }
 
+// signing says that it needs the key of an issuer, or makes one.
+func (r route) signing() route { r.signs = true; return r }
+
 // routes is the whole surface.
 func (s *Server) routes() {
 	s.certificateRoutes()
@@ -59,12 +62,13 @@ func (s *Server) routes() {
 	s.rolloutRoutes()
 	s.trustRoutes()
 	s.operatorRoutes()
+	s.cloneRoutes()
 	s.authorityRoutes()
 }
 
 func (s *Server) certificateRoutes() {
 	register(s, op(post, "/certificates", "certificate-issue", access.IssueCertificate,
-		"Issue a certificate").creates().upTo(csrBody).plainly(s.plainIssue), s.issue)
+		"Issue a certificate").signing().creates().upTo(csrBody).plainly(s.plainIssue), s.issue)
 	register(s, op(get, "/certificates", "certificate-search", access.ReadCertificates,
 		"Search the inventory"), s.searchCertificates)
 	register(s, op(get, "/certificates/export", "certificate-export", access.ReadCertificates,
@@ -72,9 +76,9 @@ func (s *Server) certificateRoutes() {
 	register(s, negotiates[client.Certificate](op(get, "/certificates/{serial}", "certificate-show", access.ReadCertificates,
 		"Show a certificate"), mediaCert, mediaPEM, mediaChain), s.showCertificate)
 	register(s, op(post, "/certificates/{serial}/renew", "certificate-renew", access.IssueCertificate,
-		"Renew: the same key, a new validity").creates(), s.renewCertificate)
+		"Renew: the same key, a new validity").signing().creates(), s.renewCertificate)
 	register(s, op(post, "/certificates/{serial}/rekey", "certificate-rekey", access.IssueCertificate,
-		"Re-key: the same names, a new key").creates().upTo(csrBody), s.rekeyCertificate)
+		"Re-key: the same names, a new key").signing().creates().upTo(csrBody), s.rekeyCertificate)
 	register(s, op(post, "/certificates/{serial}/revoke", "certificate-revoke", access.RevokeCertificate,
 		"Revoke for good"), s.revokeCertificate)
 	register(s, op(post, "/certificates/{serial}/hold", "certificate-hold", access.RevokeCertificate,
@@ -88,7 +92,7 @@ func (s *Server) certificateRoutes() {
 	register(s, op(get, "/proofs/{id}", "proof-show", access.ReadHosts,
 		"Show a proof of revocation"), s.showProof)
 	register(s, op(post, "/requests", "request-submit", access.SubmitRequest,
-		"Ask for a certificate; 202 where an officer must decide").creates().upTo(csrBody), s.submit)
+		"Ask for a certificate; 202 where an officer must decide").signing().creates().upTo(csrBody), s.submit)
 	register(s, op(get, "/requests", "request-list", access.ReadRequests,
 		"List requests, newest first"), s.listRequests)
 	register(s, op(get, "/requests/{id}", "request-show", access.ReadRequests,
@@ -98,7 +102,7 @@ func (s *Server) certificateRoutes() {
 	register(s, op(post, "/requests/{id}/assign", "request-assign", access.DecideRequest,
 		"Assign a request to an officer"), s.assignRequest)
 	register(s, op(post, "/requests/{id}/approve", "request-approve", access.DecideRequest,
-		"Approve a request, and issue its certificate"), s.approveRequest)
+		"Approve a request, and issue its certificate").signing(), s.approveRequest)
 	register(s, op(post, "/requests/{id}/reject", "request-reject", access.DecideRequest,
 		"Reject a request"), s.rejectRequest)
 	register(s, op(post, "/requests/{id}/cancel", "request-cancel", access.SubmitRequest,
@@ -109,7 +113,7 @@ func (s *Server) issuerRoutes() {
 	register(s, op(get, "/issuers", "issuer-list", access.ReadIssuers,
 		"List issuers"), s.listIssuers)
 	register(s, op(post, "/issuers", "issuer-create", access.ManageIssuers,
-		"Make an issuer").creates().upTo(csrBody).costly(), s.createIssuer)
+		"Make an issuer").signing().creates().upTo(csrBody).costly(), s.createIssuer)
 	register(s, op(get, "/issuers/{issuer}", "issuer-show", access.ReadIssuers,
 		"Show an issuer"), s.showIssuer)
 	register(s, op(get, "/issuers/{issuer}/chain", "issuer-chain", access.ReadIssuers,
@@ -117,7 +121,7 @@ func (s *Server) issuerRoutes() {
 	register(s, op(get, "/issuers/{issuer}/csr", "issuer-csr", access.ReadIssuers,
 		"The request of a pending issuer").answers(mediaPEM), s.showCSR)
 	register(s, op(post, "/issuers/{issuer}/certificate", "issuer-import", access.ManageIssuers,
-		"Bring in what an outside root signed").upTo(csrBody), s.importIssuerCertificate)
+		"Bring in what an outside root signed").signing().upTo(csrBody), s.importIssuerCertificate)
 	register(s, op(post, "/issuers/{issuer}/default", "issuer-default", access.ManageIssuers,
 		"Make it the default of its pool"), s.setDefaultIssuer)
 	register(s, op(put, "/issuers/{issuer}/crl-mode", "issuer-crl-mode", access.ManageIssuers,
@@ -137,11 +141,11 @@ func (s *Server) issuerRoutes() {
 	register(s, op(get, "/pools", "pool-list", access.ReadPools,
 		"List pools"), s.listPools)
 	register(s, op(post, "/pools", "pool-add", access.ManagePools,
-		"Begin a pool").creates().costly(), s.addPool)
+		"Begin a pool").signing().creates().costly(), s.addPool)
 	register(s, op(get, "/pools/{name}", "pool-show", access.ReadPools,
 		"Show a pool"), s.showPool)
 	register(s, op(post, "/pools/{name}/root", "pool-complete", access.ManagePools,
-		"Bring in what the pool's root signed").upTo(csrBody), s.completePool)
+		"Bring in what the pool's root signed").signing().upTo(csrBody), s.completePool)
 }
 
 func (s *Server) hostRoutes() {
@@ -162,15 +166,15 @@ func (s *Server) hostRoutes() {
 	register(s, op(get, "/join/roots", "join-roots", stranger,
 		"The roots of identities; who joins takes the one whose SHA-256 its token names").answers(mediaPEM), s.joinRoots)
 	register(s, op(post, "/join", "join", stranger,
-		"Redeem a join token for an identity").creates(), s.join)
+		"Redeem a join token for an identity").signing().creates(), s.join)
 	register(s, op(post, "/agent/identity", "agent-identity", access.ActAsHost,
-		"Renew an agent's identity, up to 30 days after its end").creates().late(), s.renewAgentIdentity)
+		"Renew an agent's identity, up to 30 days after its end").signing().creates().late(), s.renewAgentIdentity)
 	register(s, op(get, "/agent/desired", "agent-desired", access.ActAsHost,
 		"What the calling host shall hold; waits for a change from what If-None-Match names").long().unlessKnown(), s.showDesired)
 	register(s, op(post, "/agent/report", "agent-report", access.ActAsHost,
 		"Report what the calling host holds and serves").upTo(reportBody), s.report)
 	register(s, op(post, "/agent/proofs/{id}/twin", "agent-proof-twin", access.ActAsHost,
-		"Get what a proof of revocation is tried with: a revoked twin, or a control").creates(), s.issueForProof)
+		"Get what a proof of revocation is tried with: a revoked twin, or a control").signing().creates(), s.issueForProof)
 	register(s, op(post, "/agent/proofs/{id}", "agent-proof-report", access.ActAsHost,
 		"Report what the calling host saw of a proof").upTo(csrBody), s.reportProof)
 }
@@ -198,7 +202,7 @@ func (s *Server) operatorRoutes() {
 	register(s, op(get, "/caller", "caller", anyone,
 		"Who the node takes the caller for"), s.showCaller)
 	register(s, op(post, "/caller/identity", "caller-enrol", anyone,
-		"Renew the caller's identity").creates(), s.enrolCaller)
+		"Renew the caller's identity").signing().creates(), s.enrolCaller)
 	register(s, op(get, "/operators", "operator-list", access.ReadPrincipals,
 		"List operators"), s.listOperators)
 	register(s, op(post, "/operators", "operator-create", access.ManagePrincipals,
@@ -210,7 +214,7 @@ func (s *Server) operatorRoutes() {
 	register(s, op(del, "/operators/{name}", "operator-remove", access.ManagePrincipals,
 		"Remove an operator"), s.removeOperator)
 	register(s, op(post, "/operators/{name}/identity", "operator-enrol", access.ManagePrincipals,
-		"Give an operator an identity").creates(), s.enrol)
+		"Give an operator an identity").signing().creates(), s.enrol)
 	register(s, op(get, "/operators/{name}/tokens", "token-list", access.ManageOwnTokens,
 		"List an operator's tokens"), s.listTokens)
 	register(s, op(post, "/operators/{name}/tokens", "token-create", access.ManageOwnTokens,
@@ -231,7 +235,7 @@ func (s *Server) authorityRoutes() {
 	register(s, op(get, "/audit/export", "audit-export", access.ReadAudit,
 		"Export the audit, one event a line").streaming(mediaLines).costly(), s.exportAudit)
 	register(s, op(post, "/audit/checkpoints", "checkpoint-sign", access.SignCheckpoint,
-		"Sign a checkpoint of the audit now").creates(), s.signCheckpoint)
+		"Sign a checkpoint of the audit now").signing().creates(), s.signCheckpoint)
 	register(s, op(get, "/audit/checkpoints/{number}", "checkpoint-show", access.ReadAudit,
 		"Fetch a checkpoint, to keep it elsewhere"), s.showCheckpoint)
 	register(s, op(get, "/doctor", "doctor", access.CheckStore,

@@ -1,0 +1,43 @@
+package api
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/keys"
+)
+
+// runsCA refuses where this node does not run the subsystem ca, and names those that do.
+func (s *Server) runsCA(ctx context.Context) error {
+	if len(s.options.Subsystems) == 0 || slices.Contains(s.options.Subsystems, keys.SubsystemCA) {
+		return nil
+	}
+	var runs []string
+	for _, one := range s.options.Subsystems {
+		runs = append(runs, string(one))
+	}
+	refused := fault.New(fault.Conflict, "this node runs %s, and what needs an issuer's key is done where ca runs: "+
+		"this node never has such a key", strings.Join(runs, " and "))
+	others, err := s.caNodes(ctx)
+	if err != nil || len(others) == 0 {
+		return refused // where that is, nobody can say now
+	}
+	return refused.WithHint("ca runs on %s", strings.Join(others, ", "))
+}
+
+// caNodes are the nodes that run the subsystem ca, with their addresses.
+func (s *Server) caNodes(ctx context.Context) ([]string, error) {
+	all, err := s.Keys.Recipients(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, r := range all {
+		if r.Kind == keys.KindNode && slices.Contains(r.Subsystems, keys.SubsystemCA) {
+			names = append(names, r.ID)
+		}
+	}
+	return names, nil
+}
