@@ -19,6 +19,7 @@ type Entry struct {
 	Key       crypto.Signer       // nil in a trusted certificate's entry
 	Chain     []*x509.Certificate // the key's certificate first; one certificate where there is no key
 	CANames   []string            // PKCS#12 only: the friendlyNames of Chain[1:], as far as they are given
+	KeyID     []byte              // PKCS#12 only, written and not read: the localKeyID; nil means the SHA-1 of the certificate, as OpenSSL writes it
 	CreatedAt time.Time           // JKS only; zero is written as the certificate's notBefore, so that files reproduce
 }
 

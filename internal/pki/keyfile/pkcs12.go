@@ -142,8 +142,12 @@ func safeBags(entries []Entry, password []byte) (keys, certs [][]byte, err error
 			}
 			continue
 		}
-		id := sha1.Sum(e.Chain[0].Raw)
-		attributes := [][]byte{nameAttribute(e.Alias), keyIDAttribute(id[:])}
+		id := e.KeyID
+		if id == nil {
+			sum := sha1.Sum(e.Chain[0].Raw)
+			id = sum[:]
+		}
+		attributes := [][]byte{nameAttribute(e.Alias), keyIDAttribute(id)}
 		bag, err := keyBag(e, password, attributes)
 		if err != nil {
 			return nil, nil, err

@@ -82,7 +82,7 @@ type commands struct {
 
 	DemoConsumer demoConsumerCommand `cmd:"" hidden:"" help:"Stand in for a consumer of the demo, or tell one."`
 
-	Backup  backupCommand  `cmd:"" help:"Write the whole authority, encrypted to its recovery recipient."`
+	Backup  backupCommands `cmd:"" help:"Backups: the whole authority, or its signing keys."`
 	Restore restoreCommand `cmd:"" help:"Make an authority anew from a backup."`
 	Rescue  rescueCommands `cmd:"" help:"Mend, where the node is, what locks an administrator out."`
 	Migrate migrateCommand `cmd:"" help:"Move the authority from SQLite to PostgreSQL."`

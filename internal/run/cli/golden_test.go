@@ -82,7 +82,7 @@ func TestEveryCommandIsPlayed(t *testing.T) {
 	// These are played elsewhere: by the tests of their packages, or by every script.
 	elsewhere := map[string]bool{"serve": true, "demo": true, "demo-consumer": true, "bench": true, "agent readable": true}
 	// What shares its flags with another command shares their play; the command node init of the scripts gives some.
-	alike := map[string]string{"request submit": "cert issue", "audit export": "audit list", "doctor look": "doctor"}
+	alike := map[string]string{"request submit": "cert issue", "audit export": "audit list", "doctor look": "doctor", "backup whole": "backup"}
 	given := map[string]string{"init": "--public-listen --metrics-listen --database-file", "restore": "--database-file"}
 	for _, leaf := range grammar.Model.Leaves(false) {
 		path := strings.Fields(leaf.FullPath())

@@ -2,8 +2,19 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"os"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
 )
+
+type backupCommands struct {
+	Whole backupCommand     `cmd:"" default:"withargs" help:"Write the whole authority, encrypted to its recovery recipient."`
+	Keys  backupKeysCommand `cmd:"" help:"Write the signing keys with their certificates into a PKCS#12 file."`
+}
 
 type backupCommand struct {
 	Out string `required:"" type:"path" placeholder:"F" help:"File to write, mode 0600."`
@@ -28,4 +39,53 @@ func (c *backupCommand) Run(ctx context.Context, g *globals) error {
 	}
 	g.say("%d octets in %s; only the recovery key opens it", st.Size(), c.Out)
 	return nil
+}
+
+type backupKeysCommand struct {
+	Subsystem    string `enum:"ca,ocsp" default:"ca" help:"Whose keys: ca (issuers and their OCSP responders) or ocsp (responders)."`
+	Out          string `required:"" type:"path" placeholder:"F.p12" help:"File to write, mode 0600; it must not be there."`
+	PasswordFile string `required:"" placeholder:"P|-" help:"Password of the file, in a file that nobody else may read."`
+	SkipToken    bool   `help:"Leave out keys that are in a PKCS#11 token, instead of writing nothing."`
+}
+
+// Run works on the machine of the node, which may run: keys do not travel over its API.
+func (c *backupKeysCommand) Run(ctx context.Context, g *globals) error {
+	if g.Dir == "" {
+		return usage("backup keys needs --dir D: it works where the node is, so that no key travels")
+	}
+	if c.PasswordFile != "-" {
+		st, err := os.Stat(c.PasswordFile)
+		if err != nil {
+			return err
+		}
+		if st.Mode().Perm()&0o077 != 0 {
+			return fault.New(fault.Invalid, "%s has mode %04o: others can read the password; 0600 is wanted", c.PasswordFile, st.Mode().Perm()).
+				WithHint("choose another password, into a file of mode 0600")
+		}
+	}
+	password, err := g.secret(c.PasswordFile, "password")
+	if err != nil {
+		return err
+	}
+	defer clear(password)
+	exported, err := setup.ExportKeys(ctx, setup.KeysOptions{
+		Dir: datadir.Dir(g.Dir), Subsystem: keys.Subsystem(c.Subsystem), Out: c.Out, Password: password, SkipToken: c.SkipToken,
+	})
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(map[string]any{"file": c.Out, "keys": exported})
+	}
+	written := 0
+	for _, one := range exported {
+		if one.Left != "" {
+			g.say("%s is not in the file: %s", one.Name, one.Left)
+			continue
+		}
+		written++
+		fmt.Fprintf(g.Out, "%s  %s  %s\n", one.KeyID, printable(one.Name), printable(one.Subject))
+	}
+	_, err = fmt.Fprintf(g.Out, "%d keys are in %s. Who has it and the password can issue in the authority's name: take it off this machine.\n", written, c.Out)
+	return err
 }

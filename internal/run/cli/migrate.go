@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -101,7 +100,11 @@ func (c *migrateCommand) giveUp(ctx context.Context, g *globals) error {
 
 func (c *migrateCommand) tell(g *globals, d *migrate.Done, took time.Duration) error {
 	if g.Output == "json" {
-		return g.json(d)
+		return g.json(struct {
+			*migrate.Done
+			Copying   int64 `json:"copying_ms"`
+			Comparing int64 `json:"comparing_ms"`
+		}{d, d.Copying.Milliseconds(), d.Comparing.Milliseconds()})
 	}
 	again := ""
 	if d.Resumed {
@@ -114,7 +117,7 @@ func (c *migrateCommand) tell(g *globals, d *migrate.Done, took time.Duration) e
 		fmt.Fprintln(g.Out, "warning:", printable(w))
 	}
 	dir := datadir.Dir(g.Dir)
-	_, err := io.WriteString(g.Out, fmt.Sprintf("%s names the new database. %s is kept, and no node starts on it again.\n\nNext: chancery serve --dir %s\n",
-		dir.Config(), dir.Database(), g.Dir))
+	_, err := fmt.Fprintf(g.Out, "%s names the new database. %s is kept, and no node starts on it again.\n\nNext: chancery serve --dir %s\n",
+		dir.Config(), dir.Database(), g.Dir)
 	return err
 }

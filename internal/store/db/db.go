@@ -57,6 +57,9 @@ type Options struct {
 	// Node names this process where ReadURL is set, so that Read shows what it has written itself though the standby does not
 	// have it yet. Empty leaves that out.
 	Node string
+	// Beside opens SQLite while another process, its node, has it: for a short act that no cache of the node holds anything of. SQLite
+	// itself keeps the writers of both apart. The file must be there.
+	Beside bool
 	// Wrap, when set, wraps the connector of each pool. It is the seam by which tests inject faults.
 	Wrap func(driver.Connector) driver.Connector
 }

@@ -26,7 +26,11 @@ func (d *DB) openSQLite(ctx context.Context, o Options) error {
 	if !filepath.IsAbs(d.path) {
 		return fault.New(fault.Invalid, "the database file %q is not an absolute path; write sqlite:/dir/chancery.db", d.path)
 	}
-	if err := d.takeDirectory(); err != nil {
+	if o.Beside {
+		if _, err := os.Stat(d.path); err != nil {
+			return d.explainFile("open", d.path, err)
+		}
+	} else if err := d.takeDirectory(); err != nil {
 		return err
 	}
 	writer, err := sqlitePool(d.path, []string{"cache_size(-8192)"}, 1, o.Wrap)

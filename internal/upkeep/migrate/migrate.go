@@ -52,8 +52,8 @@ type Done struct {
 	Copied       int64         `json:"copied"`  // of them by this run
 	Resumed      bool          `json:"resumed"` // an earlier run had been cut short
 	Certificates int64         `json:"certificates"`
-	Copying      time.Duration `json:"copying"`
-	Comparing    time.Duration `json:"comparing"`
+	Copying      time.Duration `json:"-"`
+	Comparing    time.Duration `json:"-"`
 	Warnings     []string      `json:"warnings"`
 }
 

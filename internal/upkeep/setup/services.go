@@ -7,13 +7,20 @@ package setup
 
 import (
 	"context"
+	"errors"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 
 	"chancery/internal/agent/recipe"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/clone"
 	"chancery/internal/authority/identity"
 	"chancery/internal/authority/profile"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/proof"
@@ -24,7 +31,9 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/move"
+	"chancery/internal/store/schema"
 	"chancery/internal/store/settings"
+	"chancery/internal/store/token"
 	"chancery/internal/upkeep/datadir"
 )
 
@@ -39,11 +48,22 @@ type Services struct {
 	CA         *ca.CA
 	Identity   *identity.Service
 	Revocation *revocation.Service
+	Clones     *clone.Service
 	Pools      *pool.Service
 	Trust      *trust.Service
 	Hosts      *host.Service
 	Rollouts   *rollout.Service
 	Proofs     *proof.Service
+	Tokens     *token.Tokens // nil where the services were assembled without a data directory
+}
+
+// Close closes the database, and ends the helpers that sign in tokens.
+func (s *Services) Close() error {
+	var err error
+	if s.Tokens != nil {
+		err = s.Tokens.Close()
+	}
+	return errors.Join(err, s.DB.Close())
 }
 
 // Assemble puts the services of the named node together. It starts nothing.
@@ -69,6 +89,10 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
+	s.Clones = clone.New(clone.Options{
+		DB: d, CA: s.CA, Keys: s.Keys, Access: s.Access, Identity: s.Identity, Settings: s.Settings, Audit: log, Logger: logger,
+	})
+	s.Settings.Guard(s.Clones.GuardSettings)
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
 	s.Trust = trust.New(trust.Options{
 		DB: d, CA: s.CA, Pools: s.Pools, Revocation: s.Revocation, Settings: s.Settings, Audit: log, Logger: logger,
@@ -97,6 +121,30 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 
 // Open opens the database of a data directory and the services of its node. The caller closes Services.DB.
 func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *slog.Logger) (*Services, error) {
+	return openServices(ctx, dir, config, logger, false)
+}
+
+// OpenBeside is Open for a short act while the node of the directory may run; it has to be of the same release.
+func OpenBeside(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *slog.Logger) (*Services, error) {
+	s, err := openServices(ctx, dir, config, logger, true)
+	if err != nil {
+		return nil, err
+	}
+	have, err := schema.Version(ctx, s.DB)
+	if err == nil && have != schema.Newest() {
+		err = fault.New(fault.Conflict, "the database has schema %d, and this program's is %d", have, schema.Newest()).
+			WithHint("use the program that the node runs; a newer one changes the schema when it serves")
+	}
+	if err == nil {
+		err = s.DB.LearnClock(ctx)
+	}
+	if err != nil {
+		return nil, closing(s.DB, err)
+	}
+	return s, nil
+}
+
+func openServices(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *slog.Logger, beside bool) (*Services, error) {
 	write, read, err := config.DatabaseURLs(dir)
 	if err != nil {
 		return nil, err
@@ -105,7 +153,7 @@ func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *
 	if err != nil {
 		return nil, err
 	}
-	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Node: config.Name, Logger: logger})
+	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Node: config.Name, Logger: logger, Beside: beside})
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +164,27 @@ func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *
 	if err != nil {
 		return nil, closing(d, err)
 	}
+	if err := anchor(dir, s.Keys); err != nil {
+		return nil, closing(d, err)
+	}
 	return s, nil
+}
+
+// anchor gives the node what it believes lists of key recipients by: the audit's public keys in its own directory. One that is just
+// being made has none yet.
+func anchor(dir datadir.Dir, store *keys.Store) error {
+	text, err := os.ReadFile(dir.AuditKey())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the audit's public keys: %w", err)
+	}
+	auditKeys, err := ParseAuditKeys(text)
+	if err != nil {
+		return err
+	}
+	return store.Anchor(auditKeys, dir.Recipients())
 }
 
 // closing closes d on the way out of a failure, whose error is the one that counts.
