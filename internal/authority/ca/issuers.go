@@ -315,9 +315,14 @@ func (s *issuerSet) forIssuance(order *Order) (*Issuer, error) {
 		pool = DefaultPool
 	}
 	var found *Issuer
-	if old := order.replaces; old != nil && (old.Issuer.State != IssuerActive || old.Issuer.KeyID == "") {
-		order = &Order{Pool: old.Issuer.Pool} // the default of the pool has taken its place
-		pool = order.Pool
+	if old := order.replaces; old != nil {
+		switch next := s.find(order.successor); {
+		case old.Issuer.State != IssuerActive || old.Issuer.KeyID == "":
+			order = &Order{Pool: old.Issuer.Pool} // the default of the pool has taken its place
+			pool = order.Pool
+		case next != nil && next.Pool == old.Issuer.Pool && next.State == IssuerActive && next.KeyID != "":
+			order = &Order{Issuer: next.ID}
+		}
 	}
 	if order.Issuer != "" {
 		if found = s.find(order.Issuer); found == nil {

@@ -139,6 +139,11 @@ func (c *CA) replace(ctx context.Context, by access.Principal, ref Ref, renew Re
 	if err := errors.Join(replaceable(old, by), copyable(old, by, renew, now)); err != nil {
 		return c.replay(ctx, by, &order, now, err)
 	}
+	if c.successor != nil && old.Issuer.State == IssuerActive {
+		if order.successor, err = c.successor(ctx, by, old); err != nil {
+			return nil, err
+		}
+	}
 	return c.planAndIssue(ctx, by, &order, now)
 }
 

@@ -143,6 +143,7 @@ type Order struct {
 	Compat         bool          `json:"compat,omitempty"`   // read the template as certtool does, silent traps included
 
 	replaces  *Certificate // what this renews or re-keys
+	successor string       // the issuer that takes the place of the replaced one's; empty: none
 	responder bool         // of OCSP, which a retired issuer needs too
 	identity  bool         // of IssueIdentity
 	within    Within       // of IssueIdentity and IssueControl

@@ -2,6 +2,8 @@ package host
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -84,4 +86,25 @@ func HeldAt(ctx context.Context, tx *db.Tx, ids []string) (map[string]string, er
 		}
 	}
 	return found, nil
+}
+
+// Order is under which issuer a host is to get its certificates.
+type Order struct {
+	Issuer string // the one that it was told of, by name; empty: none
+	Held   bool   // it stays under the one that it has, if it was told of none
+}
+
+// OrderOf returns the order of the host that a principal is; false where it is none.
+func OrderOf(ctx context.Context, tx *db.Tx, principal string) (o Order, is bool, err error) {
+	var held int64
+	err = tx.QueryRow(ctx, `SELECT issuer, (SELECT COUNT(*) FROM host_placement p WHERE p.host = host.id AND p.held <> '') FROM host
+		WHERE principal = $1 AND removed_at = 0`, principal).Scan(&o.Issuer, &held)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return Order{}, false, nil
+	case err != nil:
+		return Order{}, false, fmt.Errorf("read under which issuer a host is: %w", err)
+	}
+	o.Held = held > 0
+	return o, true, nil
 }

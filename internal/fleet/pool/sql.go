@@ -24,8 +24,8 @@ func (s *Service) insert(ctx context.Context, by access.Principal, idempotencyKe
 	if err := by.May(access.ManagePools); err != nil {
 		return err
 	}
-	if !poolName.MatchString(spec.Name) {
-		return fault.New(fault.Invalid, "pool name %q is not 1 to 56 lower-case letters, digits and inner hyphens", spec.Name)
+	if err := checkName(spec.Name); err != nil {
+		return err
 	}
 	if spec.Organization == "" {
 		set, err := s.settings.Get(ctx)
@@ -50,17 +50,10 @@ func (s *Service) insert(ctx context.Context, by access.Principal, idempotencyKe
 				return err
 			}
 		}
-		n, err := tx.Exec(ctx, `INSERT INTO pool (name, organization, created_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING`,
-			spec.Name, spec.Organization, db.Micros(now))
-		if err != nil {
+		if added, err := s.insertIn(ctx, tx, by, spec, now); err != nil || added {
 			return err
 		}
-		if n == 0 {
-			return s.unfinished(ctx, tx, spec.Name)
-		}
-		return s.audit.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: "pool.add", Object: spec.Name, Detail: map[string]any{"organization": spec.Organization, "online": spec.Online},
-		})
+		return s.unfinished(ctx, tx, spec.Name)
 	})
 }
 
@@ -173,6 +166,38 @@ func rootAbove(byID map[string]*ca.Issuer, i *ca.Issuer) *ca.Issuer {
 			return i
 		}
 		i = byID[i.Parent]
+	}
+	return nil
+}
+
+// RecordIn adds a pool, if there is none of the name, in the transaction that brings its issuer in: where that is refused, no
+// empty pool stays.
+func (s *Service) RecordIn(ctx context.Context, tx *db.Tx, by access.Principal, name, organization string, now time.Time) error {
+	if err := by.May(access.ManagePools); err != nil {
+		return err
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	_, err := s.insertIn(ctx, tx, by, &Spec{Name: name, Organization: organization}, now)
+	return err
+}
+
+// insertIn writes the row of a pool with its event; false where there is one of the name.
+func (s *Service) insertIn(ctx context.Context, tx *db.Tx, by access.Principal, spec *Spec, now time.Time) (bool, error) {
+	n, err := tx.Exec(ctx, `INSERT INTO pool (name, organization, created_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING`,
+		spec.Name, spec.Organization, db.Micros(now))
+	if err != nil || n == 0 {
+		return false, err
+	}
+	return true, s.audit.Append(ctx, tx, audit.Event{
+		Time: now, Actor: by.Actor(), Action: "pool.add", Object: spec.Name, Detail: map[string]any{"organization": spec.Organization, "online": spec.Online},
+	})
+}
+
+func checkName(name string) error {
+	if !poolName.MatchString(name) {
+		return fault.New(fault.Invalid, "pool name %q is not 1 to 56 lower-case letters, digits and inner hyphens", name)
 	}
 	return nil
 }

@@ -339,8 +339,7 @@ func (s *Service) Abort(ctx context.Context, by access.Principal, id string, cal
 		if err := host.LetGo(ctx, tx, r.pool); err != nil {
 			return err
 		}
-		return s.end(ctx, tx, r, client.RolloutAborted, fmt.Sprintf("both %s and %s stay trusted; chancery pool trust drop takes one of them away", r.plan.Said.Old,
-			r.plan.Said.New), now)
+		return s.end(ctx, tx, r, client.RolloutAborted, r.afterAbort(), now)
 	})
 }
 
