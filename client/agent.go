@@ -52,6 +52,30 @@ func (t *JoinToken) String() string {
 	return joinTokenPrefix + base64.RawURLEncoding.EncodeToString(text)
 }
 
+// CloneToken is a token with which a new node asks to join. It says what a join token says, and neither is taken for the other.
+type CloneToken JoinToken
+
+// cloneTokenPrefix begins the text of a node's token, and says its version.
+const cloneTokenPrefix = "chancery-clone-1."
+
+// String is the text of the token.
+func (t *CloneToken) String() string {
+	return cloneTokenPrefix + strings.TrimPrefix((*JoinToken)(t).String(), joinTokenPrefix)
+}
+
+// ParseCloneToken reads the text of a node's token. No error repeats any of it.
+func ParseCloneToken(text string) (*CloneToken, error) {
+	if strings.HasPrefix(text, joinTokenPrefix) {
+		return nil, errors.New("this is the join token of a host; a node's is made by chancery clone invite")
+	}
+	rest, ok := strings.CutPrefix(text, cloneTokenPrefix)
+	if !ok {
+		return nil, fmt.Errorf("a node's token begins with %s, and this text does not", cloneTokenPrefix)
+	}
+	t, err := ParseJoinToken(joinTokenPrefix + rest)
+	return (*CloneToken)(t), err
+}
+
 // ParseJoinToken reads the text of a token. No error repeats any of it.
 func ParseJoinToken(text string) (*JoinToken, error) {
 	encoded, ok := strings.CutPrefix(text, joinTokenPrefix)

@@ -54,6 +54,13 @@ type CloneJoined struct {
 	RecipientList       int64    `json:"recipient_list,omitempty" doc:"the version of the list of key recipients, below which the node takes none"`
 }
 
+// CloneIdentity is what a node asks new certificates for.
+type CloneIdentity struct {
+	CSR         string   `json:"csr" maxLength:"20000" doc:"PEM; for the next key of its TLS identity"`
+	DatabaseCSR string   `json:"database_csr,omitempty" maxLength:"20000" doc:"PEM; for the next key of its login at the database"`
+	Names       []string `json:"names,omitempty" maxItems:"50" doc:"further names of its TLS certificate, dns:… and ip:…; those it joined with where absent"`
+}
+
 // Clone is a node as all nodes see it.
 type Clone struct {
 	Name            string        `json:"name"`

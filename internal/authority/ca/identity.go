@@ -32,6 +32,16 @@ func (c *CA) IssueIdentity(ctx context.Context, by access.Principal, name string
 	return c.planAndIssue(ctx, access.System(name), &order, now)
 }
 
+// CheckIdentity says why IssueIdentity would refuse an order. It changes nothing, and needs no key.
+func (c *CA) CheckIdentity(ctx context.Context, name string, order Order) error {
+	order.Pool, order.Profile, order.identity = IdentityPool, IdentityProfile, true
+	p, err := c.plan(ctx, access.System(name), &order, time.Now())
+	if err != nil {
+		return err
+	}
+	return c.checkKey(ctx, p.facts.spki)
+}
+
 // CheckKey refuses a key that was revoked as compromised, under whatever issuer.
 func (c *CA) CheckKey(ctx context.Context, spki []byte) error {
 	if err := c.checkKey(ctx, spki); err != nil {

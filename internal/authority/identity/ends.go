@@ -5,12 +5,26 @@ import (
 	"strings"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/store/access"
 )
 
 // FirstNodeEnd returns the node whose newest TLS certificate is the first to end, and when; an empty name where none is ahead.
-// A node that is no more counts until its last one has ended: nothing tells it from one that is down.
 func (s *Service) FirstNodeEnd(ctx context.Context, now time.Time) (node string, at time.Time, err error) {
-	requester, at, err := s.ca.FirstIdentityEnd(ctx, access.System(Enroller).ID, now)
-	return strings.TrimPrefix(requester, access.System("").ID), at, err
+	name, at, err := s.access.FirstEnd(ctx, access.KindNode, now)
+	if err != nil {
+		return "", at, err
+	}
+	node = strings.TrimPrefix(name, NodePrincipal(""))
+	// Of a node that is not registered, only the certificate tells.
+	requester, served, err := s.ca.FirstIdentityEnd(ctx, access.System(Enroller).ID, now)
+	other := strings.TrimPrefix(requester, access.System("").ID)
+	if err != nil || other == "" || node != "" && !served.Before(at) {
+		return node, at, err
+	}
+	_, err = s.access.PrincipalNamed(ctx, NodePrincipal(other))
+	if fault.Is(err, fault.NotFound) {
+		return other, served, nil
+	}
+	return node, at, err
 }

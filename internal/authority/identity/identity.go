@@ -9,7 +9,6 @@ package identity
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -242,26 +241,6 @@ func scoped(key, principal string) string {
 		return ""
 	}
 	return principal + " " + key
-}
-
-// Serve gives a node the TLS certificate of its API for the names by which clients reach it.
-func (s *Service) Serve(ctx context.Context, node string, key crypto.PublicKey, names []string) (*ca.Certificate, error) {
-	issuer, err := s.issuer(ctx)
-	if err != nil {
-		return nil, err
-	}
-	spki, err := cert.MarshalPublicKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode the key of node %s: %w", node, err)
-	}
-	issued, err := s.ca.IssueIdentity(ctx, access.System(node), node, ca.Order{
-		Issuer: issuer.ID, PublicKey: spki,
-		Subject: cert.CommonName(node).String(), Names: names, Validity: NodeLife,
-	}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("issue the TLS certificate of node %s: %w", node, err)
-	}
-	return issued, nil
 }
 
 // issuer is the one that issues identities now.

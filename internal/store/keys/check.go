@@ -51,7 +51,7 @@ func (s *Store) Check(ctx context.Context, recovery *Recovery) ([]Finding, Check
 	openers, findings := s.openers(all, recovery)
 	for after := ""; ; {
 		var page []keyWraps
-		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
 			// The recipients as of this page, so that one who joins meanwhile is no finding.
 			if all, err = s.recipients(ctx, tx); err != nil {
 				return err
@@ -95,11 +95,11 @@ func (s *Store) openers(all []Recipient, recovery *Recovery) ([]opener, []Findin
 	for _, r := range all {
 		if !r.Endorsed && (r.ID != s.self || r.PublicKey == s.node.Public()) {
 			findings = append(findings, Finding{Recipient: r.ID, Rule: Unendorsed, Message: fmt.Sprintf("node %s does not vouch for "+
-				"%s %s with the public key %s: it was added by another, or changed since", s.self, r.Kind, r.ID, r.PublicKey)})
+				"%s %s with the public key %s: %s", s.self, r.Kind, r.ID, r.PublicKey, r.why)})
 		}
 		switch {
 		case r.ID == s.self:
-			openers = append(openers, opener{r.ID, s.node.identity})
+			openers = append(openers, opener{recipient: r.ID, identity: s.node.identity})
 			if r.PublicKey != s.node.Public() {
 				findings = append(findings, Finding{Recipient: r.ID, Rule: WrongRecipient, Message: fmt.Sprintf(
 					"the node is stored with the public key %s, but its key file has %s", r.PublicKey, s.node.Public())})
@@ -108,7 +108,7 @@ func (s *Store) openers(all []Recipient, recovery *Recovery) ([]opener, []Findin
 			recoveries++
 			if recovery != nil && r.PublicKey == recovery.Public() {
 				known = true
-				openers = append(openers, opener{r.ID, recovery.identity})
+				openers = append(openers, opener{recipient: r.ID, identity: recovery.identity, recovery: true})
 			}
 		}
 	}

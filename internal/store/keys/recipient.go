@@ -63,7 +63,10 @@ type Recipient struct {
 	Subsystems []Subsystem   `json:"subsystems"` // of a node
 	PublicKey  string        `json:"public_key"` // age1…
 	Created    time.Time     `json:"created"`
-	Endorsed   bool          `json:"endorsed"` // by the node that reads it; see Endorse
+	Endorsed   bool          `json:"endorsed"` // the node that reads it gives it keys; see List and Endorse
+
+	why string // why it is not
+	mac bool   // this node itself endorsed it
 }
 
 // Entitled is the rule of who may open which key; nothing else decides it.
@@ -119,7 +122,8 @@ func (r Recipient) validate() error {
 	return nil
 }
 
-// AddRecipient stores a recipient, and this node vouches for it. It opens nothing yet: Rewrap does that.
+// AddRecipient stores a recipient, and this node vouches for it. It opens nothing yet: Rewrap does that. Where there are lists, the
+// next one names it in the same transaction: see ChangeList.
 func (s *Store) AddRecipient(ctx context.Context, tx *db.Tx, r Recipient, actor string, now time.Time) error {
 	if err := r.validate(); err != nil {
 		return err
@@ -176,17 +180,40 @@ func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string
 	})
 }
 
-// Recipients lists all recipients, in the order of their ids. There are as many as nodes, and one or two more.
+// Recipients lists all recipients, in the order of their ids. There are as many as nodes, and one or two more. It asks where writes
+// go: a standby may have an older list than the node has seen.
 func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 	var all []Recipient
-	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		all, err = s.recipients(ctx, tx)
+	var v vouchers
+	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		all, v, err = s.recipientsBy(ctx, tx)
 		return err
 	})
-	return all, err
+	if err != nil {
+		return nil, err
+	}
+	return all, s.remember(v)
 }
 
 func (s *Store) recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
+	all, _, err := s.recipientsBy(ctx, tx)
+	return all, err
+}
+
+// recipientsBy also returns what it judged them by.
+func (s *Store) recipientsBy(ctx context.Context, tx *db.Tx) ([]Recipient, vouchers, error) {
+	v, err := s.vouch(ctx, tx)
+	if err != nil {
+		return nil, v, err
+	}
+	all, err := s.rows(ctx, tx)
+	for i := range all {
+		all[i].Endorsed, all[i].why = v.trusts(all[i], all[i].mac)
+	}
+	return all, v, err
+}
+
+func (s *Store) rows(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
 	rows, err := tx.Query(ctx, `SELECT id, kind, name, subsystems, public_key, created, mac FROM key_recipient
 		LEFT JOIN key_endorsement ON recipient_id = id AND node = $1 ORDER BY id`, s.self)
 	if err != nil {
@@ -208,7 +235,7 @@ func (s *Store) recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) 
 				r.Subsystems = append(r.Subsystems, Subsystem(name))
 			}
 		}
-		r.Endorsed = hmac.Equal(mac, s.node.endorsement(r))
+		r.mac = hmac.Equal(mac, s.node.endorsement(r))
 		all = append(all, r)
 	}
 	if err := rows.Err(); err != nil {

@@ -28,7 +28,8 @@ func (s *Store) ReplaceRecovery(ctx context.Context, recovery *Recovery, actor s
 		return done, fmt.Errorf("replace the recovery key: %w", err)
 	}
 	now := time.Now()
-	if err := s.db.Tx(ctx, func(tx *db.Tx) error { return s.AddRecipient(ctx, tx, next, actor, now) }); err != nil {
+	err := s.ChangeList(ctx, []Recipient{next}, nil, actor, now, func(tx *db.Tx) error { return s.AddRecipient(ctx, tx, next, actor, now) })
+	if err != nil {
 		return done, fmt.Errorf("replace the recovery key: %w", err)
 	}
 	if _, err := s.Rewrap(ctx, next.ID, actor); err != nil {
@@ -44,7 +45,11 @@ func (s *Store) ReplaceRecovery(ctx context.Context, recovery *Recovery, actor s
 				WithHint("chancery doctor, then run this again")
 		}
 	}
-	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+	old, err := s.formerRecoveries(ctx, next.ID)
+	if err != nil {
+		return done, fmt.Errorf("replace the recovery key: %w", err)
+	}
+	err = s.ChangeList(ctx, nil, old, actor, now, func(tx *db.Tx) error {
 		done.Old, done.Keys = nil, 0
 		// A node that does not vouch for the new recipient may have made a key meanwhile.
 		var lacking int64
@@ -76,4 +81,15 @@ func (s *Store) ReplaceRecovery(ctx context.Context, recovery *Recovery, actor s
 		return done, fmt.Errorf("replace the recovery key: %w", err)
 	}
 	return done, nil
+}
+
+// formerRecoveries are the IDs of the recovery recipients but the new one.
+func (s *Store) formerRecoveries(ctx context.Context, next string) (ids []string, err error) {
+	all, err := s.Recipients(ctx)
+	for _, r := range all {
+		if r.Kind == KindRecovery && r.ID != next {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids, err
 }

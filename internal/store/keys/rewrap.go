@@ -17,7 +17,10 @@ const pageOfKeys = 100
 // Rewrap gives a recipient the wraps that it is entitled to and lacks, as far as this node can open the keys. It returns
 // how many it made. A node may do this at any time, and again.
 func (s *Store) Rewrap(ctx context.Context, recipient, actor string) (int, error) {
-	return s.rewrap(ctx, opener{s.self, s.node.identity}, recipient, actor, true)
+	if _, err := s.Recipients(ctx); err != nil { // which remembers the newest list
+		return 0, err
+	}
+	return s.rewrap(ctx, opener{recipient: s.self, identity: s.node.identity}, recipient, actor, true)
 }
 
 // RecoverAll gives this node, whose recipient must be stored already, a fresh wrap of every key that it is entitled to,
@@ -36,7 +39,7 @@ func (s *Store) RecoverAll(ctx context.Context, recovery *Recovery, actor string
 	if err != nil {
 		return 0, err
 	}
-	n, err := s.rewrap(ctx, opener{by, recovery.identity}, self.ID, actor, false)
+	n, err := s.rewrap(ctx, opener{recipient: by, identity: recovery.identity, recovery: true}, self.ID, actor, false)
 	s.Forget()
 	return n, err
 }
@@ -84,7 +87,7 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 			if to, err = s.recipient(ctx, tx, recipientID); err != nil {
 				return err
 			}
-			if !to.Endorsed {
+			if !by.mayWrapTo(to) {
 				return unendorsed(to)
 			}
 			page, err = readPage(ctx, tx, after, pageOfKeys)
@@ -107,7 +110,7 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 				return made, fmt.Errorf("rewrap key %s from %s to %s: %w", k.id, by.recipient, to.ID, err)
 			}
 		}
-		n, err := s.storeWraps(ctx, to, wraps, actor)
+		n, err := s.storeWraps(ctx, by, to, wraps, actor)
 		if err != nil {
 			return made, fmt.Errorf("rewrap keys to %s: %w", to.ID, err)
 		}
@@ -116,8 +119,8 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 }
 
 func unendorsed(r Recipient) error {
-	return fault.New(fault.Conflict, "this node does not vouch for key recipient %s (%s, public key %s): it was added by another, or "+
-		"changed since", r.ID, r.Kind, r.PublicKey).WithHint("compare the public key with the one its owner shows, then endorse it")
+	return fault.New(fault.Conflict, "this node does not vouch for key recipient %s (%s, public key %s): %s", r.ID, r.Kind, r.PublicKey, r.why).
+		WithHint("compare the public key with the one its owner shows; a node joins by chancery clone invite, join and approve")
 }
 
 func (k *keyWraps) rewrap(by opener, to Recipient) ([]byte, error) {
@@ -130,7 +133,7 @@ func (k *keyWraps) rewrap(by opener, to Recipient) ([]byte, error) {
 	return wrap(k.id, dataKey, to.PublicKey)
 }
 
-func (s *Store) storeWraps(ctx context.Context, to Recipient, wraps map[string][]byte, actor string) (int, error) {
+func (s *Store) storeWraps(ctx context.Context, by opener, to Recipient, wraps map[string][]byte, actor string) (int, error) {
 	if len(wraps) == 0 {
 		return 0, nil
 	}
@@ -142,7 +145,7 @@ func (s *Store) storeWraps(ctx context.Context, to Recipient, wraps map[string][
 		if err != nil {
 			return err
 		}
-		if current.PublicKey != to.PublicKey || !current.Endorsed {
+		if current.PublicKey != to.PublicKey || !by.mayWrapTo(current) {
 			return unendorsed(current)
 		}
 		for id, blob := range wraps {

@@ -17,6 +17,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
+	"chancery/internal/store/token"
 )
 
 // Store keeps the sealed keys of the authority, as one node sees them.
@@ -26,6 +27,10 @@ type Store struct {
 	self string // the recipient that this node is
 	node *NodeKey
 	most int // keys that are kept opened
+
+	tokens *token.Tokens // nil where the node reaches none
+
+	floor *floor // nil where no list is believed
 
 	mu     sync.Mutex // guards what follows
 	opened map[string]*list.Element
@@ -110,7 +115,8 @@ func putWrap(ctx context.Context, tx *db.Tx, key, recipient string, blob []byte,
 	return nil
 }
 
-// Delete removes a key and its wraps for good. After the transaction has committed the caller calls Forget.
+// Delete removes a key and its wraps for good; one in a token stays there, and is known here no more. After the transaction
+// has committed the caller calls Forget.
 func (s *Store) Delete(ctx context.Context, tx *db.Tx, id, actor string, now time.Time) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM key_wrap WHERE key_id = $1`, id); err != nil {
 		return fmt.Errorf("delete the wraps of key %s: %w", id, err)
@@ -119,7 +125,11 @@ func (s *Store) Delete(ctx context.Context, tx *db.Tx, id, actor string, now tim
 	if err != nil {
 		return fmt.Errorf("delete key %s: %w", id, err)
 	}
-	if n == 0 {
+	inToken, err := tx.Exec(ctx, `DELETE FROM token_key WHERE id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("delete key %s: %w", id, err)
+	}
+	if n+inToken == 0 {
 		return fault.New(fault.NotFound, "there is no key %s", id)
 	}
 	return s.log.Append(ctx, tx, audit.Event{Time: now, Actor: actor, Action: "key.delete", Object: id})
@@ -175,9 +185,15 @@ func (s *Store) Forget(ids ...string) {
 func (s *Store) open(ctx context.Context, id string) (crypto.Signer, error) {
 	var r record
 	var blob []byte
+	var inToken []Key
 	// A key is opened right after it was stored, and a standby may not have it yet: that is asked again where writes go.
 	load := func(tx *db.Tx) (err error) {
 		r, blob, err = loadKey(ctx, tx, id, s.self)
+		if fault.Is(err, fault.NotFound) {
+			if found, e := s.tokenKeysHere(ctx, tx, id); e != nil || len(found) > 0 {
+				inToken, err = found, e
+			}
+		}
 		return err
 	}
 	err := s.db.Read(ctx, load)
@@ -186,6 +202,9 @@ func (s *Store) open(ctx context.Context, id string) (crypto.Signer, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if len(inToken) > 0 {
+		return s.tokenSigner(ctx, inToken[0])
 	}
 	key, dataKey, err := r.open(blob, s.node.identity)
 	if err != nil {
@@ -225,9 +244,11 @@ type Key struct {
 	Algorithm string    `json:"algorithm"`
 	SPKI      []byte    `json:"spki"`
 	Created   time.Time `json:"created"`
+	Token     string    `json:"token,omitempty"` // PKCS #11 URI, where the key lies in a token
 }
 
-// Find lists the keys of one purpose, and of one owner unless owner is empty: the newest first.
+// Find lists the keys of one purpose, and of one owner unless owner is empty: the newest first, and those in tokens behind
+// those that are stored.
 func (s *Store) Find(ctx context.Context, purpose Purpose, owner string) ([]Key, error) {
 	var found []Key
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
@@ -247,7 +268,13 @@ func (s *Store) Find(ctx context.Context, purpose Purpose, owner string) ([]Key,
 			k.Created = db.FromMicros(created)
 			found = append(found, k)
 		}
-		return rows.Err()
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		rows.Close()
+		inTokens, err := tokenKeys(ctx, tx, "", purpose, owner)
+		found = append(found, inTokens...)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list %s keys: %w", purpose, err)
@@ -259,4 +286,11 @@ func (s *Store) Find(ctx context.Context, purpose Purpose, owner string) ([]Key,
 type opener struct {
 	recipient string
 	identity  age.Identity
+	recovery  bool // it is the recovery key
+}
+
+// mayWrapTo says whether a recipient gets keys. Who has the recovery key has them all, and may wrap them to the node on which he
+// uses it, whatever list there is.
+func (o opener) mayWrapTo(r Recipient) bool {
+	return r.Endorsed || o.recovery && r.mac
 }

@@ -26,7 +26,8 @@ CREATE TABLE node (
     gone_at BIGINT NOT NULL
 );
 
--- Invitations of nodes, by the SHA-256 of their secret. used_by is the node that used it, empty before.
+-- Invitations of nodes, by the SHA-256 of their secret. used_by is the node that used it, empty before. refused counts who came with
+-- the secret later, and another key.
 CREATE TABLE node_invitation (
     id TEXT NOT NULL PRIMARY KEY,
     hash BYTEA NOT NULL UNIQUE,
@@ -35,7 +36,8 @@ CREATE TABLE node_invitation (
     created_at BIGINT NOT NULL,
     expires_at BIGINT NOT NULL,
     used_by TEXT NOT NULL,
-    used_at BIGINT NOT NULL
+    used_at BIGINT NOT NULL,
+    refused BIGINT NOT NULL
 );
 
 -- Who gets keys, as a whole and signed with the audit key: a row of key_recipient that no list vouches for gets none, and a list

@@ -22,7 +22,8 @@ type Store struct {
 	db      *db.DB
 	log     *audit.Log
 	current atomic.Pointer[snapshot]
-	refresh sync.Mutex // held by the one caller that asks the database
+	refresh sync.Mutex                                                 // held by the one caller that asks the database
+	guard   func(ctx context.Context, tx *db.Tx, next *Settings) error // nil for none; not changed
 }
 
 type snapshot struct {
@@ -130,6 +131,15 @@ func read(ctx context.Context, tx *db.Tx) (*Settings, error) {
 	return &found, nil
 }
 
+// Within reads the settings in the caller's transaction.
+func Within(ctx context.Context, tx *db.Tx) (*Settings, error) { return read(ctx, tx) }
+
+// Guard has every change of the settings refused that guard refuses, in the transaction of the change: for rules that concern more
+// than the settings. It is called before the store is used.
+func (s *Store) Guard(guard func(ctx context.Context, tx *db.Tx, next *Settings) error) {
+	s.guard = guard
+}
+
 // Create stores the first settings, in the transaction that makes the authority.
 func (s *Store) Create(ctx context.Context, tx *db.Tx, first Settings, actor string, now time.Time) error {
 	if err := first.Validate(); err != nil {
@@ -204,6 +214,11 @@ func (s *Store) replace(ctx context.Context, tx *db.Tx, actor string, next Setti
 	changes, err := difference(*old, next)
 	if err != nil || len(changes) == 0 {
 		return Versioned{old.Version, *old}, err
+	}
+	if s.guard != nil {
+		if err := s.guard(ctx, tx, &next); err != nil {
+			return Versioned{}, err
+		}
 	}
 	_, err = tx.Exec(ctx, `UPDATE settings SET version = $1, changed = $2, changed_by = $3, document = $4 WHERE id = 'authority'`,
 		old.Version+1, db.Micros(now), actor, string(document))

@@ -8,7 +8,9 @@
 //	chancery.db             the store, where it is SQLite; .lock beside it is held by the process that has it open
 //	ca/identity-root.pem    the root of identities: what clients pin
 //	ca/audit-key.pem        the public key of checkpoints and backups: keep a copy where the database's owner cannot change it
+//	ca/recipients           version and hash of the newest list of key recipients that the node has seen; an older one is refused
 //	admin/cert.pem, key.pem the credential of the commands that are run here with --dir (key mode 0600)
+//	pkcs11/                 sockets of the helpers that sign in PKCS #11 tokens, and which PINs tokens refused (mode 0700)
 //	offline/                what belongs off this machine: the sealed root keys, the recovery key, a copy of audit-key.pem
 //
 // What concerns the authority lives in its database and not here.
@@ -29,6 +31,7 @@ import (
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/token"
 	"github.com/goccy/go-yaml"
 )
 
@@ -42,9 +45,11 @@ func (d Dir) TLS() string          { return filepath.Join(string(d), "node-tls.p
 func (d Dir) Database() string     { return filepath.Join(string(d), "chancery.db") }
 func (d Dir) IdentityRoot() string { return filepath.Join(string(d), "ca", "identity-root.pem") }
 func (d Dir) AuditKey() string     { return filepath.Join(string(d), "ca", "audit-key.pem") }
+func (d Dir) Recipients() string   { return filepath.Join(string(d), "ca", "recipients") }
 func (d Dir) AdminCert() string    { return filepath.Join(string(d), "admin", "cert.pem") }
 func (d Dir) AdminKey() string     { return filepath.Join(string(d), "admin", "key.pem") }
 func (d Dir) Offline() string      { return filepath.Join(string(d), "offline") }
+func (d Dir) Tokens() string       { return filepath.Join(string(d), "pkcs11") }
 
 // Config is what concerns one node alone. It is node.yaml, read strictly: an unknown field is an error.
 type Config struct {
@@ -87,6 +92,9 @@ type Config struct {
 	// name functions and hold no secrets, but cost time.
 	Profiling bool `yaml:"profiling,omitempty"`
 
+	// PKCS11 says how this node reaches keys that lie in PKCS #11 tokens.
+	PKCS11 PKCS11 `yaml:"pkcs11,omitempty"`
+
 	// ShutdownGrace is how long calls in progress may take to end when the node stops; 0 means 20s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace,omitempty"`
 }
@@ -99,6 +107,31 @@ type Listen struct {
 	Public string `yaml:"public,omitempty"`
 	// Metrics is the plain http listener of /metrics, /healthz and /readyz. Empty means 127.0.0.1:9443.
 	Metrics string `yaml:"metrics,omitempty"`
+}
+
+// PKCS11 is what a node needs to sign with keys in tokens. The keys themselves are known to the authority by their URIs.
+type PKCS11 struct {
+	// Helper is the path of chancery-pkcs11. Empty means beside the program, or where PATH has it.
+	Helper string `yaml:"helper,omitempty"`
+	// Tokens are those that this node reaches.
+	Tokens []Token `yaml:"tokens,omitempty"`
+}
+
+// Token is a PKCS #11 token as one node reaches it.
+type Token struct {
+	// Token is its label.
+	Token string `yaml:"token,omitempty"`
+	// Serial is its serial number, which tells it from another of the same label.
+	Serial string `yaml:"serial,omitempty"`
+	// ReplicaOf is the serial number under which its keys are known to the authority, where it is a copy of another token.
+	ReplicaOf string `yaml:"replica_of,omitempty"`
+	// Module is the path of the PKCS #11 library. Root or the user of the node owns it, and nobody else may write to it.
+	Module string `yaml:"module"`
+	// PINFile is a file (mode 0600) with the PIN on one line; a relative path is in the data directory. A PIN that the token
+	// refused is not tried again until the file holds another.
+	PINFile string `yaml:"pin_file,omitempty"`
+	// Sessions is how many signatures are made at once, at most 64; 0 means 8.
+	Sessions int `yaml:"sessions,omitempty"`
 }
 
 // The listen addresses of a node whose configuration names none: loopback, so that nothing is open by accident.
@@ -206,6 +239,21 @@ func (c *Config) Validate() error {
 	if c.Expensive < 0 || c.Expensive > 1000 {
 		add("expensive", "%d is not between 1 and 1000", c.Expensive)
 	}
+	for i, t := range c.PKCS11.Tokens {
+		path := fmt.Sprintf("pkcs11.tokens[%d].", i)
+		if t.Token == "" && t.Serial == "" {
+			add(path+"token", "is empty, and serial is too; one of them says which token is meant")
+		}
+		if !filepath.IsAbs(t.Module) {
+			add(path+"module", "%q is not the absolute path of a PKCS #11 library", t.Module)
+		}
+		if t.Sessions < 0 || t.Sessions > token.MaxSessions {
+			add(path+"sessions", "%d is not between 1 and %d", t.Sessions, token.MaxSessions)
+		}
+	}
+	if h := c.PKCS11.Helper; h != "" && !filepath.IsAbs(h) {
+		add("pkcs11.helper", "%q is not an absolute path", h)
+	}
 	if c.ShutdownGrace < 0 || c.ShutdownGrace > time.Hour {
 		add("shutdown_grace", "%v is not between 0 and 1h", c.ShutdownGrace)
 	}
@@ -243,6 +291,19 @@ func (c *Config) Proxies() []netip.Prefix {
 		}
 	}
 	return prefixes
+}
+
+// TokenOptions say how this node reaches its tokens.
+func (c *Config) TokenOptions(d Dir) token.Options {
+	o := token.Options{Node: c.Name, Dir: d.Tokens(), Helper: c.PKCS11.Helper}
+	for _, t := range c.PKCS11.Tokens {
+		p := token.Place{Token: t.Token, Serial: t.Serial, ReplicaOf: t.ReplicaOf, Module: t.Module, PINFile: t.PINFile, Sessions: t.Sessions}
+		if p.PINFile != "" && !filepath.IsAbs(p.PINFile) {
+			p.PINFile = filepath.Join(string(d), p.PINFile)
+		}
+		o.Places = append(o.Places, p)
+	}
+	return o
 }
 
 // DatabaseURLs are where the node writes and reads; read is empty where both are one.

@@ -8,7 +8,6 @@ package setup
 import (
 	"context"
 	"errors"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -119,7 +118,8 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	return s, nil
 }
 
-// Open opens the database of a data directory and the services of its node. The caller closes Services.DB.
+// Open opens the database of a data directory and the services of its node. The caller closes it, or Services.DB where the
+// program ends with it.
 func Open(ctx context.Context, dir datadir.Dir, config *datadir.Config, logger *slog.Logger) (*Services, error) {
 	return openServices(ctx, dir, config, logger, false)
 }
@@ -167,6 +167,10 @@ func openServices(ctx context.Context, dir datadir.Dir, config *datadir.Config, 
 	if err := anchor(dir, s.Keys); err != nil {
 		return nil, closing(d, err)
 	}
+	tokens := config.TokenOptions(dir)
+	tokens.Logger = logger
+	s.Tokens = token.New(tokens)
+	s.Keys.UseTokens(s.Tokens)
 	return s, nil
 }
 

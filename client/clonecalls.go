@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"iter"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// CloneFingerprint is what an administrator compares before a node gets keys: the SHA-256, in hexadecimal, over both public keys
+// that it shows, the age recipient and the SubjectPublicKeyInfo of its TLS key.
+func CloneFingerprint(publicKey string, spki []byte) string {
+	sum := sha256.Sum256(append([]byte("chancery node 1\n"+publicKey+"\n"), spki...))
+	return hex.EncodeToString(sum[:])
+}
+
+// PlainFingerprint is a fingerprint as CloneFingerprint writes it, from one in which people put spaces, colons, dashes or capitals.
+func PlainFingerprint(text string) string {
+	return strings.ToLower(strings.NewReplacer(" ", "", ":", "", "-", "", "\n", "", "\t", "").Replace(text))
+}
+
+// InviteClone makes a one-time token with which a new node may ask to join.
+func (c *Client) InviteClone(ctx context.Context, in CloneInvitation) (*CloneInvited, error) {
+	var out CloneInvited
+	return &out, c.do(ctx, post("clones", "invitations").with(in), &out)
+}
+
+// CloneInvitations lists invitations; none shows its token.
+func (c *Client) CloneInvitations(ctx context.Context) iter.Seq2[CloneInvited, error] {
+	return pages[CloneInvited](ctx, c, get("clones", "invitations"))
+}
+
+// WithdrawCloneInvitation ends an invitation that was not used.
+func (c *Client) WithdrawCloneInvitation(ctx context.Context, id string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: path("clones", "invitations", id)}, nil)
+}
+
+// JoinClone asks to join, and asks again how far that has come.
+func (c *Client) JoinClone(ctx context.Context, in CloneJoin) (*CloneJoined, error) {
+	var out CloneJoined
+	return &out, c.do(ctx, post("clones", "join").with(in), &out)
+}
+
+// Clones lists the nodes by name.
+func (c *Client) Clones(ctx context.Context) iter.Seq2[Clone, error] {
+	return pages[Clone](ctx, c, get("clones"))
+}
+
+// Clone shows one node.
+func (c *Client) Clone(ctx context.Context, name string) (*Clone, error) {
+	var out Clone
+	return &out, c.do(ctx, get("clones", name), &out)
+}
+
+// ApproveClone makes a node that waits one of the authority's, if its keys have this fingerprint.
+func (c *Client) ApproveClone(ctx context.Context, name, fingerprint string) (*Clone, error) {
+	var out Clone
+	return &out, c.do(ctx, post("clones", name, "approve").with(CloneApproval{Fingerprint: fingerprint}), &out)
+}
+
+// LeaveClone has a node give back what it holds and end.
+func (c *Client) LeaveClone(ctx context.Context, name string) (*Clone, error) {
+	var out Clone
+	return &out, c.do(ctx, post("clones", name, "leave"), &out)
+}
+
+// RemoveClone removes a node that is dead, or refuses one that waits. One that was seen just now is removed with force only.
+func (c *Client) RemoveClone(ctx context.Context, name string, force bool) error {
+	k := call{method: http.MethodDelete, path: path("clones", name)}
+	if force {
+		k = k.where(url.Values{"force": {"true"}})
+	}
+	return c.do(ctx, k, nil)
+}
+
+// TurnClone gives a node a lease ("promote") or takes it away ("demote").
+func (c *Client) TurnClone(ctx context.Context, name, verb string, in CloneTurn) (*Clone, error) {
+	var out Clone
+	return &out, c.do(ctx, post("clones", name, verb).with(in), &out)
+}
+
+// RenewCloneIdentity gets the calling node new certificates. The client shows the ones it has.
+func (c *Client) RenewCloneIdentity(ctx context.Context, in CloneIdentity) (*CloneJoined, error) {
+	var out CloneJoined
+	return &out, c.do(ctx, post("clones", "identity").with(in), &out)
+}

@@ -1,0 +1,294 @@
+package clone
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/settings"
+)
+
+// errDecided says that somebody else approved or refused the node between the look and the transaction.
+var errDecided = errors.New("the node was decided on meanwhile")
+
+// Approve makes a node that waits one of the authority's, if its keys have the fingerprint that the administrator was shown on that
+// machine. In one transaction it becomes active and a key recipient, which the next signed list names, and gets its identity. Then
+// the keys that it is entitled to are wrapped to it, and it gets its login. Whatever is cut short is taken up by approving again, or
+// by the next node that looks: see Finish.
+func (s *Service) Approve(ctx context.Context, by access.Principal, name string, in client.CloneApproval) (*client.Clone, error) {
+	if err := by.May(access.ManageNodes); err != nil {
+		return nil, err
+	}
+	if err := s.needsCA(ctx); err != nil {
+		return nil, err
+	}
+	const tries = 5
+	for try := 1; ; try++ {
+		r, err := s.read(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if shown := client.PlainFingerprint(in.Fingerprint); shown != r.fingerprint {
+			return nil, fault.New(fault.Conflict, "node %s joined with keys of the fingerprint %s, not %.80s", r.name, r.fingerprint, shown).At("/fingerprint").
+				WithHint("compare it with what the new machine shows; if that shows the one given here, another machine took its place: chancery clone remove %s", r.name)
+		}
+		switch r.state {
+		case client.CloneActive:
+			if err := s.confirm(ctx, r); err != nil {
+				return nil, err
+			}
+			if err := s.complete(ctx, by, r); err != nil {
+				return nil, fmt.Errorf("node %s is approved, and does not have all it needs yet: %w", r.name, err)
+			}
+			return s.Show(ctx, by, r.name)
+		case client.CloneWaiting:
+		default:
+			return nil, fault.New(fault.Conflict, "node %s is %s", r.name, r.state).WithHint("the machine joins anew, with another name and another token")
+		}
+		err = s.admit(ctx, by, r, time.Now())
+		if again := errors.Is(err, errDecided) || errors.Is(err, keys.ErrListMoved); err != nil && (!again || try == tries) {
+			if again {
+				err = fault.New(fault.Unavailable, "the nodes change all the time; try again: %w", err)
+			}
+			return nil, fmt.Errorf("approve node %s: %w", r.name, err)
+		}
+	}
+}
+
+// confirm acknowledges what was found to be done behind a commit of its own: the first one's outcome may be unknown.
+func (s *Service) confirm(ctx context.Context, r *row) error {
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE node SET state = state WHERE name = $1 AND state = $2`, r.name, r.state)
+		if err == nil && n == 0 {
+			err = fault.New(fault.Unavailable, "node %s changes at the same time; try again", r.name)
+		}
+		return err
+	})
+}
+
+// admit is the one transaction.
+func (s *Service) admit(ctx context.Context, by access.Principal, r *row, now time.Time) error {
+	list, err := s.Keys.SignList(ctx, []keys.Recipient{r.recipient(now)})
+	if err != nil {
+		return err
+	}
+	names, err := serverNames(r.address, r.request.Names)
+	if err != nil {
+		return err
+	}
+	if err := s.namesOfOthers(ctx, r.subsystems, names); err != nil {
+		return err
+	}
+	p := access.Principal{ID: db.NewID(), Name: identity.NodePrincipal(r.name), Kind: access.KindNode, Created: db.FromMicros(db.Micros(now))}
+	order := identity.NodeOrder{
+		Principal: p.ID, Node: r.name, SPKI: r.spki, Names: names, Key: "clone " + r.name + " " + r.fingerprint,
+	}
+	_, err = s.Identity.IssueNode(ctx, by, order, func(ctx context.Context, tx *db.Tx, issued *ca.Certificate) error {
+		current, err := named(ctx, tx, r.name)
+		if err != nil {
+			return err
+		}
+		if current.state != client.CloneWaiting || current.fingerprint != r.fingerprint {
+			return errDecided
+		}
+		set, err := settings.Within(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := durable(set); err != nil {
+			return err
+		}
+		if err := s.Access.InsertPrincipal(ctx, tx, p, by.Actor()); err != nil {
+			return err
+		}
+		if err := s.Keys.AddRecipient(ctx, tx, r.recipient(now), by.Actor(), now); err != nil {
+			return err
+		}
+		if err := s.Keys.PutList(ctx, tx, list, by.Actor(), now); err != nil {
+			return err
+		}
+		answer, err := encode(client.CloneJoined{State: client.CloneWaiting, Certificate: encodePath(identity.Path(issued)), RecipientList: list.Version()})
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE node SET state = $1, principal = $2, approved_by = $3, approved_at = $4, answer = $5 WHERE name = $6`,
+			client.CloneActive, p.ID, by.Actor(), db.Micros(now), answer, r.name)
+		if err != nil {
+			return err
+		}
+		return s.audit(ctx, tx, by.Actor(), "clone.approve", r.name, map[string]any{
+			"fingerprint": r.fingerprint, "subsystems": r.subsystems, "address": r.address, "names": names, "recipient_list": list.Version(),
+		}, now)
+	})
+	s.Access.Forget()
+	return err
+}
+
+// durable refuses a second node while commits wait for no standby: a failover would lose what was acknowledged.
+func durable(set *settings.Settings) error {
+	if set.Durability != settings.Local {
+		return nil
+	}
+	return fault.New(fault.Conflict, "durability is local: a commit waits for no standby, so with more nodes than one a failover would lose what was acknowledged").
+		WithHint("chancery settings set durability=synchronous, where PostgreSQL has a synchronous standby; durability=provider, where the operator vouches for it")
+}
+
+// GuardSettings is durable's other half, for settings.Store.Guard: durability stays what it is while there is more than one node.
+func (s *Service) GuardSettings(ctx context.Context, tx *db.Tx, next *settings.Settings) error {
+	if next.Durability != settings.Local {
+		return nil
+	}
+	var others int64
+	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM node WHERE name <> $1 AND state IN ('active', 'leaving')`, s.node).Scan(&others)
+	if err != nil || others == 0 {
+		return err
+	}
+	return fault.New(fault.Conflict, "durability cannot be local while the authority has %d nodes: a failover of the database would lose what was acknowledged", others+1).
+		At("durability").WithHint("synchronous or provider would pass; chancery clone list shows the nodes")
+}
+
+// complete does what an approval does after its transaction. It may be done again, by any node with the ca subsystem.
+func (s *Service) complete(ctx context.Context, by access.Principal, r *row) error {
+	if _, err := s.Keys.Rewrap(ctx, r.name, by.Actor()); err != nil {
+		return err
+	}
+	if r.answer.State == client.CloneActive || r.joinedBy == "" {
+		return nil
+	}
+	answer := r.answer
+	answer.State = client.CloneActive
+	login, err := s.login(ctx, by, r.name, r.request.DatabaseCSR)
+	if err != nil {
+		return err
+	}
+	answer.DatabaseRole, answer.DatabaseCertificate, answer.DatabaseRoots = login.Role, login.Certificate, login.Roots
+	if answer.AuditKeys, err = s.auditKeys(ctx); err != nil {
+		return err
+	}
+	text, err := encode(answer)
+	if err != nil {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE node SET answer = $1, database_role = $2 WHERE name = $3 AND state = 'active'`, text, login.Role, r.name)
+		return err
+	})
+}
+
+func (s *Service) login(ctx context.Context, by access.Principal, node, csr string) (Login, error) {
+	if csr == "" || s.OpenLogin == nil {
+		return Login{}, nil
+	}
+	login, err := s.OpenLogin(ctx, by, node, csr)
+	if err != nil {
+		return Login{}, fmt.Errorf("give node %s its login at the database: %w", node, err)
+	}
+	return login, nil
+}
+
+// auditKeys are the public keys of checkpoints and of lists of recipients, in PEM.
+func (s *Service) auditKeys(ctx context.Context) (string, error) {
+	found, err := s.Keys.Find(ctx, keys.Audit, "")
+	if err != nil {
+		return "", err
+	}
+	text := ""
+	for _, k := range found {
+		text += string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI}))
+	}
+	return text, nil
+}
+
+func encodePath(path [][]byte) []string {
+	texts := make([]string, len(path))
+	for i, der := range path {
+		texts[i] = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	return texts
+}
+
+// RenewIdentity gives the calling node new certificates for new keys: a node without the ca subsystem cannot issue its own.
+func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in client.CloneIdentity, key string) (*client.CloneJoined, error) {
+	if err := s.needsCA(ctx); err != nil {
+		return nil, err
+	}
+	r, err := s.self(ctx, by)
+	if err != nil {
+		return nil, err
+	}
+	request, err := cert.CSRLimits{}.ParsePEM([]byte(in.CSR))
+	if err != nil {
+		return nil, fmt.Errorf("/csr: %w", err)
+	}
+	more := in.Names
+	if len(more) == 0 {
+		more = r.request.Names
+	}
+	names, err := serverNames(r.address, more)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.namesOfOthers(ctx, r.subsystems, names); err != nil {
+		return nil, err
+	}
+	if key != "" {
+		key = "clone " + r.name + " " + key
+	}
+	order := identity.NodeOrder{Principal: by.ID, Node: r.name, SPKI: request.SPKI, Names: names, Key: key}
+	if err := s.Identity.CheckNode(ctx, order); err != nil {
+		return nil, err
+	}
+	issued, err := s.Identity.IssueNode(ctx, by, order, func(ctx context.Context, tx *db.Tx, _ *ca.Certificate) error {
+		current, err := named(ctx, tx, r.name)
+		if err == nil && current.state != client.CloneActive {
+			err = goneError(current)
+		}
+		return err
+	})
+	s.Access.Forget()
+	if err != nil {
+		return nil, err
+	}
+	login, err := s.login(ctx, by, r.name, in.DatabaseCSR)
+	if err != nil {
+		return nil, err
+	}
+	auditKeys, err := s.auditKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &client.CloneJoined{
+		State: r.state, Fingerprint: r.fingerprint, Subsystems: r.subsystems, Certificate: encodePath(identity.Path(issued)), AuditKeys: auditKeys,
+		DatabaseRole: login.Role, DatabaseCertificate: login.Certificate, DatabaseRoots: login.Roots, RecipientList: r.answer.RecipientList,
+	}, nil
+}
+
+// self is the node that calls.
+func (s *Service) self(ctx context.Context, by access.Principal) (r *row, err error) {
+	if by.Kind != access.KindNode || by.ID == "" {
+		return nil, fault.New(fault.Denied, "%s is no node", by.Actor())
+	}
+	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		r, err = find(ctx, tx, `principal = $1`, by.ID)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case r == nil:
+		return nil, fault.New(fault.Denied, "%s is no node here any more", by.Actor())
+	case r.state != client.CloneActive:
+		return nil, goneError(r)
+	}
+	return r, nil
+}

@@ -1,0 +1,228 @@
+package clone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
+)
+
+// aliveFor is how long after its last report a node is taken for alive.
+const aliveFor = 30 * time.Second
+
+// goneError is what a node hears that is no longer one.
+func goneError(r *row) error {
+	switch r.state {
+	case client.CloneGone:
+		return fault.New(fault.Denied, "node %s left or was removed at %s; its keys, identity and leases are gone", r.name, r.gone.UTC().Format(time.RFC3339)).
+			WithHint("a machine comes back by chancery clone invite and join, with a new name")
+	case client.CloneLeaving:
+		return fault.New(fault.Denied, "node %s is leaving", r.name)
+	}
+	return fault.New(fault.Denied, "node %s is %s: an administrator has not approved it yet", r.name, r.state).
+		WithHint("chancery clone approve %s FINGERPRINT", r.name)
+}
+
+// Leave has a node give back its leases and end; a node may ask so for itself. What it held is revoked and deleted when it has
+// stopped, or has not been seen for a while.
+func (s *Service) Leave(ctx context.Context, by access.Principal, name string, call once.Call) (*client.Clone, error) {
+	now := time.Now()
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		r, err := find(ctx, tx, `name = $1`, name)
+		if err != nil {
+			return err
+		}
+		own := r != nil && by.Kind == access.KindNode && by.ID != "" && by.ID == r.principal
+		if !own {
+			if err := by.May(access.ManageNodes); err != nil {
+				return err
+			}
+		}
+		if r == nil {
+			return noNode(name)
+		}
+		_, err = once.Act(ctx, tx, call, now, func() (done once.Done, err error) {
+			switch r.state {
+			case client.CloneWaiting:
+				return done, fault.New(fault.Conflict, "node %s waits and has nothing to give back", name).WithHint("chancery clone remove %s refuses it", name)
+			case client.CloneLeaving, client.CloneGone:
+				return done, nil
+			}
+			if err := lastCA(ctx, tx, r, now); err != nil {
+				return done, err
+			}
+			if _, err := tx.Exec(ctx, `UPDATE node SET state = 'leaving' WHERE name = $1`, r.name); err != nil {
+				return done, err
+			}
+			if err := db.Dismiss(ctx, tx, r.name); err != nil {
+				return done, err
+			}
+			return done, s.audit(ctx, tx, by.Actor(), "clone.leave", r.name, nil, now)
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("have node %.80q leave: %w", access.Redact(name), err)
+	}
+	r, err := s.read(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return s.wire(r, nil, now), nil
+}
+
+// lastCA refuses to let the last node go that can issue, or the last that is alive.
+func lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+	if !r.runs(keys.SubsystemCA) {
+		return nil
+	}
+	all, err := nodes(ctx, tx, "", maxNodes)
+	if err != nil {
+		return err
+	}
+	others := 0
+	for _, o := range all {
+		if o.name == r.name || o.state != client.CloneActive || !o.runs(keys.SubsystemCA) {
+			continue
+		}
+		if others++; now.Sub(o.seen) < aliveFor {
+			return nil
+		}
+	}
+	if others == 0 {
+		return fault.New(fault.Conflict, "node %s is the last that runs ca: without it nothing could be issued, and nobody could open the keys but by the recovery key", r.name).
+			WithHint("chancery clone invite: add another node first")
+	}
+	return fault.New(fault.Conflict, "no other node that runs ca was seen in the last %s, so node %s stays", aliveFor, r.name).
+		WithHint("start another node, then try again; chancery clone list shows them")
+}
+
+// Remove takes a node out that is dead, and refuses one that waits. One that was seen just now is removed by force only: it should
+// leave by itself. Its identity is revoked, its wraps are deleted, its leases released, its login ended, and the next list of key
+// recipients does not name it. What it has opened it may have kept: if it is not trusted, the keys must be replaced.
+func (s *Service) Remove(ctx context.Context, by access.Principal, name string, force bool, call once.Call) error {
+	if err := by.May(access.ManageNodes); err != nil {
+		return err
+	}
+	now := time.Now()
+	r, err := s.read(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case r.state == client.CloneWaiting:
+		err = s.refuse(ctx, by, r, call, now)
+	case r.state == client.CloneGone:
+		return fault.New(fault.Conflict, "node %s has been gone since %s", r.name, r.gone.UTC().Format(time.RFC3339))
+	case r.name == s.node:
+		return fault.New(fault.Conflict, "node %s was asked to remove itself", r.name).WithHint("chancery clone leave %s, or ask another node", r.name)
+	case !force && now.Sub(r.seen) < aliveFor:
+		return fault.New(fault.Conflict, "node %s was seen %s ago, and a node that runs leaves by itself", r.name, now.Sub(r.seen).Round(time.Second)).
+			WithHint("chancery clone leave %s; or remove it all the same, by chancery clone remove %s --yes, where it is not to be trusted", r.name, r.name)
+	default:
+		if err = s.needsCA(ctx); err == nil {
+			err = s.end(ctx, by, r, "clone.remove", call, now)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove node %s: %w", r.name, err)
+	}
+	return nil
+}
+
+// refuse ends a node that was never approved.
+func (s *Service) refuse(ctx context.Context, by access.Principal, r *row, call once.Call, now time.Time) error {
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		_, err := once.Act(ctx, tx, call, now, func() (done once.Done, err error) {
+			n, err := tx.Exec(ctx, `UPDATE node SET state = 'gone', gone_at = $1 WHERE name = $2 AND state = 'waiting'`, db.Micros(now), r.name)
+			if err == nil && n == 0 {
+				err = fault.New(fault.Conflict, "node %s was approved meanwhile", r.name)
+			}
+			if err != nil {
+				return done, err
+			}
+			return done, s.audit(ctx, tx, by.Actor(), "clone.refuse", r.name, map[string]any{"fingerprint": r.fingerprint}, now)
+		})
+		return err
+	})
+}
+
+// errEnded says that another node ended it first.
+var errEnded = errors.New("the node is gone already")
+
+// end takes all from a node that a node had, in one transaction, and then its login.
+func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, call once.Call, now time.Time) error {
+	issuers, err := s.Identity.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.Keys.ChangeList(ctx, nil, []string{r.name}, by.Actor(), now, func(tx *db.Tx) error {
+		current, err := named(ctx, tx, r.name)
+		if err != nil {
+			return err
+		}
+		if current.state == client.CloneGone {
+			return errEnded
+		}
+		if err := lastCA(ctx, tx, current, now); err != nil {
+			return err
+		}
+		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) { return once.Done{}, s.take(ctx, tx, by, current, action, issuers, now) })
+		return err
+	})
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.CA.Announce()
+	s.Access.Forget()
+	if err := s.closeLogin(ctx, r.name); err != nil {
+		s.Logger.ErrorContext(ctx, "the login of a node that is gone is not ended yet; a node with the ca subsystem tries again", "node", r.name, "error", err)
+	}
+	return nil
+}
+
+func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *row, action string, issuers []string, now time.Time) error {
+	revoke := func(ref ca.Ref) error {
+		return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now)
+	}
+	if err := s.Identity.EndNode(ctx, tx, by, r.principal, r.name, issuers, revoke, now); err != nil {
+		return err
+	}
+	if err := s.Keys.RemoveRecipient(ctx, tx, r.name, by.Actor(), now); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if err := db.Dismiss(ctx, tx, r.name); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `UPDATE node SET state = 'gone', gone_at = $1, principal = '' WHERE name = $2`, db.Micros(now), r.name)
+	if err != nil {
+		return err
+	}
+	return s.audit(ctx, tx, by.Actor(), action, r.name, map[string]any{"fingerprint": r.fingerprint, "subsystems": r.subsystems}, now)
+}
+
+// closeLogin ends a gone node's login, if it has one still.
+func (s *Service) closeLogin(ctx context.Context, name string) error {
+	r, err := s.read(ctx, name)
+	if err != nil || r.databaseRole == "" || r.state != client.CloneGone || s.CloseLogin == nil {
+		return err
+	}
+	if err := s.CloseLogin(ctx, r.databaseRole); err != nil {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE node SET database_role = '' WHERE name = $1 AND state = 'gone'`, name)
+		return err
+	})
+}

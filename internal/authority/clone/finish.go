@@ -1,0 +1,58 @@
+package clone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/once"
+)
+
+// stoppedAfter is how long a node that leaves may take to say that it has stopped, before it is taken for dead.
+const stoppedAfter = 20 * time.Second
+
+// Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
+// those that have left, and ends the logins of those that are gone. Only a node with the ca subsystem can.
+func (s *Service) Finish(ctx context.Context, now time.Time) error {
+	var all []*row
+	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		all, err = nodes(ctx, tx, "", maxNodes)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	able := false
+	for _, r := range all {
+		able = able || r.name == s.node && r.state == client.CloneActive && r.runs(keys.SubsystemCA)
+	}
+	if !able {
+		return nil
+	}
+	lacking, err := s.Keys.Lacking(ctx)
+	if err != nil {
+		return err
+	}
+	by := access.System(s.node)
+	var errs []error
+	for _, r := range all {
+		var err error
+		switch {
+		case r.state == client.CloneActive && (lacking[r.name] || r.joinedBy != "" && r.answer.State != client.CloneActive):
+			err = s.complete(ctx, by, r)
+		case r.state == client.CloneLeaving && r.name != s.node && (r.report.Stopped || now.Sub(r.seen) > stoppedAfter):
+			err = s.end(ctx, by, r, "clone.left", once.Call{}, now)
+		case r.state == client.CloneGone && r.databaseRole != "":
+			err = s.closeLogin(ctx, r.name)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("finish node %s: %w", r.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

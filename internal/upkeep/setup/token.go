@@ -1,0 +1,62 @@
+package setup
+
+import (
+	"context"
+	"fmt"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/token"
+	"chancery/internal/upkeep/datadir"
+)
+
+// fillToken takes a key's URI apart: what is this node's own goes into node.yaml, and the rest is the key's name.
+func (o *Options) fillToken() error {
+	if o.TokenHelper != "" {
+		o.pkcs11.Helper = o.TokenHelper
+	}
+	if o.Token == "" {
+		return nil
+	}
+	u, err := token.Parse(o.Token)
+	if err != nil {
+		return err
+	}
+	place, ok, err := token.PlaceOf(u)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return fault.New(fault.Invalid, "the URI of the key names no PKCS #11 library, and there is no node.yaml yet that could").
+			WithHint("pkcs11:token=LABEL;object=LABEL?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/chancery/pin").At("key")
+	case u.Token == "" && u.Serial == "":
+		return fault.New(fault.Invalid, "the URI of the key names neither token nor serial; slots are renumbered, so a token is found by one of these").At("key")
+	case o.Import != nil && o.Import.Key != nil:
+		return fault.New(fault.Invalid, "the imported CA has its key in a file, and in a token it would be another one").At("key")
+	}
+	o.pkcs11.Tokens = []datadir.Token{{Token: place.Token, Serial: place.Serial, Module: place.Module, PINFile: place.PINFile}}
+	if o.Import != nil {
+		o.Import.Token = o.Token
+	}
+	return nil
+}
+
+// warnOfTokens says what follows from keys in tokens.
+func (s *Services) warnOfTokens(ctx context.Context, result *Result) error {
+	found, err := s.Keys.InTokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range found {
+		result.Warnings = append(result.Warnings, fmt.Sprintf("the %s key %s lies in its token alone: no backup of the authority holds it, so back the token up "+
+			"by its vendor's means", k.Purpose, k.Token))
+		extractable, err := s.Keys.Reach(ctx, k)
+		if err != nil {
+			return err
+		}
+		if extractable {
+			result.Warnings = append(result.Warnings, fmt.Sprintf("the token would give the key %s out (CKA_EXTRACTABLE is true), so somebody may have a "+
+				"copy; a key that was made in the token and is not extractable is better", k.Token))
+		}
+	}
+	return nil
+}
