@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"chancery/client"
 	"chancery/internal/agent/loop"
@@ -36,13 +36,14 @@ func TestMain(m *testing.M) {
 
 // node is an authority whose node runs in this process.
 type node struct {
-	once  sync.Once
-	err   error
-	dir   string
-	stop  context.CancelFunc
-	ended chan struct{}
-	admin *client.Client
-	hosts atomic.Int64
+	once    sync.Once
+	err     error
+	dir     string
+	address string // where the API listens
+	stop    context.CancelFunc
+	ended   chan struct{}
+	admin   *client.Client
+	hosts   atomic.Int64
 }
 
 var theNode = &node{}
@@ -61,48 +62,73 @@ func (n *node) start() error {
 	if n.dir, err = os.MkdirTemp("", "loop-"); err != nil {
 		return err
 	}
+	if err := n.initialize(); err != nil {
+		return err
+	}
+	return n.serve()
+}
+
+func (n *node) authority() string { return filepath.Join(n.dir, "authority") }
+
+func (n *node) initialize() error {
 	var at [3]string
 	for i := range at {
+		var err error
 		if at[i], err = consumer.FreeAddress(); err != nil {
 			return err
 		}
 	}
+	n.address = at[0]
 	_, port, _ := strings.Cut(at[0], ":")
-	authority := filepath.Join(n.dir, "authority")
-	err = command(context.Background(), "init", "--dir", authority, "--address", "https://localhost:"+port, "--public-url", "http://"+at[1],
+	return command(context.Background(), "init", "--dir", n.authority(), "--address", "https://localhost:"+port, "--public-url", "http://"+at[1],
 		"--public-listen", at[1], "--metrics-listen", at[2], "--root", "online")
-	if err != nil {
-		return err
-	}
+}
+
+// serve starts the node, and waits until it answers.
+func (n *node) serve() error {
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop, n.ended = stop, make(chan struct{})
 	failed := make(chan error, 1)
-	go func() {
-		defer close(n.ended)
+	go func(ended chan struct{}) {
+		defer close(ended)
 		said := &lastWords{}
-		if code := cli.Run(ctx, []string{"serve", "--dir", authority}, cli.Streams{In: strings.NewReader(""), Out: said, Err: said}); code != 0 {
+		if code := cli.Run(ctx, []string{"serve", "--dir", n.authority()}, cli.Streams{In: strings.NewReader(""), Out: said, Err: said}); code != 0 {
 			failed <- fmt.Errorf("serve: exit %d", code)
 		}
-	}()
-	roots, err := client.RootsFile(filepath.Join(authority, "ca", "identity-root.pem"))
+	}(n.ended)
+	roots, err := client.RootsFile(filepath.Join(n.authority(), "ca", "identity-root.pem"))
 	if err != nil {
 		return err
 	}
+	_, port, _ := strings.Cut(n.address, ":")
 	n.admin, err = client.New(client.Options{
 		Address: "https://localhost:" + port, Roots: roots,
-		Certificate: client.CertificateFiles(filepath.Join(authority, "admin", "cert.pem"), filepath.Join(authority, "admin", "key.pem")),
+		Certificate: client.CertificateFiles(filepath.Join(n.authority(), "admin", "cert.pem"), filepath.Join(n.authority(), "admin", "key.pem")),
 	})
 	for err == nil {
 		select {
 		case err := <-failed:
 			return err
-		case <-time.After(20 * time.Millisecond):
+		default:
 		}
-		if consumer.Listening(at[0])(ctx) == nil {
+		// Its caller may be in a bubble whose time stands while sockets are waited for, so there is no pause here.
+		if consumer.Listening(n.address)(ctx) == nil {
 			return nil
 		}
+		runtime.Gosched()
 	}
 	return err
+}
+
+// leave stops the node; its directory stays.
+func (n *node) leave() {
+	if n.stop == nil {
+		return
+	}
+	n.admin.Close()
+	n.stop()
+	<-n.ended
+	n.stop = nil
 }
 
 // lastWords keeps the errors of a node's log, and prints them at once: a test that fails for one of them is understood.
@@ -118,10 +144,7 @@ func (*lastWords) Write(p []byte) (int, error) {
 }
 
 func (n *node) end() {
-	if n.stop != nil {
-		n.stop()
-		<-n.ended
-	}
+	n.leave()
 	if n.dir != "" {
 		os.RemoveAll(n.dir)
 	}
