@@ -177,8 +177,11 @@ func (p *page) nodeYAML() {
 			}
 			n++
 			p.row("`"+path+name+"`", kindOf(f.Type), p.comment(structs, t, f))
-			if f.Type.Kind() == reflect.Struct {
+			switch {
+			case f.Type.Kind() == reflect.Struct:
 				walk(f.Type, path+name+".")
+			case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+				walk(f.Type.Elem(), path+name+"[].")
 			}
 		}
 	}

@@ -48,6 +48,7 @@ type CreateIssuerRequest struct {
 	Parent          string   `json:"parent,omitempty" maxLength:"255" doc:"intermediate: the issuer that signs it"`
 	Subject         string   `json:"subject,omitempty" maxLength:"8192" doc:"RFC 4514"`
 	Algorithm       string   `json:"algorithm,omitempty" maxLength:"16" doc:"ecdsa-p256, ecdsa-p384, ecdsa-p521, rsa-2048, rsa-3072, rsa-4096 or ed25519; ecdsa-p256 where absent"`
+	Key             string   `json:"key,omitempty" maxLength:"2048" doc:"PKCS #11 URI (RFC 7512) of its key, where that lies in a token that the node reaches; without pin-source, module-name, module-path and slot-id, which stand in node.yaml"`
 	Validity        string   `json:"validity,omitempty" maxLength:"32" doc:"a length such as 3650d"`
 	PathLen         *int     `json:"path_len,omitempty" minimum:"0" maximum:"16" doc:"how many issuers may stand below it; no limit for a root, 0 for others where absent"`
 	NameConstraints []string `json:"name_constraints,omitempty" maxItems:"256" doc:"permitted or excluded: +dns:example.com, -ip:10.0.0.0/8"`

@@ -41,7 +41,8 @@ type ImportSpec struct {
 	CRL            CRLMode
 	Certificate    *x509.Certificate
 	Chain          []*x509.Certificate // the certificates above it
-	Key            crypto.Signer       // nil when it stays offline
+	Key            crypto.Signer       // nil when it stays offline, or is in a token
+	Token          string              // PKCS #11 URI of the key, where it lies in a token that this node reaches
 	Records        []Record
 
 	// Also runs in the transaction of the import, after all rows: what else has to be true of the issuer from its first
@@ -91,6 +92,11 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 		}
 		n.issuer.KeyID = n.sealed.ID
 	}
+	if spec.Token != "" {
+		if err := c.adoptInto(ctx, n, spec.Token); err != nil {
+			return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+		}
+	}
 	if n.history, err = c.history(n, spec.Records, by, now); err != nil {
 		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
 	}
@@ -101,6 +107,19 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 	}
 	c.announce()
 	return issuer, nil
+}
+
+// adoptInto gives an imported issuer its key in a token.
+func (c *CA) adoptInto(ctx context.Context, n *newIssuer, uri string) error {
+	inToken, key, err := c.keys.Adopt(ctx, uri, keys.Issuer, n.issuer.ID)
+	if err != nil {
+		return err
+	}
+	if err := keyfile.CheckPair(key.Public(), n.issuer.Certificate); err != nil {
+		return err
+	}
+	n.token, n.issuer.KeyID = inToken, inToken.ID
+	return nil
 }
 
 func (s *ImportSpec) check(now time.Time) error {

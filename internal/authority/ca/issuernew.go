@@ -32,6 +32,8 @@ type IssuerSpec struct {
 	// ParentKey is the parent's key, where it is offline and at hand.
 	ParentKey crypto.Signer
 
+	// Token is the PKCS #11 URI of the key, where it lies in a token that this node reaches; no key is made then.
+	Token string
 	// Offline hands the key back instead of storing it.
 	Offline   bool
 	Algorithm keyfile.Algorithm // empty means ECDSA P-256
@@ -64,15 +66,19 @@ func (c *CA) CreateIssuer(ctx context.Context, by access.Principal, spec IssuerS
 	if err := c.db.CheckClock(now); err != nil {
 		return nil, nil, err
 	}
-	key, err := keyfile.Generate(spec.Algorithm, spec.Bits)
+	id := db.NewID()
+	key, inToken, err := c.issuerKey(ctx, &spec, id)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the key of issuer %s: %w", spec.Name, err)
 	}
-	n, err := c.prepareIssuer(ctx, &spec, key, now)
+	n, err := c.prepareIssuer(ctx, &spec, id, key, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make issuer %s: %w", spec.Name, err)
 	}
-	if !spec.Offline {
+	switch {
+	case inToken != nil:
+		n.token, n.issuer.KeyID, key = inToken, inToken.ID, nil
+	case !spec.Offline:
 		if n.sealed, err = c.keys.Seal(ctx, key, keys.Issuer, n.issuer.ID); err != nil {
 			return nil, nil, fmt.Errorf("seal the key of issuer %s: %w", spec.Name, err)
 		}
@@ -89,12 +95,23 @@ func (c *CA) CreateIssuer(ctx context.Context, by access.Principal, spec IssuerS
 	return issuer, key, nil
 }
 
+// issuerKey makes the key of a new issuer, or finds it in its token.
+func (c *CA) issuerKey(ctx context.Context, spec *IssuerSpec, id string) (crypto.Signer, *keys.TokenKey, error) {
+	if spec.Token == "" {
+		key, err := keyfile.Generate(spec.Algorithm, spec.Bits)
+		return key, nil, err
+	}
+	inToken, key, err := c.keys.Adopt(ctx, spec.Token, keys.Issuer, id)
+	return key, inToken, err
+}
+
 // newIssuer is an issuer about to be stored.
 type newIssuer struct {
 	issuer  *Issuer
 	subject []byte       // DER
 	record  *Certificate // in the parent's inventory, or its own; nil when its issuer is not here
 	sealed  *keys.Sealed
+	token   *keys.TokenKey
 	history []imported
 	request any // what tells a repeated call from another one
 
@@ -102,6 +119,9 @@ type newIssuer struct {
 }
 
 func (s *IssuerSpec) check() error {
+	if s.Token != "" && (s.Algorithm != "" || s.Bits != 0) {
+		return fault.New(fault.Invalid, "the algorithm of issuer %q is that of its key in the token; name none", s.Name).At("algorithm")
+	}
 	if s.Algorithm == "" {
 		s.Algorithm = keyfile.ECDSA
 	}
@@ -116,6 +136,8 @@ func (s *IssuerSpec) check() error {
 		return fault.New(fault.Invalid, "issuer %q cannot be under %q and under an outside root at once", s.Name, s.Parent)
 	case s.Outside && s.Offline:
 		return fault.New(fault.Invalid, "the key of issuer %q cannot be offline while its request waits here; make both where the key is", s.Name)
+	case s.Token != "" && s.Offline:
+		return fault.New(fault.Invalid, "the key of issuer %q cannot be in a token and handed out", s.Name)
 	case s.Template == "" && s.Subject == "":
 		return fault.New(fault.Invalid, "issuer %q needs a subject, such as CN=%s", s.Name, s.Name)
 	case s.Template != "" && s.Outside:
@@ -144,7 +166,7 @@ func (m CRLMode) check() error {
 }
 
 // prepareIssuer builds and signs what storeIssuer stores.
-func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, key crypto.Signer, now time.Time) (*newIssuer, error) {
+func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, id string, key crypto.Signer, now time.Time) (*newIssuer, error) {
 	parent, err := c.placeIssuer(ctx, spec, now)
 	if err != nil {
 		return nil, err
@@ -154,7 +176,7 @@ func (c *CA) prepareIssuer(ctx context.Context, spec *IssuerSpec, key crypto.Sig
 		return nil, err
 	}
 	n := &newIssuer{issuer: &Issuer{
-		ID: db.NewID(), Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default, PublicKey: spki, CRL: spec.CRL,
+		ID: id, Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default, PublicKey: spki, CRL: spec.CRL,
 		CreatedAt: now,
 	}, request: spec.digest()}
 	if spec.Outside {
@@ -224,7 +246,7 @@ func (c *CA) signUnder(ctx context.Context, parent *Issuer, spec *IssuerSpec, sp
 				WithHint("make the issuer with an outside root, sign its request where the key is, and import the answer")
 		}
 		var err error
-		if signer, err = c.keys.Signer(ctx, parent.KeyID); err != nil {
+		if signer, err = c.keys.SignerFor(ctx, parent.KeyID, parent.Certificate); err != nil {
 			return nil, fmt.Errorf("load the key of issuer %s: %w", parent.Name, err)
 		}
 	}
@@ -288,6 +310,11 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 		}
 		if n.sealed != nil {
 			if err := c.keys.Insert(ctx, tx, n.sealed, by.Actor(), now); err != nil {
+				return err
+			}
+		}
+		if n.token != nil {
+			if err := c.keys.InsertToken(ctx, tx, n.token, by.Actor(), now); err != nil {
 				return err
 			}
 		}

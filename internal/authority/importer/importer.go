@@ -34,6 +34,7 @@ type CA struct {
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // the certificates above it, as far as the source has them; root last
 	Key         crypto.Signer
+	Token       string // PKCS #11 URI of the key, instead of Key
 	Issued      []ca.Record
 	NextSerial  *big.Int // what the CA would have used next; nil when the source does not say
 	CRLNumber   *big.Int // the greatest CRLNumber that it used; nil when the source does not say

@@ -14,6 +14,7 @@ import (
 type Source struct {
 	CA       string  // directory, PKCS#12 file, or CA certificate
 	Key      string  // the CA's key; needed beside a certificate, possible beside a directory
+	Token    string  // PKCS #11 URI of the CA's key, instead of Key
 	Chain    string  // certificates above the CA
 	CRL      string  // the newest CRL that it signed
 	Issued   string  // a bundle of certificates that it issued; a directory has them in newcerts
@@ -43,6 +44,9 @@ func Read(s Source, now time.Time) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Token != "" {
+		return s.inToken(store, issued, crls, now)
+	}
 	if s.Key == "" {
 		if _, err := keyfile.ParseCertificates(store); err == nil {
 			return nil, fault.New(fault.Invalid, "%s is a certificate; its key is needed as well", s.CA)
@@ -63,8 +67,39 @@ func Read(s Source, now time.Time) (*CA, error) {
 	return FromFiles(f, now)
 }
 
+// inToken reads a CA whose key is in a token. That the key there is its own is proved when it is imported.
+func (s Source) inToken(store []byte, issued, crls [][]byte, now time.Time) (*CA, error) {
+	if s.Key != "" {
+		return nil, fault.New(fault.Invalid, "the CA's key is in the file %s or in a token, and not in both", s.Key)
+	}
+	certs, err := keyfile.ParseCertificates(store)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificate: %w", err)
+	}
+	chain, err := optional(s.Chain, keyfile.MaxFile)
+	if err != nil {
+		return nil, err
+	}
+	if chain != nil {
+		above, err := keyfile.ParseCertificates(chain[0])
+		if err != nil {
+			return nil, fmt.Errorf("certificates above the CA: %w", err)
+		}
+		certs = append(certs, above...)
+	}
+	c := &CA{Token: s.Token, Certificate: certs[0]}
+	c.Chain = keyfile.PathFrom(c.Certificate, certs)[1:]
+	if err := c.check(now); err != nil {
+		return nil, err
+	}
+	return newBook(c).finish(issued, crls)
+}
+
 // directory reads a CA's directory. Paths given beside it are the caller's, not below the directory.
 func (s Source) directory(now time.Time) (*CA, error) {
+	if s.Token != "" {
+		return nil, fault.New(fault.Invalid, "%s is a directory with a key in a file; for a key in a token name the CA's certificate", s.CA)
+	}
 	if s.Issued != "" {
 		return nil, fault.New(fault.Invalid, "certificates issued by %s are read from its newcerts; no bundle is needed", s.CA)
 	}

@@ -16,6 +16,9 @@ type Into struct {
 	Pool           string // empty means the default pool
 	Default        bool   // issues what names no issuer
 	CRL            ca.CRLMode
+
+	// Also runs in the transaction that brings it in; it may be nil, and may run twice.
+	Also func(ctx context.Context, tx *db.Tx) error
 }
 
 // Import stores the CA as an issuer with all that it issued and revoked, and with the CRLNumber that it reached: one
@@ -23,12 +26,18 @@ type Into struct {
 func (c *CA) Import(ctx context.Context, authority *ca.CA, by access.Principal, into Into) (*ca.Issuer, error) {
 	spec := ca.ImportSpec{
 		IdempotencyKey: into.IdempotencyKey, Name: into.Name, Pool: into.Pool, Default: into.Default, CRL: into.CRL,
-		Certificate: c.Certificate, Chain: c.Chain, Key: c.Key, Records: c.Issued,
+		Certificate: c.Certificate, Chain: c.Chain, Key: c.Key, Token: c.Token, Records: c.Issued,
 	}
-	if number := c.CRLNumber; number != nil && number.Sign() > 0 {
-		spec.Also = func(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
+	spec.Also = func(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
+		if into.Also != nil {
+			if err := into.Also(ctx, tx); err != nil {
+				return err
+			}
+		}
+		if number := c.CRLNumber; number != nil && number.Sign() > 0 {
 			return revocation.StartFrom(ctx, tx, issuer, number)
 		}
+		return nil
 	}
 	return authority.ImportIssuer(ctx, by, spec)
 }

@@ -82,6 +82,7 @@ type Spec struct {
 	Validity     time.Duration // of the root; 0 means root.Validity
 	PathLen      *int          // of the root; nil means that one issuer may stand between it and a leaf
 	Constraints  []string      // on names below the root, as root.ParseConstraints reads them
+	Token        string        // PKCS #11 URI of the issuer's key, where it lies in a token; Algorithm is the root's alone then
 
 	// Online makes and keeps the root in the authority. Otherwise Add leaves the issuer waiting for a root elsewhere.
 	Online bool
@@ -115,8 +116,8 @@ func (s *Service) issuers(ctx context.Context, by access.Principal, idempotencyK
 		return idempotencyKey + "/" + what
 	}
 	issuer := ca.IssuerSpec{
-		IdempotencyKey: key("issuer"), Name: spec.Name, Pool: spec.Name, Default: true, Algorithm: spec.Algorithm,
-		Subject: spec.subject(spec.Name + " issuer"), Outside: !spec.Online,
+		IdempotencyKey: key("issuer"), Name: spec.Name, Pool: spec.Name, Default: true, Algorithm: spec.issuerAlgorithm(),
+		Token: spec.Token, Subject: spec.subject(spec.Name + " issuer"), Outside: !spec.Online,
 	}
 	if spec.Online {
 		if _, _, err := s.ca.CreateIssuer(ctx, by, spec.root(key("root"))); err != nil {
@@ -126,6 +127,14 @@ func (s *Service) issuers(ctx context.Context, by access.Principal, idempotencyK
 	}
 	_, _, err := s.ca.CreateIssuer(ctx, by, issuer)
 	return err
+}
+
+// issuerAlgorithm is empty where the issuer's key is there already, in its token.
+func (s *Spec) issuerAlgorithm() keyfile.Algorithm {
+	if s.Token != "" {
+		return ""
+	}
+	return s.Algorithm
 }
 
 func (s *Spec) root(idempotencyKey string) ca.IssuerSpec {
@@ -153,8 +162,8 @@ func (s *Service) AddOffline(ctx context.Context, by access.Principal, spec Spec
 		return nil, nil, fmt.Errorf("add pool %s: %w", spec.Name, err)
 	}
 	_, _, err = s.ca.CreateIssuer(ctx, by, ca.IssuerSpec{
-		Name: spec.Name, Pool: spec.Name, Default: true, Algorithm: spec.Algorithm, Subject: spec.subject(spec.Name + " issuer"),
-		Parent: above.ID, ParentKey: key,
+		Name: spec.Name, Pool: spec.Name, Default: true, Algorithm: spec.issuerAlgorithm(), Token: spec.Token,
+		Subject: spec.subject(spec.Name + " issuer"), Parent: above.ID, ParentKey: key,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("add pool %s: %w", spec.Name, err)

@@ -22,6 +22,7 @@ type initCommand struct {
 
 	Root           string   `enum:"offline,online" default:"offline" help:"Where the roots' keys are kept: offline in sealed files, or online, sealed in the authority."`
 	PassphraseFile string   `placeholder:"F|-" help:"Passphrase that seals the offline keys; one is made when not given."`
+	Key            string   `placeholder:"URI" help:"Key of the default pool's issuer, which lies in a PKCS #11 token: pkcs11:token=T;object=O?module-path=F&pin-source=F (RFC 7512)."`
 	Algorithm      string   `default:"p256" help:"Of the roots and issuers: p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
 	PathLen        *int     `placeholder:"N" help:"Path length of the default pool's root; 1 when not given."`
 	NameConstraint []string `placeholder:"C" help:"Names permitted below the default pool's root, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
@@ -70,7 +71,7 @@ func (c *initCommand) options(g *globals) (*setup.Options, error) {
 	o := &setup.Options{
 		Dir: datadir.Dir(g.Dir), Node: c.Node, Organization: c.Organization, Address: g.Address, Listen: c.Listen, PublicURL: c.PublicURL,
 		PublicListen: c.PublicListen, Metrics: c.Metrics, DatabaseFile: c.DatabaseFile, Online: c.Root == "online", PathLen: c.PathLen,
-		Constraints: c.NameConstraint, Outside: c.RootCSROut != "",
+		Constraints: c.NameConstraint, Outside: c.RootCSROut != "", Token: c.Key,
 	}
 	var err error
 	if o.Algorithm, err = keyfile.ParseAlgorithm(c.Algorithm); err != nil {
@@ -89,7 +90,7 @@ func (c *initCommand) options(g *globals) (*setup.Options, error) {
 	if c.ImportCA == "" {
 		return o, nil
 	}
-	source := importer.Source{CA: c.ImportCA, Key: c.ImportKey, CRL: c.ImportCRL, Issued: c.ImportIssued}
+	source := importer.Source{CA: c.ImportCA, Key: c.ImportKey, CRL: c.ImportCRL, Issued: c.ImportIssued, Token: c.Key}
 	if c.ImportPassword != "" {
 		if source.Password, err = g.secret(c.ImportPassword, "password"); err != nil {
 			return nil, err

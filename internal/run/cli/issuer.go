@@ -31,7 +31,8 @@ type issuerIssueCommand struct {
 	Under           string   `aliases:"parent" placeholder:"I" help:"The issuer that signs it; without it a root is made."`
 	External        bool     `help:"Make a request for an outside root instead."`
 	Subject         string   `placeholder:"DN" help:"Subject (RFC 4514)."`
-	Algorithm       string   `default:"p256" help:"p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519."`
+	Key             string   `placeholder:"URI" help:"Its key, which lies in a PKCS #11 token that the node reaches: pkcs11:token=T;object=O (RFC 7512)."`
+	Algorithm       string   `placeholder:"A" help:"p256, p384, p521, rsa2048, rsa3072, rsa4096 or ed25519; p256 when not given."`
 	Validity        string   `placeholder:"V" help:"How long, such as 10y."`
 	PathLen         *int     `placeholder:"N" help:"How many CA certificates may follow below."`
 	NameConstraints []string `name:"name-constraint" placeholder:"C" help:"Names permitted below, +dns:example.com, or excluded, !ip:10.0.0.0/8. May be repeated."`
@@ -57,7 +58,7 @@ func (c *issuerIssueCommand) Run(ctx context.Context, g *globals) error {
 	}
 	in := client.CreateIssuerRequest{
 		Name: c.Name, Kind: "root", Parent: c.Under, Subject: c.Subject, Algorithm: c.Algorithm, Validity: c.Validity, PathLen: c.PathLen,
-		NameConstraints: c.NameConstraints, CerttoolCompat: c.CerttoolCompat, Pool: c.Pool, Default: c.Default,
+		NameConstraints: c.NameConstraints, CerttoolCompat: c.CerttoolCompat, Pool: c.Pool, Default: c.Default, Key: c.Key,
 		CRL: &client.CRLMode{Delta: c.CRLDelta, Partitions: c.CRLPartitions},
 	}
 	switch {

@@ -62,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 	if err == nil {
 		err = n.run(ctx)
 	}
-	if end := services.DB.Close(); end != nil {
+	if end := services.Close(); end != nil {
 		err = errors.Join(err, fmt.Errorf("close the store: %w", end))
 	}
 	return err

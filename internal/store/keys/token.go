@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/internal/fault"
@@ -42,6 +43,10 @@ func (s *Store) Adopt(ctx context.Context, uri string, purpose Purpose, owner st
 	u, err := token.Parse(uri)
 	if err != nil {
 		return nil, nil, err
+	}
+	if local := u.Local(); len(local) > 0 {
+		return nil, nil, fault.New(fault.Invalid, "%s in the URI of a key is one node's own, and a library is code: the node that reaches the token has it in "+
+			"its node.yaml, under pkcs11", strings.Join(local, " and ")).At("key")
 	}
 	key, err := s.openToken(ctx, u)
 	if err != nil {

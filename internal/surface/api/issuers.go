@@ -79,6 +79,7 @@ func issuerSpec(in *client.CreateIssuerRequest, key string) (spec ca.IssuerSpec,
 	spec = ca.IssuerSpec{
 		IdempotencyKey: key, Name: in.Name, Pool: in.Pool, Default: in.Default, Parent: in.Parent, Subject: in.Subject, PathLen: in.PathLen,
 		Constraints: in.NameConstraints, Template: in.Template, Compat: in.CerttoolCompat, Outside: in.Kind == client.IssuerExternal,
+		Token: in.Key,
 	}
 	switch {
 	case in.Kind == client.IssuerIntermediate && in.Parent == "":

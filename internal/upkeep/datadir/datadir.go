@@ -24,7 +24,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -141,9 +140,12 @@ const (
 	DefaultMetrics = "127.0.0.1:9443"
 )
 
+// maxConfig is far above any real node.yaml, or file with a name beside it.
+const maxConfig = 1 << 20
+
 // Load reads the configuration of a data directory, fills in the defaults and validates it.
 func (d Dir) Load() (*Config, error) {
-	text, err := os.ReadFile(d.Config())
+	text, err := keyfile.ReadFile(d.Config(), maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "%s is no data directory: it holds no node.yaml", string(d)).
 			WithHint("chancery init --dir %s", string(d))
@@ -326,15 +328,7 @@ func urlFromFile(d Dir, path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(string(d), path)
 	}
-	stat, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("read database URL: %w", err)
-	}
-	if stat.Mode().Perm()&0o077 != 0 {
-		return "", fault.New(fault.Invalid, "%s holds a database password and has mode %04o; 0600 is wanted", path, stat.Mode().Perm()).
-			WithHint("change the password, since others could read it, then chmod 600 %s", path)
-	}
-	text, err := os.ReadFile(path)
+	text, err := keyfile.ReadSecret(path, keyfile.MaxSecret)
 	if err != nil {
 		return "", fmt.Errorf("read database URL: %w", err)
 	}

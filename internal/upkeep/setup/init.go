@@ -55,6 +55,13 @@ type Options struct {
 	Outside     bool          // the default pool's issuer waits for an outside root
 	Import      *importer.CA  // the default pool's issuer is one that exists already
 
+	// Token is the PKCS #11 URI of the key of the default pool's issuer, where it lies in a token; it names the library and the
+	// PIN's file too, which go into node.yaml. TokenHelper is the path of chancery-pkcs11, where it is not found by itself.
+	Token       string
+	TokenHelper string
+
+	pkcs11 datadir.PKCS11 // what Token says of this node
+
 	// Passphrase seals the offline keys. Empty makes one, which is then written beside them.
 	Passphrase []byte
 	Logger     *slog.Logger
@@ -112,6 +119,9 @@ func (o *Options) fill() error {
 	}
 	if o.Outside && o.Import != nil {
 		return fault.New(fault.Invalid, "an imported CA needs no outside root's signature; ask for one of the two")
+	}
+	if err := o.fillToken(); err != nil {
+		return err
 	}
 	if o.Listen != "" {
 		return nil
@@ -228,10 +238,11 @@ func (o *Options) build(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	if err := o.fillStore(ctx, s, nodeKey, result); err != nil {
-		return nil, closing(s.DB, err)
+		_ = s.Close()
+		return nil, err
 	}
-	if err := s.DB.Close(); err != nil {
-		return nil, fmt.Errorf("close database: %w", err)
+	if err := s.Close(); err != nil {
+		return nil, fmt.Errorf("close the store: %w", err)
 	}
 	return result, nil
 }
@@ -239,6 +250,7 @@ func (o *Options) build(ctx context.Context) (*Result, error) {
 func (o *Options) writeConfig() (*datadir.Config, error) {
 	config := datadir.Config{Name: o.Node, Address: o.Address, DatabaseFile: o.DatabaseFile}
 	config.Listen = datadir.Listen{API: o.Listen, Public: o.PublicListen, Metrics: o.Metrics}
+	config.PKCS11 = o.pkcs11
 	if config.DatabaseFile != "" {
 		absolute, err := filepath.Abs(config.DatabaseFile)
 		if err != nil {
@@ -311,6 +323,9 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err := o.defaultPool(ctx, s, system, result); err != nil {
 		return err
 	}
+	if err := s.warnOfTokens(ctx, result); err != nil {
+		return err
+	}
 	above := identities.Root.Certificate
 	result.Fingerprint = fingerprint(above.Raw)
 	if err := keyfile.WriteFile(o.Dir.IdentityRoot(), keyfile.EncodeCertificates(above), 0o644); err != nil {
@@ -380,7 +395,7 @@ func (o *Options) auditKey(ctx context.Context, s *Services, by access.Principal
 func (o *Options) defaultPool(ctx context.Context, s *Services, by access.Principal, result *Result) error {
 	spec := pool.Spec{
 		Name: pool.Default, Organization: o.Organization, Algorithm: o.Algorithm, Validity: o.Validity, PathLen: o.PathLen,
-		Constraints: o.Constraints, Online: o.Online,
+		Constraints: o.Constraints, Online: o.Online, Token: o.Token,
 	}
 	switch {
 	case o.Import != nil:

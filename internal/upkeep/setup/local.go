@@ -4,12 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"log/slog"
+	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/importer"
-	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/store/access"
+	"chancery/internal/store/db"
 	"chancery/internal/store/once"
 	"chancery/internal/store/schema"
 	"chancery/internal/upkeep/datadir"
@@ -30,9 +31,10 @@ func local(ctx context.Context, dir datadir.Dir, act func(s *Services, by access
 		return closing(s.DB, err)
 	}
 	if err := act(s, access.System(config.Name)); err != nil {
-		return closing(s.DB, err)
+		_ = s.Close()
+		return err
 	}
-	return s.DB.Close()
+	return s.Close()
 }
 
 func (s *Services) ready(ctx context.Context) error {
@@ -55,12 +57,13 @@ func Answer(ctx context.Context, dir datadir.Dir, certificates []*x509.Certifica
 // machine and sealed into the store: it never goes over a network. A pool that does not exist yet is added for it.
 func Import(ctx context.Context, dir datadir.Dir, from *importer.CA, into importer.Into) (issuer *ca.Issuer, err error) {
 	err = local(ctx, dir, func(s *Services, by access.Principal) error {
-		if _, err := s.Pools.Pool(ctx, into.Pool); fault.Is(err, fault.NotFound) {
-			if err := s.Pools.Record(ctx, by, into.Pool, ""); err != nil {
-				return err
-			}
-		} else if err != nil {
+		now := time.Now()
+		set, err := s.Settings.Get(ctx)
+		if err != nil {
 			return err
+		}
+		into.Also = func(ctx context.Context, tx *db.Tx) error {
+			return s.Pools.RecordIn(ctx, tx, by, into.Pool, set.Organization, now)
 		}
 		issuer, err = from.Import(ctx, s.CA, by, into)
 		return err

@@ -90,6 +90,11 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
 	s.Clones = clone.New(clone.Options{
 		DB: d, CA: s.CA, Keys: s.Keys, Access: s.Access, Identity: s.Identity, Settings: s.Settings, Audit: log, Logger: logger,
+		// Pools are made further down.
+		OpenLogin: func(ctx context.Context, by access.Principal, node, csr string) (clone.Login, error) {
+			return s.openLogin(ctx, node, csr)
+		},
+		CloseLogin: func(ctx context.Context, role string) error { return s.closeLogin(ctx, role, logger) },
 	})
 	s.Settings.Guard(s.Clones.GuardSettings)
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})

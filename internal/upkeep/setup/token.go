@@ -34,6 +34,8 @@ func (o *Options) fillToken() error {
 		return fault.New(fault.Invalid, "the imported CA has its key in a file, and in a token it would be another one").At("key")
 	}
 	o.pkcs11.Tokens = []datadir.Token{{Token: place.Token, Serial: place.Serial, Module: place.Module, PINFile: place.PINFile}}
+	u.PINSource, u.ModuleName, u.ModulePath = "", "", ""
+	o.Token = u.String()
 	if o.Import != nil {
 		o.Import.Token = o.Token
 	}
