@@ -214,7 +214,7 @@ func (c *CA) sign(ctx context.Context, by access.Principal, p *plan) (*signed, e
 	if err != nil {
 		return nil, err
 	}
-	signer, err := c.keys.Signer(ctx, p.issuer.KeyID)
+	signer, err := c.keys.SignerFor(ctx, p.issuer.KeyID, p.issuer.Certificate)
 	if err != nil {
 		return nil, fmt.Errorf("load the key of issuer %s: %w", p.issuer.Name, err)
 	}

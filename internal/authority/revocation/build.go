@@ -48,7 +48,7 @@ func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.
 	if err != nil {
 		return nil, err
 	}
-	signer, err := s.keys.Signer(ctx, issuer.KeyID)
+	signer, err := s.keys.SignerFor(ctx, issuer.KeyID, issuer.Certificate)
 	if err != nil {
 		return nil, fmt.Errorf("open the key of issuer %s: %w", issuer.Name, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,68 +26,139 @@ import (
 // responders are the delegated responders as this node has loaded them.
 type responders struct {
 	mu       sync.Mutex
-	byIssuer map[string]*loadedResponder
+	byIssuer map[string]*loadedResponders
+}
+
+// loadedResponders are those of one issuer that have not ended, the newest first.
+type loadedResponders struct {
+	all    []loadedResponder
+	looked time.Time
 }
 
 type loadedResponder struct {
-	responder *ocsp.Responder // nil where there is none
+	responder *ocsp.Responder
 	keyID     string
-	looked    time.Time
 }
 
-// responderLook is how long a node uses a responder before it looks whether there is a newer one, and responderRetry how
-// long it waits where there was none.
 const (
+	// responderLook is how long a node uses the responders that it has loaded before it looks whether there is another one, and
+	// responderRetry how long it waits where there was none.
 	responderLook  = 30 * time.Second
 	responderRetry = 100 * time.Millisecond
+
+	// responderSettles is how long after its notBefore a new responder takes over: by then every node has it and its key, and all
+	// change at the same moment. It is a sixth of its life where that is less.
+	responderSettles = 20 * time.Minute
 )
 
-// responder returns the delegated responder of an issuer that is in force and lasts longest; nil where there is none.
-func (s *Service) responder(ctx context.Context, issuer *ca.Issuer, now time.Time) (*ocsp.Responder, error) {
+// responder returns the delegated responder of an issuer that signs in a period, nil where there is none. It is the same on every
+// node: the newest that has settled when the period begins, or else the oldest.
+func (s *Service) responder(ctx context.Context, issuer *ca.Issuer, of period, now time.Time) (*ocsp.Responder, error) {
+	all, err := s.respondersOf(ctx, issuer, now)
+	if err != nil {
+		return nil, err
+	}
+	var chosen *ocsp.Responder
+	for _, one := range all {
+		c := one.responder.Certificate
+		if now.Before(c.NotBefore) || !now.Before(c.NotAfter) {
+			continue
+		}
+		chosen = one.responder
+		if settled := c.NotBefore.Add(min(responderSettles, c.NotAfter.Sub(c.NotBefore)/6)); !of.start.Before(settled) {
+			break
+		}
+	}
+	return chosen, nil
+}
+
+// respondersOf returns the responders of an issuer that have not ended, the newest first.
+func (s *Service) respondersOf(ctx context.Context, issuer *ca.Issuer, now time.Time) ([]loadedResponder, error) {
 	s.responders.mu.Lock()
 	known := s.responders.byIssuer[issuer.ID]
 	s.responders.mu.Unlock()
+	good := known != nil && known.good(now)
 	if known != nil {
-		good := known.responder != nil && now.Before(known.responder.Certificate.NotAfter)
-		if age := now.Sub(known.looked); good && age < responderLook || known.responder == nil && age < responderRetry {
-			return known.responder, nil
+		if age := now.Sub(known.looked); age >= 0 && (good && age < responderLook || !good && age < responderRetry) {
+			return known.all, nil
 		}
 	}
-	loaded, err := s.loadResponder(ctx, issuer, known, now)
+	loaded, err := s.loadResponders(ctx, issuer, known, now)
 	if err != nil {
-		if known != nil && known.responder != nil && now.Before(known.responder.Certificate.NotAfter) {
-			return known.responder, nil // the database is away; the key is here
+		if good {
+			return known.all, nil // the database is away; the keys are here
 		}
 		return nil, err
 	}
 	s.responders.mu.Lock()
 	s.responders.byIssuer[issuer.ID] = loaded
 	s.responders.mu.Unlock()
-	return loaded.responder, nil
+	return loaded.all, nil
 }
 
-func (s *Service) loadResponder(ctx context.Context, issuer *ca.Issuer, known *loadedResponder,
-	now time.Time) (*loadedResponder, error) {
-	var (
+// good says whether one of them can sign.
+func (l *loadedResponders) good(now time.Time) bool {
+	return slices.ContainsFunc(l.all, func(one loadedResponder) bool {
+		c := one.responder.Certificate
+		return !now.Before(c.NotBefore) && now.Before(c.NotAfter)
+	})
+}
+
+func (s *Service) loadResponders(ctx context.Context, issuer *ca.Issuer, known *loadedResponders, now time.Time) (*loadedResponders, error) {
+	type row struct {
 		keyID string
 		der   []byte
-	)
+	}
+	var found []row
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
-		return tx.QueryRow(ctx, `SELECT key_id, certificate FROM ocsp_responder WHERE issuer = $1 AND not_before <= $2 AND not_after > $2
-			ORDER BY not_after DESC, id DESC LIMIT 1`, issuer.ID, db.Micros(now)).Scan(&keyID, &der)
+		found = nil
+		rows, err := tx.Query(ctx, `SELECT key_id, certificate FROM ocsp_responder WHERE issuer = $1 AND not_after > $2
+			ORDER BY not_before DESC, id DESC`, issuer.ID, db.Micros(now))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var r row
+			if err := rows.Scan(&r.keyID, &r.der); err != nil {
+				return err
+			}
+			found = append(found, r)
+		}
+		return rows.Err()
 	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return &loadedResponder{looked: now}, nil
-	}
 	if err != nil {
-		return nil, fmt.Errorf("read the OCSP responder of issuer %s: %w", issuer.Name, err)
+		return nil, fmt.Errorf("read the OCSP responders of issuer %s: %w", issuer.Name, err)
 	}
-	if known != nil && known.responder != nil && known.keyID == keyID {
-		return &loadedResponder{known.responder, keyID, now}, nil
+	loaded := &loadedResponders{looked: now}
+	var failed error
+	for _, r := range found {
+		one, err := s.loadResponder(ctx, issuer, known, r.keyID, r.der)
+		if err != nil { // its key may not be wrapped to this node yet; another one may do
+			failed = err
+			continue
+		}
+		loaded.all = append(loaded.all, loadedResponder{one, r.keyID})
+	}
+	if failed != nil {
+		if !loaded.good(now) {
+			return nil, failed
+		}
+		s.logger.WarnContext(ctx, "an OCSP responder is of no use here", "error", failed)
+	}
+	return loaded, nil
+}
+
+func (s *Service) loadResponder(ctx context.Context, issuer *ca.Issuer, known *loadedResponders, keyID string, der []byte) (*ocsp.Responder,
+	error) {
+	if known != nil {
+		if i := slices.IndexFunc(known.all, func(one loadedResponder) bool { return one.keyID == keyID }); i >= 0 {
+			return known.all[i].responder, nil
+		}
 	}
 	certificate, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the OCSP responder of issuer %s: %w", issuer.Name, err)
+		return nil, fmt.Errorf("read an OCSP responder of issuer %s: %w", issuer.Name, err)
 	}
 	signer, err := s.keys.Signer(ctx, keyID)
 	if err != nil {
@@ -96,7 +168,7 @@ func (s *Service) loadResponder(ctx context.Context, issuer *ca.Issuer, known *l
 	if err != nil {
 		return nil, fmt.Errorf("use the OCSP responder of issuer %s: %w", issuer.Name, err)
 	}
-	return &loadedResponder{responder, keyID, now}, nil
+	return responder, nil
 }
 
 // keepResponder sees to it that an issuer has a responder with a third of its life left. The key is made here, sealed to

@@ -125,7 +125,7 @@ func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
 		return nil, err
 	}
 	look := doctor.Node{
-		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, Moves: s.Rollouts.Working, OfflineWarning: set.CRL.OfflineWarning.Std(),
+		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, Moves: s.Rollouts.Working, Pairs: s.CA.KeyProblems, OfflineWarning: set.CRL.OfflineWarning.Std(),
 	}
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"chancery/internal/authority/ca"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
@@ -31,6 +32,7 @@ type Node struct {
 	Hosts  HostLook   // nil leaves hosts out
 	Trust  TrustLook  // nil leaves out what pools trust
 	Moves  MoveLook   // nil leaves rollouts out
+	Pairs  PairLook   // nil leaves out whether issuers' keys are those of their certificates
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
 	OfflineWarning time.Duration
@@ -55,6 +57,9 @@ type HostLook func(ctx context.Context, now time.Time) (host.Counts, error)
 
 // TrustLook lists what of the pools' trust ends before a time.
 type TrustLook func(ctx context.Context, before time.Time) ([]trust.Ending, error)
+
+// PairLook compares the issuers' keys on this node with their certificates, and says how many it compared.
+type PairLook func(ctx context.Context) ([]ca.KeyProblem, int, error)
 
 // MoveLook lists the rollouts that are at work.
 type MoveLook func(ctx context.Context) ([]rollout.Work, error)
@@ -123,17 +128,21 @@ func (n *Node) hosts(ctx context.Context, now time.Time, tell func(finding.Findi
 // Look looks at a node.
 func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	looks := map[string]finding.Look{
-		"keys.wraps": func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
-		"files":      func(tell func(finding.Finding)) error { return n.files(tell) },
-		"offline":    func(tell func(finding.Finding)) error { return n.offline(tell) },
-		"database":   func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
-		"clock":      func(tell func(finding.Finding)) error { return n.clock(now, tell) },
-		"issuers":    func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
-		"hosts":      func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
-		"trust":      func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
-		"rollouts":   func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
+		"keys.wraps":   func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
+		"files":        func(tell func(finding.Finding)) error { return n.files(tell) },
+		"offline":      func(tell func(finding.Finding)) error { return n.offline(tell) },
+		"database":     func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
+		"clock":        func(tell func(finding.Finding)) error { return n.clock(now, tell) },
+		"issuers.keys": func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
+		"issuers":      func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
+		"hosts":        func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
+		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
+		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
 	}
 	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
+	if n.Pairs != nil {
+		order = append(order, "issuers.keys")
+	}
 	if n.Issuer != nil {
 		order = append(order, "issuers")
 	}
@@ -250,6 +259,22 @@ func (n *Node) clock(now time.Time, tell func(finding.Finding)) error {
 		return nil
 	}
 	tell(finding.Finding{Level: finding.OK, Message: "it has not gone back since the store was last written"})
+	return nil
+}
+
+// pairs names the issuers whose key here is not the one of their certificate, before anything is signed with it.
+func (n *Node) pairs(ctx context.Context, tell func(finding.Finding)) error {
+	problems, looked, err := n.Pairs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range problems {
+		tell(finding.Finding{Level: finding.Error, Object: p.Issuer, Message: p.Message,
+			Hint: "chancery verify; then bring the right key back from a backup, or make a successor: chancery rollout start rotate-issuer"})
+	}
+	if len(problems) == 0 {
+		tell(finding.Finding{Level: finding.OK, Message: fmt.Sprintf("node %s has %d issuers' keys, and they are those of the certificates", n.Keys.Self(), looked)})
+	}
 	return nil
 }
 

@@ -1,0 +1,43 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"chancery/internal/fault"
+	"chancery/internal/store/keys"
+)
+
+// KeyProblem is an issuer whose key on this node is not its certificate's, or is not there.
+type KeyProblem struct {
+	Issuer  string // its name
+	Message string
+}
+
+// KeyProblems holds the key of every issuer against its certificate, as each signature does before it is made: so that a node says
+// so when it starts, and doctor does, before anybody wants a certificate. Keys that this node is not entitled to are none of its
+// business. looked is how many it compared.
+func (c *CA) KeyProblems(ctx context.Context) (problems []KeyProblem, looked int, err error) {
+	issuers, err := c.Issuers(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("compare the issuers' keys with their certificates: %w", err)
+	}
+	for _, i := range issuers {
+		if i.Certificate == nil || i.KeyID == "" {
+			continue
+		}
+		_, err := c.keys.SignerFor(ctx, i.KeyID, i.Certificate)
+		switch {
+		case errors.Is(err, keys.ErrPair):
+			problems = append(problems, KeyProblem{i.Name, err.Error()})
+		case fault.Is(err, fault.NotFound):
+			problems = append(problems, KeyProblem{i.Name, fmt.Sprintf("the key of %q is not in the store; a Certificate System says of this: CA private key is null!",
+				i.Certificate.Subject)})
+		case err != nil:
+			continue // what does not open is told by who looks at wraps
+		}
+		looked++
+	}
+	return problems, looked, nil
+}
