@@ -74,6 +74,7 @@ type commands struct {
 	Issuer  issuerCommands  `cmd:"" help:"Issuers: CA certificates and their keys."`
 	CRL     crlCommands     `cmd:"" name:"crl" help:"Certificate revocation lists."`
 
+	Clone    cloneCommands    `cmd:"" help:"Nodes of the authority: invite, join, approve, look, promote, leave."`
 	Agent    agentCommands    `cmd:"" help:"The agent of a host: join, run, look, place by hand."`
 	Operator operatorCommands `cmd:"" help:"Operators and their identities."`
 	Token    tokenCommands    `cmd:"" help:"Operators' tokens."`

@@ -163,6 +163,15 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 	return all, err
 }
 
+// LeaseOf reads a lease; the zero value but for its name where nobody ever had it.
+func LeaseOf(ctx context.Context, tx *Tx, name string) (Lease, error) {
+	l, err := leaseOf(ctx, tx, name)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Lease{Name: name}, nil
+	}
+	return l, err
+}
+
 func leaseOf(ctx context.Context, tx *Tx, name string) (l Lease, err error) {
 	var expires int64
 	l.Name = name

@@ -1,0 +1,402 @@
+package setup
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/datadir"
+)
+
+// JoinOptions say how this machine becomes a node of an authority that is there already.
+type JoinOptions struct {
+	Dir     datadir.Dir
+	Token   string // the text that clone invite made
+	Release string // of this program
+
+	Name     string // of the node; empty means this machine's
+	Address  string // https://HOST:PORT; where clients reach it
+	Listen   string // where the API listens; empty means Address, where it is an IP address, else loopback
+	Public   string
+	Metrics  string
+	TLSNames []string
+
+	DatabaseFile     string // holds the database's URL
+	ReadDatabaseFile string // holds the URL of the local standby; may be empty
+
+	// Waiting is told the fingerprint that an administrator has to compare, once.
+	Waiting func(name, fingerprint string)
+	Logger  *slog.Logger
+}
+
+// askAgain is how often a node that waits asks whether it was approved.
+const askAgain = 2 * time.Second
+
+// Join makes the data directory of a new node: it shows the authority its public keys, waits until an administrator has approved them
+// and ctx has not ended, and checks that the database is that authority's and gives this node its keys. Its keys are made here and stay
+// here. What was cut short goes on with the same keys when it is called again with the same directory and token; until all is well,
+// nothing in Dir looks like a node.
+func Join(ctx context.Context, o JoinOptions) (*client.CloneJoined, error) {
+	token, err := client.ParseCloneToken(strings.TrimSpace(o.Token))
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%w", err)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	config, err := o.config()
+	if err != nil {
+		return nil, err
+	}
+	j := &joining{JoinOptions: o, token: token, config: config}
+	if err := j.begin(); err != nil {
+		return nil, err
+	}
+	joined, err := j.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.keep(joined); err != nil {
+		return nil, err
+	}
+	if err := j.tryDatabase(ctx, joined); err != nil {
+		return nil, err
+	}
+	return joined, j.settle()
+}
+
+// config is the node's node.yaml.
+func (o *JoinOptions) config() (datadir.Config, error) {
+	c := datadir.Config{
+		Name: o.Name, Address: o.Address, TLSNames: o.TLSNames,
+		Listen: datadir.Listen{API: o.Listen, Public: o.Public, Metrics: o.Metrics},
+	}
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return c, fmt.Errorf("find this machine's name: %w", err)
+		}
+		c.Name, _, _ = strings.Cut(strings.ToLower(host), ".")
+	}
+	if c.Listen.API == "" {
+		if u, err := url.Parse(c.Address); err == nil && net.ParseIP(u.Hostname()) != nil {
+			c.Listen.API = u.Host
+		}
+	}
+	if o.DatabaseFile == "" {
+		return c, fault.New(fault.Invalid, "a node of an authority that has several needs its database: --database-file F, a file (mode 0600) with its URL")
+	}
+	var err error
+	if c.DatabaseFile, err = filepath.Abs(o.DatabaseFile); err != nil {
+		return c, err
+	}
+	if o.ReadDatabaseFile != "" {
+		if c.ReadDatabaseFile, err = filepath.Abs(o.ReadDatabaseFile); err != nil {
+			return c, err
+		}
+	}
+	filled := c
+	if filled.Listen.API == "" {
+		filled.Listen.API = datadir.DefaultAPI
+	}
+	if filled.Listen.Public == "" {
+		filled.Listen.Public = datadir.DefaultPublic
+	}
+	if filled.Listen.Metrics == "" {
+		filled.Listen.Metrics = datadir.DefaultMetrics
+	}
+	filled.LogLevel, filled.Expensive = "info", 2
+	if err := filled.Validate(); err != nil {
+		return c, err
+	}
+	if _, _, err := c.DatabaseURLs(o.Dir); err != nil { // before anybody is asked to approve
+		return c, err
+	}
+	return c, nil
+}
+
+// joining is a join in progress. What it makes lies in a directory beside the one that it is for.
+type joining struct {
+	JoinOptions
+	token  *client.CloneToken
+	config datadir.Config
+	at     datadir.Dir
+	node   *keys.NodeKey
+	tls    crypto.Signer
+	base   crypto.Signer // of the login at the database
+}
+
+// begin makes the node's keys, or takes up those of a join that was cut short.
+func (j *joining) begin() error {
+	entries, err := os.ReadDir(string(j.Dir))
+	if err == nil && len(entries) > 0 {
+		return fault.New(fault.Conflict, "%s is not empty; a node is made in a directory of its own", string(j.Dir))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	j.at = datadir.Dir(filepath.Clean(string(j.Dir)) + ".joining")
+	for _, dir := range []string{string(j.at), filepath.Dir(j.at.IdentityRoot()), filepath.Dir(j.at.DatabaseKey())} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := j.sameToken(); err != nil {
+		return err
+	}
+	if j.node, err = keys.LoadNodeKey(j.at.NodeKey()); errors.Is(err, fs.ErrNotExist) {
+		j.node, err = keys.CreateNodeKey(j.at.NodeKey())
+	}
+	if err != nil {
+		return err
+	}
+	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key")); err != nil {
+		return err
+	}
+	j.base, err = ownKey(j.at.DatabaseKey())
+	return err
+}
+
+// sameToken refuses to go on with another token than the one that the join began with: the authority knows its keys by that one.
+func (j *joining) sameToken() error {
+	sum := sha256.Sum256([]byte(j.token.String()))
+	want, file := hex.EncodeToString(sum[:]), filepath.Join(string(j.at), "token.sha256")
+	have, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return keyfile.WriteFile(file, []byte(want), 0o600)
+	case err != nil:
+		return err
+	case string(have) != want:
+		return fault.New(fault.Conflict, "%s holds the beginning of a join with another token; go on with that one, or remove the directory", string(j.at))
+	}
+	return nil
+}
+
+// ownKey reads the key in file, or makes one there.
+func ownKey(file string) (crypto.Signer, error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		return keyfile.ParsePrivateKey(text, nil)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, keyfile.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// ask shows the keys and waits for the approval.
+func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
+	root, err := client.JoinRoots(ctx, j.token.Address, j.token.Fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	if err := keyfile.WriteFile(j.at.IdentityRoot(), []byte(root), 0o644); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(root))
+	api, err := client.New(client.Options{Address: j.token.Address, Roots: pool})
+	if err != nil {
+		return nil, err
+	}
+	defer api.Close()
+	in := client.CloneJoin{
+		Secret: j.token.Secret, Name: j.config.Name, Address: j.config.Address, PublicKey: j.node.Public(),
+		Release: j.Release, Schema: schema.Newest(), Names: generalNames(j.config),
+	}
+	if in.CSR, err = request(j.tls); err != nil {
+		return nil, err
+	}
+	if in.DatabaseCSR, err = request(j.base); err != nil {
+		return nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(j.tls.Public())
+	if err != nil {
+		return nil, err
+	}
+	mine, told := client.CloneFingerprint(in.PublicKey, spki), false
+	for {
+		in.Time = time.Now()
+		joined, err := api.JoinClone(ctx, in)
+		switch {
+		case err != nil && told && passes(err): // a node is started anew, or another takes over
+			joined = nil
+		case err != nil:
+			return nil, err
+		case joined.Fingerprint != mine:
+			return nil, fault.New(fault.Conflict, "the authority shows the fingerprint %s, and this node's keys have %s: do not approve it", joined.Fingerprint, mine)
+		case joined.State == client.CloneActive:
+			return joined, nil
+		case joined.State != client.CloneWaiting:
+			return nil, fault.New(fault.Denied, "node %s was refused by an administrator", in.Name).
+				WithHint("chancery clone invite makes a new token; remove %s first", string(j.at))
+		}
+		if !told && j.Waiting != nil {
+			told = true
+			j.Waiting(in.Name, mine)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "node %s was not approved while this waited; the same command goes on with the same keys: %w",
+				in.Name, context.Cause(ctx)).WithHint("chancery clone approve %s %s", in.Name, mine)
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// passes reports whether an error may be gone when the same is asked again: nothing answered, or a node that cannot do it now.
+func passes(err error) bool {
+	problem, ok := errors.AsType[*client.Problem](err)
+	return !ok || problem.Status >= 500 || problem.Status == http.StatusTooManyRequests
+}
+
+// request is a PKCS #10 request that proves the key and asks for nothing: the authority decides on the names.
+func request(key crypto.Signer) (string, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return "", fmt.Errorf("make a certificate request: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
+// generalNames are the names of the node's TLS certificate that the configuration adds to its address.
+func generalNames(c datadir.Config) []string {
+	var names []string
+	for _, host := range c.TLSNames {
+		if net.ParseIP(host) != nil {
+			names = append(names, "ip:"+host)
+		} else {
+			names = append(names, "dns:"+host)
+		}
+	}
+	return names
+}
+
+// keep writes what the authority gave.
+func (j *joining) keep(joined *client.CloneJoined) error {
+	der, err := x509.MarshalPKCS8PrivateKey(j.tls)
+	if err != nil {
+		return err
+	}
+	identity := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	identity = append(identity, strings.Join(joined.Certificate, "")...)
+	files := []struct {
+		path string
+		text []byte
+		mode fs.FileMode
+	}{
+		{j.at.TLS(), identity, 0o600},
+		{j.at.AuditKey(), []byte(joined.AuditKeys), 0o644},
+	}
+	if joined.DatabaseRole != "" && len(joined.DatabaseCertificate) > 0 {
+		files = append(files, struct {
+			path string
+			text []byte
+			mode fs.FileMode
+		}{j.at.DatabaseCert(), []byte(strings.Join(joined.DatabaseCertificate, "")), 0o644})
+		if joined.DatabaseRoots != "" {
+			files = append(files, struct {
+				path string
+				text []byte
+				mode fs.FileMode
+			}{j.at.DatabaseRoots(), []byte(joined.DatabaseRoots), 0o644})
+		}
+		if err := j.at.SetDatabaseRole(joined.DatabaseRole); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err // of an attempt that was cut short
+		}
+		if err := keyfile.WriteFile(f.path, f.text, f.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryDatabase opens the database as the node will, and wants it to be this authority's and to hold keys for this node.
+func (j *joining) tryDatabase(ctx context.Context, joined *client.CloneJoined) error {
+	s, err := Open(ctx, j.at, &j.config, j.Logger)
+	if err != nil {
+		return fmt.Errorf("open the database as this node will: %w", err)
+	}
+	return closing(s.DB, j.try(ctx, s, joined))
+}
+
+func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoined) error {
+	has, err := schema.Version(ctx, s.DB)
+	if db.IsNoTable(err) || err == nil && has == 0 {
+		return fault.New(fault.Invalid, "the database of %s holds no authority", j.config.DatabaseFile)
+	}
+	if err != nil {
+		return err
+	}
+	list, err := s.Keys.NewestList(ctx)
+	if err != nil {
+		return err
+	}
+	if list != nil && list.Version >= joined.RecipientList && slices.ContainsFunc(list.Recipients, func(r keys.Listed) bool {
+		return r.ID == j.config.Name && r.PublicKey == j.node.Public()
+	}) {
+		return nil
+	}
+	return fault.New(fault.Conflict, "the database of %s does not know node %s with its key: it is another authority's, or a copy from before the node "+
+		"was approved", j.config.DatabaseFile, j.config.Name)
+}
+
+// settle makes it a data directory: node.yaml, by which it is known as one, comes last.
+func (j *joining) settle() error {
+	for _, name := range []string{"tls.key", "token.sha256"} {
+		if err := os.Remove(filepath.Join(string(j.at), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.Remove(j.at.Config()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := j.at.Create(j.config); err != nil {
+		return err
+	}
+	if err := os.Remove(string(j.Dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("put the data directory in its place: %w", err)
+	}
+	if err := os.Rename(string(j.at), string(j.Dir)); err != nil {
+		return fmt.Errorf("put the data directory in its place: %w", err)
+	}
+	return syncDir(filepath.Dir(filepath.Clean(string(j.Dir))))
+}

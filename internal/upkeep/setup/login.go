@@ -1,0 +1,85 @@
+package setup
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/clone"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fault"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+)
+
+const (
+	// DatabasePool is the pool whose certificates nodes log in with at PostgreSQL, and whose hosts are its servers. While it does not
+	// exist, nodes have no logins of their own: what their URL says is all.
+	DatabasePool = "database"
+	// loginProfile is for what logs in: a TLS client.
+	loginProfile = "client"
+)
+
+// loginRole is the name of a node's login. Letters are small, since PostgreSQL folds what is not quoted, and pg_hba.conf is written by
+// hand.
+func loginRole(node string) string { return "chancery_" + strings.ToLower(node) }
+
+// openLogin gives a node its own login at PostgreSQL and certifies its key for it. Whoever calls has been let in by package clone.
+func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login, error) {
+	if s.DB.Dialect() != db.Postgres {
+		return clone.Login{}, nil
+	}
+	if _, err := s.Pools.Pool(ctx, DatabasePool); fault.Is(err, fault.NotFound) {
+		return clone.Login{}, nil
+	} else if err != nil {
+		return clone.Login{}, err
+	}
+	role := loginRole(node)
+	if err := s.DB.AddLogin(ctx, role); err != nil {
+		return clone.Login{}, err
+	}
+	sum := sha256.Sum256([]byte(csr))
+	// A node has no role that issues, and an administrator may be at his rate: the login follows from the approval.
+	issued, err := s.CA.Issue(ctx, access.System(s.Keys.Self()), ca.Order{
+		Pool: DatabasePool, Profile: loginProfile, CSR: []byte(csr), Subject: "CN=" + role,
+		IdempotencyKey: "login " + node + " " + hex.EncodeToString(sum[:]),
+	})
+	if err != nil {
+		return clone.Login{}, fmt.Errorf("certify the login %s: %w", role, err)
+	}
+	login := clone.Login{Role: role}
+	for _, der := range identity.Path(issued) {
+		login.Certificate = append(login.Certificate, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	}
+	login.Roots, err = s.databaseRoots(ctx)
+	return login, err
+}
+
+// databaseRoots are what certifies PostgreSQL's servers: the roots of their pool, all of them while one is replaced.
+func (s *Services) databaseRoots(ctx context.Context) (string, error) {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return "", err
+	}
+	text := ""
+	for _, i := range issuers {
+		if i.Pool == DatabasePool && i.Root() {
+			text += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate.Raw}))
+		}
+	}
+	return text, nil
+}
+
+// closeLogin ends a node's login. That a login without rights stays behind is said, and is not a failure.
+func (s *Services) closeLogin(ctx context.Context, role string, logger *slog.Logger) error {
+	left, err := s.DB.DropLogin(ctx, role)
+	if len(left) > 0 {
+		logger.WarnContext(ctx, "a login at the database has lost its rights, and could not be removed altogether", "role", role, "left", left)
+	}
+	return err
+}
