@@ -68,6 +68,7 @@ type CA struct {
 	lastID  atomic.Int64
 	pending sync.Map // ID → *Certificate, while its transaction runs
 	inserts byte     // its address is the key of the shared INSERT
+	here    changedHere
 	changed struct {
 		sync.Mutex
 		next chan struct{} // guarded by the mutex

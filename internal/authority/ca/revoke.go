@@ -281,6 +281,7 @@ func (c *CA) writeRevocation(ctx context.Context, tx *db.Tx, row revocationRow, 
 	}
 	if !row.now.IsZero() {
 		changed = db.Micros(row.now)
+		c.here.note(issuer.ID, row.Serial, change, row.now)
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO revocation
 		(certificate, issuer, crl_partition, state, reason, revoked_at, invalidity_date, not_after, change, entry, changed_at)

@@ -44,7 +44,7 @@ type answer struct {
 	hash     crypto.Hash
 	certID   []byte // as it was echoed; one that is written differently is answered afresh
 	response Response
-	renew    time.Time // when it is made anew, well before it ends
+	of       period // in which it was signed; in the next one it is signed anew
 }
 
 // followedRecently is how long ago changes may have been looked for at most, for a kept status to be signed again.
@@ -69,13 +69,13 @@ func (c *cache) find(key certificateKey) *known {
 	return e.Value.(*known)
 }
 
-// answer returns a signed answer to a plain request about one certificate.
-func (c *cache) answer(key certificateKey, id *ocsp.CertID, now time.Time) (Response, bool) {
+// answer returns a signed answer to a plain request about one certificate, whose status takes a change into account.
+func (c *cache) answer(key certificateKey, id *ocsp.CertID, of period, now time.Time, change int64) (Response, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if k := c.find(key); k != nil {
+	if k := c.find(key); k != nil && k.status.Change >= change {
 		for _, a := range k.answers {
-			if a.hash == id.Hash && now.Before(a.renew) && bytes.Equal(a.certID, id.Raw) {
+			if a.hash == id.Hash && a.of == of && now.Before(a.response.NextUpdate) && bytes.Equal(a.certID, id.Raw) {
 				return a.response, true
 			}
 		}
@@ -90,6 +90,21 @@ func (c *cache) status(key certificateKey, now time.Time) (status ca.Status, asO
 	defer c.mu.Unlock()
 	k := c.find(key)
 	if k == nil || now.Sub(c.followed) > followedRecently || now.Before(c.followed) {
+		return ca.Status{}, time.Time{}, false
+	}
+	asOf = k.readAt
+	if c.followed.After(asOf) {
+		asOf = c.followed
+	}
+	return k.status, asOf, true
+}
+
+// last returns a status for when nothing can be read, and the time at which it was known to be so.
+func (c *cache) last(key certificateKey) (status ca.Status, asOf time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.find(key)
+	if k == nil {
 		return ca.Status{}, time.Time{}, false
 	}
 	asOf = k.readAt

@@ -24,14 +24,18 @@ func (s *Service) Follow(ctx context.Context) error {
 	applied := make(map[string]int64)
 	ticker := time.NewTicker(followEvery)
 	defer ticker.Stop()
-	for {
+	for failing := false; ; {
 		changed := s.ca.Changed() // before looking, so that nothing is missed
-		if err := s.follow(ctx, applied); err != nil && ctx.Err() == nil {
-			s.logger.WarnContext(ctx, "changes of status cannot be followed", "error", err)
+		err := s.follow(ctx, applied)
+		if err != nil && ctx.Err() == nil {
+			if !failing {
+				s.logger.WarnContext(ctx, "changes of status cannot be followed", "error", err)
+			}
 			if err := sleep(ctx, time.Second); err != nil {
 				return err
 			}
 		}
+		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -44,7 +48,9 @@ func (s *Service) Follow(ctx context.Context) error {
 func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 	var last map[string]int64
 	now := time.Now() // before looking
+	whole := false
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		whole = !tx.Lacks()
 		last, err = ca.LastChanges(ctx, tx)
 		return err
 	})
@@ -68,7 +74,35 @@ func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 		applied[id] = change
 	}
 	s.answers.looked(now)
+	if whole {
+		s.ca.ForgetChanges(now)
+	}
+	s.prepare(ctx, now)
+	if err := s.stock(ctx, now); err != nil && !s.bare {
+		s.bare = true
+		s.logger.WarnContext(ctx, "CRLs are not kept for when the database is away", "error", err)
+	} else if err == nil {
+		s.bare = false
+	}
 	return nil
+}
+
+// prepare loads the responders before they are asked for: when they are, the database may be away.
+func (s *Service) prepare(ctx context.Context, now time.Time) {
+	if age := now.Sub(s.prepared); age >= 0 && age < responderLook {
+		return
+	}
+	issuers, err := s.ca.Issuers(ctx)
+	for _, issuer := range issuers {
+		if err == nil && signs(issuer, now) {
+			_, err = s.respondersOf(ctx, issuer, now)
+		}
+	}
+	if err != nil {
+		s.logger.WarnContext(ctx, "OCSP responders are not prepared, and are tried again", "error", err)
+		return
+	}
+	s.prepared = now
 }
 
 func (s *Service) dropChanged(ctx context.Context, id string, after, change int64) error {

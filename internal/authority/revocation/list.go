@@ -68,6 +68,7 @@ type List struct {
 	scheduled int64 // thisUpdate, in microseconds, of the last scheduled list of its scope up to and with this one
 	head      []byte
 	tail      []byte
+	octets    []byte // the whole, where it is in memory
 }
 
 const listColumns = `id, issuer, scope, state, number, base, this_update, next_update, entries, size, change, scheduled, head, tail`
@@ -104,7 +105,7 @@ func parseNumber(text string) (*big.Int, error) {
 	return n, nil
 }
 
-// Current returns the list in force of an issuer's scope.
+// Current returns the list in force of an issuer's scope: the one that this node keeps, where no database answers.
 func (s *Service) Current(ctx context.Context, nameOrID string, scope Scope) (*List, error) {
 	issuer, err := s.ca.Issuer(ctx, nameOrID)
 	if err != nil {
@@ -115,8 +116,17 @@ func (s *Service) Current(ctx context.Context, nameOrID string, scope Scope) (*L
 		l, err = currentList(ctx, tx, issuer.ID, scope)
 		return err
 	})
-	if err == nil && l == nil {
+	kept := s.shelf.at(place{issuer.ID, scope})
+	switch {
+	case fault.Is(err, fault.Unavailable) && kept != nil:
+		l, err = kept.list, nil
+	case err == nil && l == nil:
 		return nil, fault.New(fault.NotFound, "issuer %s has no CRL of scope %s", issuer.Name, scope)
+	}
+	if err == nil && kept != nil && kept.list.ID == l.ID {
+		whole := *l
+		whole.octets = kept.octets
+		l = &whole
 	}
 	return l, err
 }
@@ -231,6 +241,10 @@ func (l *List) Pruned() bool { return len(l.head) == 0 }
 func (s *Service) WriteTo(ctx context.Context, w io.Writer, l *List) error {
 	if l.Pruned() {
 		return fault.New(fault.NotFound, "CRL %v is past, and its octets were pruned", l.Number)
+	}
+	if l.octets != nil {
+		_, err := w.Write(l.octets)
+		return err
 	}
 	if _, err := w.Write(l.head); err != nil {
 		return err

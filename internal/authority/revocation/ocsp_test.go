@@ -150,13 +150,14 @@ func TestAnswersAreKeptAndBounded(t *testing.T) {
 func TestCacheDropsTheRightAnswers(t *testing.T) {
 	c := newCache()
 	now := time.Now()
+	of := periodAt(now, time.Hour)
 	id := func(n int64) *ocsp.CertID {
 		return &ocsp.CertID{Raw: []byte("id"), Hash: crypto.SHA1, Serial: big.NewInt(n)}
 	}
 	key := func(n int64) certificateKey { return keyOf("one", big.NewInt(n)) }
 	put := func(n, change int64) {
 		c.keep(key(n), ca.Status{Issued: true, State: ca.Valid, Change: change}, now,
-			&answer{crypto.SHA1, []byte("id"), Response{}, now.Add(time.Hour)}, 100)
+			&answer{crypto.SHA1, []byte("id"), Response{NextUpdate: now.Add(time.Hour)}, of}, 100)
 	}
 	for n := range int64(250) {
 		put(n, 5)
@@ -165,13 +166,19 @@ func TestCacheDropsTheRightAnswers(t *testing.T) {
 	if c.size() != 100 {
 		t.Fatalf("%d certificates are kept", c.size())
 	}
-	got := func(n int64, at time.Time) bool { _, ok := c.answer(key(n), id(n), at); return ok }
+	got := func(n int64, at time.Time) bool { _, ok := c.answer(key(n), id(n), of, at, 0); return ok }
 	if got(149, now) || !got(150, now) || got(200, now.Add(time.Hour)) {
 		t.Error("the oldest stays, or an old answer is given")
 	}
 	other := id(200)
 	other.Raw = []byte("written otherwise")
-	if _, ok := c.answer(key(200), other, now); ok {
+	if _, ok := c.answer(key(200), id(200), periodAt(now.Add(mostPeriod), time.Hour), now, 0); ok {
+		t.Error("an answer of one period is given in the next")
+	}
+	if _, ok := c.answer(key(200), id(200), of, now, 6); ok {
+		t.Error("an answer is given that this node's own change made untrue")
+	}
+	if _, ok := c.answer(key(200), other, of, now, 0); ok {
 		t.Error("an answer is given for a CertID that is written differently")
 	}
 	if _, _, ok := c.status(key(200), now); ok {
@@ -255,8 +262,8 @@ func TestResponderIsRenewedBeforeItEnds(t *testing.T) {
 		lease := o.lease()
 		keep := func(now time.Time) *x509.Certificate {
 			must(t, o.service.keepResponder(t.Context(), lease, o.issuer, now))
-			o.service.responders.byIssuer = make(map[string]*loadedResponder)
-			r, err := o.service.responder(t.Context(), o.issuer, time.Now())
+			o.service.responders.byIssuer = make(map[string]*loadedResponders)
+			r, err := o.service.responder(t.Context(), o.issuer, periodAt(time.Now(), time.Hour), time.Now())
 			must(t, err)
 			return r.Certificate
 		}

@@ -44,11 +44,18 @@ func (s *Service) Respond(ctx context.Context, request []byte, allow func() erro
 	if err != nil {
 		return refusal(statusOf(err)), err
 	}
+	set, err := s.settings.Get(ctx)
+	if err != nil {
+		return refusal(statusOf(err)), err
+	}
+	of := periodAt(now.Add(-s.db.Age(now)), set.OCSP.Validity.Std())
 	if len(r.CertIDs) == 1 && len(r.Nonce) == 0 {
 		// A clock that was set back must not make an answer last longer.
 		latest := s.db.Latest(now)
 		for _, issuer := range twins {
-			if known, ok := s.answers.answer(keyOf(issuer.ID, r.CertIDs[0].Serial), &r.CertIDs[0], latest); ok {
+			key := keyOf(issuer.ID, r.CertIDs[0].Serial)
+			change := s.ca.ChangedHere(issuer.ID, r.CertIDs[0].Serial)
+			if known, ok := s.answers.answer(key, &r.CertIDs[0], of, latest, change); ok {
 				known.Cached = true
 				return known, nil
 			}
@@ -63,7 +70,7 @@ func (s *Service) Respond(ctx context.Context, request []byte, allow func() erro
 	if err != nil {
 		return refusal(statusOf(err)), err
 	}
-	response, err := s.sign(ctx, issuer, r, now)
+	response, err := s.sign(ctx, issuer, r, of, now, int(set.OCSP.CacheEntries))
 	if err != nil {
 		return refusal(statusOf(err)), err
 	}
@@ -86,11 +93,18 @@ func statusOf(err error) ocsp.ResponseStatus {
 
 // sign makes an answer; none while the clock is behind, since it would be dated before what was said already, and could
 // call good what was revoked since.
-func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, now time.Time) (Response, error) {
+func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, of period, now time.Time, limit int) (Response, error) {
 	if err := s.db.CheckClock(now); err != nil {
 		return Response{}, err
 	}
-	responder, err := s.responder(ctx, issuer, now)
+	statuses, asOf, err := s.statuses(ctx, issuer, r.CertIDs, now, limit)
+	if err != nil {
+		return Response{}, err
+	}
+	if known := periodAt(asOf, of.validity); known.start.Before(of.start) {
+		of = known
+	}
+	responder, err := s.responder(ctx, issuer, of, now)
 	if err != nil {
 		return Response{}, err
 	}
@@ -101,23 +115,12 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 		}
 		return Response{}, fault.New(fault.Unavailable, "issuer %s has no OCSP responder yet", issuer.Name)
 	}
-	set, err := s.settings.Get(ctx)
-	if err != nil {
-		return Response{}, err
-	}
-	statuses, asOf, err := s.statuses(ctx, issuer, r.CertIDs, now, int(set.OCSP.CacheEntries))
-	if err != nil {
-		return Response{}, err
-	}
-	// thisUpdate is when the statuses were known to be so (RFC 6960 §2.4), as a whole second, which is all that the format
-	// can say.
-	thisUpdate := asOf.UTC().Truncate(time.Second)
-	nextUpdate := thisUpdate.Add(set.OCSP.Validity.Std())
-	if end := responder.Certificate.NotAfter; end.Before(nextUpdate) {
-		nextUpdate = end // nobody could check the answer for longer
-	}
 	singles := make([]ocsp.SingleResponse, len(statuses))
 	for i, status := range statuses {
+		thisUpdate, nextUpdate, err := of.updates(status, responder.Certificate.NotAfter, now)
+		if err != nil {
+			return Response{}, err
+		}
 		singles[i] = single(r.CertIDs[i].Raw, status, thisUpdate, nextUpdate)
 	}
 	der, err := responder.Respond(singles, r.Nonce, now)
@@ -127,10 +130,9 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 	response := Response{DER: der, Status: ocsp.Successful}
 	if len(statuses) == 1 && len(r.Nonce) == 0 && statuses[0].Issued {
 		sum := sha256.Sum256(der)
-		response.ThisUpdate, response.NextUpdate, response.Tag = thisUpdate, nextUpdate, hex.EncodeToString(sum[:16])
+		response.ThisUpdate, response.NextUpdate, response.Tag = singles[0].ThisUpdate, singles[0].NextUpdate, hex.EncodeToString(sum[:16])
 		id := &r.CertIDs[0]
-		signed := &answer{id.Hash, bytes.Clone(id.Raw), response, thisUpdate.Add(nextUpdate.Sub(thisUpdate) / 2)}
-		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, signed, int(set.OCSP.CacheEntries))
+		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, &answer{id.Hash, bytes.Clone(id.Raw), response, of}, limit)
 	}
 	return response, nil
 }
@@ -138,24 +140,14 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 // statuses returns what is known of certificates of an issuer, kept or read, and since when all of it is known to be so.
 func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time,
 	limit int) ([]ca.Status, time.Time, error) {
-	all, asOf, upTo := make([]ca.Status, len(ids)), now, s.answers.upTo(issuer.ID)
-	kept := true
-	for i := range ids {
-		status, at, ok := s.answers.status(keyOf(issuer.ID, ids[i].Serial), now)
-		if !ok {
-			kept = false
-			break
-		}
-		// It was true when upTo was asked for, or it would not have been found after.
-		status.Change = max(status.Change, upTo)
-		if all[i] = status; at.Before(asOf) {
-			asOf = at
-		}
-	}
-	if kept {
+	asOf := now.Add(-s.db.Age(now)) // before they are read
+	if all, ok := s.kept(issuer, ids, now); ok {
 		return all, asOf, nil
 	}
+	all := make([]ca.Status, len(ids))
+	lacks := false
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		lacks = tx.Lacks()
 		for i := range ids {
 			if all[i], err = ca.StatusOf(ctx, tx, issuer, ids[i].Serial); err != nil {
 				return err
@@ -163,15 +155,59 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 		}
 		return nil
 	})
+	if fault.Is(err, fault.Unavailable) {
+		if all, at, ok := s.last(issuer, ids); ok {
+			if at.After(asOf) {
+				at = asOf
+			}
+			return all, at, nil
+		}
+	}
 	if err != nil {
 		return nil, time.Time{}, err
 	}
 	for i, status := range all {
-		if status.Issued {
-			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, now, nil, limit)
+		switch {
+		case lacks && status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial):
+			return nil, time.Time{}, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not "+
+				"have that yet", ids[i].Serial)
+		case !status.Issued && (lacks || asOf.Before(now)):
+			return nil, time.Time{}, fault.New(fault.Unavailable, "serial %x is not in data that are %s old; it may have been issued since",
+				ids[i].Serial, now.Sub(asOf).Round(time.Second))
+		case status.Issued:
+			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, asOf, nil, limit)
 		}
 	}
-	return all, now, nil // now is before they were read
+	return all, asOf, nil
+}
+
+// kept returns statuses that are kept, where all are, and changes were looked for a moment ago.
+func (s *Service) kept(issuer *ca.Issuer, ids []ocsp.CertID, now time.Time) ([]ca.Status, bool) {
+	all, upTo := make([]ca.Status, len(ids)), s.answers.upTo(issuer.ID)
+	for i := range ids {
+		status, _, ok := s.answers.status(keyOf(issuer.ID, ids[i].Serial), now)
+		if !ok || status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial) {
+			return nil, false
+		}
+		// It was true when upTo was asked for, or it would not have been found after.
+		status.Change = max(status.Change, upTo)
+		all[i] = status
+	}
+	return all, true
+}
+
+// last returns what is kept of certificates, however old, and since when.
+func (s *Service) last(issuer *ca.Issuer, ids []ocsp.CertID) (all []ca.Status, asOf time.Time, ok bool) {
+	for i := range ids {
+		status, at, ok := s.answers.last(keyOf(issuer.ID, ids[i].Serial))
+		if !ok || status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial) {
+			return nil, time.Time{}, false
+		}
+		if all = append(all, status); i == 0 || at.Before(asOf) {
+			asOf = at
+		}
+	}
+	return all, asOf, true
 }
 
 // theOne chooses among issuers of one name and one key, which a request cannot tell apart: the one that issued what is
@@ -220,6 +256,8 @@ type directory struct {
 	byHash map[issuerHash][]*ca.Issuer // several only where an issuer was certified again under its name and key
 	byID   map[string]*ca.Issuer
 	read   time.Time
+
+	asking sync.Mutex // held by the one who asks the database; the others go on with what there is
 }
 
 type issuerHash struct {
@@ -264,6 +302,12 @@ func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID,
 	if age >= 0 && (len(found) > 0 && age < directoryAge || len(found) == 0 && age < directoryRetry) {
 		return found, nil
 	}
+	if len(found) > 0 && !d.asking.TryLock() {
+		return found, nil
+	} else if len(found) == 0 {
+		d.asking.Lock()
+	}
+	defer d.asking.Unlock()
 	if err := d.load(ctx, authority, now); err != nil {
 		if len(found) > 0 {
 			return found, nil // the database is away; what was cached can still be answered

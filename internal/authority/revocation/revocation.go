@@ -23,6 +23,10 @@
 //     fetched that one need not fetch the newest.
 //   - A list longer than settings.CRL.WholeUpTo of an issuer that has neither delta nor partitions is signed for
 //     revocations at most every five minutes.
+//   - thisUpdate of an OCSP answer is on a grid of five minutes at most, and not the moment of the question, so that all nodes
+//     give the same answer; see grid.go.
+//   - While the database is older than its primary, or away, answers are dated by what is known, and end with it. A serial
+//     that is not known then may have been issued since, and the answer is tryLater.
 //   - A serial that was never issued is unknown, signed; an issuer that is not ours is unauthorized, unsigned.
 //   - An expired certificate goes on being answered from its record, as long as that is kept.
 //
@@ -64,6 +68,9 @@ type Service struct {
 	answers    *cache
 	responders responders
 	directory  directory
+	shelf      shelf
+	prepared   time.Time // when responders were loaded; used by Follow alone
+	bare       bool      // the shelf could not be stocked; used by Follow alone
 }
 
 // New returns a service. It starts nothing.
@@ -75,7 +82,7 @@ func New(o Options) *Service {
 	return &Service{
 		db: o.DB, ca: o.CA, keys: o.Keys, settings: o.Settings, audit: o.Audit, logger: logger,
 		answers:    newCache(),
-		responders: responders{byIssuer: make(map[string]*loadedResponder)},
+		responders: responders{byIssuer: make(map[string]*loadedResponders)},
 	}
 }
 

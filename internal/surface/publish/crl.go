@@ -50,16 +50,18 @@ func (h *Handler) crl(w http.ResponseWriter, r *http.Request, issuer string, sco
 		return err
 	}
 	now := time.Now()
+	if !now.Before(list.NextUpdate) {
+		return fault.New(fault.Unavailable, "the CRL of %s, %s, number %v, ended on %s, and there is no later one here", issuer, scope, list.Number,
+			list.NextUpdate.UTC().Format(time.RFC3339)).
+			WithHint("the authority's operator: chancery status says why none was signed; of a root whose key is offline, chancery crl issue --issuer %s --key-file F",
+				issuer)
+	}
 	d := document{mediaType: crlType, tag: list.ID, modified: list.ThisUpdate, maxAge: min(crlMaxAge,
 		list.NextUpdate.Sub(now)), size: list.Size}
 	if form == "pem" {
 		d.mediaType, d.tag, d.size = pemType, list.ID+".pem", crl.PEMSize(list.Size)
 	}
 	w.Header().Set("Expires", list.NextUpdate.UTC().Format(http.TimeFormat))
-	if !now.Before(list.NextUpdate) {
-		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set("Warning", `110 - "this CRL is past its nextUpdate"`)
-	}
 	if !d.send(w, r) {
 		return nil
 	}

@@ -15,8 +15,9 @@
 //   - A CRL may be kept by caches for five minutes and not until its nextUpdate, because a newer one may replace it at any
 //     time; after that a conditional request costs a few octets. OCSP answers may be kept until nextUpdate, as RFC 5019
 //     §6.2 says; who wants none that is older asks with a nonce, or by POST.
-//   - A CRL past its nextUpdate is served, since some relying parties rather have that than none, but with a Warning, and
-//     no cache may keep it.
+//   - A CRL past its nextUpdate is not served: 503, and the reason. It is no statement any more, and who took it for one would
+//     not learn that the authority is in trouble.
+//   - While no database answers, CRLs and OCSP answers come from what the node keeps in memory.
 //   - Ranges are not served.
 package publish
 

@@ -27,6 +27,7 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
+	"chancery/internal/surface/problem"
 	"chancery/internal/surface/publish"
 )
 
@@ -263,8 +264,8 @@ func TestOCSPErrors(t *testing.T) {
 	}
 }
 
-// TestAListPastItsEndSaysSo: it is better than none for some, but nobody may take it for a fresh one.
-func TestAListPastItsEndSaysSo(t *testing.T) {
+// TestAListPastItsEndIsNotServed: nobody may take it for a fresh one, and OCSP goes on.
+func TestAListPastItsEndIsNotServed(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d, ca.CRLMode{})
 		o.ready()
@@ -274,10 +275,10 @@ func TestAListPastItsEndSaysSo(t *testing.T) {
 			return err
 		}))
 		code, header, body := o.get("/crl/one.crl", nil)
-		if code != http.StatusOK || len(body) == 0 || !strings.HasPrefix(header.Get("Warning"), "110 ") || header.Get("Cache-Control") != "no-store" {
-			t.Errorf("%d %v", code, header)
+		if code != http.StatusServiceUnavailable || header.Get("Content-Type") != problem.ContentType || !strings.Contains(string(body), "ended on") ||
+			header.Get("Retry-After") == "" || header.Get("Cache-Control") != "no-store" || header.Get("Expires") != "" {
+			t.Errorf("%d %v: %s", code, header, body)
 		}
-		// What the database still has is served although nobody signs any more; OCSP goes on too.
 		if o.status(o.issue("late.example"), crypto.SHA1) != xocsp.Good {
 			t.Error("OCSP ended with the loops")
 		}
