@@ -14,7 +14,8 @@ import (
 	"chancery/internal/pki/crl"
 )
 
-// A consumer that was told of a new CRL may serve with the old one for a moment, so what it takes is shown to it again.
+// A consumer that was told of a new CRL may serve with the old one for a moment, so what it takes is shown to it again; and it may
+// close its port for that moment, so what came to no end is.
 const (
 	takeAgain   = 250 * time.Millisecond
 	takesToStay = 5 * time.Second
@@ -89,7 +90,8 @@ func (t *trial) at(ctx context.Context, placement string) client.ProofTrial {
 		out.Detail = "a twin is shown to those only that are given CRLs, and it is given none: if it goes by the issuer, it takes the certificate"
 		return out
 	}
-	shown, err := t.present(ctx, *p)
+	up := record.Observed.State == client.PlacementServed
+	shown, err := t.present(ctx, *p, t.shown, up, true)
 	switch {
 	case probe.IsDown(err):
 		out.Result, out.Untried, out.Detail = client.ProofNotTried, client.UntriedDown, fmt.Sprintf("nothing listens at %s; %s", p.Address, files)
@@ -101,11 +103,12 @@ func (t *trial) at(ctx context.Context, placement string) client.ProofTrial {
 	out.With, out.Twin = serialOf(t.shown.Leaf), t.twin
 	switch {
 	case err != nil:
-		out.Result, out.Detail = client.ProofUnclear, err.Error()
+		out.Result, out.Detail = t.cut(err)
 	case shown.Accepted:
 		out.Result, out.Detail = client.ProofAccepted, fmt.Sprintf("%s takes it: %s; %s", p.Address, shown.Said, files)
 	default:
-		out.Result, out.Detail = t.judge(ctx, *p, folder, record.Plan, shown)
+		control, wrong := t.control(ctx, folder, record.Plan)
+		out.Result, out.Detail = t.judge(ctx, *p, up, shown, control, wrong)
 		if number == "" {
 			out.Detail += "; " + files
 		}
@@ -113,11 +116,22 @@ func (t *trial) at(ctx context.Context, placement string) client.ProofTrial {
 	return out
 }
 
-// present shows it until the server refuses, or has taken it for so long that it stays with that.
-func (t *trial) present(ctx context.Context, p recipe.Probe) (*probe.Shown, error) {
+// cut says what it is worth that a connection came to no verdict. A consumer that is being restarted is tried again for some
+// minutes; what it is like for longer is not clear.
+func (t *trial) cut(err error) (result, detail string) {
+	if probe.IsCut(err) && t.now.Sub(t.state.Began) < proveEager {
+		return client.ProofWaiting, fmt.Sprintf("it may be restarting, and is tried again: %v", err)
+	}
+	return client.ProofUnclear, err.Error()
+}
+
+// present shows a certificate until there is a verdict, or for so long that it stays with what was seen: that the connection was
+// cut, or, of a consumer that is up, that nothing listened. One that it is wanted to refuse is also shown again while it is taken.
+func (t *trial) present(ctx context.Context, p recipe.Probe, own *tls.Certificate, up, refuse bool) (*probe.Shown, error) {
 	for until := time.Now().Add(takesToStay); ; {
-		shown, err := probe.Present(ctx, p, t.shown)
-		if err != nil || !shown.Accepted || time.Now().After(until) {
+		shown, err := probe.Present(ctx, p, own)
+		again := err == nil && refuse && shown.Accepted || err != nil && (probe.IsCut(err) || up && probe.IsDown(err))
+		if !again || time.Now().After(until) {
 			return shown, err
 		}
 		t.agent.beat()
@@ -129,19 +143,35 @@ func (t *trial) present(ctx context.Context, p recipe.Probe) (*probe.Shown, erro
 	}
 }
 
-// judge says what a refusal is worth: a good certificate of the same issuer must be taken.
-func (t *trial) judge(ctx context.Context, p recipe.Probe, folder *folder, plan *recipe.Plan, refused *probe.Shown) (result, detail string) {
-	control, err := t.control(ctx, folder, plan)
-	if err != nil {
+// judge says what a refusal is worth: a good certificate of the same issuer, the control, must be taken by the same consumer. Who
+// only ended the connection must do so again after that: he may have been restarting the first time.
+func (t *trial) judge(ctx context.Context, p recipe.Probe, up bool, refused *probe.Shown, control *tls.Certificate, wrong error) (result, detail string) {
+	if wrong != nil {
 		if refused.Revoked {
-			return client.ProofRefused, fmt.Sprintf("it says itself that the certificate is revoked (%s); there is no good one to compare: %v", refused.Said, err)
+			return client.ProofRefused, fmt.Sprintf("it says itself that the certificate is revoked (%s); there is no good one to compare: %v", refused.Said, wrong)
 		}
-		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and there is no good certificate to compare: %v", refused.Said, err)
+		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and there is no good certificate to compare: %v", refused.Said, wrong)
 	}
-	good, err := probe.Present(ctx, p, control)
-	switch serial := serialOf(control.Leaf); {
+	serial := serialOf(control.Leaf)
+	good, err := t.present(ctx, p, control, up, false)
+	if err == nil && good.Cut {
+		good, err = t.present(ctx, p, control, up, false)
+	}
+	if err == nil && good.Accepted && refused.Cut {
+		again, err := t.present(ctx, p, t.shown, up, false)
+		switch {
+		case err != nil:
+			return t.cut(fmt.Errorf("it is refused (%s); once more: %w", refused.Said, err))
+		case again.Accepted:
+			return client.ProofAccepted, fmt.Sprintf("it was refused once (%s), and is taken: %s", refused.Said, again.Said)
+		}
+		refused = again
+	}
+	switch {
+	case err != nil && !refused.Revoked:
+		return t.cut(fmt.Errorf("it is refused (%s), and a good certificate could not be shown: %w", refused.Said, err))
 	case err != nil:
-		return client.ProofUnclear, fmt.Sprintf("it is refused (%s), and a good certificate could not be shown: %v", refused.Said, err)
+		return client.ProofRefused, fmt.Sprintf("it says itself that the certificate is revoked (%s); a good one could not be shown: %v", refused.Said, err)
 	case good.Accepted:
 		return client.ProofRefused, fmt.Sprintf("%s; certificate %s, which is good, is taken: %s", refused.Said, serial, good.Said)
 	case refused.Revoked && !good.Revoked:

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"chancery/internal/agent/recipe"
@@ -21,6 +22,7 @@ type Shown struct {
 	Asked    bool   // it wanted one
 	Accepted bool   // it took what was shown; of meaning only where Asked
 	Revoked  bool   // it said itself that what was shown is revoked (RFC 8446 section 6.2, certificate_revoked)
+	Cut      bool   // it said nothing and ended the connection: so do some who refuse, and all that are being restarted
 	Said     string // what it said or did, in words
 }
 
@@ -131,14 +133,27 @@ func present(ctx context.Context, conn net.Conn, client *tls.Certificate, name s
 	return &shown, nil
 }
 
+// IsCut reports whether an error of Present is that of a connection which ended before there was a verdict. A server that is told
+// of new files may close its port and open it again: connections that it had not accepted by then are reset.
+func IsCut(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
 // certificateRevoked is the alert of RFC 8446 section 6.2, as crypto/tls words it.
 const certificateRevoked = "revoked certificate"
 
-// refusal is what an error after the server's proof says: an alert, or that it hung up.
+// refusal is what an error after the server's proof says: an alert, or that it hung up or reset the connection. In TLS 1.3 that
+// comes after the client's handshake is over, and an alert that was sent before a reset is read before it.
 func refusal(err error) *Shown {
 	s := &Shown{Asked: true, Said: err.Error(), Revoked: strings.Contains(err.Error(), certificateRevoked)}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		s.Said = "it hung up"
+	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
+		return s
+	}
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		s.Cut, s.Said = true, "it hung up"
+	case IsCut(err):
+		s.Cut, s.Said = true, "it reset the connection"
 	}
 	return s
 }
