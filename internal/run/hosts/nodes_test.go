@@ -292,32 +292,37 @@ func TestRotationOnTwoNodes(t *testing.T) {
 func (p *pair) stopWithin(driver *node) {
 	p.t.Helper()
 	ctx := p.t.Context()
-	count := func(tx *db.Tx, query string) (n int64) {
-		must(p.t, tx.QueryRow(ctx, query).Scan(&n))
-		return n
-	}
-	must(p.t, p.store.DB.Tx(ctx, func(tx *db.Tx) error {
-		count(tx, `SELECT COUNT(*) FROM (SELECT id FROM rollout FOR UPDATE) r`)
-		count(tx, `SELECT COUNT(*) FROM (SELECT host FROM rollout_host FOR UPDATE) h`)
+	stopped := false
+	must(p.t, p.store.DB.Tx(ctx, func(tx *db.Tx) error { // anew where a step of the node came between
+		for _, query := range []string{`SELECT COUNT(*) FROM (SELECT id FROM rollout FOR UPDATE) r`, `SELECT COUNT(*) FROM (SELECT host FROM rollout_host FOR UPDATE) h`} {
+			if _, err := counted(ctx, tx, query); err != nil || stopped {
+				return err
+			}
+		}
 		until(p.t, "a step waits", func() bool {
-			count(tx, `SELECT 1`) // the server ends transactions that say nothing
-			var waiting int64
-			must(p.t, p.store.DB.Read(ctx, func(tx *db.Tx) error {
-				waiting = count(tx, `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
-				return nil
-			}))
-			return waiting > 0
+			_, err := counted(ctx, tx, `SELECT 1`) // the server ends transactions that say nothing
+			must(p.t, err)
+			return p.sessions(`wait_event_type = 'Lock'`) > 0
 		})
+		stopped = true
 		return driver.process.Signal(syscall.SIGSTOP)
 	}))
-	until(p.t, "the server has done what it was asked for", func() bool {
-		var idle int64
-		must(p.t, p.store.DB.Read(ctx, func(tx *db.Tx) error {
-			idle = count(tx, `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`)
-			return nil
-		}))
-		return idle > 0
-	})
+	until(p.t, "the server has done what it was asked for", func() bool { return p.sessions(`state = 'idle in transaction'`) > 0 })
+}
+
+// sessions counts those of the database that are as a condition says.
+func (p *pair) sessions(condition string) (n int64) {
+	p.t.Helper()
+	must(p.t, p.store.DB.Read(p.t.Context(), func(tx *db.Tx) (err error) {
+		n, err = counted(p.t.Context(), tx, `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND `+condition)
+		return err
+	}))
+	return n
+}
+
+func counted(ctx context.Context, tx *db.Tx, query string) (n int64, err error) {
+	err = tx.QueryRow(ctx, query).Scan(&n)
+	return n, err
 }
 
 // takenOver waits until another node drives.
