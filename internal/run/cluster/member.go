@@ -71,6 +71,17 @@ func (m *Member) Exec(ctx context.Context, database, query string) error {
 	return err
 }
 
+// Ask runs one query as the administrator and returns what its one row has in its one column, as text.
+func (m *Member) Ask(ctx context.Context, database, query string) (answer string, err error) {
+	admin, err := m.admin(database)
+	if err != nil {
+		return "", err
+	}
+	defer admin.Close()
+	err = admin.QueryRowContext(ctx, "SELECT CAST(("+query+") AS TEXT)").Scan(&answer)
+	return answer, err
+}
+
 func (m *Member) admin(database string) (*sql.DB, error) {
 	return sql.Open("pgx", m.cluster.options.Admin(m, database))
 }
@@ -90,7 +101,7 @@ func (m *Member) standby(ctx context.Context) (standby bool, err error) {
 
 // configure writes the member's files.
 func (m *Member) configure() error {
-	if err := os.Mkdir(m.Dir, 0o700); err != nil {
+	if err := os.Mkdir(m.Dir, 0o711); err != nil {
 		return err
 	}
 	if err := m.cluster.own(m.Dir); err != nil {
@@ -207,6 +218,27 @@ func (m *Member) Kill(what What) error {
 	m.reap()
 	m.etcd, m.patroni = nil, nil
 	return nil
+}
+
+// Cut takes the member off the network, where it has one of its own; else it stands still, which looks the same from outside.
+func (m *Member) Cut() error {
+	if m.Link == nil {
+		return m.Freeze(Machine)
+	}
+	return m.Link.Cut()
+}
+
+// Heal ends Cut.
+func (m *Member) Heal() error {
+	if m.Link == nil {
+		return m.Thaw(Machine)
+	}
+	return m.Link.Heal()
+}
+
+// Local is how to reach the member's PostgreSQL by its socket, as who is cut off together with it does.
+func (m *Member) Local(user, database string) string {
+	return fmt.Sprintf("postgres://%s@/%s?host=%s&port=%d", user, database, m.Dir, PostgresPort)
 }
 
 // Freeze stops a part of the member by SIGSTOP: its sockets stay open and nothing answers. Process means all processes of

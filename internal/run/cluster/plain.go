@@ -56,7 +56,7 @@ bootstrap:
         shared_buffers: 32MB
         max_connections: 100
 %[4]s  initdb: [{encoding: UTF8}, {locale: C}, {auth-host: trust}, {auth-local: trust}]
-  pg_hba: ["host all all all trust", "host replication all all trust"]
+  pg_hba: ["local all all trust", "host all all all trust", "host replication all all trust"]
 postgresql:
   listen: %[5]s
   connect_address: %[5]s
