@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -149,7 +150,7 @@ func (c *Client) Address() string { return c.base.String() }
 
 // RootsFile reads the pinned root from a PEM file.
 func RootsFile(file string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(file)
+	text, err := readFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read identity root: %w", err)
 	}
@@ -163,12 +164,55 @@ func RootsFile(file string) (*x509.CertPool, error) {
 // CertificateFiles returns an Options.Certificate that reads the pair of files anew at each handshake.
 func CertificateFiles(certFile, keyFile string) func() (*tls.Certificate, error) {
 	return func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+		certificate, err := readFile(certFile)
+		if err != nil {
+			return nil, fmt.Errorf("load identity: %w", err)
+		}
+		key, err := readFile(keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("load identity: %w", err)
+		}
+		pair, err := tls.X509KeyPair(certificate, key)
 		if err != nil {
 			return nil, fmt.Errorf("load identity: %w", err)
 		}
 		return &pair, nil
 	}
+}
+
+// maxFile is far above any file with a key, a certification path or a root.
+const maxFile = 1 << 20
+
+// readFile reads a regular file of at most maxFile octets: a FIFO would be waited for without an end, and a device has none.
+func readFile(path string) ([]byte, error) {
+	check := func(st fs.FileInfo) error {
+		if !st.Mode().IsRegular() {
+			return fmt.Errorf("%s is no regular file; one of at most %d octets would pass", path, maxFile)
+		}
+		if st.Size() > maxFile {
+			return fmt.Errorf("%s has %d octets; a regular file of at most %d would pass", path, st.Size(), maxFile)
+		}
+		return nil
+	}
+	st, err := os.Stat(path) // before it is opened, which a FIFO makes wait
+	if err == nil {
+		err = check(st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|openNow, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err = f.Stat(); err == nil {
+		err = check(st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 type idempotencyKey struct{}

@@ -17,6 +17,7 @@ import (
 
 	"chancery/internal/agent/recipe"
 	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
 )
 
 // ConfigFile is where agent.yaml lies, under the root.
@@ -227,23 +228,7 @@ func readTrusted(file, root string) ([]byte, error) {
 	if err := trustedUpwards(file, root); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fault.New(fault.Invalid, "%s is no regular file", file)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fault.New(fault.TooLarge, "%s is over %d octets", file, maxConfig)
-	}
-	return text, err
+	return keyfile.ReadFile(file, maxConfig) // root alone could have put something else there meanwhile
 }
 
 // trustedUpwards checks owner, mode and kind of a file and of each directory above it.

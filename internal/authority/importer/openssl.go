@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/big"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -119,24 +117,9 @@ func (o OpenSSL) need(set, what string, names ...string) ([]byte, error) {
 
 // readFile reads a regular file of at most limit bytes.
 func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	data, err := keyfile.ReadFile(path, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read CA: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read CA: %w", err)
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fault.New(fault.Invalid, "%s is not a regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read CA: %w", err)
-	}
-	if int64(len(data)) > limit {
-		return nil, fault.New(fault.TooLarge, "%s is larger than %d bytes", path, limit)
 	}
 	return data, nil
 }

@@ -13,7 +13,7 @@
 //     of MD5.
 //   - Key derivation has a budget per file: iteration counts come from the file, and so from whoever made it.
 //
-// Every function is pure but for WriteFile and ReplaceFile, and safe for concurrent use. No error contains key material
+// Every function is pure but for ReadFile, ReadSecret, WriteFile and ReplaceFile, and safe for concurrent use. No error contains key material
 // or a password.
 package keyfile
 

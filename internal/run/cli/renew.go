@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"os"
 	"time"
 
 	"chancery/client"
@@ -17,7 +16,7 @@ import (
 // life are over: an identity is short-lived, and is renewed by being used. A failure is told and stops nothing; there is a
 // third of a life for it.
 func (g *globals) renewIdentity(ctx context.Context, api *client.Client, certFile, keyFile string, now time.Time) {
-	text, err := os.ReadFile(certFile)
+	text, err := keyfile.ReadFile(certFile, keyfile.MaxFile)
 	if err != nil {
 		return // the command itself will say so
 	}

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"syscall"
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
@@ -62,22 +60,16 @@ var (
 	errNotRegular = errors.New("it is no regular file")
 )
 
-// regular reads a regular file. It is opened before it is looked at, so that it is the one that is read, and without waiting for
-// a writer.
+// regular reads a regular file.
 func regular(file string, most int64) ([]byte, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
+	text, err := keyfile.ReadFile(file, most)
+	switch {
+	case fault.Is(err, fault.TooLarge):
+		return nil, errEndless
+	case errors.Is(err, keyfile.ErrNotRegular):
 		return nil, errNotRegular
 	}
-	return bounded(f, most)
+	return text, err
 }
 
 // bounded reads at most so many octets.

@@ -17,13 +17,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
 	"chancery/internal/upkeep/datadir"
 	"github.com/google/renameio/v2"
 )
@@ -150,14 +150,7 @@ func (c *certificate) save(cert *tls.Certificate, key *ecdsa.PrivateKey) error {
 }
 
 func (c *certificate) load() (*tls.Certificate, error) {
-	stat, err := os.Stat(c.file)
-	if err != nil {
-		return nil, err
-	}
-	if stat.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("others may read it: its mode is %04o", stat.Mode().Perm())
-	}
-	text, err := os.ReadFile(c.file)
+	text, err := keyfile.ReadSecret(c.file, keyfile.MaxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/keyfile"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -34,15 +34,10 @@ var errRolledBack = errors.New("the server rolled the transaction back at COMMIT
 
 // URLFromFile reads a database URL, which may hold a password, from a file that only its owner may read.
 func URLFromFile(path string) (string, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "read the database URL: %w", err)
+	text, err := keyfile.ReadSecret(path, keyfile.MaxSecret)
+	if refused, ok := errors.AsType[*fault.Error](err); ok {
+		return "", refused
 	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return "", fault.New(fault.Invalid, "%s has mode %04o and may hold a password; only its owner may read it", path, st.Mode().Perm()).
-			WithHint("chmod 0600 %s", path)
-	}
-	text, err := os.ReadFile(path)
 	if err != nil {
 		return "", fault.New(fault.Invalid, "read the database URL: %w", err)
 	}

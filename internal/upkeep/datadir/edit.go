@@ -17,7 +17,7 @@ var emptyDatabaseFile = regexp.MustCompile(`(?m)^database_file:[ \t]*(""|''|~|nu
 // SetDatabaseFile has node.yaml name the file that holds the database's URL, where it named none. The file is replaced in one
 // step, and all else in it stays as its owner wrote it, comments too.
 func (d Dir) SetDatabaseFile(file string) error {
-	text, err := os.ReadFile(d.Config())
+	text, err := keyfile.ReadFile(d.Config(), maxConfig)
 	if err != nil {
 		return fmt.Errorf("read node configuration: %w", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"chancery/internal/pki/keyfile"
 )
 
 // The files of a node's own login at PostgreSQL, where it has one: a client certificate of the pool database whose common name is the
@@ -24,7 +26,7 @@ func (d Dir) SetDatabaseRole(role string) error {
 
 // DatabaseRole is the name of the node's own login, and empty where it has none.
 func (d Dir) DatabaseRole() (string, error) {
-	text, err := os.ReadFile(d.databaseRole())
+	text, err := keyfile.ReadFile(d.databaseRole(), maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
