@@ -50,7 +50,7 @@ const (
 
 // Register makes this node known at its start, and learns whether it is still one of the authority's. The first node, and those
 // that were made before nodes were known, have no row yet: they are key recipients, and that is enough.
-func (s *Service) Register(ctx context.Context, key *keys.NodeKey, address, release string, now time.Time) error {
+func (s *Service) Register(ctx context.Context, address string, now time.Time) error {
 	p := access.Principal{ID: db.NewID(), Name: identity.NodePrincipal(s.node), Kind: access.KindNode, Created: db.FromMicros(db.Micros(now))}
 	recipients, err := s.Keys.Recipients(ctx)
 	if err != nil {
@@ -63,11 +63,11 @@ func (s *Service) Register(ctx context.Context, key *keys.NodeKey, address, rele
 		case err != nil:
 			return err
 		case r == nil:
-			return s.registerFirst(ctx, tx, recipients, p, key, address, actor, now)
+			return s.registerFirst(ctx, tx, recipients, p, address, actor, now)
 		case r.state != client.CloneActive:
 			return goneError(r)
-		case r.publicKey != key.Public():
-			return fault.New(fault.Conflict, "node %s is known with the public key %s, and its key file has %s", s.node, r.publicKey, key.Public()).
+		case r.publicKey != s.Keys.Public():
+			return fault.New(fault.Conflict, "node %s is known with the public key %s, and its key file has %s", s.node, r.publicKey, s.Keys.Public()).
 				WithHint("bring the node's own node.key back; if it is lost, remove the node by another one, and join this machine with a new name")
 		}
 		_, err = tx.Exec(ctx, `UPDATE node SET address = $1, started_at = $2 WHERE name = $3`, address, db.Micros(now), s.node)
@@ -81,16 +81,16 @@ func (s *Service) Register(ctx context.Context, key *keys.NodeKey, address, rele
 	return nil
 }
 
-func (s *Service) registerFirst(ctx context.Context, tx *db.Tx, recipients []keys.Recipient, p access.Principal, key *keys.NodeKey,
+func (s *Service) registerFirst(ctx context.Context, tx *db.Tx, recipients []keys.Recipient, p access.Principal,
 	address, actor string, now time.Time) error {
 	at := slices.IndexFunc(recipients, func(r keys.Recipient) bool { return r.ID == s.node && r.Kind == keys.KindNode })
-	if at < 0 || recipients[at].PublicKey != key.Public() {
-		return fault.New(fault.Denied, "node %s is none of this authority: it is no key recipient with the public key %s", s.node, key.Public()).
+	if at < 0 || recipients[at].PublicKey != s.Keys.Public() {
+		return fault.New(fault.Denied, "node %s is none of this authority: it is no key recipient with the public key %s", s.node, s.Keys.Public()).
 			WithHint("a machine joins by chancery clone invite and join")
 	}
 	r := &row{
-		name: s.node, state: client.CloneActive, address: address, publicKey: key.Public(), spki: []byte{}, principal: p.ID,
-		fingerprint: client.CloneFingerprint(key.Public(), nil), created: now, approved: now, started: now, approvedBy: actor,
+		name: s.node, state: client.CloneActive, address: address, publicKey: s.Keys.Public(), spki: []byte{}, principal: p.ID,
+		fingerprint: client.CloneFingerprint(s.Keys.Public(), nil), created: now, approved: now, started: now, approvedBy: actor,
 	}
 	for _, name := range recipients[at].Subsystems {
 		r.subsystems = append(r.subsystems, string(name))
@@ -111,12 +111,10 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 	said := report{Self: self, Schema: schema.Newest()}
 	openable, err := s.Keys.Openable(ctx)
 	if err != nil {
-		return err
+		openable.Why = append(openable.Why, fmt.Sprintf("its keys cannot be looked at: %v", err))
 	}
 	said.Keys = client.CloneKeys{Entitled: openable.Entitled, Open: openable.Open}
-	for _, why := range openable.Why {
-		said.NotReady = append(said.NotReady, why)
-	}
+	said.NotReady = append(slices.Clone(said.NotReady), openable.Why...)
 	problems, _, err := s.CA.KeyProblems(ctx)
 	if err != nil {
 		return err

@@ -76,6 +76,7 @@ type DB struct {
 	highWater  atomic.Int64          // newest heartbeat seen, microseconds
 	refused    atomic.Pointer[error] // why the store took a write no more; nil once a heartbeat was written after it
 	closed     atomic.Bool
+	guard      atomic.Pointer[func(context.Context) error]
 
 	primary, standby *server // of PostgreSQL; standby is nil where Read goes to the primary
 

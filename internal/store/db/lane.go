@@ -90,6 +90,9 @@ func (d *DB) submit(c *call) error {
 	if err := d.Away(); err != nil {
 		return err
 	}
+	if err := d.guarded(c.ctx); err != nil {
+		return err
+	}
 	leads, err := d.lane.join(c)
 	if err != nil {
 		return err

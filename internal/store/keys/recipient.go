@@ -185,10 +185,14 @@ func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string
 func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 	var all []Recipient
 	var v vouchers
-	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+	load := func(tx *db.Tx) (err error) {
 		all, v, err = s.recipientsBy(ctx, tx)
 		return err
-	})
+	}
+	err := s.db.ReadSnapshot(ctx, load)
+	if fault.Is(err, fault.Unavailable) {
+		err = s.db.Read(ctx, load) // for those who only want to know; nothing is wrapped meanwhile
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -54,6 +54,9 @@ func New(d *db.DB, log *audit.Log, self string, node *NodeKey) *Store {
 // Self is the recipient id of this node.
 func (s *Store) Self() string { return s.self }
 
+// Public is the age recipient (age1…) of this node's key.
+func (s *Store) Public() string { return s.node.Public() }
+
 // Seal is the function Seal for the recipients that are stored now and that this node has endorsed.
 func (s *Store) Seal(ctx context.Context, key crypto.Signer, purpose Purpose, owner string) (*Sealed, error) {
 	all, err := s.Recipients(ctx)
