@@ -79,6 +79,7 @@ type node struct {
 	checkpoints *checkpoints
 	listeners   []*listener
 	subsystems  []keys.Subsystem
+	registered  bool // used by prepare, then by goOn alone, then by run
 }
 
 // prepare makes ready all that may fail before anything is served.
@@ -99,6 +100,9 @@ func (n *node) prepare(ctx context.Context) error {
 	}
 	if err := followDurability(ctx, s); err != nil {
 		return fmt.Errorf("read the settings: %w", err)
+	}
+	if err := n.register(ctx); err != nil {
+		return err
 	}
 	n.registry = prometheus.NewRegistry()
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -231,6 +235,7 @@ func (n *node) run(ctx context.Context) error {
 		n.Listening(at)
 	}
 	err := g.Wait()
+	n.stopped(time.Now())
 	n.logger.Info("the node has ended")
 	return err
 }
@@ -242,10 +247,10 @@ func (n *node) loops() []func(context.Context) error {
 	loops := []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
-		s.DB.Watch, n.certificate.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect,
+		s.DB.Watch, n.certificate.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect, n.goOn,
 	}
 	if n.runs(keys.SubsystemCA) { // what takes leases, or issues
-		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run)
+		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run, n.finish)
 	}
 	return loops
 }
