@@ -37,16 +37,6 @@ type Options struct {
 	Namespaces bool
 	// Parameters are added to PostgreSQL's, for example max_connections.
 	Parameters map[string]string
-	// Configure writes the files of a member; nil writes a cluster without TLS whose pg_hba trusts all that reach it.
-	Configure func(c *Cluster, m *Member) (Files, error)
-	// Admin is the URL of an administrator on one member, for a cluster that Configure made; nil connects without a password.
-	Admin func(m *Member, database string) string
-}
-
-// Files is what the programs of a member are started with.
-type Files struct {
-	Patroni string // patroni.yml
-	Etcd    string // etcd's configuration file
 }
 
 // Cluster is a running cluster.
@@ -64,14 +54,6 @@ type Cluster struct {
 // Start starts a cluster of three and returns when it is healthy. On an error nothing of it is left.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{options: o}
-	if c.options.Configure == nil {
-		c.options.Configure = plain
-	}
-	if c.options.Admin == nil {
-		c.options.Admin = func(m *Member, database string) string {
-			return fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable&connect_timeout=2", m.Postgres(), database)
-		}
-	}
 	if err := c.start(ctx); err != nil {
 		err = fmt.Errorf("start a database cluster: %w%s", err, c.logs())
 		return nil, errors.Join(err, c.Stop())
@@ -302,18 +284,15 @@ func (c *Cluster) replication(ctx context.Context) (map[string]string, error) {
 // patience bounds the waits for a cluster; two loaded cores start one in half a minute.
 const patience = 2 * time.Minute
 
-// WaitHealthy returns when one member takes writes, all others stream from it, and commits wait for one of them.
+// WaitHealthy returns when one member takes writes, all others stream from it, commits wait for one of them, and Patroni has noted that one:
+// a primary that is lost before that has no successor.
 func (c *Cluster) WaitHealthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		streaming, err := c.replication(ctx)
-		if err == nil && len(streaming) == len(c.Members)-1 {
-			for _, state := range streaming {
-				if state == "sync" || state == "quorum" {
-					return nil
-				}
-			}
+		err := c.healthy(ctx)
+		if err == nil {
+			return nil
 		}
 		for _, m := range c.Members {
 			if ended := m.ended(); ended != nil {
@@ -322,10 +301,25 @@ func (c *Cluster) WaitHealthy(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the cluster is not healthy: standbys %v: %w", streaming, errors.Join(err, ctx.Err()))
+			return fmt.Errorf("the cluster is not healthy: %w", errors.Join(err, ctx.Err()))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+func (c *Cluster) healthy(ctx context.Context) error {
+	streaming, err := c.replication(ctx)
+	if err != nil {
+		return err
+	}
+	if len(streaming) != len(c.Members)-1 {
+		return fmt.Errorf("standbys %v", streaming)
+	}
+	noted, err := c.Members[0].successor(ctx)
+	if err == nil && streaming[noted] != "sync" && streaming[noted] != "quorum" {
+		err = fmt.Errorf("Patroni would promote %q, and standbys are %v", noted, streaming)
+	}
+	return err
 }
 
 // logs is the end of what the programs printed.

@@ -3,9 +3,11 @@ package cluster
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,7 +85,32 @@ func (m *Member) Ask(ctx context.Context, database, query string) (answer string
 }
 
 func (m *Member) admin(database string) (*sql.DB, error) {
-	return sql.Open("pgx", m.cluster.options.Admin(m, database))
+	return sql.Open("pgx", m.URL("postgres", database))
+}
+
+// successor is whom this member's Patroni would have take over: the synchronous standby that is noted in etcd.
+func (m *Member) successor(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.REST()+"/cluster", nil)
+	if err != nil {
+		return "", err
+	}
+	answer, err := http.DefaultClient.Do(ask)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	var seen struct{ Members []struct{ Name, Role string } }
+	if err := json.NewDecoder(answer.Body).Decode(&seen); err != nil {
+		return "", err
+	}
+	for _, one := range seen.Members {
+		if one.Role == "sync_standby" {
+			return one.Name, nil
+		}
+	}
+	return "", nil
 }
 
 // standby says whether the member only reads.
@@ -107,11 +134,11 @@ func (m *Member) configure() error {
 	if err := m.cluster.own(m.Dir); err != nil {
 		return err
 	}
-	files, err := m.cluster.options.Configure(m.cluster, m)
+	text, err := plain(m.cluster, m)
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"patroni.yml": files.Patroni, "etcd.yml": files.Etcd} {
+	for name, text := range map[string]string{"patroni.yml": text.patroni, "etcd.yml": text.etcd} {
 		path := filepath.Join(m.Dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			return err

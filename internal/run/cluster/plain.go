@@ -9,12 +9,15 @@ import (
 	"strings"
 )
 
+// files is what the programs of a member are started with.
+type files struct{ patroni, etcd string }
+
 // plain configures a member of a cluster without TLS. The times are those that deploy/patroni ships. Patroni speaks JSON to etcd's gateway,
 // which is on by default only where etcd is told by flags.
-func plain(c *Cluster, m *Member) (Files, error) {
+func plain(c *Cluster, m *Member) (files, error) {
 	bin, err := Programs()
 	if err != nil {
-		return Files{}, err
+		return files{}, err
 	}
 	var clients, peers, parameters []string
 	for _, other := range c.Members {
@@ -25,7 +28,7 @@ func plain(c *Cluster, m *Member) (Files, error) {
 		parameters = append(parameters, fmt.Sprintf("        %s: %q\n", name, value))
 	}
 	slices.Sort(parameters)
-	files := Files{Etcd: fmt.Sprintf(`name: %[1]s
+	made := files{etcd: fmt.Sprintf(`name: %[1]s
 data-dir: %[2]s/etcd
 listen-client-urls: http://%[3]s
 advertise-client-urls: http://%[3]s
@@ -34,7 +37,7 @@ initial-advertise-peer-urls: http://%[4]s
 initial-cluster: %[5]s
 enable-grpc-gateway: true
 `, m.Name, m.Dir, m.Client(), m.Peer(), strings.Join(peers, ","))}
-	files.Patroni = fmt.Sprintf(`scope: chancery
+	made.patroni = fmt.Sprintf(`scope: chancery
 name: %[1]s
 restapi: {listen: "%[2]s", connect_address: "%[2]s"}
 etcd3: {hosts: [%[3]s]}
@@ -66,7 +69,7 @@ postgresql:
   pgpass: %[8]s/pgpass
   authentication: {superuser: {username: postgres}, replication: {username: postgres}, rewind: {username: postgres}}
 `, m.Name, m.REST(), strings.Join(clients, ","), strings.Join(parameters, ""), m.Postgres(), m.Data(), bin, m.Dir)
-	return files, nil
+	return made, nil
 }
 
 // Programs is the directory of the newest PostgreSQL; Debian keeps its programs out of PATH.

@@ -66,6 +66,9 @@ func judge(err error) disposition {
 	if err == nil {
 		return final
 	}
+	if errors.Is(err, errStandby) {
+		return broken
+	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch {
 		case e.Code == "40001", e.Code == "40P01", e.Code == "40003":
@@ -214,6 +217,11 @@ func (d *DB) explain(err error) error {
 	}
 	switch judge(err) {
 	case broken:
+		if errors.Is(err, errStandby) {
+			return (&fault.Error{Kind: fault.Unavailable, Err: err,
+				Message: "no database server that answers takes writes: the one that was given is a standby; nothing was changed"}).
+				WithHint("name all servers in the database URL; after a failover the node goes on by itself; chancery doctor database")
+		}
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database cannot be reached; nothing was changed"}).
 			WithHint("chancery doctor")
 	case again:

@@ -104,14 +104,31 @@ func (d *DB) greet(ctx context.Context, o Options) error {
 	return nil
 }
 
-// postgresPool opens connections to url. With several hosts a primary is asked for, unless the URL says otherwise.
+// postgresPool opens connections to url.
 func (d *DB) postgresPool(o Options, url string, of *server, conns int) (*sql.DB, error) {
-	cfg, err := pgx.ParseConfig(url)
+	cfg, err := configure(url, of.primary)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
 	}
-	if of.primary && len(cfg.Fallbacks) > 0 && cfg.ValidateConnect == nil {
-		cfg.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	var c driver.Connector = &postgresConnector{url: url, config: cfg, durability: d.durability, patience: o.Patience, of: of}
+	if o.Wrap != nil {
+		c = o.Wrap(c)
+	}
+	pool := sql.OpenDB(c)
+	pool.SetMaxOpenConns(conns)
+	pool.SetMaxIdleConns(conns)
+	return pool, nil
+}
+
+// configure reads a URL, with the certificates and keys that it names. Of several hosts, or of one, only a primary will do for
+// what is written, whatever the URL says.
+func configure(url string, primary bool) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	if primary {
+		cfg.ValidateConnect = validatePrimary
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second
@@ -120,14 +137,7 @@ func (d *DB) postgresPool(o Options, url string, of *server, conns int) (*sql.DB
 	cfg.StatementCacheCapacity = maxStatements
 	cfg.DialFunc = dialMarked(&net.Dialer{Timeout: cfg.ConnectTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}})
-	var c driver.Connector = &postgresConnector{config: cfg, durability: d.durability, patience: o.Patience, of: of}
-	if o.Wrap != nil {
-		c = o.Wrap(c)
-	}
-	pool := sql.OpenDB(c)
-	pool.SetMaxOpenConns(conns)
-	pool.SetMaxIdleConns(conns)
-	return pool, nil
+	return cfg, nil
 }
 
 // connecting marks the context of a real connection attempt.
@@ -146,7 +156,8 @@ func dialMarked(dialer *net.Dialer) pgconn.DialFunc {
 
 // postgresConnector makes connections that watch over COMMIT.
 type postgresConnector struct {
-	config     *pgx.ConnConfig
+	url        string
+	config     *pgx.ConnConfig // as the URL was read first
 	durability *atomic.Value
 	patience   time.Duration
 	of         *server
@@ -156,7 +167,10 @@ func (c *postgresConnector) Driver() driver.Driver { return stdlib.GetDefaultDri
 
 func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn := &postgresConn{connector: c}
-	cfg := c.config.Copy()
+	cfg, err := configure(c.url, c.of.primary) // anew, since the certificates that it names are renewed while we run
+	if err != nil {
+		cfg = c.config.Copy()
+	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {
 			conn.warning = n
@@ -188,7 +202,7 @@ type postgresConn struct {
 	watchdog  *time.Timer
 	warning   *pgconn.Notice // set by OnNotice, on the goroutine that runs the statement
 	asked     Durability     // what the session was told
-	standbys  time.Time      // when synchronous_standby_names was last seen not empty
+	standbys  time.Time      // when a synchronous standby was last seen to be waited for
 }
 
 func (c *postgresConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -232,22 +246,7 @@ func (c *postgresConn) begin(ctx context.Context) (driver.Result, error) {
 		}
 	}
 	res, err := c.Conn.ExecContext(ctx, beginSerializable+limitIdle, nil) // in one message
-	return res, markLost(err)
-}
-
-// requireStandbys refuses to write while the server names no synchronous standby: a primary that was promoted without that
-// setting would lose what it acknowledges when it is lost in turn.
-func (c *postgresConn) requireStandbys(ctx context.Context) error {
-	var names string
-	if err := c.Conn.Conn().QueryRow(ctx, "SELECT current_setting('synchronous_standby_names')").Scan(&names); err != nil {
-		return err
-	}
-	if strings.TrimSpace(names) == "" {
-		return fault.New(fault.Unavailable, "durability is synchronous and the database server names no synchronous standby; this node is read-only").
-			WithHint("set synchronous_standby_names on the primary, or `chancery settings set durability local` with a single node")
-	}
-	c.standbys = time.Now()
-	return nil
+	return res, markLost(markStandby(err))
 }
 
 // commit believes an answer only when it is clean. A warning means that the wait for the standby was given up: the server

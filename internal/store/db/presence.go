@@ -36,6 +36,8 @@ type server struct {
 	away atomic.Pointer[absence] // nil while it answers
 	here atomic.Pointer[stay]    // whose context ends when it goes away
 	seen atomic.Int64            // microseconds: the newest heartbeat that it showed; of a primary, when it last answered
+
+	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
 }
 
 // absence is a server that does not answer.
@@ -204,9 +206,12 @@ func (d *DB) Away() error {
 }
 
 // readFrom is the pool of the next Read: the standby, where there is one that answers, or else the primary.
-func (d *DB) readFrom() (*sql.DB, error) {
+func (d *DB) readFrom(ctx context.Context) (*sql.DB, error) {
 	if d.primary == nil {
 		return d.reader, nil
+	}
+	if d.standby != nil && ctx.Value(atPrimary{}) != nil && d.Away() == nil {
+		return d.writer, nil
 	}
 	if d.standby != nil && d.standby.away.Load() == nil {
 		return d.reader, nil

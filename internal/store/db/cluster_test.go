@@ -1,0 +1,314 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/run/cluster"
+	"chancery/internal/store/db"
+)
+
+// theCluster is a cluster with a database of ours, and the parts of a test that are played on it one after the other.
+type theCluster struct {
+	*cluster.Cluster
+	url string
+	d   *db.DB // as a node has it
+}
+
+func startCluster(t *testing.T) *theCluster {
+	t.Helper()
+	made, err := cluster.Start(t.Context(), cluster.Options{Namespaces: os.Geteuid() == 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := made.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := &theCluster{Cluster: made}
+	if c.url, err = c.Database(t.Context(), "authority"); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c.primary(t).Exec(t.Context(), "postgres", "GRANT pg_monitor TO chancery"))
+	if c.d, err = db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous}); err != nil {
+		t.Fatal(err)
+	}
+	makeTable(t, c.d)
+	ctx, cancel := context.WithCancel(context.Background())
+	watched := make(chan error, 1)
+	go func() { watched <- c.d.Watch(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-watched, c.d.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *theCluster) primary(t *testing.T) *cluster.Member {
+	t.Helper()
+	m, err := c.Primary(t.Context())
+	must(t, err)
+	return m
+}
+
+func (c *theCluster) synchronous(t *testing.T) *cluster.Member {
+	t.Helper()
+	m, err := c.Synchronous(t.Context())
+	must(t, err)
+	return m
+}
+
+// once writes a row, and repeats that until it is known to be there: after an unknown outcome it looks first, in a transaction that
+// itself writes.
+func once(ctx context.Context, d *db.DB, id string) error {
+	for try := 0; ; try++ {
+		err := d.Tx(ctx, func(tx *db.Tx) error {
+			if try > 0 {
+				if n, err := tx.Exec(ctx, "UPDATE items SET n = n WHERE id = $1", id); err != nil || n == 1 {
+					return err
+				}
+			}
+			return insert(ctx, tx, id, 1)
+		})
+		if err == nil || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// load writes rows with several hands until it is ended, and then wants each of them to be there once. A hand repeats what was refused or
+// left open. It returns how many were written, and the longest time in which none of them was acknowledged.
+func (c *theCluster) load(t *testing.T, name string) (end func() (written int, silence time.Duration)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	var hands sync.WaitGroup
+	stop := make(chan struct{})
+	var mu sync.Mutex
+	written, silence, last := 0, time.Duration(0), time.Now() // guarded by mu
+	for hand := range 4 {
+		hands.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+				if err := once(ctx, c.d, fmt.Sprint(name, ".", hand, ".", i)); err != nil {
+					t.Errorf("%s: hand %d, row %d: %v", name, hand, i, err)
+					return
+				}
+				mu.Lock()
+				written++
+				silence, last = max(silence, time.Since(last)), time.Now()
+				mu.Unlock()
+			}
+		})
+	}
+	return func() (int, time.Duration) {
+		close(stop)
+		hands.Wait()
+		cancel()
+		var have int
+		must(t, c.d.Read(t.Context(), func(tx *db.Tx) error {
+			return tx.QueryRow(t.Context(), "SELECT COUNT(*) FROM items WHERE id LIKE $1", name+".%").Scan(&have)
+		}))
+		if have != written || written == 0 {
+			t.Errorf("%s: %d rows were acknowledged, and %d are there", name, written, have)
+		}
+		return written, silence
+	}
+}
+
+// gap tells how long no write is acknowledged when something is done to the cluster, until what it leads to is over.
+func (c *theCluster) gap(t *testing.T, name string, do, over func() error) {
+	t.Helper()
+	end := c.load(t, name)
+	must(t, once(t.Context(), c.d, name+" before"))
+	must(t, do())
+	awaitNo(t, over)
+	must(t, once(t.Context(), c.d, name+" after"))
+	written, silence := end()
+	t.Logf("%s: for %.1f s no write was acknowledged; %d were, and all are there", name, silence.Seconds(), written)
+}
+
+// awaitNo asks until there is no error.
+func awaitNo(t *testing.T, ok func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal(err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// TestCluster does to three servers under Patroni what happens to servers. Those parts that need a failover are in TestFailover.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	for _, part := range []struct {
+		name string
+		do   func(*theCluster, *testing.T)
+	}{
+		{"a standby is no primary", (*theCluster).standbyIsRefused},
+		{"the synchronous standby stands still", (*theCluster).standbyStandsStill},
+		{"the process of the primary is lost", (*theCluster).processIsLost},
+		{"the primary is cut off with its node", (*theCluster).primaryIsCutOff},
+		{"all standbys stand still", (*theCluster).allStandbysStandStill},
+	} {
+		must(t, c.WaitHealthy(t.Context()))
+		if !t.Run(part.name, func(t *testing.T) { part.do(c, t) }) {
+			return
+		}
+	}
+}
+
+// standbyIsRefused: a URL that names no primary is refused in words that say so; one that names a standby first is not.
+func (c *theCluster) standbyIsRefused(t *testing.T) {
+	standby, primary := c.synchronous(t), c.primary(t)
+	_, err := db.Open(t.Context(), db.Options{URL: standby.URL("chancery", "authority")})
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "the one that was given is a standby") {
+		t.Errorf("a standby was given as the primary: %v", err)
+	}
+	url := fmt.Sprintf("postgres://chancery@%s,%s/authority?sslmode=disable", standby.Postgres(), primary.Postgres())
+	d, err := db.Open(t.Context(), db.Options{URL: url, Durability: db.Synchronous})
+	must(t, err)
+	must(t, once(t.Context(), d, "standby first"))
+	must(t, d.Close())
+}
+
+func (c *theCluster) standbyStandsStill(t *testing.T) {
+	frozen := c.synchronous(t)
+	c.gap(t, "synchronous standby frozen", func() error { return frozen.Freeze(cluster.Process) }, func() error { return c.another(t, frozen) })
+	must(t, frozen.Thaw(cluster.Process))
+}
+
+// another is an error until commits wait for another standby than the one.
+func (c *theCluster) another(t *testing.T, than *cluster.Member) error {
+	now, err := c.Synchronous(t.Context())
+	if err == nil && now == than {
+		err = fmt.Errorf("commits still wait for %s", now.Name)
+	}
+	return err
+}
+
+func (c *theCluster) processIsLost(t *testing.T) {
+	primary := c.primary(t)
+	was, err := primary.Postmaster()
+	must(t, err)
+	c.gap(t, "PostgreSQL process killed", func() error { return primary.Kill(cluster.Process) }, func() error {
+		now, err := primary.Postmaster()
+		if err == nil && now == was {
+			err = fmt.Errorf("the postmaster is still process %d", now)
+		}
+		return err
+	})
+}
+
+// primaryIsCutOff: who is cut off together with the primary hears of no success, and what he tried is settled once all are together again.
+func (c *theCluster) primaryIsCutOff(t *testing.T) {
+	primary := c.primary(t)
+	aside, err := db.Open(t.Context(), db.Options{URL: primary.Local("chancery", "authority"), Durability: db.Synchronous, Patience: 3 * time.Second})
+	must(t, err)
+	defer aside.Close()
+	must(t, once(t.Context(), aside, "aside before"))
+	must(t, primary.Cut())
+	err = aside.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "aside", 1) })
+	if !fault.Is(err, fault.Unavailable) {
+		t.Errorf("cut off, a write was answered with %v", err)
+	}
+	must(t, primary.Heal())
+	must(t, c.WaitHealthy(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	must(t, c.settle(ctx, "aside"))
+}
+
+// settle repeats a write of which nobody knows whether it was done.
+func (c *theCluster) settle(ctx context.Context, id string) error {
+	for {
+		err := c.d.Tx(ctx, func(tx *db.Tx) error {
+			n, err := tx.Exec(ctx, "UPDATE items SET n = n WHERE id = $1", id)
+			if err != nil || n == 1 {
+				return err
+			}
+			return insert(ctx, tx, id, 1)
+		})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// allStandbysStandStill: a COMMIT that waits is not called done when its session is ended, and afterwards writes are refused before anything
+// is sent.
+func (c *theCluster) allStandbysStandStill(t *testing.T) {
+	ctx := t.Context()
+	primary := c.primary(t)
+	d, err := db.Open(ctx, db.Options{URL: c.url, Durability: db.Synchronous, Patience: 8 * time.Second})
+	must(t, err)
+	defer d.Close()
+	must(t, once(ctx, d, "all before"))
+	for _, m := range c.Members {
+		if m != primary {
+			must(t, m.Freeze(cluster.Process))
+		}
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- d.Tx(ctx, func(tx *db.Tx) error { return insert(ctx, tx, "waits", 1) }) }()
+	for waiting := ""; waiting != "true"; { // its session is ended as an administrator does, or a fast shutdown
+		waiting, err = primary.Ask(ctx, "postgres",
+			"SELECT COALESCE(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = 'authority'")
+		must(t, err)
+	}
+	if err := <-answer; !errors.Is(err, db.ErrUnknownOutcome) {
+		t.Errorf("a COMMIT whose session was ended in its wait: %v", err)
+	}
+	for {
+		err := d.Tx(ctx, func(tx *db.Tx) error { return insert(ctx, tx, "refused", 1) })
+		if err == nil || !fault.Is(err, fault.Unavailable) {
+			t.Fatalf("nobody follows, and a write is answered with %v", err)
+		}
+		if !errors.Is(err, db.ErrUnknownOutcome) && strings.Contains(err.Error(), "no synchronous standby") {
+			break // once the primary has noticed that nobody answers
+		}
+		must(t, ctx.Err())
+	}
+	for _, m := range c.Members {
+		if m != primary {
+			must(t, m.Thaw(cluster.Process))
+		}
+	}
+	for _, id := range []string{"waits", "refused"} {
+		wait, cancel := context.WithTimeout(ctx, time.Minute)
+		must(t, c.settle(wait, id))
+		cancel()
+	}
+}
