@@ -46,6 +46,7 @@ var knownDivergences = []struct {
 // TestVerifiersAgreeOnRandomPaths has OpenSSL, GnuTLS, NSS, Go and our own path check judge 1,000 random certification
 // paths as of a TLS server. The seed is fixed, so that a disagreement can be looked at again.
 func TestVerifiersAgreeOnRandomPaths(t *testing.T) {
+	t.Parallel()
 	count := 1000
 	if testing.Short() { // the race detector has nothing to find in other programs
 		count = 100
@@ -85,31 +86,38 @@ func TestVerifiersAgreeOnRandomPaths(t *testing.T) {
 	}
 }
 
-// judge runs all verifiers over all paths. The programs are run by two workers, a directory each.
+// block is how many paths share an NSS database.
+const block = 50
+
+// judge runs all verifiers over all paths. The programs are run by four workers, a directory each: to fill an NSS database is to
+// wait for the disk, meanwhile others verify.
 func judge(t *testing.T, paths []*randomPath) []verdict {
 	t.Helper()
 	verdicts := make([]verdict, len(paths))
-	var databases []string
 	for i, p := range paths {
 		verdicts[i] = verdict{golang: verifyGo(t, p), ours: verifyOurs(t, p)}
-		if i%100 == 0 {
-			databases = append(databases, nssDatabase(t, i, paths[i:min(i+100, len(paths))]))
-		}
 	}
 	var wg sync.WaitGroup
 	work := make(chan int)
-	for range 2 {
+	for range 4 {
 		dir := t.TempDir()
 		wg.Go(func() {
-			for i := range work {
-				verdicts[i][openSSL] = verifyOpenSSL(t.Context(), dir, paths[i])
-				verdicts[i][gnuTLS] = verifyGnuTLS(t.Context(), dir, paths[i])
-				verdicts[i][nss] = verifyNSS(t.Context(), databases[i/100], i)
+			for first := range work {
+				those := paths[first:min(first+block, len(paths))]
+				database, err := nssDatabase(t.Context(), t.TempDir(), first, those)
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				for i, p := range those {
+					v := verdicts[first+i]
+					v[openSSL], v[gnuTLS], v[nss] = verifyOpenSSL(t.Context(), dir, p), verifyGnuTLS(t.Context(), dir, p), verifyNSS(t.Context(), database, first+i)
+				}
 			}
 		})
 	}
-	for i := range paths {
-		work <- i
+	for first := 0; first < len(paths); first += block {
+		work <- first
 	}
 	close(work)
 	wg.Wait()
@@ -180,12 +188,10 @@ func verifyGnuTLS(ctx context.Context, dir string, p *randomPath) error {
 		"--infile", filepath.Join(dir, "chain.pem"))
 }
 
-// nssDatabase puts paths in a new NSS database: the roots trusted for servers, the rest not.
-func nssDatabase(t *testing.T, first int, paths []*randomPath) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := run(t.Context(), "certutil", "-N", "-d", "sql:"+dir, "--empty-password"); err != nil {
-		t.Fatal(err)
+// nssDatabase puts paths in a new NSS database in a directory: the roots trusted for servers, the rest not.
+func nssDatabase(ctx context.Context, dir string, first int, paths []*randomPath) (string, error) {
+	if err := run(ctx, "certutil", "-N", "-d", "sql:"+dir, "--empty-password"); err != nil {
+		return "", err
 	}
 	var add bytes.Buffer
 	for i, p := range paths {
@@ -200,10 +206,7 @@ func nssDatabase(t *testing.T, first int, paths []*randomPath) string {
 		}
 	}
 	write(dir, "add", add.Bytes())
-	if err := run(t.Context(), "certutil", "-B", "-d", "sql:"+dir, "-i", filepath.Join(dir, "add")); err != nil {
-		t.Fatal(err)
-	}
-	return "sql:" + dir
+	return "sql:" + dir, run(ctx, "certutil", "-B", "-d", "sql:"+dir, "-i", filepath.Join(dir, "add"))
 }
 
 func verifyNSS(ctx context.Context, database string, n int) error {

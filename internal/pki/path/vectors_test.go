@@ -123,6 +123,7 @@ func (v *pkitsVector) run(t *testing.T, dir string) {
 
 // TestBetterTLS runs Netflix's path building and name constraint suites, which are made anew from their module.
 func TestBetterTLS(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Log("the vectors take a program of their own to make; the short run leaves them out")
 		return
