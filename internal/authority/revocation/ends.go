@@ -18,7 +18,7 @@ type End struct {
 
 // Ends returns the ends of all issuers that have a CRL or a responder.
 func (s *Service) Ends(ctx context.Context) (ends []End, err error) {
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.db.Read(ctx, func(tx *db.Tx) error {
 		ends = nil
 		at := map[string]int{}
 		end := func(issuer string) *End {

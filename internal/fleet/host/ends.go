@@ -29,7 +29,7 @@ type Ends struct {
 // Ends finds what ends first on hosts.
 func (s *Service) Ends(ctx context.Context, now time.Time) (all Ends, err error) {
 	const joined = ` host_placement JOIN host ON host.id = host_placement.host WHERE host.removed_at = 0 AND host.joined_at > 0 AND `
-	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
 		all = Ends{}
 		for _, look := range []struct {
 			end   *End

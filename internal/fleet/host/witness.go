@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 )
@@ -30,7 +31,7 @@ func (s *Service) witness(ctx context.Context, by access.Principal, r *row, gene
 				db.Micros(now), r.id, r.identitySPKI)
 			return err
 		})
-		if err != nil {
+		if err != nil && !fault.Is(err, fault.Unavailable) { // while nothing can be written, a later call is the first
 			return fmt.Errorf("note the first use of the identity of host %s: %w", r.name, err)
 		}
 		return nil

@@ -101,7 +101,7 @@ func (s *Service) Find(ctx context.Context, name, idOrFingerprint string) (clien
 		return client.TrustEntry{}, err
 	}
 	var out client.TrustEntry
-	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
 		st, err := StateOf(ctx, tx, name)
 		if err != nil {
 			return err
@@ -182,7 +182,7 @@ func (s *Service) Named(ctx context.Context, name string, ids []string) ([]clien
 		return nil, err
 	}
 	out := []client.TrustEntry{}
-	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
 		st, err := StateOf(ctx, tx, name)
 		if err != nil {
 			return err

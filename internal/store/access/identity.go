@@ -73,7 +73,7 @@ func (s *Store) AddIdentity(ctx context.Context, tx *db.Tx, id Identity, actor s
 // Identity returns whose a key is under an issuer. A key that is nobody's is a refusal that is NotFound.
 func (s *Store) Identity(ctx context.Context, issuer string, spki []byte) (b Bound, err error) {
 	hash := sha256.Sum256(spki)
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.db.ReadFound(ctx, func(tx *db.Tx) error {
 		b, err = bound(ctx, tx, issuer, hash)
 		return err
 	})

@@ -228,22 +228,22 @@ func countAdmins(ctx context.Context, tx *db.Tx, except string) (int, error) {
 
 // Principal returns one principal. Who may ask is the caller's to decide.
 func (s *Store) Principal(ctx context.Context, id string) (p Principal, err error) {
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
-		p, err = principal(ctx, tx, id)
+	err = s.db.ReadFound(ctx, func(tx *db.Tx) error {
+		p, err = scanPrincipal(tx.QueryRow(ctx, `SELECT `+principalColumns+` FROM principal WHERE id = $1`, id))
 		return err
 	})
-	return p, err
+	return p, noPrincipal(err, id)
 }
 
 // PrincipalNamed returns the principal with that name.
 func (s *Store) PrincipalNamed(ctx context.Context, name string) (p Principal, err error) {
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.db.ReadFound(ctx, func(tx *db.Tx) error {
 		p, err = scanPrincipal(tx.QueryRow(ctx, `SELECT `+principalColumns+` FROM principal WHERE name = $1`, name))
-		if errors.Is(err, sql.ErrNoRows) {
-			return fault.New(fault.NotFound, "there is no principal named %q", name)
-		}
 		return err
 	})
+	if errors.Is(err, sql.ErrNoRows) {
+		err = fault.New(fault.NotFound, "there is no principal named %q", name)
+	}
 	return p, err
 }
 
@@ -294,10 +294,14 @@ const principalColumns = `id, name, kind, roles, disabled, created`
 
 func principal(ctx context.Context, tx *db.Tx, id string) (Principal, error) {
 	p, err := scanPrincipal(tx.QueryRow(ctx, `SELECT `+principalColumns+` FROM principal WHERE id = $1`, id))
+	return p, noPrincipal(err, id)
+}
+
+func noPrincipal(err error, id string) error {
 	if errors.Is(err, sql.ErrNoRows) {
-		return p, fault.New(fault.NotFound, "there is no principal %q", id)
+		return fault.New(fault.NotFound, "there is no principal %q", id)
 	}
-	return p, err
+	return err
 }
 
 // Lookup reads a principal in the caller's transaction.

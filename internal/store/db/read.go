@@ -12,7 +12,7 @@ import (
 // standby cancels the query.
 func (d *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
 	for attempt, alone := 0, false; ; attempt++ {
-		pool, err := d.readFrom()
+		pool, err := d.readFrom(ctx)
 		if err != nil {
 			return err
 		}

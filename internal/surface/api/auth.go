@@ -17,6 +17,7 @@ import (
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
+	"chancery/internal/store/db"
 	"chancery/internal/surface/problem"
 )
 
@@ -278,6 +279,9 @@ func (s *Server) authorize(ctx context.Context, c *call, r route) (context.Conte
 		grace = identity.Grace
 	}
 	p, how, err := s.auth.principal(c.r, now, grace)
+	if fault.Is(err, fault.Unauthenticated) && s.DB.MayBeBehind() { // who has just been made known may not be known at the standby
+		p, how, err = s.auth.principal(c.r.WithContext(db.AtPrimary(c.r.Context())), now, grace)
+	}
 	if err != nil {
 		if fault.Is(err, fault.Unauthenticated) {
 			from, _ := problem.Address(c.r.RemoteAddr)
