@@ -226,3 +226,33 @@ func (s *Service) closeLogin(ctx context.Context, name string) error {
 		return err
 	})
 }
+
+// EndAll takes all from every node but the keys, in the transaction that makes another authority of a backup: its nodes are none of
+// this one's, and what was about to join was about to join the other.
+func (s *Service) EndAll(ctx context.Context, tx *db.Tx, by access.Principal, issuers []string, now time.Time) error {
+	all, err := nodes(ctx, tx, "", maxNodes)
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		if r.state == client.CloneGone {
+			continue
+		}
+		revoke := func(ref ca.Ref) error { return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now) }
+		if err := s.Identity.EndNode(ctx, tx, by, r.principal, r.name, issuers, revoke, now); err != nil {
+			return err
+		}
+		if err := db.Dismiss(ctx, tx, r.name); err != nil {
+			return err
+		}
+	}
+	for _, statement := range []string{
+		`UPDATE node SET state = 'gone', gone_at = $1, principal = '', database_role = '' WHERE state <> 'gone'`,
+		`DELETE FROM node_invitation WHERE used_by = '' AND created_at <= $1`,
+	} {
+		if _, err := tx.Exec(ctx, statement, db.Micros(now)); err != nil {
+			return fmt.Errorf("end the nodes of the backup: %w", err)
+		}
+	}
+	return nil
+}

@@ -232,7 +232,7 @@ func newNodeName(ctx context.Context, d *db.DB) (string, error) {
 	var used []string
 	err := d.Read(ctx, func(tx *db.Tx) error {
 		used = nil
-		rows, err := tx.Query(ctx, `SELECT node FROM audit_head UNION SELECT id FROM key_recipient`)
+		rows, err := tx.Query(ctx, `SELECT node FROM audit_head UNION SELECT id FROM key_recipient UNION SELECT name FROM node`)
 		if err != nil {
 			return err
 		}
@@ -265,13 +265,21 @@ func (o *RestoreOptions) replaceNodes(ctx context.Context, s *Services, nodeKey 
 	if recovery < 0 {
 		return fault.New(fault.Invalid, "the backup opens with this recovery key, but its keys are not wrapped to it")
 	}
-	now, actor := time.Now(), access.System(done.Node).Actor()
+	now, by := time.Now(), access.System(done.Node)
+	actor := by.Actor()
+	issuers, err := s.Identity.Issuers(ctx)
+	if err != nil {
+		return err
+	}
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		err := s.Audit.Append(ctx, tx, audit.Event{
 			Time: now, Actor: actor, Action: "authority.restore", Object: done.Header.Authority,
 			Detail: map[string]any{"backup_of": done.Header.At.UTC().Format(time.RFC3339), "by_node": done.Header.Node, "rows": done.Rows},
 		})
 		if err != nil {
+			return err
+		}
+		if err := s.Clones.EndAll(ctx, tx, by, issuers, now); err != nil {
 			return err
 		}
 		for _, r := range old {
@@ -291,8 +299,31 @@ func (o *RestoreOptions) replaceNodes(ctx context.Context, s *Services, nodeKey 
 	if err != nil {
 		return err
 	}
-	done.Keys, err = s.Keys.RecoverAll(ctx, o.Recovery, actor)
-	return err
+	if done.Keys, err = s.Keys.RecoverAll(ctx, o.Recovery, actor); err != nil {
+		return err
+	}
+	// Whoever the backup's list names, the next one names the new node and the recovery key.
+	return s.Keys.ChangeList(ctx, nil, nil, actor, now, func(*db.Tx) error { return nil })
+}
+
+// Recovered puts the services of a new node together over a database that was loaded from a backup, and has the recovery key open
+// the keys for it, as Restore does. It says how many.
+func Recovered(ctx context.Context, d *db.DB, key *keys.NodeKey, recovery *keys.Recovery) (*Services, int, error) {
+	o := RestoreOptions{Recovery: recovery, Logger: slog.New(slog.DiscardHandler)}
+	if err := d.LearnClock(ctx); err != nil {
+		return nil, 0, err
+	}
+	done := &Restored{}
+	var err error
+	if done.Node, err = newNodeName(ctx, d); err != nil {
+		return nil, 0, err
+	}
+	s, err := Assemble(d, done.Node, key, o.Logger)
+	if err != nil {
+		return nil, 0, err
+	}
+	err = o.replaceNodes(ctx, s, key, done)
+	return s, done.Keys, err
 }
 
 // writeNode writes what a node needs beside its key.
