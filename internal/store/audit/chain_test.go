@@ -141,6 +141,7 @@ func hashOf(node string, seq, micros int64, actor, action, object, detail string
 }
 
 func TestHashIsThatOfAnotherImplementation(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := newLog(t, d, "n1")
 		appendEvents(t, d, l, 1, 2)
@@ -166,6 +167,7 @@ func TestHashIsThatOfAnotherImplementation(t *testing.T) {
 
 // Many callers share commits, some fail, and the chain has exactly the events of those that did not.
 func TestConcurrentAppendsMakeOneChain(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := newLog(t, d, "n1")
 		refused := errors.New("refused")
@@ -196,6 +198,7 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 
 // The end of the chain that a log remembers is a hint. Whatever happened to the row since, the chain goes on from the row.
 func TestAppendFollowsTheStoredHead(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		l, again := newLog(t, d, "n1"), newLog(t, d, "n1")
@@ -220,6 +223,7 @@ func TestAppendFollowsTheStoredHead(t *testing.T) {
 }
 
 func TestAppendRefusesWhatADatabaseWould(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		l := newLog(t, d, "n1")
@@ -256,6 +260,7 @@ func TestAppendRefusesWhatADatabaseWould(t *testing.T) {
 }
 
 func TestNodeNames(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"", "a b", "a\n", "ü", strings.Repeat("n", 129)} {
 		if _, err := audit.New(nil, name); !fault.Is(err, fault.Invalid) {
 			t.Errorf("node %q: %v", name, err)

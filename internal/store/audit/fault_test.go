@@ -9,6 +9,7 @@ import (
 
 // Whatever becomes of a commit, the chain goes on where the database says that it ends, and has no gap and no fork.
 func TestChainSurvivesFaultsAtEveryCommit(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		var faults pkitest.Faults
 		d := pkitest.Open(t, db.Options{URL: url, Wrap: faults.Wrap})
@@ -35,6 +36,7 @@ func TestChainSurvivesFaultsAtEveryCommit(t *testing.T) {
 
 // Sixty-four events cost two statements, as one does: the head's and one INSERT.
 func TestABatchOfEventsCostsTwoStatements(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		var faults pkitest.Faults
 		d := pkitest.Open(t, db.Options{URL: url, Wrap: faults.Wrap})

@@ -46,6 +46,7 @@ func mixed(t *testing.T, d *db.DB) *audit.Log {
 }
 
 func TestSearch(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := mixed(t, d)
 		for name, c := range map[string]struct {
@@ -118,6 +119,7 @@ func (g *growing) Write(p []byte) (int, error) {
 }
 
 func TestExport(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := mixed(t, d)
 		appendEvents(t, d, l, 100, 2200) // more than two pages
@@ -173,6 +175,7 @@ func TestExport(t *testing.T) {
 }
 
 func TestExportTellsOfAWriterThatFails(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := mixed(t, d)
 		if _, err := l.Export(t.Context(), failing{}, audit.Filter{}); err == nil {
@@ -188,6 +191,7 @@ func (failing) Write([]byte) (int, error) { return 0, bytes.ErrTooLarge }
 // Two acts overlap, and the one that read the clock first is committed last. A list by time shows both in the order of the
 // chain, in whatever pages it is read, and a reader who had come to the end sees the late one on his next page.
 func TestListShowsSequence179After181(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := newLog(t, d, "n1")
 		add := func(l *audit.Log, after time.Duration) {

@@ -74,6 +74,7 @@ func (r *record) signAs(t *testing.T, key crypto.Signer, c checkpoint.Checkpoint
 }
 
 func TestEveryTamperingIsFound(t *testing.T) {
+	t.Parallel()
 	type want struct {
 		node string
 		seq  int64
@@ -225,6 +226,7 @@ func TestEveryTamperingIsFound(t *testing.T) {
 }
 
 func TestAFloodOfFindingsIsBounded(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		l := newLog(t, d, "n1")
 		appendEvents(t, d, l, 1, 300)
@@ -238,6 +240,7 @@ func TestAFloodOfFindingsIsBounded(t *testing.T) {
 }
 
 func TestCheckpoint(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		l := newLog(t, d, "n1")
@@ -287,6 +290,7 @@ func TestCheckpoint(t *testing.T) {
 }
 
 func TestPrunedRecordVerifies(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		r := newRecord(t, d)
@@ -316,6 +320,7 @@ func TestPrunedRecordVerifies(t *testing.T) {
 
 // Pruning that was cut short after any number of events leaves a record that verifies, and the next run ends it.
 func TestPruningCutShort(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		r := newRecord(t, d)
 		held := lease(t, d)

@@ -35,6 +35,7 @@ func wantFindings(t *testing.T, o *office, s *keys.Store, want []found) {
 }
 
 func TestCheckFindsEachWrong(t *testing.T) {
+	t.Parallel()
 	cases := map[string]struct {
 		tamper func(t *testing.T, o *office, a, b string)
 		want   func(a, b string) []found

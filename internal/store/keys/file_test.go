@@ -34,6 +34,7 @@ func generate(t testing.TB, a keyfile.Algorithm) crypto.Signer {
 }
 
 func TestNodeKeyFile(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "node.key")
 	if _, err := keys.LoadNodeKey(path); !fault.Is(err, fault.NotFound) {
 		t.Fatalf("no file: %v", err)
@@ -64,6 +65,7 @@ func TestNodeKeyFile(t *testing.T) {
 }
 
 func TestNodeKeyFileIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	good := filepath.Join(dir, "good")
 	key, err := keys.CreateNodeKey(good)
@@ -104,6 +106,7 @@ func TestNodeKeyFileIsRefused(t *testing.T) {
 }
 
 func TestRecoveryFile(t *testing.T) {
+	t.Parallel()
 	made, err := keys.GenerateRecovery()
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +147,7 @@ func TestRecoveryFile(t *testing.T) {
 
 // The recovery key opens what was encrypted to it, as a backup is, and does not show itself where age's own type would.
 func TestRecoveryKeyIsAnIdentity(t *testing.T) {
+	t.Parallel()
 	made, err := keys.GenerateRecovery()
 	if err != nil {
 		t.Fatal(err)
@@ -177,6 +181,7 @@ func TestRecoveryKeyIsAnIdentity(t *testing.T) {
 
 // An operator who has lost everything but the file and the passphrase needs no program of ours.
 func TestOfflineKeyIsReadByOpenSSL(t *testing.T) {
+	t.Parallel()
 	for _, algorithm := range []keyfile.Algorithm{keyfile.ECDSAP384, keyfile.Ed25519} {
 		t.Run(string(algorithm), func(t *testing.T) {
 			key := generate(t, algorithm)

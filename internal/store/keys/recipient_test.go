@@ -14,6 +14,7 @@ import (
 
 // The rule of who is entitled to what, line by line.
 func TestEntitlement(t *testing.T) {
+	t.Parallel()
 	node := func(subsystems ...keys.Subsystem) keys.Recipient {
 		return keys.Recipient{ID: "n", Kind: keys.KindNode, Subsystems: subsystems}
 	}
@@ -43,6 +44,7 @@ func TestEntitlement(t *testing.T) {
 }
 
 func TestAnOCSPNodeNeverOpensAnIssuersKey(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d)
 		before := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")
@@ -68,6 +70,7 @@ func TestAnOCSPNodeNeverOpensAnIssuersKey(t *testing.T) {
 }
 
 func TestRecipientsComeAndGo(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		o := newOffice(t, d)
@@ -128,6 +131,7 @@ func TestRecipientsComeAndGo(t *testing.T) {
 
 // The recovery key is replaced: added, wrapped to, and only then is the old one removed.
 func TestRecoveryKeyIsReplaced(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		o := newOffice(t, d)
@@ -149,6 +153,7 @@ func TestRecoveryKeyIsReplaced(t *testing.T) {
 
 // Whoever can write to the database can add a recipient, exchange one, or widen what one may; and gets no key by it.
 func TestAStrangersRecipientGetsNoKeys(t *testing.T) {
+	t.Parallel()
 	cases := map[string]struct {
 		tamper func(t *testing.T, d *db.DB, stranger string)
 		id     string
@@ -217,6 +222,7 @@ func empty(t testing.TB, d *db.DB) {
 }
 
 func TestEndorseNamesThePublicKey(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		o := newOffice(t, d)
@@ -236,6 +242,7 @@ func TestEndorseNamesThePublicKey(t *testing.T) {
 }
 
 func TestRecipientsAreChecked(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d)
 		good := keys.Recipient{ID: "n2", Kind: keys.KindNode, Name: "second", Subsystems: []keys.Subsystem{"ca"}, PublicKey: nodeKey(t).Public()}
@@ -269,6 +276,7 @@ func TestRecipientsAreChecked(t *testing.T) {
 // TestReplaceRecoveryAtEveryCommit cuts the replacement short at each commit, before it is done and after: some recovery key opens
 // everything at any time, and the replacement that is run again ends with one.
 func TestReplaceRecoveryAtEveryCommit(t *testing.T) {
+	t.Parallel()
 	cut := 0
 	for commit := 1; commit <= 3; commit++ {
 		for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
@@ -326,6 +334,7 @@ func TestReplaceRecoveryAtEveryCommit(t *testing.T) {
 
 // TestReplaceRecoveryKeepsTheOldOneWhereTheNewIsNotWhole: a key that this node cannot open is not taken from its only opener.
 func TestReplaceRecoveryKeepsTheOldOneWhereTheNewIsNotWhole(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d)
 		id := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")

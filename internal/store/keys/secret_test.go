@@ -22,6 +22,7 @@ import (
 
 // Key material in any form a log or a message could have: raw, hexadecimal, base64, age's own text.
 func TestKeyMaterialIsNeverPrinted(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		var printed bytes.Buffer

@@ -130,6 +130,7 @@ func verifies(pub crypto.PublicKey, digest, signature []byte) bool {
 }
 
 func TestSignerOfEachAlgorithm(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d)
 		for _, algorithm := range []keyfile.Algorithm{keyfile.ECDSAP256, keyfile.ECDSAP384, keyfile.ECDSAP521, keyfile.Ed25519, keyfile.RSA2048} {
@@ -174,6 +175,7 @@ func TestSignerOfEachAlgorithm(t *testing.T) {
 
 // Every node is lost; the database and the recovery key are not.
 func TestRecoverAllOntoANewNode(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		o := newOffice(t, d)
@@ -210,6 +212,7 @@ func TestRecoverAllOntoANewNode(t *testing.T) {
 
 // A wrong wrap is an error when the key is used, too, and no other key is used in its place.
 func TestAWrongWrapDoesNotSign(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d)
 		a := o.put(t, generate(t, keyfile.ECDSAP256), keys.Issuer, "i")
@@ -224,6 +227,7 @@ func TestAWrongWrapDoesNotSign(t *testing.T) {
 }
 
 func TestSealRefuses(t *testing.T) {
+	t.Parallel()
 	key := generate(t, keyfile.ECDSAP256)
 	safe := keys.Recipient{ID: "r", Kind: keys.KindRecovery, PublicKey: recovery(t).Public()}
 	for name, err := range map[string]error{
@@ -248,6 +252,7 @@ func TestSealRefuses(t *testing.T) {
 }
 
 func TestOpenedKeysAreBoundedAndForgotten(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		o := newOffice(t, d)

@@ -28,6 +28,7 @@ import (
 // TestRolesAndOperations asks every operation as every role, and as nobody. Whoever may not is refused before anything is
 // read of his input; whoever may gets past that.
 func TestRolesAndOperations(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	all, asked := operations(t, a.api), 0
 	strangers := 0
@@ -80,6 +81,7 @@ func TestRolesAndOperations(t *testing.T) {
 
 // TestMutatingOperationsTakeAnIdempotencyKey holds the document to law 1.
 func TestMutatingOperationsTakeAnIdempotencyKey(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	document := string(a.api.Document())
 	n := strings.Count(document, `"Idempotency-Key"`)
@@ -110,6 +112,7 @@ func (a *authority) show(t *testing.T, c tls.Certificate) (int, string) {
 }
 
 func TestCertificatesThatProveNothing(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		ctx, system := t.Context(), access.System("test")
@@ -195,6 +198,7 @@ func selfSigned(t *testing.T, name string) tls.Certificate {
 
 // TestClientCertOfAProxy holds to RFC 9440: the header counts from the proxies that are named, and from nobody else.
 func TestClientCertOfAProxy(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	path := a.people[access.Officer].identity.Certificate
 	field := func(der []byte) string { return ":" + base64.StdEncoding.EncodeToString(der) + ":" }
@@ -230,6 +234,7 @@ func TestClientCertOfAProxy(t *testing.T) {
 
 // TestIdentityPathEndsBelowTheRoot keeps the root out of handshakes.
 func TestIdentityPathEndsBelowTheRoot(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	_, csr := newCSR(t, "x")
 	issued, err := a.Identity.Enrol(t.Context(), access.System("test"), a.people[access.Admin].Principal, csr, "")

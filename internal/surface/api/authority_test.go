@@ -14,6 +14,7 @@ import (
 )
 
 func TestOperatorsAndTokens(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		admin, ctx := a.as(access.Admin), t.Context()
@@ -70,6 +71,7 @@ func TestOperatorsAndTokens(t *testing.T) {
 }
 
 func TestSettingsAreChangedFromTheVersionThatWasRead(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		admin, ctx := a.as(access.Admin), t.Context()
@@ -97,6 +99,7 @@ func TestSettingsAreChangedFromTheVersionThatWasRead(t *testing.T) {
 
 // TestRepeatedCallsGetTheFirstAnswer repeats calls with their key, also where things changed since the first.
 func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		admin, ctx := a.as(access.Admin), client.WithIdempotencyKey(t.Context(), "k1")
@@ -134,6 +137,7 @@ func TestRepeatedCallsGetTheFirstAnswer(t *testing.T) {
 // TestRepeatedCallDoesNotUndoALaterOne repeats acts that somebody undid since: the repetition gets the first answer, and
 // what was done later stays.
 func TestRepeatedCallDoesNotUndoALaterOne(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		admin, ctx, keyed := a.as(access.Admin), t.Context(), client.WithIdempotencyKey(t.Context(), "k")
@@ -179,6 +183,7 @@ func TestRepeatedCallDoesNotUndoALaterOne(t *testing.T) {
 
 // TestTokenOfALostAnswerDoesNotStayAlive: a call that was repeated with its key left a second token, whose secret nobody had.
 func TestTokenOfALostAnswerDoesNotStayAlive(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		admin, ctx := a.as(access.Admin), client.WithIdempotencyKey(t.Context(), "t1")
@@ -222,6 +227,7 @@ func TestTokenOfALostAnswerDoesNotStayAlive(t *testing.T) {
 }
 
 func TestAuditIsSearchedAndExported(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		auditor, ctx := a.as(access.Auditor), t.Context()

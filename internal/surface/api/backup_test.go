@@ -14,6 +14,7 @@ import (
 
 // TestBackupGoesToNoStranger exchanges the recovery recipient in the database: a backup for it would be lost to the owner.
 func TestBackupGoesToNoStranger(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	token := a.people[access.Admin].token
 	if status, _, body := a.request("POST", client.Prefix+"/backup", token, ""); status != http.StatusOK {

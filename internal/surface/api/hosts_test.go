@@ -168,6 +168,7 @@ func (a *authority) follow() {
 
 // TestDesiredIsAwaited has an agent wait over the wire, and wakes it by a change.
 func TestDesiredIsAwaited(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	a.follow()
 	m := a.join(client.AddHostRequest{Name: "db1", Placements: []client.PlacementOrder{{Recipe: "local/db"}}, Profiles: []string{"server"}})
@@ -230,6 +231,7 @@ func (a *authority) call(t testing.TB, method, path string, m *machine, in, out 
 
 // TestExpiredIdentity lets weeks go by: an identity that ended renews itself for a month, and does nothing else.
 func TestExpiredIdentity(t *testing.T) {
+	t.Parallel()
 	const day = 24 * time.Hour
 	joinIn := func(t *testing.T) (*authority, *machine) {
 		a := makeAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
@@ -294,6 +296,7 @@ func TestExpiredIdentity(t *testing.T) {
 
 // TestGuessesAreLimited tries tokens until the node has had enough, and then finds that roots are not shown either.
 func TestGuessesAreLimited(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	ctx, stranger := t.Context(), a.stranger()
 	made, err := a.as(access.Operator).AddHost(ctx, client.AddHostRequest{Name: "web1"})
@@ -321,6 +324,7 @@ func TestGuessesAreLimited(t *testing.T) {
 // TestHostsEndAsHosts keeps a host's principal from being used as an operator's: no token, no identity but the agent's own,
 // no removal that would leave its certificates good.
 func TestHostsEndAsHosts(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	ctx, admin := t.Context(), a.as(access.Admin)
 	m := a.join(client.AddHostRequest{Name: "web1"})

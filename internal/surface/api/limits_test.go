@@ -22,6 +22,7 @@ func newSQLite(t *testing.T) *authority {
 }
 
 func TestBadInputIsRefusedByName(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	admin := a.people[access.Admin].token
 	for _, c := range []struct {
@@ -60,6 +61,7 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 }
 
 func TestOtherBodiesThanJSONAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	status, header, body := a.request("POST", client.Prefix+"/operators", a.people[access.Admin].token, "<x/>", "Content-Type", "text/xml")
 	if p := problemOf(t, header, body); status != 415 || p.Kind() != "invalid" {
@@ -68,6 +70,7 @@ func TestOtherBodiesThanJSONAreRefused(t *testing.T) {
 }
 
 func TestSecretsInWrongFieldsAreNotEchoed(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	_, _, body := a.request("POST", client.Prefix+"/operators", a.people[access.Admin].token, `{"name":"x","roles":["admin"],"password":"hunter2"}`)
 	if strings.Contains(string(body), "hunter2") || strings.Contains(a.log.String(), "hunter2") {
@@ -76,6 +79,7 @@ func TestSecretsInWrongFieldsAreNotEchoed(t *testing.T) {
 }
 
 func TestSlowClientsAreCutOff(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	dial := func() net.Conn {
 		conn, err := tls.Dial("tcp", a.server.Listener.Addr().String(), &tls.Config{RootCAs: a.roots(), ServerName: "example.com"})
@@ -112,6 +116,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 
 // TestForeignPagesAreRefused has a browser that holds a client certificate visit a page that makes it call.
 func TestForeignPagesAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	for _, header := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "https://evil.test"}} {
 		status, h, body := a.request("POST", client.Prefix+"/backup", a.people[access.Admin].token, "", header...)
@@ -122,6 +127,7 @@ func TestForeignPagesAreRefused(t *testing.T) {
 }
 
 func TestLoopingClientsAreSentAway(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	admin, ctx := a.as(access.Admin), t.Context()
 	_, err := admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{
@@ -143,6 +149,7 @@ func TestLoopingClientsAreSentAway(t *testing.T) {
 }
 
 func TestStrangersAreSentAway(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	seen := map[int]int{}
 	for range 400 {

@@ -16,6 +16,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 // TestGoldenOpenAPIDocument keeps docs/openapi.json what the node serves: a change of the API shows in the diff.
 func TestGoldenOpenAPIDocument(t *testing.T) {
+	t.Parallel()
 	a := newSQLite(t)
 	status, header, served := a.request("GET", client.Prefix+"/openapi.json", "", "")
 	if status != 200 || !strings.HasPrefix(header.Get("Content-Type"), "application/openapi+json") {

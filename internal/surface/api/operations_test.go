@@ -20,6 +20,7 @@ import (
 // TestEveryOperation walks through the whole API on both engines, and fails if an operation of the OpenAPI document was
 // never answered with success.
 func TestEveryOperation(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		a := newAuthority(t, d)
 		for name, walk := range map[string]func(*testing.T, *authority){

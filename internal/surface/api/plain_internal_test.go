@@ -79,6 +79,7 @@ func checkPlain(t *testing.T, registry huma.Registry, schema *huma.Schema, body 
 }
 
 func TestPlainOrdersAreWhatTheSchemaSays(t *testing.T) {
+	t.Parallel()
 	registry, schema := schemaOf[client.IssueRequest]()
 	for body, want := range plainOrders {
 		if got := checkPlain(t, registry, schema, []byte(body)); got != want {
@@ -102,6 +103,7 @@ func FuzzPlainOrder(f *testing.F) {
 
 // TestPlainKeys holds keys against what the schema says of them.
 func TestPlainKeys(t *testing.T) {
+	t.Parallel()
 	for key, want := range map[string]bool{
 		"k": true, "!~": true, strings.Repeat("k", 255): true, "": false, "a b": false, "ä": false, "\x7f": false, strings.Repeat("k", 256): false,
 	} {

@@ -15,6 +15,7 @@ import (
 // TestPlainCallsAreAnsweredAsOthers makes each call twice, the second time with a member that says nothing, so that it is no
 // plain one: status, header and body are the same.
 func TestPlainCallsAreAnsweredAsOthers(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.SQLite)}))
 	for name, c := range map[string]struct {
 		who     access.Role

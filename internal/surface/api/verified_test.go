@@ -8,6 +8,7 @@ import (
 
 // TestVerifiedPath holds what is remembered of a path against what could have made it wrong since.
 func TestVerifiedPath(t *testing.T) {
+	t.Parallel()
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	roots, others := x509.NewCertPool(), x509.NewCertPool()
 	from := func(after time.Duration) *x509.Certificate {

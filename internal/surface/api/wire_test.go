@@ -10,6 +10,7 @@ import (
 )
 
 func TestEncodePEM(t *testing.T) {
+	t.Parallel()
 	for n := range 200 {
 		der := make([]byte, n)
 		rand.Read(der)
@@ -21,6 +22,7 @@ func TestEncodePEM(t *testing.T) {
 }
 
 func TestNegotiate(t *testing.T) {
+	t.Parallel()
 	offers := []string{"application/json", "application/pkix-crl", "application/x-pem-file"}
 	for accept, want := range map[string]string{
 		"": "application/json", "*/*": "application/json", "application/*": "application/json", "application/pkix-crl": "application/pkix-crl",
@@ -35,6 +37,7 @@ func TestNegotiate(t *testing.T) {
 }
 
 func TestPointersOfWhatHumaFinds(t *testing.T) {
+	t.Parallel()
 	for location, want := range map[string]string{
 		"body": "", "body.names.san[3]": "/names/san/3", "query.limit": "query limit", "header.If-Match": "header If-Match", "path.serial": "path serial",
 	} {
@@ -45,6 +48,7 @@ func TestPointersOfWhatHumaFinds(t *testing.T) {
 }
 
 func TestLengths(t *testing.T) {
+	t.Parallel()
 	for _, text := range []string{"0s", "-1d", "90", "y", "d"} {
 		if _, err := length(text); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", text, err)
@@ -56,6 +60,7 @@ func TestLengths(t *testing.T) {
 }
 
 func TestOnePEMBlockIsWanted(t *testing.T) {
+	t.Parallel()
 	block := string(encodePEM("CERTIFICATE REQUEST", []byte{1, 2, 3}))
 	if der, err := decodeCSR("Subject: CN=x\n" + block); err != nil || len(der) != 3 {
 		t.Errorf("text before it: %v, %v", der, err)

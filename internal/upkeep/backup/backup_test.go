@@ -106,6 +106,7 @@ func load(ctx context.Context, d *db.DB, file []byte, id age.Identity) error {
 
 // TestRoundTrip carries a database from each engine to each engine.
 func TestRoundTrip(t *testing.T) {
+	t.Parallel()
 	id := newIdentity(t)
 	var files [][]byte
 	var want []map[string][]string
@@ -137,6 +138,7 @@ func TestRoundTrip(t *testing.T) {
 
 // TestConsistentWhileWritten takes a backup in the middle of writes: what it holds is one state, whose chain verifies.
 func TestConsistentWhileWritten(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		fill(t, d, 50)
 		log, err := audit.New(d, "node1")
@@ -189,6 +191,7 @@ func TestConsistentWhileWritten(t *testing.T) {
 }
 
 func TestDamageIsFound(t *testing.T) {
+	t.Parallel()
 	id := newIdentity(t)
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		fill(t, d, 30)
@@ -222,6 +225,7 @@ func TestDamageIsFound(t *testing.T) {
 }
 
 func TestAnotherKeyDoesNotOpen(t *testing.T) {
+	t.Parallel()
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		file := write(t, d, newIdentity(t))
 		_, err := backup.Open(bytes.NewReader(file), newIdentity(t))
@@ -235,6 +239,7 @@ func TestAnotherKeyDoesNotOpen(t *testing.T) {
 }
 
 func TestHostilePlainText(t *testing.T) {
+	t.Parallel()
 	id := newIdentity(t)
 	for name, plain := range map[string]string{
 		"nothing":       "",
@@ -261,6 +266,7 @@ func TestHostilePlainText(t *testing.T) {
 }
 
 func TestHeaderTellsWhen(t *testing.T) {
+	t.Parallel()
 	id := newIdentity(t)
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		s, err := backup.Open(bytes.NewReader(write(t, d, id)), id)
@@ -276,6 +282,7 @@ func TestHeaderTellsWhen(t *testing.T) {
 // Anybody who knows the recovery recipient can encrypt to it. What the authority's audit key did not sign comes neither into
 // a database nor past Check.
 func TestBackupOfAStrangerWasRestored(t *testing.T) {
+	t.Parallel()
 	id := newIdentity(t)
 	_, stranger, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

@@ -30,6 +30,7 @@ func databaseFile(t *testing.T, url string) string {
 func newDir(t *testing.T) datadir.Dir { return datadir.Dir(filepath.Join(t.TempDir(), "d")) }
 
 func TestInit(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
 		result, err := setup.Init(t.Context(), setup.Options{Dir: dir, Organization: "Example", DatabaseFile: databaseFile(t, url), PublicURL: "http://pki.example"})
@@ -110,6 +111,7 @@ func recovery(t *testing.T, result *setup.Result) *keys.Recovery {
 
 // TestOfflineRootOpens reads the file that belongs off the machine: key and certificate of the root are a pair.
 func TestOfflineRootOpens(t *testing.T) {
+	t.Parallel()
 	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -132,6 +134,7 @@ func TestOfflineRootOpens(t *testing.T) {
 }
 
 func TestOutsideRoot(t *testing.T) {
+	t.Parallel()
 	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Outside: true})
 	if err != nil {
 		t.Fatal(err)
@@ -146,6 +149,7 @@ func TestOutsideRoot(t *testing.T) {
 }
 
 func TestOnlineRoots(t *testing.T) {
+	t.Parallel()
 	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Online: true, Passphrase: []byte("correct horse battery staple")})
 	if err != nil {
 		t.Fatal(err)
@@ -157,6 +161,7 @@ func TestOnlineRoots(t *testing.T) {
 
 // TestInitRefuses tries what must leave nothing behind.
 func TestInitRefuses(t *testing.T) {
+	t.Parallel()
 	full := newDir(t)
 	if err := os.MkdirAll(filepath.Join(string(full), "x"), 0o700); err != nil {
 		t.Fatal(err)

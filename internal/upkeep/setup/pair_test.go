@@ -47,6 +47,7 @@ func secondNode(t *testing.T, s *setup.Services, url string) *setup.Services {
 // TestReKeyReachesEveryNode re-keys an issuer on one node: another issues under the new key at once, without being told, and what the
 // old key signed keeps its revocation.
 func TestReKeyReachesEveryNode(t *testing.T) {
+	t.Parallel()
 	url := pkitest.URL(t, db.Postgres)
 	dir := newDir(t)
 	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
@@ -88,6 +89,7 @@ func TestReKeyReachesEveryNode(t *testing.T) {
 // TestKeyOfAnotherCertificate gives an issuer a key that is not its certificate's: each node says so before it issues, in the words that
 // an operator of a Certificate System looks for, and neither certificates nor CRLs are signed with it.
 func TestKeyOfAnotherCertificate(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
 		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {

@@ -19,6 +19,7 @@ import (
 // TestRescue plays the day after a clock was ahead: nothing is signed, the administrator's identity ends, and both are mended
 // where the node's key is.
 func TestRescue(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
 		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url)}); err != nil {
@@ -78,6 +79,7 @@ func readFile(t *testing.T, path string) []byte {
 
 // TestReplaceRecovery: backups go to the new key from then on, the authority comes back by it, and the old one opens nothing more.
 func TestReplaceRecovery(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
 		if err != nil {

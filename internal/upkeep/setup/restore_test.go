@@ -48,6 +48,7 @@ func tryIssue(t *testing.T, s *setup.Services, name string) (*ca.Certificate, er
 // TestRestore takes a backup of an authority, lets it go on, and makes it anew on the other engine with the CRL that was
 // published in the meantime.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
 		if err != nil {
@@ -131,6 +132,7 @@ func TestRestore(t *testing.T) {
 }
 
 func TestRestoreRefuses(t *testing.T) {
+	t.Parallel()
 	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -173,6 +175,7 @@ func auditKeys(t *testing.T, file string) []crypto.PublicKey {
 // TestRestoreTookABackupThatAStrangerWrote: whoever knows the recovery recipient can make an authority of his own and write
 // its rows to the recipient. Such a file changes nothing, not even an empty database.
 func TestRestoreTookABackupThatAStrangerWrote(t *testing.T) {
+	t.Parallel()
 	victim, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -208,6 +211,7 @@ func TestRestoreTookABackupThatAStrangerWrote(t *testing.T) {
 
 // TestRestoredNodePointedAtTheOldOne: what is told where it listens is spoken to there.
 func TestRestoredNodePointedAtTheOldOne(t *testing.T) {
+	t.Parallel()
 	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Address: "https://old.example:8443"})
 	if err != nil {
 		t.Fatal(err)
