@@ -39,7 +39,7 @@ type consumer struct {
 	reasons map[string]string // why a part could not be told, by its name
 	note    func(string)      // takes how it was told, where that was not as usual
 	told    bool              // it was told of new files
-	ran     []probe.Process   // that listened at its port before it was told; empty where that cannot be seen
+	ran     probe.Listening   // who listened at its port before it was told
 	restart time.Duration     // how long it is waited for where it ended when it was told
 	ended   bool              // it ended when it was told, and nothing had started it again when we looked last
 }

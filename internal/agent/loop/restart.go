@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +27,7 @@ var errEnded = errors.New("it ended when it was given these files, and does not 
 func (c *consumer) beforeTelling() {
 	c.told = true
 	if p := c.plan.Probe; p != nil && p.Address != "" {
-		if now := probe.Listeners(p.Address); len(now) > 0 {
+		if now := probe.Listeners(p.Address); now.Known() {
 			c.ran = now
 		}
 	}
@@ -41,7 +40,7 @@ func (c *consumer) hasEnded(ctx context.Context) bool {
 	if p == nil || p.Address == "" {
 		return false
 	}
-	if len(c.ran) > 0 && !slices.ContainsFunc(c.ran, probe.Process.Runs) {
+	if c.ran.Ended() {
 		return true
 	}
 	_, err := probe.Look(ctx, *p, nil)
@@ -92,11 +91,11 @@ func (c *consumer) showsOld(ctx context.Context) error {
 
 // who is the consumer as it ran before it was told.
 func (c *consumer) who() string {
-	if len(c.ran) == 0 {
+	if len(c.ran.Processes) == 0 {
 		return "the consumer at " + c.plan.Probe.Address
 	}
 	var names []string
-	for _, p := range c.ran[:min(len(c.ran), 3)] {
+	for _, p := range c.ran.Processes[:min(len(c.ran.Processes), 3)] {
 		names = append(names, p.String())
 	}
 	return strings.Join(names, ", ")

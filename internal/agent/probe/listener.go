@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -48,10 +49,42 @@ func processOf(pid int) (p Process, alive bool) {
 	return Process{PID: pid, Name: printable(string(text[open+1 : end])), born: fields[start]}, fields[state] != "Z" && fields[state] != "X"
 }
 
-// Listeners are the processes that hold the sockets which listen at an address. It finds none where they are in another
-// network namespace, or where this process may not see what they have open: then nothing is known of them. Process 1 is left
-// out: it holds sockets for services that it starts, and outlives them.
-func Listeners(address string) []Process {
+// Listening is what listened at an address at some moment.
+type Listening struct {
+	// Processes hold the sockets. Process 1 is left out: it holds sockets for services that it starts, and outlives them. It is
+	// empty where this process may not see what others have open, which takes more than to be root without CAP_SYS_PTRACE.
+	Processes []Process
+	sockets   []string // inodes of the sockets, which everybody may see
+	address   string
+}
+
+// Listeners looks who listens at an address. Nothing is known of whom another network namespace hides.
+func Listeners(address string) Listening {
+	l := Listening{address: address, sockets: socketsAt(address)}
+	if len(l.sockets) > 0 {
+		l.Processes = holders(l.sockets)
+	}
+	return l
+}
+
+// Known reports whether anything was found.
+func (l Listening) Known() bool { return len(l.sockets) > 0 }
+
+// Ended reports whether whoever listened then is not there any more, whatever listens now: none of the processes runs, or, where
+// those are not known, none of the sockets is open.
+func (l Listening) Ended() bool {
+	switch {
+	case len(l.Processes) > 0:
+		return !slices.ContainsFunc(l.Processes, Process.Runs)
+	case len(l.sockets) > 0:
+		now := socketsAt(l.address)
+		return !slices.ContainsFunc(l.sockets, func(s string) bool { return slices.Contains(now, s) })
+	}
+	return false
+}
+
+// socketsAt are the inodes of the sockets that listen at an address.
+func socketsAt(address string) []string {
 	at, err := dialable(address)
 	if err != nil {
 		return nil
@@ -65,7 +98,7 @@ func Listeners(address string) []Process {
 		}
 		to = netip.AddrPortFrom(netip.Addr{}, uint16(n))
 	}
-	sockets := map[string]bool{}
+	var sockets []string
 	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		text, err := readKernel(table, 64<<20)
 		if err != nil {
@@ -73,14 +106,11 @@ func Listeners(address string) []Process {
 		}
 		for line := range strings.Lines(string(text)) {
 			if inode := listensAt(line, to); inode != "" {
-				sockets["socket:["+inode+"]"] = true
+				sockets = append(sockets, inode)
 			}
 		}
 	}
-	if len(sockets) == 0 {
-		return nil
-	}
-	return holders(sockets)
+	return sockets
 }
 
 // listensAt is the inode of a line of /proc/net/tcp or tcp6 that is a socket which listens where to leads; else empty.
@@ -119,7 +149,11 @@ func kernelAddress(text string) (netip.Addr, error) {
 }
 
 // holders are the processes that have one of the sockets open.
-func holders(sockets map[string]bool) []Process {
+func holders(inodes []string) []Process {
+	sockets := map[string]bool{}
+	for _, inode := range inodes {
+		sockets["socket:["+inode+"]"] = true
+	}
 	open, err := filepath.Glob("/proc/[0-9]*/fd")
 	if err != nil {
 		return nil

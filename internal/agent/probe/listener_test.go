@@ -25,8 +25,9 @@ func TestListenersAreFoundAndOutlived(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, address := range []string{l.Addr().String(), "localhost:" + port} {
-			all := Listeners(address)
-			if len(all) != 1 || all[0].PID != os.Getpid() || !all[0].Runs() || !strings.Contains(all[0].String(), "(process ") {
+			now := Listeners(address)
+			all := now.Processes
+			if len(all) != 1 || all[0].PID != os.Getpid() || !all[0].Runs() || now.Ended() || !strings.Contains(all[0].String(), "(process ") {
 				t.Errorf("%s: %v", address, all)
 			}
 		}
@@ -39,9 +40,25 @@ func TestListenersAreFoundAndOutlived(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed := l.Addr().String()
+	unseen := Listeners(closed)
+	unseen.Processes = nil // as an agent finds it that may not see what others have open
+	if unseen.Ended() {
+		t.Error("it listens still")
+	}
 	l.Close()
+	if !unseen.Ended() {
+		t.Error("it does not listen any more")
+	}
+	again, err := net.Listen("tcp", closed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !unseen.Ended() {
+		t.Error("another listens there")
+	}
+	again.Close()
 	for _, address := range []string{closed, "nonsense", "localhost:https", "127.0.0.2:1"} {
-		if all := Listeners(address); len(all) != 0 {
+		if all := Listeners(address); all.Known() || len(all.Processes) != 0 || all.Ended() {
 			t.Errorf("%s: %v", address, all)
 		}
 	}
