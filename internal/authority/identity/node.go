@@ -125,6 +125,9 @@ func (s *Service) EndNode(ctx context.Context, tx *db.Tx, by access.Principal, p
 		return err
 	}
 	for _, c := range served {
+		if len(c.Names) == 0 {
+			continue // what serves has names; the roots, issuers and first operator that init made as this node have none
+		}
 		for _, id := range issuers {
 			if c.Ref.Issuer != id {
 				continue

@@ -39,15 +39,7 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", c.AuditKey, err)
 	}
-	sealed, err := g.private(c.RecoveryFile, "recovery file", keyfile.MaxFile)
-	if err != nil {
-		return err
-	}
-	passphrase, err := c.passphrase(g)
-	if err != nil {
-		return err
-	}
-	recovery, err := keys.OpenRecovery(sealed, passphrase)
+	recovery, err := c.recovery(g)
 	if err != nil {
 		return err
 	}
@@ -83,6 +75,19 @@ func (c *restoreCommand) Run(ctx context.Context, g *globals) error {
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s\n", g.Dir)
 	return nil
+}
+
+// recovery opens the sealed recovery key.
+func (c *restoreCommand) recovery(g *globals) (*keys.Recovery, error) {
+	sealed, err := g.private(c.RecoveryFile, "recovery file", keyfile.MaxFile)
+	if err != nil {
+		return nil, err
+	}
+	passphrase, err := c.passphrase(g)
+	if err != nil {
+		return nil, err
+	}
+	return keys.OpenRecovery(sealed, passphrase)
 }
 
 func (c *restoreCommand) passphrase(g *globals) ([]byte, error) {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"chancery/internal/authority/clone"
 	"chancery/internal/authority/identity"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
@@ -235,6 +236,9 @@ func (n *node) run(ctx context.Context) error {
 		n.Listening(at)
 	}
 	err := g.Wait()
+	if errors.Is(err, clone.ErrLeaving) {
+		err = nil
+	}
 	n.stopped(time.Now())
 	n.logger.Info("the node has ended")
 	return err
@@ -250,7 +254,7 @@ func (n *node) loops() []func(context.Context) error {
 		s.DB.Watch, n.certificate.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect, n.goOn,
 	}
 	if n.runs(keys.SubsystemCA) { // what takes leases, or issues
-		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run, n.finish)
+		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run, n.finish, n.drills)
 	}
 	return loops
 }

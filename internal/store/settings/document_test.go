@@ -125,6 +125,7 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		"retention.requests":               func(s *settings.Settings) { s.Retention.Requests = 1 },
 		"retention.certificates":           func(s *settings.Settings) { s.Retention.Certificates = -1 },
 		"retention.crls":                   func(s *settings.Settings) { s.Retention.CRLs = 1 },
+		"backup.drill":                     func(s *settings.Settings) { s.Backup.Drill = 1 },
 		"retention.audit":                  func(s *settings.Settings) { s.Retention.Audit = 1 },
 	}
 	fields, err := valid().Fields()

@@ -37,6 +37,7 @@ type Settings struct {
 	Expiry    Expiry    `json:"expiry"`
 	Limits    Limits    `json:"limits"`
 	Retention Retention `json:"retention"`
+	Backup    Backup    `json:"backup"`
 }
 
 // Durability says what an acknowledged act survives.
@@ -128,6 +129,13 @@ type Retention struct {
 	CRLs         Duration `json:"crls"`
 	// Audit is how long audit events are kept. Only events behind a signed checkpoint are ever removed.
 	Audit Duration `json:"audit"`
+}
+
+// Backup is what a node does by itself about backups.
+type Backup struct {
+	// Drill is how often a node restores a fresh backup into a scratch place, tries it, and removes it; 0 is never. It needs
+	// about twice the size of the database as free space in the node's data directory.
+	Drill Duration `json:"drill"`
 }
 
 const day = Duration(24 * time.Hour)

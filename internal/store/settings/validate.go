@@ -41,6 +41,9 @@ func (s *Settings) Validate() error {
 	s.CRL.validate(&p)
 	s.OCSP.validate(&p)
 	s.Expiry.validate(&p)
+	if s.Backup.Drill != 0 {
+		p.within("backup.drill", s.Backup.Drill, Duration(time.Hour), 366*day)
+	}
 	s.Limits.validate(&p)
 	s.Retention.validate(&p)
 	if len(p) == 0 {

@@ -125,7 +125,7 @@ func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
 		return nil, err
 	}
 	look := doctor.Node{
-		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, Moves: s.Rollouts.Working, Pairs: s.CA.KeyProblems, OfflineWarning: set.CRL.OfflineWarning.Std(),
+		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, Moves: s.Rollouts.Working, Pairs: s.CA.KeyProblems, Drills: s.lastDrill, OfflineWarning: set.CRL.OfflineWarning.Std(),
 	}
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }
@@ -149,6 +149,16 @@ func (s *Server) verify(ctx context.Context, in *in[client.VerifyRequest]) (*out
 		return nil, err
 	}
 	return s.findings(ctx, all), nil
+}
+
+// lastDrill tells doctor whether backups were tried.
+func (s *Server) lastDrill(ctx context.Context) (backup.Drilled, time.Duration, error) {
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return backup.Drilled{}, 0, err
+	}
+	last, err := backup.LastDrill(ctx, s.Audit)
+	return last, set.Backup.Drill.Std(), err
 }
 
 // issuerStates tells doctor what status knows of the issuers.

@@ -19,6 +19,7 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/finding"
 )
@@ -32,6 +33,7 @@ type Node struct {
 	Hosts  HostLook   // nil leaves hosts out
 	Trust  TrustLook  // nil leaves out what pools trust
 	Moves  MoveLook   // nil leaves rollouts out
+	Drills DrillLook  // nil leaves out whether backups were tried
 	Pairs  PairLook   // nil leaves out whether issuers' keys are those of their certificates
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
@@ -57,6 +59,9 @@ type HostLook func(ctx context.Context, now time.Time) (host.Counts, error)
 
 // TrustLook lists what of the pools' trust ends before a time.
 type TrustLook func(ctx context.Context, before time.Time) ([]trust.Ending, error)
+
+// DrillLook says how the newest drill of a backup went, and how often one is wanted; 0 is never.
+type DrillLook func(ctx context.Context) (last backup.Drilled, every time.Duration, err error)
 
 // PairLook compares the issuers' keys on this node with their certificates, and says how many it compared.
 type PairLook func(ctx context.Context) ([]ca.KeyProblem, int, error)
@@ -129,19 +134,24 @@ func (n *Node) hosts(ctx context.Context, now time.Time, tell func(finding.Findi
 func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	looks := map[string]finding.Look{
 		"keys.wraps":   func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
+		"keys.tokens":  func(tell func(finding.Finding)) error { return Tokens(ctx, n.Keys, tell) },
 		"files":        func(tell func(finding.Finding)) error { return n.files(tell) },
 		"offline":      func(tell func(finding.Finding)) error { return n.offline(tell) },
 		"database":     func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
 		"clock":        func(tell func(finding.Finding)) error { return n.clock(now, tell) },
+		"backup.drill": func(tell func(finding.Finding)) error { return n.drills(ctx, now, tell) },
 		"issuers.keys": func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
 		"issuers":      func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
 		"hosts":        func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
 		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
 		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
 	}
-	order := []string{"keys.wraps", "files", "offline", "database", "clock"}
+	order := []string{"keys.wraps", "keys.tokens", "files", "offline", "database", "clock"}
 	if n.Pairs != nil {
 		order = append(order, "issuers.keys")
+	}
+	if n.Drills != nil {
+		order = append(order, "backup.drill")
 	}
 	if n.Issuer != nil {
 		order = append(order, "issuers")
@@ -259,6 +269,27 @@ func (n *Node) clock(now time.Time, tell func(finding.Finding)) error {
 		return nil
 	}
 	tell(finding.Finding{Level: finding.OK, Message: "it has not gone back since the store was last written"})
+	return nil
+}
+
+// drills says whether a backup was tried as often as is wanted, and how that went.
+func (n *Node) drills(ctx context.Context, now time.Time, tell func(finding.Finding)) error {
+	last, every, err := n.Drills(ctx)
+	if err != nil {
+		return err
+	}
+	wanting := last.Wanting(every, now)
+	switch {
+	case last.Failed != "":
+		tell(finding.Finding{Level: finding.Error, Message: wanting, Hint: "chancery backup drill says it again, once the cause is mended"})
+	case wanting != "":
+		tell(finding.Finding{Level: finding.Warning, Message: wanting, Hint: "chancery backup drill, on the machine of a node"})
+	case last.At.IsZero():
+		tell(finding.Finding{Level: finding.OK, Message: "no drill is wanted, and none was made; chancery settings set backup.drill=7d has a node make them"})
+	default:
+		tell(finding.Finding{Level: finding.OK, Message: fmt.Sprintf("on %s a backup was restored and tried: %d rows, %d keys",
+			last.At.UTC().Format(time.RFC3339), last.Rows, last.Keys)})
+	}
 	return nil
 }
 

@@ -24,6 +24,15 @@ func (s *Services) AuditSigner(ctx context.Context) (crypto.Signer, error) {
 	return s.Keys.Signer(ctx, found[0].ID)
 }
 
+// AuditKeys are the public keys that checkpoints and backups are signed with, as the store has them.
+func (s *Services) AuditKeys(ctx context.Context) ([]crypto.PublicKey, error) {
+	text, err := s.auditKeyPEM(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAuditKeys(text)
+}
+
 // writeAuditKey writes the public key that checkpoints and backups are checked with: the store's own word for it is worth
 // nothing against who can change the store.
 func (s *Services) writeAuditKey(ctx context.Context, dir datadir.Dir) error {

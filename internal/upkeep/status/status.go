@@ -15,6 +15,7 @@ import (
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/setup"
 )
 
@@ -32,6 +33,7 @@ type Status struct {
 	Leases     []db.Lease
 	Hosts      host.Counts
 	Rollouts   []rollout.Work // that are at work
+	Drill      backup.Drilled // the newest
 	Warnings   []string       // what an operator should see to
 }
 
@@ -56,6 +58,9 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	}
 	if st.Clock != nil {
 		st.warn("%v", st.Clock)
+	}
+	if away := s.DB.Away(); away != nil {
+		st.warn("%v, from data %v old", away, s.DB.Age(now).Round(time.Second))
 	}
 	if st.Schema, err = schema.Version(ctx, s.DB); err != nil {
 		return nil, err
@@ -82,6 +87,12 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	}
 	if err := st.rollouts(ctx, s, now); err != nil {
 		return nil, err
+	}
+	if st.Drill, err = backup.LastDrill(ctx, s.Audit); err != nil {
+		return nil, err
+	}
+	if wanting := st.Drill.Wanting(set.Backup.Drill.Std(), now); wanting != "" {
+		st.warn("%s; chancery backup drill", wanting)
 	}
 	if set.PublicURL == "" {
 		st.warn("public_url is not set: certificates name no CRL and no OCSP responder; chancery settings set public_url=http://NAME")

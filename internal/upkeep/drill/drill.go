@@ -1,0 +1,343 @@
+// Package drill restores a backup into a scratch place, has what was restored sign and be verified, says how that went, and removes
+// all of it: a backup that was never restored is a hope.
+//
+// A drill without the recovery key, which is offline and so no node can use by itself, takes a backup for a key that is made for
+// it and gone afterwards; the keys in it are opened by this node. It proves that what a backup holds is whole, and that it loads and
+// signs. Only a drill with the recovery key proves that this key opens it, and it can be of a backup that lies elsewhere.
+//
+// What is restored is never served: no port is opened, and its directory is gone at the end, also that of a drill that was killed
+// before. The certificate that it signs is for a name that cannot exist, for ten minutes, of a key that nobody keeps; its
+// CRL leaves this process no more than it does.
+package drill
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/big"
+	"os"
+	"path/filepath"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/store/schema"
+	"chancery/internal/upkeep/backup"
+	"chancery/internal/upkeep/finding"
+	"chancery/internal/upkeep/setup"
+	"chancery/internal/upkeep/verify"
+)
+
+// Options say what to try.
+type Options struct {
+	Dir     string // where the scratch directory is made; its file system needs room for the whole authority
+	Node    *keys.NodeKey
+	Version string // of the program
+
+	// Backup is a file to try, with the Recovery key that opens it; without them a fresh backup is taken.
+	Backup   string
+	Recovery *keys.Recovery
+}
+
+// Drilled is how a drill went.
+type Drilled struct {
+	At       time.Time     `json:"at"`    // when it began
+	Taken    time.Time     `json:"taken"` // the backup
+	Fresh    bool          `json:"fresh"` // taken for the drill
+	Recovery bool          `json:"recovery_key_tried"`
+	Octets   int64         `json:"octets"`
+	Rows     int64         `json:"rows"`
+	Keys     int           `json:"keys"` // that were opened
+	Issuers  int           `json:"issuers"`
+	Looked   int           `json:"findings"` // of verify
+	Took     time.Duration `json:"-"`
+	Failed   string        `json:"failed,omitempty"`
+}
+
+// prefix begins the names of scratch directories.
+const prefix = "drill-"
+
+// run is one drill.
+type run struct {
+	Options
+	from *setup.Services
+	dir  string
+	done Drilled
+}
+
+// Run drills, and records in the audit how it went. The error says that the drill failed; Drilled.Failed says the same.
+func Run(ctx context.Context, s *setup.Services, o Options) (*Drilled, error) {
+	r := &run{Options: o, from: s}
+	r.done.At = time.Now()
+	err := r.try(ctx)
+	r.done.Took = time.Since(r.done.At)
+	if err != nil {
+		r.done.Failed = err.Error()
+	}
+	if ctx.Err() != nil {
+		return &r.done, err // it was ended and did not fail
+	}
+	by := access.System(s.Audit.Node())
+	recorded := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		return s.Audit.Append(ctx, tx, audit.Event{Time: time.Now(), Actor: by.Actor(), Action: backup.DrillAction, Object: by.Name,
+			Detail: backup.Drilled{Failed: r.done.Failed, Taken: r.done.Taken.UTC(), Fresh: r.done.Fresh, Recovery: r.done.Recovery,
+				Rows: r.done.Rows, Keys: r.done.Keys, TookMS: r.done.Took.Milliseconds()}})
+	})
+	if recorded != nil {
+		recorded = fmt.Errorf("record the drill: %w", recorded)
+	}
+	return &r.done, errors.Join(err, recorded)
+}
+
+func (r *run) try(ctx context.Context) (err error) {
+	if err := sweep(r.Dir); err != nil {
+		return err
+	}
+	if r.dir, err = os.MkdirTemp(r.Dir, prefix); err != nil {
+		return fmt.Errorf("make a scratch directory: %w", err)
+	}
+	defer func() {
+		if gone := os.RemoveAll(r.dir); gone != nil {
+			err = errors.Join(err, fmt.Errorf("remove the scratch directory: %w", gone))
+		}
+	}()
+	file, opener := r.Backup, r.Recovery
+	if file == "" {
+		if file, opener, err = r.take(ctx); err != nil {
+			return err
+		}
+	}
+	d, err := db.Open(ctx, db.Options{URL: "sqlite:" + filepath.Join(r.dir, "chancery.db"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := r.load(ctx, d, file, opener); err != nil {
+		return err
+	}
+	s, err := r.assemble(ctx, d, opener)
+	if err != nil {
+		return err
+	}
+	if err := r.sign(ctx, s); err != nil {
+		return err
+	}
+	return r.verify(ctx, s)
+}
+
+// sweep removes what drills before left that were killed.
+func sweep(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if held(filepath.Join(path, "chancery.db")) {
+			return fault.New(fault.Conflict, "another drill runs in %s", path)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("remove what an earlier drill left: %w", err)
+		}
+	}
+	return nil
+}
+
+// held says whether a process has a scratch database open, which its lock tells.
+func held(path string) bool {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	d, err := db.Open(context.Background(), db.Options{URL: "sqlite:" + path})
+	if err != nil {
+		return fault.Is(err, fault.Conflict)
+	}
+	_ = d.Close()
+	return false
+}
+
+// take takes a backup, for the recovery key where that is here and else for one that lives as long as the drill.
+func (r *run) take(ctx context.Context) (file string, opener *keys.Recovery, err error) {
+	r.done.Fresh = true
+	if opener = r.Recovery; opener == nil {
+		if opener, err = keys.GenerateRecovery(); err != nil {
+			return "", nil, err
+		}
+	}
+	set, err := r.from.Settings.Get(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	signer, err := r.from.AuditSigner(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	file = filepath.Join(r.dir, "backup")
+	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", nil, err
+	}
+	header := backup.Header{Authority: set.Authority, Node: r.from.Audit.Node(), Version: r.Version}
+	err = backup.Write(ctx, out, r.from.DB, opener.Public(), header, signer)
+	return file, opener, errors.Join(err, out.Close())
+}
+
+func (r *run) load(ctx context.Context, d *db.DB, file string, opener *keys.Recovery) error {
+	known, err := r.from.AuditKeys(ctx)
+	if err != nil {
+		return err
+	}
+	if err := schema.Migrate(ctx, d); err != nil {
+		return err
+	}
+	in, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	stat, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	r.done.Octets = stat.Size()
+	err = d.TxAlone(ctx, func(tx *db.Tx) error {
+		if _, err := in.Seek(0, 0); err != nil {
+			return err
+		}
+		source, err := backup.Open(in, opener.Identity())
+		if err != nil {
+			return err
+		}
+		r.done.Taken = source.Header.At
+		r.done.Rows, err = source.Load(ctx, tx, known)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("load the backup: %w", err)
+	}
+	return nil
+}
+
+// assemble puts the restored services together, as this node, or with the recovery key as a new one that nobody wrapped keys to.
+func (r *run) assemble(ctx context.Context, d *db.DB, opener *keys.Recovery) (*setup.Services, error) {
+	if r.Recovery == nil {
+		s, err := setup.Assemble(d, r.from.Audit.Node(), r.Node, slog.New(slog.DiscardHandler))
+		if err == nil {
+			err = d.LearnClock(ctx)
+		}
+		return s, err
+	}
+	key, err := keys.CreateNodeKey(filepath.Join(r.dir, "node.key"))
+	if err != nil {
+		return nil, err
+	}
+	s, recovered, err := setup.Recovered(ctx, d, key, opener)
+	if err != nil {
+		return nil, err
+	}
+	r.done.Recovery = true
+	if recovered == 0 {
+		return nil, fault.New(fault.Invalid, "the recovery key opens the backup, and none of the keys in it")
+	}
+	return s, nil
+}
+
+// sign has every key that is there sign, and one certificate and one CRL made and verified.
+func (r *run) sign(ctx context.Context, s *setup.Services) error {
+	problems, looked, err := s.CA.KeyProblems(ctx)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return fault.New(fault.Conflict, "issuer %s: %s", problems[0].Issuer, problems[0].Message)
+	}
+	r.done.Issuers = looked
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	// Who may have any name, in the scratch place alone: its rows are gone with it.
+	by := access.Principal{ID: "drill", Name: "drill", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+	made, err := s.CA.Issue(ctx, by, ca.Order{
+		Profile: "server", PublicKey: spki, Names: []string{"dns:drill.invalid"}, Validity: 10 * time.Minute,
+	})
+	if err != nil {
+		return fmt.Errorf("issue a certificate: %w", err)
+	}
+	certificate, err := x509.ParseCertificate(made.DER)
+	if err != nil {
+		return err
+	}
+	issuer := made.Issuer
+	if err := certificate.CheckSignatureFrom(issuer.Certificate); err != nil {
+		return fmt.Errorf("the certificate that was issued does not verify: %w", err)
+	}
+	return r.list(ctx, s, issuer, certificate.SerialNumber)
+}
+
+// list signs a CRL with the certificate on it. It is held in memory, and no more.
+func (r *run) list(ctx context.Context, s *setup.Services, issuer *ca.Issuer, serial *big.Int) error {
+	signer, err := s.Keys.SignerFor(ctx, issuer.KeyID, issuer.Certificate)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	der, err := crl.Encode(&crl.Spec{Issuer: issuer.Certificate, Number: big.NewInt(1), ThisUpdate: now, NextUpdate: now.Add(time.Minute)},
+		[]crl.Entry{{Serial: serial, RevokedAt: now, Reason: crl.CessationOfOperation}}, signer)
+	if err != nil {
+		return fmt.Errorf("sign a CRL: %w", err)
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return fmt.Errorf("read the CRL that was signed: %w", err)
+	}
+	if err := list.CheckSignatureFrom(issuer.Certificate); err != nil {
+		return fmt.Errorf("the CRL that was signed does not verify: %w", err)
+	}
+	if len(list.RevokedCertificateEntries) != 1 || !bytes.Equal(list.RevokedCertificateEntries[0].SerialNumber.Bytes(), serial.Bytes()) {
+		return fault.New(fault.Internal, "the CRL that was signed does not list what it was made for")
+	}
+	return nil
+}
+
+// verify looks at what was restored as an outsider would.
+func (r *run) verify(ctx context.Context, s *setup.Services) error {
+	_, checked, err := s.Keys.Check(ctx, r.Recovery)
+	if err != nil {
+		return err
+	}
+	if r.done.Keys = checked.Opened; checked.Opened == 0 {
+		return fault.New(fault.Conflict, "no key of %d opens", checked.Keys)
+	}
+	seq, err := verify.Store(ctx, s, verify.Shown{})
+	if err != nil {
+		return err
+	}
+	for f, err := range seq {
+		if err != nil {
+			return err
+		}
+		if r.done.Looked++; f.Level == finding.Error {
+			return fault.New(fault.Conflict, "chancery verify finds in what was restored: %s %s: %s", f.Check, f.Object, f.Message)
+		}
+	}
+	if r.done.Looked == 0 {
+		return fault.New(fault.Internal, "verify looked at nothing")
+	}
+	return nil
+}
