@@ -19,6 +19,9 @@ import (
 // aliveFor is how long after its last report a node is taken for alive.
 const aliveFor = 30 * time.Second
 
+// ErrLeaving is within what a node hears that was told to leave: it ends in peace.
+var ErrLeaving = errors.New("the node is leaving")
+
 // goneError is what a node hears that is no longer one.
 func goneError(r *row) error {
 	switch r.state {
@@ -26,7 +29,9 @@ func goneError(r *row) error {
 		return fault.New(fault.Denied, "node %s left or was removed at %s; its keys, identity and leases are gone", r.name, r.gone.UTC().Format(time.RFC3339)).
 			WithHint("a machine comes back by chancery clone invite and join, with a new name")
 	case client.CloneLeaving:
-		return fault.New(fault.Denied, "node %s is leaving", r.name)
+		leaving := fault.New(fault.Denied, "node %s is leaving", r.name)
+		leaving.Err = ErrLeaving
+		return leaving
 	}
 	return fault.New(fault.Denied, "node %s is %s: an administrator has not approved it yet", r.name, r.state).
 		WithHint("chancery clone approve %s FINGERPRINT", r.name)
@@ -238,7 +243,9 @@ func (s *Service) EndAll(ctx context.Context, tx *db.Tx, by access.Principal, is
 		if r.state == client.CloneGone {
 			continue
 		}
-		revoke := func(ref ca.Ref) error { return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now) }
+		revoke := func(ref ca.Ref) error {
+			return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now)
+		}
 		if err := s.Identity.EndNode(ctx, tx, by, r.principal, r.name, issuers, revoke, now); err != nil {
 			return err
 		}

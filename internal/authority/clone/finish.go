@@ -14,7 +14,7 @@ import (
 )
 
 // stoppedAfter is how long a node that leaves may take to say that it has stopped, before it is taken for dead.
-const stoppedAfter = 20 * time.Second
+const stoppedAfter = time.Minute
 
 // Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
 // those that have left, and ends the logins of those that are gone. Only a node with the ca subsystem can.

@@ -20,10 +20,9 @@ type Self struct {
 	Release         string
 	CertificateEnds time.Time
 	Database        client.CloneDatabase
-	NotReady        []string             // why it does not answer as it should; Report adds what it knows itself
-	Switches        []client.CloneSwitch `json:",omitempty"`
-	Configuration   map[string]string    `json:",omitempty"` // what may differ between nodes, by the key's name
-	Stopped         bool                 `json:",omitempty"` // it does no more work
+	NotReady        []string          // why it does not answer as it should; Report adds what it knows itself
+	Configuration   map[string]string `json:",omitempty"` // what may differ between nodes, by the key's name
+	Stopped         bool              `json:",omitempty"` // it does no more work
 }
 
 // report is a node's last word, as it is stored.
@@ -202,8 +201,15 @@ func (s *Service) List(ctx context.Context, by access.Principal, after string, l
 		next = all[limit-1].name
 	}
 	now := time.Now()
+	var wired []*client.Clone
 	for _, r := range all {
-		found = append(found, *s.wire(r, leases, now))
+		wired = append(wired, s.wire(r, leases, now))
+	}
+	if err := s.stand(ctx, wired, leases, now); err != nil {
+		return nil, "", err
+	}
+	for _, c := range wired {
+		found = append(found, *c)
 	}
 	return found, next, nil
 }
@@ -225,14 +231,16 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 	if err != nil {
 		return nil, err
 	}
-	return s.wire(r, leases, time.Now()), nil
+	now := time.Now()
+	shown := s.wire(r, leases, now)
+	return shown, s.stand(ctx, []*client.Clone{shown}, leases, now)
 }
 
 func (s *Service) wire(r *row, leases []db.Lease, now time.Time) *client.Clone {
 	out := &client.Clone{
 		Name: r.name, State: r.state, Subsystems: r.subsystems, Address: r.address, Fingerprint: r.fingerprint, Release: r.report.Release,
 		Schema: r.report.Schema, Self: r.name == s.node, Created: r.created, Approved: r.approved, Seen: r.seen,
-		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys, Switches: r.report.Switches,
+		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys,
 	}
 	if r.seen.IsZero() {
 		out.Release, out.Schema = r.request.Release, r.request.Schema

@@ -19,7 +19,7 @@ type cloneCommands struct {
 	Join        cloneJoinCommand        `cmd:"" help:"On the new machine: make its keys, wait for the approval, and make its data directory."`
 	Approve     cloneApproveCommand     `cmd:"" help:"Give a node that waits its keys, when the fingerprint is the one that it shows."`
 	List        cloneListCommand        `cmd:"" help:"List the nodes."`
-	Status      cloneStatusCommand      `cmd:"" help:"Show the nodes: subsystems, leases, database, keys, and what is different."`
+	Status      cloneStatusCommand      `cmd:"" help:"Show the nodes: subsystems, leases, database, keys, what is different; of one node also what RHCS's switches would be."`
 	Leave       cloneLeaveCommand       `cmd:"" help:"Have a node give back what it holds, and end."`
 	Remove      cloneRemoveCommand      `cmd:"" help:"Remove a node that is dead, or refuse one that waits."`
 	Promote     clonePromoteCommand     `cmd:"" help:"Have a node sign the CRLs, or do other work that only one node does."`
@@ -90,7 +90,7 @@ type cloneJoinCommand struct {
 	Name             string        `placeholder:"N" help:"The node's name, for good; this machine's when not given."`
 	Listen           string        `placeholder:"ADDR:PORT" help:"Where the API listens; the address of --address when that is an IP address, else loopback."`
 	PublicListen     string        `placeholder:"ADDR:PORT" help:"Where CRLs and OCSP are served, by plain http."`
-	Metrics          string        `placeholder:"ADDR:PORT" help:"Where metrics and health are served."`
+	MetricsListen    string        `placeholder:"ADDR:PORT" help:"Where metrics and health are served."`
 	TLSName          []string      `name:"tls-name" placeholder:"NAME" help:"A further name or address of its TLS certificate. May be repeated."`
 	DatabaseFile     string        `type:"path" placeholder:"F" help:"File (mode 0600) with the database's URL; the node's own login is added to it."`
 	DatabaseReadFile string        `type:"path" placeholder:"F" help:"File (mode 0600) with the URL of this machine's standby, which answers what only reads."`
@@ -115,7 +115,7 @@ func (c *cloneJoinCommand) Run(ctx context.Context, g *globals) error {
 	defer stop()
 	joined, err := setup.Join(waiting, setup.JoinOptions{
 		Dir: datadir.Dir(g.Dir), Token: string(token), Release: version, Name: c.Name, Address: g.Address, Listen: c.Listen, Public: c.PublicListen,
-		Metrics: c.Metrics, TLSNames: c.TLSName, DatabaseFile: c.DatabaseFile, ReadDatabaseFile: c.DatabaseReadFile,
+		Metrics: c.MetricsListen, TLSNames: c.TLSName, DatabaseFile: c.DatabaseFile, ReadDatabaseFile: c.DatabaseReadFile,
 		Waiting: func(name, fingerprint string) {
 			g.say("node %s waits for its approval. Its fingerprint is\n\n    %s\n", name, inGroups(fingerprint))
 			g.say("an administrator, who has compared it: chancery clone approve %s %s", name, fingerprint)
@@ -226,6 +226,9 @@ func (c *cloneStatusCommand) Run(ctx context.Context, g *globals) error {
 		}
 		if i > 0 {
 			fmt.Fprintln(g.Out)
+		}
+		if c.Node == "" {
+			nodes[i].Switches = nil // those who look for them name the node
 		}
 		if err = g.showClone(&nodes[i]); err != nil {
 			break
@@ -397,5 +400,6 @@ func (g *globals) clone(act func(*client.Client) (*client.Clone, error)) error {
 	if g.Output == "json" {
 		return g.json(node)
 	}
+	node.Switches = nil
 	return g.showClone(node)
 }

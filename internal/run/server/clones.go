@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -60,6 +61,9 @@ func (n *node) goOn(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, clone.ErrLeaving):
+			n.logger.Info("the node leaves")
+			return clone.ErrLeaving
 		case clone.Ended(err):
 			n.logger.Error("the node stops", "error", err)
 			return fmt.Errorf("stop: %w", err)
@@ -91,7 +95,7 @@ func (n *node) report(ctx context.Context, now time.Time, stopped bool) error {
 // self is what the node says of itself.
 func (n *node) self(ctx context.Context, now time.Time, stopped bool) clone.Self {
 	d := n.services.DB
-	self := clone.Self{Release: n.Version, Stopped: stopped, Database: client.CloneDatabase{
+	self := clone.Self{Release: n.Version, Stopped: stopped, Configuration: n.config.Shared(), Database: client.CloneDatabase{
 		Engine: string(d.Dialect()), LocalReads: n.config.ReadDatabaseFile != "", Age: d.Age(now).Seconds(), Primary: "reached",
 	}}
 	if err := d.Away(); err != nil {

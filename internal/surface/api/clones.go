@@ -31,6 +31,10 @@ func (s *Server) cloneRoutes() {
 		"Approve a node that waits, by the fingerprint of its keys; again, to finish what was cut short"), s.approveClone)
 	register(s, op(post, "/clones/{name}/leave", "clone-leave", anyone,
 		"Have a node give back what it holds and end; a node may ask for itself"), s.leaveClone)
+	register(s, op(post, "/clones/{name}/promote", "clone-promote", access.ManageNodes,
+		"Give a node the work that only one node does, at once; pinned, no other takes it"), s.promoteClone)
+	register(s, op(post, "/clones/{name}/demote", "clone-demote", access.ManageNodes,
+		"Give that work to another node"), s.demoteClone)
 	register(s, op(del, "/clones/{name}", "clone-remove", access.ManageNodes,
 		"Remove a node that is dead, or refuse one that waits"), s.removeClone)
 }
@@ -123,6 +127,27 @@ func (s *Server) leaveClone(ctx context.Context, in *namedAct) (*out[client.Clon
 		return nil, err
 	}
 	return answer(*left), nil
+}
+
+func (s *Server) promoteClone(ctx context.Context, in *namedIn[client.CloneTurn]) (*out[client.Clone], error) {
+	return s.turnClone(ctx, in, s.Clones.Promote)
+}
+
+func (s *Server) demoteClone(ctx context.Context, in *namedIn[client.CloneTurn]) (*out[client.Clone], error) {
+	return s.turnClone(ctx, in, s.Clones.Demote)
+}
+
+func (s *Server) turnClone(ctx context.Context, in *namedIn[client.CloneTurn],
+	turn func(context.Context, access.Principal, string, client.CloneTurn, once.Call) (*client.Clone, error)) (*out[client.Clone], error) {
+	call, err := repeatable(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	turned, err := turn(ctx, access.From(ctx), in.Name, in.Body, call)
+	if err != nil {
+		return nil, err
+	}
+	return answer(*turned), nil
 }
 
 func (s *Server) removeClone(ctx context.Context, in *struct {

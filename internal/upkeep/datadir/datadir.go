@@ -25,6 +25,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -222,6 +223,18 @@ func (c *Config) Validate() error {
 			add(l[0], "%q is not of the form HOST:PORT", l[1])
 		}
 	}
+	at := map[string]string{}
+	for _, l := range [][2]string{
+		{"listen.api", c.Listen.API}, {"listen.public", c.Listen.Public}, {"listen.metrics", c.Listen.Metrics},
+	} {
+		if _, port, _ := net.SplitHostPort(l[1]); port == "0" {
+			continue // the system chooses
+		}
+		if other := at[l[1]]; other != "" {
+			add(l[0], "%q is %s's too; each listens at an address of its own", l[1], other)
+		}
+		at[l[1]] = l[0]
+	}
 	if c.ReadDatabaseFile != "" && c.DatabaseFile == "" {
 		add("database_read", "is set, and database_file is not: only PostgreSQL has standbys")
 	}
@@ -263,6 +276,22 @@ func (c *Config) Validate() error {
 		return nil
 	}
 	return fault.New(fault.Invalid, "node.yaml: %s", strings.Join(problems, "; "))
+}
+
+// Shared is what nodes of one authority have alike as a rule, by its key: where one differs, that is worth a look. Addresses differ by
+// nature and are left out.
+func (c *Config) Shared() map[string]string {
+	return map[string]string{
+		"database_read": setOrNot(c.ReadDatabaseFile != ""), "trusted_proxies": strings.Join(c.TrustedProxies, ","), "expensive": strconv.Itoa(c.Expensive),
+		"log_level": c.LogLevel, "profiling": strconv.FormatBool(c.Profiling), "shutdown_grace": c.ShutdownGrace.String(),
+	}
+}
+
+func setOrNot(set bool) string {
+	if set {
+		return "set"
+	}
+	return "not set"
 }
 
 func validName(name string) bool {

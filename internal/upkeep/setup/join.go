@@ -168,10 +168,12 @@ func (j *joining) begin() error {
 	if err := j.sameToken(); err != nil {
 		return err
 	}
-	if j.node, err = keys.LoadNodeKey(j.at.NodeKey()); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(j.at.NodeKey()); errors.Is(err, fs.ErrNotExist) {
 		j.node, err = keys.CreateNodeKey(j.at.NodeKey())
-	}
-	if err != nil {
+		if err != nil {
+			return err
+		}
+	} else if j.node, err = keys.LoadNodeKey(j.at.NodeKey()); err != nil {
 		return err
 	}
 	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key")); err != nil {

@@ -44,8 +44,9 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 		return clone.Login{}, err
 	}
 	sum := sha256.Sum256([]byte(csr))
-	// A node has no role that issues, and an administrator may be at his rate: the login follows from the approval.
-	issued, err := s.CA.Issue(ctx, access.System(s.Keys.Self()), ca.Order{
+	// An administrator has approved the node, and with it its login; a node that renews has no role that issues.
+	by := access.Principal{ID: "system:" + s.Keys.Self(), Name: s.Keys.Self(), Kind: access.KindNode, Roles: []access.Role{access.Admin}}
+	issued, err := s.CA.Issue(ctx, by, ca.Order{
 		Pool: DatabasePool, Profile: loginProfile, CSR: []byte(csr), Subject: "CN=" + role,
 		IdempotencyKey: "login " + node + " " + hex.EncodeToString(sum[:]),
 	})
