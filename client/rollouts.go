@@ -45,6 +45,7 @@ type StartRolloutRequest struct {
 	Except      []string `json:"except,omitempty" maxItems:"1000" doc:"hosts, or serial numbers of certificates that nobody replaces, that are not waited for"`
 	Because     string   `json:"because,omitempty" maxLength:"500" doc:"why; needed with except and compromised"`
 	Algorithm   string   `json:"algorithm,omitempty" maxLength:"32" doc:"of the new root and issuer, or for kind algorithm of the leaves"`
+	Key         string   `json:"key,omitempty" maxLength:"2048" doc:"the new issuer's key: the PKCS #11 URI (RFC 7512) of one in a token that the node reaches, or software; needed where the issuer before has its key in a token"`
 	Validity    string   `json:"validity,omitempty" maxLength:"32" doc:"of a new root"`
 	Online      bool     `json:"online,omitempty" doc:"the new root's key is made and kept in the authority"`
 	From        string   `json:"from,omitempty" maxLength:"64" doc:"rotate-away: the trust entry, or its fingerprint"`

@@ -33,6 +33,7 @@ const (
 // Run signs CRLs and renews OCSP responders while this node holds the lease, and waits for it otherwise. It returns when
 // ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	var yielded time.Time
 	for {
 		lease, ok, err := s.acquire(ctx)
 		switch {
@@ -44,8 +45,14 @@ func (s *Service) Run(ctx context.Context) error {
 				return err
 			}
 		case ok:
-			err := s.hold(ctx, lease)
+			err := s.hold(ctx, lease, yielded)
 			s.logger.InfoContext(ctx, "signing of CRLs ended", "epoch", lease.Epoch, "error", err)
+			if errors.Is(err, errYield) {
+				yielded = time.Now()
+				if err := sleep(ctx, yieldPause); err != nil {
+					return err
+				}
+			}
 		}
 		if err := sleep(ctx, turn); err != nil {
 			return err
@@ -71,12 +78,14 @@ func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err err
 	return s.db.Acquire(ctx, Lease, s.audit.Node(), leaseTime)
 }
 
-// hold works until the lease is lost or ctx ends, and then lets go of the lease.
-func (s *Service) hold(ctx context.Context, lease db.Lease) error {
+// hold works until the lease is lost, is better left to another node, or ctx ends, and then lets go of the lease. yielded is when it
+// was left to others before.
+func (s *Service) hold(ctx context.Context, lease db.Lease, yielded time.Time) error {
 	s.logger.InfoContext(ctx, "signing CRLs", "epoch", lease.Epoch)
 	system := access.With(ctx, access.System(s.audit.Node()))
 	group, ctx := errgroup.WithContext(system)
 	group.Go(func() error { return s.keepLease(ctx, lease) })
+	group.Go(func() error { return s.yield(ctx, lease, yielded) })
 	// Two loops, so that a revocation is in a short list while a long one is still being made.
 	group.Go(func() error { return s.work(ctx, lease, false) })
 	group.Go(func() error { return s.work(ctx, lease, true) })

@@ -117,6 +117,7 @@ func parentOf(all []*ca.Issuer, i *ca.Issuer) *ca.Issuer {
 type SuccessorSpec struct {
 	Key       string            // of idempotency: what a repeated call made is not made again
 	Algorithm keyfile.Algorithm // empty: that of the issuer before
+	Token     string            // PKCS #11 URI of the issuer's key, where it lies in a token; Algorithm is the root's alone then
 	Validity  time.Duration     // of a new root
 }
 
@@ -155,6 +156,9 @@ func (s *Service) MakeSuccessor(ctx context.Context, by access.Principal, pool s
 	issuer := ca.IssuerSpec{
 		IdempotencyKey: spec.Key + "/issuer", Name: next.Issuer, Pool: pool, Algorithm: algorithm, Subject: next.IssuerSubject, CRL: before.CRL,
 		Outside: next.Outside,
+	}
+	if spec.Token != "" {
+		issuer.Token, issuer.Algorithm = spec.Token, ""
 	}
 	if !next.Outside {
 		issuer.Parent = next.Parent

@@ -23,7 +23,7 @@ func (s *Service) make(ctx context.Context, r *row) error {
 		return err
 	}
 	return s.Pools.MakeSuccessor(ctx, driver, r.pool, r.plan.Next, pool.SuccessorSpec{
-		Key: "rollout/" + r.id, Algorithm: r.plan.Algorithm, Validity: r.plan.Validity,
+		Key: "rollout/" + r.id, Algorithm: r.plan.Algorithm, Token: r.plan.Token, Validity: r.plan.Validity,
 	})
 }
 

@@ -91,6 +91,7 @@ type plan struct {
 	Steps     []string           `json:"steps"`          // the stages in their order, in the direction that it goes
 	Next      *pool.Successor    `json:"next,omitempty"` // what is made for it
 	Algorithm keyfile.Algorithm  `json:"algorithm,omitempty"`
+	Token     string             `json:"token,omitempty"`    // PKCS #11 URI of the new issuer's key; empty for a key that is made
 	Validity  time.Duration      `json:"validity,omitempty"` // of a new root
 
 	From      string   `json:"from,omitempty"` // the name of the pool's default issuer before

@@ -174,6 +174,8 @@ func (d *draft) judge() error {
 		return refuse("from", "only a rollout rotate-away has something that it goes away from")
 	case (in.Online || in.Validity != "") && in.Kind != client.RolloutRoot && in.Kind != client.RolloutRotateAway:
 		return refuse("online", "a rollout %s makes no root", in.Kind)
+	case in.Key != "" && in.Kind != client.RolloutIssuer && in.Kind != client.RolloutRoot && in.Kind != client.RolloutRotateAway:
+		return refuse("key", "a rollout %s makes no issuer", in.Kind)
 	case in.Compromised && in.Kind == client.RolloutIdentities:
 		return fault.New(fault.Invalid, "an agent whose identity is revoked cannot ask for another one").At("/compromised").
 			WithHint("chancery host replace NAME --reason keyCompromise")

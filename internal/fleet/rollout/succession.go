@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/trust"
+	"chancery/internal/store/keys"
 )
 
 // succession plans who takes whose place.
@@ -70,10 +72,13 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 	slices.Sort(d.plan.Leaves)
 	d.plan.Leaves = slices.Compact(d.plan.Leaves)
 	if d.plan.To != "" {
-		if d.spec.Online || d.spec.Algorithm != "" || d.spec.Validity != "" {
+		if d.spec.Online || d.spec.Algorithm != "" || d.spec.Validity != "" || d.spec.Key != "" {
 			return fault.New(fault.Invalid, "the hosts go to issuer %q, which is there; nothing is made that could be online, or of an algorithm", d.plan.To)
 		}
 		return nil
+	}
+	if err := s.newKey(ctx, d, p.Issuer); err != nil {
+		return err
 	}
 	if d.plan.Next, err = s.Pools.PlanSuccessor(ctx, d.pool, withRoot, d.spec.Online); err != nil {
 		return err
@@ -82,6 +87,37 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 	if withRoot {
 		d.plan.Said.New = d.plan.Next.Root + " and " + d.plan.Next.Issuer
 	}
+	return nil
+}
+
+// softwareKey says that the new issuer's key is made and sealed in the authority.
+const softwareKey = "software"
+
+// newKey decides where the new issuer's key lies. Nobody comes from a token to a key in software without having said so.
+func (s *Service) newKey(ctx context.Context, d *draft, before *ca.Issuer) error {
+	switch d.spec.Key {
+	case softwareKey:
+		return nil
+	case "":
+		found, err := s.Keys.Find(ctx, keys.Issuer, before.ID)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(found, func(k keys.Key) bool { return k.ID == before.KeyID && k.Token != "" }) {
+			return fault.New(fault.Invalid, "the key of issuer %q lies in a PKCS #11 token; say where its successor's lies: the URI of another key in a token, "+
+				"or %s", before.Name, softwareKey).At("/key")
+		}
+		return nil
+	}
+	// Tried now, so that a rollout does not begin that cannot make its issuer.
+	next, _, err := s.Keys.Adopt(ctx, d.spec.Key, keys.Issuer, before.ID)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(next.SPKI, before.PublicKey) {
+		return fault.New(fault.Invalid, "the key %s is the one that issuer %q has; its successor needs another", next.URI, before.Name).At("/key")
+	}
+	d.plan.Token = d.spec.Key
 	return nil
 }
 

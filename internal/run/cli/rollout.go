@@ -44,6 +44,7 @@ type rolloutStartCommand struct {
 	Because     string   `placeholder:"TEXT" help:"Why; goes to the audit. Needed with --except and --compromised."`
 	Compromised bool     `help:"Drop the old trust first, at once and everywhere; with reissue, revoke first."`
 	Algorithm   string   `placeholder:"A" help:"For algorithm: of the hosts' keys. Else of the new root and issuer, which have that of those before when not given."`
+	Key         string   `placeholder:"URI|software" help:"Key of the new issuer, which lies in a PKCS #11 token (RFC 7512), or software for one that is made; needed where the issuer before has its key in a token."`
 	Root        string   `enum:",offline,online" default:"" placeholder:"WHERE" help:"Where a new root's key is kept: offline, in --root-file, or online, sealed in the authority."`
 	Validity    string   `placeholder:"L" help:"How long a new root lasts; 20y when not given."`
 	From        string   `placeholder:"ENTRY" help:"For rotate-away: what to go away from, an entry of pool trust list, its fingerprint, or an issuer's name."`
@@ -72,7 +73,7 @@ func (c *rolloutStartCommand) Run(ctx context.Context, g *globals) error {
 		}
 	}
 	in := client.StartRolloutRequest{
-		Kind: c.Kind, Pool: c.Pool, Select: c.Select, Waves: c.Wave, Except: c.Except, Because: c.Because, Algorithm: c.Algorithm, Validity: c.Validity,
+		Kind: c.Kind, Pool: c.Pool, Select: c.Select, Waves: c.Wave, Except: c.Except, Because: c.Because, Algorithm: c.Algorithm, Validity: c.Validity, Key: c.Key,
 		Online: c.Root == "online", From: c.From, Compromised: c.Compromised, NoNodeProbe: c.NoNodeProbe, DryRun: true,
 	}
 	if c.Compromised && !c.Yes && !c.DryRun && !isTerminal(g.In) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -35,6 +37,8 @@ type authorityInToken struct {
 	t      *testing.T
 	dir    datadir.Dir
 	result *setup.Result
+
+	database string // file with its URL
 }
 
 // newAuthorityInToken makes one on PostgreSQL, so that a second node can join it.
@@ -44,14 +48,15 @@ func newAuthorityInToken(t *testing.T) *authorityInToken {
 	pins := a.Init("authority", tokenPIN)
 	a.Generate("authority", tokenPIN, "EC:prime256v1", "issuer", "01")
 	a.Generate("authority", tokenPIN, "EC:secp384r1", "second", "02")
-	database := filepath.Join(t.TempDir(), "database")
-	if err := os.WriteFile(database, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600); err != nil {
+	a.Generate("authority", tokenPIN, "EC:prime256v1", "next", "03")
+	a.database = filepath.Join(t.TempDir(), "database")
+	if err := os.WriteFile(a.database, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var err error
 	a.result, err = setup.Init(t.Context(), setup.Options{
 		Dir: a.dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0",
-		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), DatabaseFile: database, TokenHelper: pkitest.TokenHelper(t),
+		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), DatabaseFile: a.database, TokenHelper: pkitest.TokenHelper(t),
 		Token: "pkcs11:token=authority;object=issuer?module-path=" + a.Module + "&pin-source=" + pins,
 	})
 	if err != nil {
@@ -206,6 +211,7 @@ func TestIssuerInToken(t *testing.T) {
 		}
 	}
 
+	a.succeeds(api)
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -218,6 +224,45 @@ func TestIssuerInToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.openssl("verify", "-CAfile", path, a.file("leaf.pem", []byte(issued.Certificate.PEM)))
+}
+
+// succeeds begins a rollout to a successor of the issuer: it does not leave the token unasked.
+func (a *authorityInToken) succeeds(api *client.Client) {
+	t, ctx := a.t, a.t.Context()
+	t.Helper()
+	for key, want := range map[string]string{
+		"": "say where its successor's lies", "pkcs11:token=authority;object=issuer": "its successor needs another", "pkcs11:object=none": "no such private key",
+	} {
+		_, err := api.StartRollout(ctx, client.StartRolloutRequest{Kind: client.RolloutIssuer, Key: key, DryRun: true})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a rollout to the key %q: %v; it should say %q", key, err, want)
+		}
+	}
+	if _, err := api.StartRollout(ctx, client.StartRolloutRequest{Kind: client.RolloutIssuer, Key: "software", DryRun: true}); err != nil {
+		t.Errorf("a rollout to a key in software: %v", err)
+	}
+	r, err := api.StartRollout(ctx, client.StartRolloutRequest{Kind: client.RolloutIssuer, Key: "pkcs11:token=authority;id=%03"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := a.openssl("req", "-verify", "-noout", "-in", a.file("request.pem", []byte(r.CSR))); !strings.Contains(out, "OK") {
+		t.Errorf("openssl says of the request for the root: %s", out)
+	}
+	issuers := 0
+	for i, err := range api.Issuers(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i.State == "pending" && i.KeyOnline {
+			issuers++
+		}
+	}
+	if issuers != 1 {
+		t.Errorf("%d issuers wait for their root", issuers)
+	}
+	if _, err := api.AbortRollout(ctx, r.ID); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // crl revokes, and has openssl verify the CRL.
@@ -318,13 +363,43 @@ func (a *authorityInToken) killed(api *client.Client, path string) {
 	t.Logf("%d certificates while %d helpers were killed", len(serials), killed)
 }
 
-// TestTwoNodesOneToken has a second node that does not reach the token: it says so, by its name, and the other issues; once it
-// reaches the token it issues as well, under the same issuer.
+// holder waits until a node has the lease to sign CRLs.
+func (a *authorityInToken) holder(node string) {
+	t := a.t
+	t.Helper()
+	url, err := os.ReadFile(a.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := db.Open(t.Context(), db.Options{URL: strings.TrimSpace(string(url))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		all, err := d.Leases(t.Context())
+		if err == nil && slices.ContainsFunc(all, func(l db.Lease) bool { return l.Name == revocation.Lease && l.Holder == node }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the leases are %+v, %v; %s should sign CRLs", all, err, node)
+		}
+	}
+}
+
+// TestTwoNodesOneToken has a second node that does not reach the token: it says so, by its name, and the other issues, and signs
+// the CRLs, although the second had their lease; once it reaches the token it issues as well, under the same issuer.
 func TestTwoNodesOneToken(t *testing.T) {
 	a := newAuthorityInToken(t)
 	dir := a.second()
-	one, two := start(t, a.dir), start(t, dir)
+	two := start(t, dir)
+	a.holder("node2")
+	one := start(t, a.dir)
 	first := one.admin()
+	a.holder("node1")
+	if _, err := first.IssueCRL(t.Context(), "default", client.IssueCRLRequest{}); err != nil {
+		t.Fatal(err)
+	}
 	path := a.path(first)
 	_, err := issue(t, two.client(true), "web.test")
 	if err == nil || !client.IsKind(err, "unavailable") || !strings.Contains(err.Error(), "node2") || !strings.Contains(err.Error(), "token") {
