@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +121,31 @@ func (o *office) question(nonce bool, certificates ...*x509.Certificate) []byte 
 	return der
 }
 
+// accepted has OpenSSL and GnuTLS check an answer that says good.
+func (o *office) accepted(name string, c *x509.Certificate, answer []byte) {
+	o.t.Helper()
+	dir := o.t.TempDir()
+	for file, text := range map[string][]byte{
+		"answer": answer, "leaf.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}),
+		"issuer.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: o.issuer.Certificate.Raw}),
+	} {
+		must(o.t, os.WriteFile(filepath.Join(dir, file), text, 0o600))
+	}
+	for _, one := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"openssl", "ocsp", "-respin", "answer", "-sha256", "-issuer", "issuer.pem", "-cert", "leaf.pem", "-CAfile", "issuer.pem", "-no_nonce"}, "leaf.pem: good"},
+		{[]string{"ocsptool", "--verify-response", "--infile", "answer", "--load-issuer", "issuer.pem", "--load-trust", "issuer.pem"}, "Success"},
+	} {
+		cmd := exec.Command(one.args[0], one.args[1:]...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), one.want) {
+			o.t.Errorf("%s: %v: %v\n%s", name, one.args, err, out)
+		}
+	}
+}
+
 // TestNodesGiveTheSameAnswer asks a node with all subsystems and one that runs ocsp alone, at different times: about what is good,
 // revoked, held, released and never issued, alone and together, and while the responder is renewed.
 func TestNodesGiveTheSameAnswer(t *testing.T) {
@@ -164,6 +190,12 @@ func TestNodesGiveTheSameAnswer(t *testing.T) {
 	begun := time.Now().Unix()
 	await(t, "another second", func() bool { return time.Now().Unix() > begun })
 	compare()
+
+	for name, o := range map[string]*office{"openssl and ocsptool, a": a, "openssl and ocsptool, b": b} {
+		answer, err := o.service.Respond(t.Context(), o.question(false, good), nil)
+		must(t, err)
+		o.accepted(name, good, answer.DER)
+	}
 
 	// A new responder does not sign before each node has had time to see it.
 	_, r := a.ask(good, crypto.SHA256)

@@ -48,7 +48,7 @@ type Mark struct {
 
 // Read reads the mark; the zero Mark where there is none, or no table for one.
 func Read(ctx context.Context, d *db.DB) (m Mark, err error) {
-	err = d.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = d.Read(db.AtPrimary(ctx), func(tx *db.Tx) error {
 		m, err = read(ctx, tx)
 		return err
 	})
