@@ -1,12 +1,15 @@
 package rollout_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
@@ -22,6 +25,12 @@ func TestWhatIsGoneToLasts(t *testing.T) {
 			_, err := w.Rollouts.Start(t.Context(), admin, client.StartRolloutRequest{Kind: client.RolloutRoot, Pool: "lab", Online: true, Validity: validity}, once.Call{})
 			refused(t, err, fault.Invalid, "at the least")
 		}
+		short := must[*ca.Issuer](t)(first(w.CA.CreateIssuer(t.Context(), admin, ca.IssuerSpec{
+			Name: "short", Parent: "lab-root", Subject: "CN=short", Validity: 60 * 24 * time.Hour,
+		})))
+		_, err := w.Rollouts.Start(t.Context(), admin, client.StartRolloutRequest{Kind: client.RolloutRotateAway, Pool: lab, From: "lab"}, once.Call{})
+		refused(t, err, fault.Invalid, "at the least")
+		must[*ca.Issuer](t)(w.CA.Retire(t.Context(), admin, short.ID, once.Call{}))
 		w.start(client.StartRolloutRequest{Kind: client.RolloutRoot, Online: true, Validity: "181d"})
 		w.untilState(client.RolloutDone)
 		w.safe()
@@ -50,8 +59,9 @@ func TestStolenKeysAreNotWaitedFor(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d)
 		w.addMany(4)
-		w.hosts[0].fails = "ALARM: what is placed is revoked"
 		w.start(client.StartRolloutRequest{Kind: client.RolloutReissue, Compromised: true, Except: []string{"h03.example.com"}, Because: "keys were copied"})
+		w.turn() // it is told, and fails after that
+		w.hosts[0].fails = "ALARM: what is placed is revoked"
 		w.until("all but one host have others", func(r *client.Rollout) bool {
 			if r.State != client.RolloutRunning {
 				t.Fatalf("it is %s: %s", r.State, r.Message)
@@ -88,6 +98,41 @@ func TestNothingIsIssuedUnderWhatLeaves(t *testing.T) {
 		}
 	})
 }
+
+// TestLateCertificateHoldsTheEnd: what another node issued under the old issuer, while it had not heard yet that this issues no more,
+// holds the end of the last stage, and is named.
+func TestLateCertificateHoldsTheEnd(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d)
+		w.addMany(2)
+		own := must[*ca.Certificate](t)(w.CA.Issue(t.Context(), admin, ca.Order{
+			Pool: lab, Profile: "server", CSR: []byte(newCSR(t, "one.example.com")), Names: []string{"dns:one.example.com"},
+		}))
+		w.start(client.StartRolloutRequest{Kind: client.RolloutIssuer, Waves: []string{"host:h00.example.com", "100%"}})
+		w.untilStage(client.StageRekey)
+		next, _ := w.rekeyed(admin, own, "one.example.com")
+		w.untilStage(client.StageLeave)
+		replaced := func(by int64) {
+			check(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+				_, err := tx.Exec(t.Context(), `UPDATE certificate SET replaced_by = $1 WHERE id = $2`, by, own.ID)
+				return err
+			}))
+		}
+		replaced(0)
+		for range 8 {
+			w.turn()
+		}
+		serial := cert.FormatSerial(own.Serial)
+		if r := w.show(); r.State != client.RolloutRunning || !strings.Contains(fmt.Sprint(r.Holding), serial) {
+			t.Errorf("with %s under what leaves, it is %s, and %v hold it", serial, r.State, r.Holding)
+		}
+		replaced(next.ID)
+		w.untilState(client.RolloutDone)
+	})
+}
+
+func first[A, B any](a A, _ B, err error) (A, error) { return a, err }
 
 // TestNodeMaySeeOthers: where the node sees other machines at the hosts' addresses, an administrator may have it look no more.
 func TestNodeMaySeeOthers(t *testing.T) {
