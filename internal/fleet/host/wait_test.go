@@ -41,7 +41,7 @@ func await(a *authority, by access.Principal, etag string) <-chan answer {
 // waiting returns when so many wait.
 func (a *authority) waiting(n int) {
 	a.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); a.Hosts.Waiting() != n; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); a.Hosts.Waiting() != n; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			a.t.Fatalf("%d wait, want %d", a.Hosts.Waiting(), n)
 		}

@@ -236,7 +236,7 @@ func TestStoppedNodeFinishesWhatItBegan(t *testing.T) {
 	dir := newAuthority(t, db.SQLite)
 	p := startNode(t, dir)
 	conn := p.dial()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	body, err := json.Marshal(order("last.test"))
 	must(t, err)
 	fmt.Fprintf(conn, "POST /api/v1/certificates HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\n"+

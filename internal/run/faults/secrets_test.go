@@ -136,7 +136,7 @@ func (s *session) work(base string) {
 func (s *session) try(change func(*http.Request)) {
 	s.t.Helper()
 	conn := s.node.dial()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	r, err := http.NewRequest(http.MethodGet, "https://"+s.node.API+"/api/v1/caller", nil)
 	must(s.t, err)
 	r.Close = true

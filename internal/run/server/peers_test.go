@@ -41,7 +41,7 @@ func TestOneAddressCannotTakeAllConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			conn.SetReadDeadline(time.Now().Add(time.Minute))
 			_, err = io.ReadFull(conn, make([]byte, 1))
 			return conn, err == nil
 		}
