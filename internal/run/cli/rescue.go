@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
@@ -13,6 +14,7 @@ type rescueCommands struct {
 	Clock rescueClockCommand `cmd:"" help:"Set the authority's time back to this machine's, after a clock was ahead."`
 	Admin rescueAdminCommand `cmd:"" help:"Give an administrator a new identity in --dir, after the old one ended or was lost."`
 
+	Expired  rescueExpiredCommand  `cmd:"" help:"Bring the authority back after its own certificates ended: issuers of identities, the node's, the administrator's, PostgreSQL's."`
 	Recovery rescueRecoveryCommand `cmd:"" help:"Make a new recovery key in the place of the old one, after that was lost or seen by others."`
 }
 
@@ -96,4 +98,80 @@ func (c *rescueRecoveryCommand) Run(ctx context.Context, g *globals) error {
 	}
 	fmt.Fprintln(g.Out, "\nNext: take a backup, since those from before open with the old key only. If others may have that and a backup, make new issuers.")
 	return nil
+}
+
+type rescueExpiredCommand struct {
+	DatabaseFile   string   `type:"path" placeholder:"F" help:"File (mode 0600) with another way into PostgreSQL for this once, where TLS lets nobody in: the URL of its Unix socket, on the machine of the primary."`
+	RootFile       []string `type:"path" placeholder:"F" help:"The sealed key of a root that is offline, where only the issuer under it ended. May be repeated."`
+	PassphraseFile string   `placeholder:"F|-" help:"Passphrase of the roots' keys, and of the one that is made where a root ended too."`
+	Server         []string `placeholder:"NAME" help:"DNS name or address of a PostgreSQL server that gets a new certificate, for you to put there. May be repeated."`
+	ServerOut      string   `type:"path" placeholder:"DIR" help:"Where those go, with their keys and the roots."`
+}
+
+// Run works where the node is, for who runs it and for root: it opens the node's key, and no network lets anybody in for it.
+func (c *rescueExpiredCommand) Run(ctx context.Context, g *globals) error {
+	switch {
+	case g.Dir == "":
+		return usage("rescue needs --dir D")
+	case (len(c.Server) > 0) != (c.ServerOut != ""):
+		return usage("--server and --server-out go together")
+	}
+	o := setup.ExpiredOptions{Dir: datadir.Dir(g.Dir), DatabaseFile: c.DatabaseFile, Servers: c.Server, ServerDir: c.ServerOut}
+	if c.PassphraseFile != "" {
+		var err error
+		if o.Passphrase, err = g.secret(c.PassphraseFile, "passphrase"); err != nil {
+			return err
+		}
+	}
+	for _, file := range c.RootFile {
+		text, err := g.key(file)
+		if err != nil {
+			return err
+		}
+		if o.Passphrase == nil {
+			if o.Passphrase, err = g.ask("Passphrase of " + file + ": "); err != nil {
+				return err
+			}
+		}
+		key, err := keys.OpenOffline(text, o.Passphrase)
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		o.RootKeys = append(o.RootKeys, key)
+	}
+	done, err := setup.RescueExpired(ctx, o)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(done)
+	}
+	c.tell(g, done)
+	return nil
+}
+
+func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
+	if len(done.Pools) == 0 {
+		fmt.Fprintln(g.Out, "No issuer of the authority's own pools had ended.")
+	}
+	for _, name := range done.Pools {
+		fmt.Fprintf(g.Out, "Pool %s has a new issuer.\n", name)
+	}
+	for _, name := range done.NewRoots {
+		fmt.Fprintf(g.Out, "Its root had ended too: %s is a new one.\n", name)
+	}
+	fmt.Fprintf(g.Out, "%s has a new identity. Written:\n", done.Administrator)
+	for _, file := range append(done.Files, done.Offline...) {
+		fmt.Fprintln(g.Out, " ", file)
+	}
+	if len(done.Offline) > 0 {
+		fmt.Fprintln(g.Out, "Take what is in offline/ off this machine, and keep keys and passphrases apart.")
+	}
+	if done.AgentsJoin {
+		fmt.Fprintln(g.Out, "Hosts knew the old root of identities: they join again (chancery host replace NAME), and keep what they hold meanwhile.")
+	}
+	if c.ServerOut != "" {
+		fmt.Fprintf(g.Out, "Put the servers' files of %s where PostgreSQL reads them, and have it reload.\n", c.ServerOut)
+	}
+	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts\n", g.Dir)
 }

@@ -1,0 +1,322 @@
+package setup
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fault"
+	"chancery/internal/fleet/pool"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/datadir"
+)
+
+// ExpiredOptions say how an authority whose own certificates ended comes back.
+type ExpiredOptions struct {
+	Dir datadir.Dir
+	// DatabaseFile is another way into PostgreSQL than node.yaml names, for this act: over a Unix socket there is no TLS whose
+	// certificates may have ended, and PostgreSQL knows who calls by the kernel's word (peer).
+	DatabaseFile string
+	// RootKeys are keys of roots that are offline, where only the issuers under them ended.
+	RootKeys []crypto.Signer
+	// Passphrase seals the key of a new root that is offline; empty makes one, which is written beside it.
+	Passphrase []byte
+	// Servers are the names of PostgreSQL's servers that get a new certificate, in a file of ServerDir each, with its key.
+	Servers   []string
+	ServerDir string
+}
+
+// Brought says what an authority came back with.
+type Brought struct {
+	Administrator string   `json:"administrator"`
+	Pools         []string `json:"pools"`     // that have a new issuer
+	NewRoots      []string `json:"new_roots"` // of them, those with a new root
+	Files         []string `json:"files"`     // that were written
+	Offline       []string `json:"offline"`   // of them, those that belong off this machine
+	AgentsJoin    bool     `json:"agents_join_again"`
+}
+
+// RescueExpired brings an authority back whose own certificates have ended, all of them or some: issuers and roots of identities and of
+// the pool of PostgreSQL, the node's TLS certificate, the administrator's, this node's login at PostgreSQL, and its servers'. It needs
+// the node's key, and so may be run by who runs the node, or root; nobody else is let in by it. Whoever has that key could issue all
+// of this anyway, and the audit shows it.
+func RescueExpired(ctx context.Context, o ExpiredOptions) (*Brought, error) {
+	config, err := o.Dir.Load()
+	if err != nil {
+		return nil, err
+	}
+	if o.DatabaseFile != "" {
+		if config.DatabaseFile == "" {
+			return nil, fault.New(fault.Invalid, "node.yaml names no PostgreSQL, and SQLite needs no other way in")
+		}
+		config.DatabaseFile, config.ReadDatabaseFile = o.DatabaseFile, ""
+	}
+	s, err := Open(ctx, o.Dir, config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, o.wayIn(err)
+	}
+	done := &Brought{}
+	if err = s.ready(ctx); err == nil {
+		err = o.bring(ctx, s, done)
+	}
+	if end := s.Close(); err == nil {
+		err = end
+	}
+	if err != nil {
+		return nil, err
+	}
+	return done, nil
+}
+
+// wayIn says which door is left where the one that node.yaml names is shut by certificates.
+func (o *ExpiredOptions) wayIn(err error) error {
+	cause := deepest(err)
+	text := strings.ToLower(cause)
+	if o.DatabaseFile != "" || !strings.Contains(text, "certificate") && !strings.Contains(text, "tls") && !strings.Contains(text, "ssl") {
+		return err
+	}
+	return fault.New(fault.Unavailable, "the database does not let this node in by TLS: %s", cause).
+		WithHint("its Unix socket needs no certificate: on the machine of the primary, write postgres:///NAME?host=/var/run/postgresql&user=OWNER into a file of " +
+			"mode 0600, and name it by --database-file; pg_hba.conf lets that user in by a line such as: local NAME OWNER peer map=chancery")
+}
+
+// deepest is what an error says at its root, which a refusal for operators leaves out.
+func deepest(err error) string {
+	for {
+		switch e := err.(type) {
+		case interface{ Unwrap() error }:
+			if inner := e.Unwrap(); inner != nil {
+				err = inner
+				continue
+			}
+		case interface{ Unwrap() []error }:
+			if inner := e.Unwrap(); len(inner) > 0 {
+				err = inner[0]
+				continue
+			}
+		}
+		return err.Error()
+	}
+}
+
+func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) error {
+	by, now := access.System(s.Audit.Node()), time.Now()
+	if err := s.DB.CheckClock(now); err != nil {
+		return err
+	}
+	for _, name := range []string{pool.Identity, DatabasePool} {
+		if err := o.revive(ctx, s, by, name, done, now); err != nil {
+			return err
+		}
+	}
+	if err := s.writeIdentityRoots(ctx, o.Dir, now, done); err != nil {
+		return err
+	}
+	admin, err := s.administrator(ctx, by)
+	if err != nil {
+		return err
+	}
+	if err := enrolInto(ctx, s, by, o.Dir, admin, keyfile.ReplaceFile); err != nil {
+		return err
+	}
+	done.Administrator = admin.Name
+	done.Files = append(done.Files, o.Dir.AdminCert(), o.Dir.AdminKey())
+	// The node makes its own anew when it starts and finds none.
+	if err := os.Remove(o.Dir.TLS()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.renewLogin(ctx, o.Dir, done); err != nil {
+		return err
+	}
+	if err := o.certifyServers(ctx, s, by, done); err != nil {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "authority.rescue", Object: by.Name, Detail: done})
+	})
+}
+
+func (o *ExpiredOptions) revive(ctx context.Context, s *Services, by access.Principal, name string, done *Brought, now time.Time) error {
+	r, err := s.Pools.Revive(ctx, by, name, o.RootKeys, now)
+	if fault.Is(err, fault.NotFound) && name == DatabasePool {
+		return nil // not every authority has it
+	}
+	if r == nil || err != nil {
+		return err
+	}
+	done.Pools = append(done.Pools, name)
+	if r.Root == nil {
+		return nil
+	}
+	done.NewRoots = append(done.NewRoots, r.Root.Name)
+	if name == pool.Identity {
+		done.AgentsJoin = true
+	}
+	if r.Key == nil {
+		return nil
+	}
+	return o.sealRoot(r.Root.Name, r.Key, done)
+}
+
+// sealRoot writes the key of a new root as init does.
+func (o *ExpiredOptions) sealRoot(name string, key crypto.Signer, done *Brought) error {
+	if err := os.MkdirAll(o.Dir.Offline(), 0o700); err != nil {
+		return err
+	}
+	file := filepath.Join(o.Dir.Offline(), name+".key")
+	passphrase := o.Passphrase
+	if len(passphrase) == 0 {
+		passphrase = newPassphrase()
+		if err := keyfile.WriteFile(file+".passphrase", append(bytes.Clone(passphrase), '\n'), 0o600); err != nil {
+			return err
+		}
+		done.Offline = append(done.Offline, file+".passphrase")
+	}
+	sealed, err := keys.SealOffline(key, passphrase)
+	if err != nil {
+		return err
+	}
+	done.Offline = append(done.Offline, file)
+	return keyfile.WriteFile(file, sealed, 0o600)
+}
+
+// writeIdentityRoots writes the roots of identities that have not ended: what commands with --dir pin.
+func (s *Services) writeIdentityRoots(ctx context.Context, dir datadir.Dir, now time.Time, done *Brought) error {
+	roots, err := s.Identity.RootCertificates(ctx)
+	if err != nil {
+		return err
+	}
+	var good []*x509.Certificate
+	for _, c := range roots {
+		if now.Before(c.NotAfter) {
+			good = append(good, c)
+		}
+	}
+	if len(good) == 0 {
+		return fault.New(fault.Conflict, "every root of identities has ended")
+	}
+	text := keyfile.EncodeCertificates(good...)
+	if there, err := os.ReadFile(dir.IdentityRoot()); err == nil && bytes.Equal(there, text) {
+		return nil
+	}
+	done.Files = append(done.Files, dir.IdentityRoot())
+	return keyfile.ReplaceFile(dir.IdentityRoot(), text, 0o644)
+}
+
+// renewLogin certifies this node's own login at PostgreSQL anew, where it has one.
+func (s *Services) renewLogin(ctx context.Context, dir datadir.Dir, done *Brought) error {
+	role, err := dir.DatabaseRole()
+	if err != nil || role == "" {
+		return err
+	}
+	text, csr, err := newRequest()
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	login, err := s.openLogin(ctx, s.Keys.Self(), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})))
+	if err != nil || login.Role == "" {
+		return err
+	}
+	for _, f := range []struct {
+		path    string
+		content []byte
+		mode    fs.FileMode
+	}{
+		{dir.DatabaseKey(), text, 0o600}, {dir.DatabaseCert(), []byte(strings.Join(login.Certificate, "")), 0o644}, {dir.DatabaseRoots(), []byte(login.Roots), 0o644},
+	} {
+		if err := keyfile.ReplaceFile(f.path, f.content, f.mode); err != nil {
+			return err
+		}
+		done.Files = append(done.Files, f.path)
+	}
+	return nil
+}
+
+// certifyServers makes keys and certificates for PostgreSQL's servers, for the operator to put there: their agents cannot ask for any
+// before the node is back, and the node does not come back before they have some.
+func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by access.Principal, done *Brought) error {
+	if len(o.Servers) == 0 {
+		return nil
+	}
+	if _, err := s.Pools.Pool(ctx, DatabasePool); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
+		return err
+	}
+	for _, name := range o.Servers {
+		if name != filepath.Base(name) {
+			return fault.New(fault.Invalid, "%q is no name of a server", name)
+		}
+		text, csr, err := newRequest()
+		if err != nil {
+			return err
+		}
+		// Whoever runs this has the node's key; as a node he would have no host's name.
+		owner := access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+		issued, err := s.CA.Issue(ctx, owner, ca.Order{Pool: DatabasePool, Profile: "server", CSR: csr, Names: []string{generalName(name)}})
+		if err != nil {
+			return fmt.Errorf("certify the server %s: %w", name, err)
+		}
+		var path []byte
+		for _, der := range identity.Path(issued) {
+			path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+		base := filepath.Join(o.ServerDir, name)
+		if err := keyfile.WriteFile(base+".key", text, 0o600); err != nil {
+			return err
+		}
+		if err := keyfile.WriteFile(base+".crt", path, 0o644); err != nil {
+			return err
+		}
+		clear(text)
+		done.Files = append(done.Files, base+".key", base+".crt")
+	}
+	roots, err := s.databaseRoots(ctx)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(o.ServerDir, "roots.crt")
+	done.Files = append(done.Files, file)
+	return keyfile.ReplaceFile(file, []byte(roots), 0o644)
+}
+
+// newRequest makes a key, as PEM, and a request for it.
+func newRequest() (text, csr []byte, err error) {
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if text, err = keyfile.EncodePKCS8(key); err != nil {
+		return nil, nil, err
+	}
+	csr, err = cert.CreateCSR(&cert.CSRTemplate{}, key)
+	return text, csr, err
+}
+
+// generalName is a server's name as a certificate has it.
+func generalName(name string) string {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "ip:" + name
+	}
+	return "dns:" + name
+}

@@ -1,0 +1,236 @@
+package setup_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fault"
+	"chancery/internal/fleet/pool"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/pkitest"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
+)
+
+// writeAs writes a file for the user that a PostgreSQL runs as.
+func writeAs(t *testing.T, like, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.Stat(like)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := stat.Sys().(*syscall.Stat_t)
+	if err := os.Chown(path, int(owner.Uid), int(owner.Gid)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// certified makes a key and has it certified, as PEM both.
+func certified(t *testing.T, s *setup.Services, order ca.Order) (key, path []byte) {
+	t.Helper()
+	made, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, err = keyfile.EncodePKCS8(made); err != nil {
+		t.Fatal(err)
+	}
+	if order.CSR, err = cert.CreateCSR(&cert.CSRTemplate{}, made); err != nil {
+		t.Fatal(err)
+	}
+	issued, err := s.CA.Issue(t.Context(), officer, order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*x509.Certificate
+	for _, der := range identity.Path(issued) {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	return key, keyfile.EncodeCertificates(all...)
+}
+
+// longAgo makes an authority in the year 2000, as a synctest bubble has it: by now, all that it certified for itself has ended, its
+// roots included. It has the pool of the database, from which a server and this node's login have certificates.
+func longAgo(t *testing.T, dir datadir.Dir, socket string, online bool) (serverKey, serverPath []byte) {
+	t.Helper()
+	file := databaseFile(t, socket)
+	synctest.Test(t, func(t *testing.T) {
+		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: file, Organization: "Example", Online: online}); err != nil {
+			t.Fatal(err)
+		}
+		config, err := dir.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := setup.Open(t.Context(), dir, config, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.DB.Close()
+		if _, err := s.Pools.Add(t.Context(), officer, "", pool.Spec{Name: setup.DatabasePool, Organization: "Example", Online: true}); err != nil {
+			t.Fatal(err)
+		}
+		serverKey, serverPath = certified(t, s, ca.Order{Pool: setup.DatabasePool, Profile: "server", Names: []string{"dns:localhost"}})
+		loginKey, loginPath := certified(t, s, ca.Order{Pool: setup.DatabasePool, Profile: "client", Subject: "CN=chancery_node1"})
+		if err := os.MkdirAll(filepath.Dir(dir.DatabaseCert()), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		p, err := s.Pools.Pool(t.Context(), setup.DatabasePool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, content := range map[string][]byte{
+			dir.DatabaseKey(): loginKey, dir.DatabaseCert(): loginPath, dir.DatabaseRoots(): keyfile.EncodeCertificates(p.Root.Certificate),
+		} {
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := dir.SetDatabaseRole("chancery_node1"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return serverKey, serverPath
+}
+
+// TestAllCertificatesEnded brings an authority back of which every certificate has ended: its roots, issuers, the node's, the
+// administrator's, PostgreSQL's server's and the node's login there. TLS lets nobody in; the Unix socket, by the kernel's word, does.
+func TestAllCertificatesEnded(t *testing.T) {
+	server := pkitest.Postgres(t)
+	data := filepath.Join(server.Dir, "data")
+	server.Exec(t, "CREATE DATABASE ended")
+	dir := newDir(t)
+	key, path := longAgo(t, dir, server.URL("ended"), true)
+
+	// From here on it is now. The server takes TLS with certificates of the pool from the network, and peers over its socket.
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	install := func(key, path, roots []byte) {
+		writeAs(t, data, filepath.Join(data, "server.key"), key)
+		writeAs(t, data, filepath.Join(data, "server.crt"), path)
+		writeAs(t, data, filepath.Join(data, "roots.crt"), roots)
+		server.Exec(t, "SELECT pg_reload_conf()")
+	}
+	writeAs(t, data, filepath.Join(data, "pg_ident.conf"), fmt.Appendf(nil, "chancery %s chancery\n", me.Username))
+	writeAs(t, data, filepath.Join(data, "pg_hba.conf"), []byte("local all all peer map=chancery\nhostssl all all 127.0.0.1/32 cert\nhostssl all all ::1/128 cert\n"))
+	roots := readFile(t, dir.DatabaseRoots())
+	writeAs(t, data, filepath.Join(data, "server.key"), key)
+	for _, setting := range []string{"ssl_ca_file = 'roots.crt'", "ssl = on"} {
+		server.Exec(t, "ALTER SYSTEM SET "+setting)
+	}
+	install(key, path, roots)
+	over := url.URL{Scheme: "postgres", Host: fmt.Sprintf("localhost:%d", server.Port), Path: "/ended"}
+	tlsFile := databaseFile(t, over.String())
+	config := bytes.ReplaceAll(readFile(t, dir.Config()), []byte(databaseOf(t, dir)), []byte(tlsFile))
+	if err := os.WriteFile(dir.Config(), config, 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	_, err = setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir})
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "the database does not let this node in by TLS") {
+		t.Fatalf("with certificates that ended: %v", err)
+	}
+	socket := databaseFile(t, server.URL("ended"))
+	out := filepath.Join(t.TempDir(), "servers")
+	done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, DatabaseFile: socket, Servers: []string{"localhost"}, ServerDir: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(done.Pools) != 2 || len(done.NewRoots) != 2 || done.Administrator != "admin" || !done.AgentsJoin || len(done.Offline) != 0 {
+		t.Errorf("brought back: %+v", done)
+	}
+	install(readFile(t, filepath.Join(out, "localhost.key")), readFile(t, filepath.Join(out, "localhost.crt")), readFile(t, filepath.Join(out, "roots.crt")))
+
+	// The node comes in by TLS as itself, issues, and its administrator is known by the root that is pinned.
+	s := open(t, dir)
+	admin, err := keyfile.ParseCertificates(readFile(t, dir.AdminCert()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := x509.NewCertPool()
+	pinned.AppendCertsFromPEM(readFile(t, dir.IdentityRoot()))
+	above := x509.NewCertPool()
+	for _, c := range admin[1:] {
+		above.AddCert(c)
+	}
+	if _, err := admin[0].Verify(x509.VerifyOptions{Roots: pinned, Intermediates: above, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Errorf("the administrator: %v", err)
+	}
+	spki, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Identity.Serve(t.Context(), "node1", spki.Public(), []string{"dns:localhost"}); err != nil {
+		t.Errorf("the node's certificate: %v", err)
+	}
+	var role string
+	if err := s.DB.Migrator().QueryRow("SELECT session_user").Scan(&role); err != nil || role != "chancery_node1" {
+		t.Errorf("the node is known to the database as %q, %v", role, err)
+	}
+	// A second time there is nothing to bring back, and it does no harm.
+	if err := s.DB.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if done, err = setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir}); err != nil || len(done.Pools) != 0 {
+		t.Errorf("a second time: %+v, %v", done, err)
+	}
+}
+
+// databaseOf is the file that node.yaml names.
+func databaseOf(t *testing.T, dir datadir.Dir) string {
+	t.Helper()
+	config, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config.DatabaseFile
+}
+
+// TestOfflineRootEnded has the root's key sealed away as it was before.
+func TestOfflineRootEnded(t *testing.T) {
+	dir := newDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, Passphrase: []byte("correct horse battery")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(done.NewRoots) != 1 || len(done.Offline) != 1 {
+		t.Fatalf("%+v", done)
+	}
+	if stat, err := os.Stat(done.Offline[0]); err != nil || stat.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", stat, err)
+	}
+	s := open(t, dir)
+	if _, err := s.Access.PrincipalNamed(t.Context(), "admin"); err != nil {
+		t.Error(err)
+	}
+	if p, err := s.Pools.Pool(t.Context(), pool.Identity); err != nil || time.Now().After(p.Root.Certificate.NotAfter) {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
