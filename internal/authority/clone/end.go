@@ -62,7 +62,7 @@ func (s *Service) Leave(ctx context.Context, by access.Principal, name string, c
 			case client.CloneLeaving, client.CloneGone:
 				return done, nil
 			}
-			if err := lastCA(ctx, tx, r, now); err != nil {
+			if err := s.lastCA(ctx, tx, r, now); err != nil {
 				return done, err
 			}
 			if _, err := tx.Exec(ctx, `UPDATE node SET state = 'leaving' WHERE name = $1`, r.name); err != nil {
@@ -85,8 +85,8 @@ func (s *Service) Leave(ctx context.Context, by access.Principal, name string, c
 	return s.wire(r, nil, now), nil
 }
 
-// lastCA refuses to let the last node go that can issue, or the last that is alive.
-func lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+// lastCA refuses to let the last node go that can issue, or the last that is alive; this one is.
+func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
 	if !r.runs(keys.SubsystemCA) {
 		return nil
 	}
@@ -99,7 +99,7 @@ func lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
 		if o.name == r.name || o.state != client.CloneActive || !o.runs(keys.SubsystemCA) {
 			continue
 		}
-		if others++; now.Sub(o.seen) < aliveFor {
+		if others++; o.name == s.node || now.Sub(o.seen) < aliveFor {
 			return nil
 		}
 	}
@@ -177,7 +177,7 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 		if current.state == client.CloneGone {
 			return errEnded
 		}
-		if err := lastCA(ctx, tx, current, now); err != nil {
+		if err := s.lastCA(ctx, tx, current, now); err != nil {
 			return err
 		}
 		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) { return once.Done{}, s.take(ctx, tx, by, current, action, issuers, now) })

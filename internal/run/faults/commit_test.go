@@ -60,6 +60,7 @@ func newFaultyOn(t *testing.T, database string) *faulty {
 	f.Services, err = setup.Assemble(d, config.Name, key, slog.New(slog.DiscardHandler))
 	must(t, err)
 	must(t, d.LearnClock(t.Context()))
+	f.asNode(string(dir))
 	surface, err := api.New(f.Services, api.Options{
 		Logger: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, Checkpoints: signer{f.Services}, Dir: dir,
 	})
@@ -153,7 +154,12 @@ func TestEveryCommitOfEveryAct(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, engine)
 			n, cases := 0, 0
-			for _, a := range slices.Concat(acts, moreActs) {
+			all := slices.Concat(acts, moreActs)
+			if engine == db.Postgres {
+				f.vouched()
+				all = append(all, cloneActs...)
+			}
+			for _, a := range all {
 				for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
 					for _, failing := range failures {
 						n++
