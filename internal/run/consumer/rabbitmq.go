@@ -42,7 +42,9 @@ func (s *RabbitMQServer) Prepare() error {
 		options += fmt.Sprintf(`, {crl_check, true}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, %q}]}}}`, s.Revoked)
 	}
 	files := map[string]string{
-		"rabbitmq.conf":   fmt.Sprintf("listeners.tcp = none\nlisteners.ssl.default = %s:%s\nlog.console = true\nlog.file = false\n", host, port),
+		// Ten seconds for the first words of AMQP, the default, are few for what goes on beside.
+		"rabbitmq.conf": fmt.Sprintf("listeners.tcp = none\nlisteners.ssl.default = %s:%s\nhandshake_timeout = 120000\nssl_handshake_timeout = 60000\n"+
+			"log.console = true\nlog.file = false\n", host, port),
 		"advanced.config": "[{rabbit, [{ssl_options, [" + options + "]}]}].\n",
 		"enabled_plugins": "[].\n", "env.conf": "",
 		".erlang.cookie": "only-for-" + strconv.Itoa(os.Getpid()) + "-" + s.mapper,
