@@ -1,6 +1,8 @@
 package datadir
 
 import (
+	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,16 +14,32 @@ import (
 	"chancery/internal/pki/keyfile"
 )
 
-// The files of a node's own login at PostgreSQL, where it has one: a client certificate of the pool database whose common name is the
-// login, its key (mode 0600), and the roots that certify the servers.
-func (d Dir) DatabaseCert() string  { return filepath.Join(string(d), "database", "cert.pem") }
-func (d Dir) DatabaseKey() string   { return filepath.Join(string(d), "database", "key.pem") }
+// The files of a node's own login at PostgreSQL, where it has one: its key and its client certificate of the pool database, whose common
+// name is the login, in one file (mode 0600), so that they are always a pair; and the roots that certify the servers.
+func (d Dir) DatabaseLogin() string { return filepath.Join(string(d), "database", "login.pem") }
 func (d Dir) DatabaseRoots() string { return filepath.Join(string(d), "database", "roots.pem") }
 func (d Dir) databaseRole() string  { return filepath.Join(string(d), "database", "role") }
 
-// SetDatabaseRole keeps the name of the node's own login beside its certificate.
-func (d Dir) SetDatabaseRole(role string) error {
-	return os.WriteFile(d.databaseRole(), []byte(role+"\n"), 0o644)
+// KeepDatabaseLogin keeps the node's own login at PostgreSQL: its name, its key and its certificate with what is above it, and the
+// roots, all PEM. New connections use it.
+func (d Dir) KeepDatabaseLogin(role string, key []byte, certificate []string, roots string) error {
+	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+		return err
+	}
+	pair := append(bytes.Clone(key), strings.Join(certificate, "")...)
+	defer clear(pair)
+	if _, err := tls.X509KeyPair(pair, pair); err != nil {
+		return fmt.Errorf("the login at the database: %w", err)
+	}
+	if roots != "" {
+		if err := keyfile.ReplaceFile(d.DatabaseRoots(), []byte(roots), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := keyfile.ReplaceFile(d.DatabaseLogin(), pair, 0o600); err != nil {
+		return err
+	}
+	return keyfile.ReplaceFile(d.databaseRole(), []byte(role+"\n"), 0o644)
 }
 
 // DatabaseRole is the name of the node's own login, and empty where it has none.
@@ -57,12 +75,9 @@ func withLogin(d Dir, text string) (string, error) {
 	if strings.HasPrefix(query.Get("host"), "/") {
 		return u.String(), nil
 	}
-	if _, err := os.Stat(d.DatabaseCert()); err == nil {
-		for _, f := range [][2]string{{"sslcert", d.DatabaseCert()}, {"sslkey", d.DatabaseKey()}} {
-			if query.Get(f[0]) == "" {
-				query.Set(f[0], f[1])
-			}
-		}
+	if _, err := os.Stat(d.DatabaseLogin()); err == nil && query.Get("sslcert") == "" && query.Get("sslkey") == "" {
+		query.Set("sslcert", d.DatabaseLogin())
+		query.Set("sslkey", d.DatabaseLogin())
 	}
 	if _, err := os.Stat(d.DatabaseRoots()); err == nil && query.Get("sslrootcert") == "" {
 		query.Set("sslrootcert", d.DatabaseRoots())

@@ -22,15 +22,15 @@ func TestURLIsCompletedByTheNodesLogin(t *testing.T) {
 	} {
 		for _, has := range []bool{false, true} {
 			if has {
-				if err := os.MkdirAll(filepath.Dir(d.DatabaseCert()), 0o700); err != nil {
+				if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
 					t.Fatal(err)
 				}
-				for _, f := range []string{d.DatabaseCert(), d.DatabaseKey(), d.DatabaseRoots()} {
+				for _, f := range []string{d.DatabaseLogin(), d.DatabaseRoots()} {
 					if err := os.WriteFile(f, nil, 0o600); err != nil {
 						t.Fatal(err)
 					}
 				}
-				if err := d.SetDatabaseRole("chancery_two"); err != nil {
+				if err := os.WriteFile(d.databaseRole(), []byte("chancery_two\n"), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -45,20 +45,20 @@ func TestURLIsCompletedByTheNodesLogin(t *testing.T) {
 				continue
 			}
 			for _, want := range strings.Fields(c.want) {
-				want = strings.NewReplacer("user=", "", "cert", "sslcert="+strings.ReplaceAll(d.DatabaseCert(), "/", "%2F"),
+				want = strings.NewReplacer("user=", "", "cert", "sslcert="+strings.ReplaceAll(d.DatabaseLogin(), "/", "%2F"),
 					"root", "sslrootcert="+strings.ReplaceAll(d.DatabaseRoots(), "/", "%2F")).Replace(want)
 				if !strings.Contains(got, want) {
 					t.Errorf("%s: %s lacks %s", what, got, want)
 				}
 			}
-			if n := strings.Count(got, "sslcert="); n > 1 || strings.Contains(c.url, "sslcert") && strings.Contains(got, "cert.pem") {
+			if n := strings.Count(got, "sslcert="); n > 1 || strings.Contains(c.url, "sslcert") && strings.Contains(got, "login.pem") {
 				t.Errorf("%s: %s", what, got)
 			}
 			if strings.Contains(c.url, ":secret@") && strings.Contains(got, "sslcert") {
 				t.Errorf("%s: a certificate beside a password: %s", what, got)
 			}
 		}
-		if err := os.RemoveAll(filepath.Dir(d.DatabaseCert())); err != nil {
+		if err := os.RemoveAll(filepath.Dir(d.DatabaseLogin())); err != nil {
 			t.Fatal(err)
 		}
 	}

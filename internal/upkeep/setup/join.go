@@ -160,7 +160,7 @@ func (j *joining) begin() error {
 		return err
 	}
 	j.at = datadir.Dir(filepath.Clean(string(j.Dir)) + ".joining")
-	for _, dir := range []string{string(j.at), filepath.Dir(j.at.IdentityRoot()), filepath.Dir(j.at.DatabaseKey())} {
+	for _, dir := range []string{string(j.at), filepath.Dir(j.at.IdentityRoot()), filepath.Dir(j.at.DatabaseLogin())} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (j *joining) begin() error {
 	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key")); err != nil {
 		return err
 	}
-	j.base, err = ownKey(j.at.DatabaseKey())
+	j.base, err = ownKey(filepath.Join(string(j.at), "database.key"))
 	return err
 }
 
@@ -324,19 +324,12 @@ func (j *joining) keep(joined *client.CloneJoined) error {
 		{j.at.AuditKey(), []byte(joined.AuditKeys), 0o644},
 	}
 	if joined.DatabaseRole != "" && len(joined.DatabaseCertificate) > 0 {
-		files = append(files, struct {
-			path string
-			text []byte
-			mode fs.FileMode
-		}{j.at.DatabaseCert(), []byte(strings.Join(joined.DatabaseCertificate, "")), 0o644})
-		if joined.DatabaseRoots != "" {
-			files = append(files, struct {
-				path string
-				text []byte
-				mode fs.FileMode
-			}{j.at.DatabaseRoots(), []byte(joined.DatabaseRoots), 0o644})
+		key, err := os.ReadFile(filepath.Join(string(j.at), "database.key"))
+		if err != nil {
+			return err
 		}
-		if err := j.at.SetDatabaseRole(joined.DatabaseRole); err != nil {
+		defer clear(key)
+		if err := j.at.KeepDatabaseLogin(joined.DatabaseRole, key, joined.DatabaseCertificate, joined.DatabaseRoots); err != nil {
 			return err
 		}
 	}
@@ -383,7 +376,7 @@ func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoin
 
 // settle makes it a data directory: node.yaml, by which it is known as one, comes last.
 func (j *joining) settle() error {
-	for _, name := range []string{"tls.key", "token.sha256"} {
+	for _, name := range []string{"tls.key", "database.key", "token.sha256"} {
 		if err := os.Remove(filepath.Join(string(j.at), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
