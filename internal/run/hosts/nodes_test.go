@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,9 +19,7 @@ import (
 	"chancery/client"
 	"chancery/internal/pkitest"
 	"chancery/internal/run/consumer"
-	"chancery/internal/store/access"
 	"chancery/internal/store/db"
-	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
@@ -45,22 +44,28 @@ type node struct {
 	process *consumer.Process
 }
 
-// newPair makes an authority on PostgreSQL, adds a second node with a name and a key of its own, and starts both.
+// newPair makes an authority on PostgreSQL, starts its node, and has a second machine join it.
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	p := &pair{t: t, conns: map[net.Conn]bool{}}
 	p.world = ownWorld(t, pkitest.URL(t, db.Postgres), func(w *world) {
 		front := w.API
 		p.nodes[0] = &node{name: "node1", dir: w.dir, api: freeAddress(t)}
-		p.nodes[1] = &node{name: "node2", dir: datadir.Dir(filepath.Join(t.TempDir(), "second")), api: freeAddress(t)}
-		p.second(w)
+		p.nodes[1] = &node{name: "second", dir: datadir.Dir(filepath.Join(t.TempDir(), "second")), api: freeAddress(t)}
+		p.first(w)
 		w.API = p.nodes[0].api
 		p.lead(front)
 	})
 	p.nodes[0].process = p.world.process
+	p.turnTo(p.nodes[0])
+	p.join()
 	p.start(p.nodes[1])
 	t.Cleanup(func() { must(t, p.nodes[1].process.Stop()) })
-	p.turnTo(p.nodes[0])
+	until(t, "both nodes are ready", func() bool {
+		all, err := client.Collect(p.admin.Clones(t.Context()))
+		must(t, err)
+		return len(all) == 2 && all[0].Ready && all[1].Ready
+	})
 	return p
 }
 
@@ -71,57 +76,46 @@ func freeAddress(t *testing.T) string {
 	return at
 }
 
-// second gives the first node an address behind the common one, and makes the data directory of the second, whose key the first
-// wraps what it has to, as a clone is given it.
-func (p *pair) second(w *world) {
-	t, one, two := p.t, p.nodes[0], p.nodes[1]
+// first gives the first node an address behind the common one.
+func (p *pair) first(w *world) {
+	t, one := p.t, p.nodes[0]
 	t.Helper()
 	config, err := one.dir.Load()
 	must(t, err)
 	one.name, config.Listen.API = config.Name, one.api
-	if !filepath.IsAbs(config.DatabaseFile) {
-		config.DatabaseFile = filepath.Join(string(one.dir), config.DatabaseFile)
-	}
 	must(t, os.Remove(one.dir.Config()))
 	must(t, one.dir.Create(*config))
-	must(t, os.Mkdir(string(two.dir), 0o700))
-	for _, d := range []string{"ca", "admin"} {
-		must(t, os.CopyFS(filepath.Join(string(two.dir), d), os.DirFS(filepath.Join(string(one.dir), d))))
+	p.store, err = setup.Open(t.Context(), one.dir, config, slog.New(slog.DiscardHandler))
+	must(t, err)
+	t.Cleanup(func() { must(t, p.store.Close()) })
+}
+
+// join has the second machine join as an operator does it, whose administrator compares what the machine shows.
+func (p *pair) join() {
+	t, two := p.t, p.nodes[1]
+	t.Helper()
+	ctx := t.Context()
+	config, err := p.nodes[0].dir.Load()
+	must(t, err)
+	now, err := p.admin.Settings(ctx)
+	must(t, err)
+	_, err = p.admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{{Path: "durability", Value: "provider"}}}, now.ETag)
+	must(t, err)
+	made, err := p.admin.InviteClone(ctx, client.CloneInvitation{})
+	must(t, err)
+	joined, err := setup.Join(ctx, setup.JoinOptions{
+		Dir: two.dir, Token: made.Token, Release: "test", Name: two.name, Address: "https://" + two.api, Listen: two.api, Public: freeAddress(t),
+		Metrics: freeAddress(t), DatabaseFile: config.DatabaseFile,
+		Waiting: func(name, fingerprint string) {
+			_, err := p.admin.ApproveClone(ctx, name, fingerprint)
+			must(t, err)
+		},
+	})
+	must(t, err)
+	if joined.State != client.CloneActive {
+		t.Fatalf("the second node joined as %+v", joined)
 	}
-	other := *config
-	other.Name, other.Listen = two.name, datadir.Listen{API: two.api, Public: freeAddress(t), Metrics: freeAddress(t)}
-	must(t, two.dir.Create(other))
-	key, err := keys.CreateNodeKey(two.dir.NodeKey())
-	must(t, err)
-	ctx, now, logger := t.Context(), time.Now(), slog.New(slog.DiscardHandler)
-	p.store, err = setup.Open(ctx, one.dir, config, logger)
-	must(t, err)
-	t.Cleanup(func() { must(t, p.store.DB.Close()) })
-	by := access.System(one.name).Actor()
-	must(t, p.store.DB.Tx(ctx, func(tx *db.Tx) error {
-		return p.store.Keys.AddRecipient(ctx, tx, keys.Recipient{
-			ID: two.name, Kind: keys.KindNode, Name: two.name, PublicKey: key.Public(), Created: now,
-			Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP},
-		}, by, now)
-	}))
-	n, err := p.store.Keys.Rewrap(ctx, two.name, by)
-	must(t, err)
-	if n < 3 {
-		t.Fatalf("%d keys were wrapped to the second node", n)
-	}
-	seconds, err := setup.Open(ctx, two.dir, &other, logger)
-	must(t, err)
-	all, err := seconds.Keys.Recipients(ctx)
-	must(t, err)
-	must(t, seconds.DB.Tx(ctx, func(tx *db.Tx) error {
-		for _, r := range all {
-			if err := seconds.Keys.Endorse(ctx, tx, r.ID, r.PublicKey, access.System(two.name).Actor(), now); err != nil {
-				return err
-			}
-		}
-		return nil
-	}))
-	must(t, seconds.DB.Close())
+	must(t, os.CopyFS(filepath.Join(string(two.dir), "admin"), os.DirFS(filepath.Join(string(p.nodes[0].dir), "admin"))))
 }
 
 // lead accepts calls at an address and leads each to the node that it is turned to.
@@ -372,4 +366,49 @@ func (p *pair) wrong() string {
 		return err.Error()
 	}
 	return ""
+}
+
+// TestNodeIsRemoved removes a node that runs: it stops by itself and says why, is believed by no other, and does not start again.
+func TestNodeIsRemoved(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	ctx, two := t.Context(), p.nodes[1]
+	if err := p.admin.RemoveClone(ctx, two.name, false); !client.IsKind(err, "conflict") {
+		t.Fatalf("a node that runs was removed: %v", err)
+	}
+	must(t, p.admin.RemoveClone(ctx, two.name, true))
+	until(t, "the node that was removed stops", func() bool { return consumer.Listening(two.api)(ctx) != nil })
+	<-two.process.Done()
+	if said := two.process.Output(); !strings.Contains(said, "left or was removed at") {
+		t.Errorf("it ended with\n%s", said)
+	}
+	fails(t, exec.CommandContext(ctx, program(t), "serve", "--dir", string(two.dir)), "left or was removed at")
+	gone, err := p.admin.Clone(ctx, two.name)
+	must(t, err)
+	if gone.State != client.CloneGone || gone.Ready || gone.Keys.Open == 0 {
+		t.Errorf("it is shown as %+v", gone)
+	}
+	if wrong := p.wrong(); wrong != "" {
+		t.Errorf("verify finds\n%s", wrong)
+	}
+}
+
+// TestNodeLeaves has a node leave, which ends by itself, in peace.
+func TestNodeLeaves(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	ctx, two := t.Context(), p.nodes[1]
+	_, err := p.admin.LeaveClone(ctx, two.name)
+	must(t, err)
+	until(t, "the node that leaves is gone", func() bool {
+		now, err := p.admin.Clone(ctx, two.name)
+		must(t, err)
+		return now.State == client.CloneGone
+	})
+	if consumer.Listening(two.api)(ctx) == nil {
+		t.Error("a node that is gone answers")
+	}
+	if _, err := p.admin.LeaveClone(ctx, p.nodes[0].name); !client.IsKind(err, "conflict") {
+		t.Errorf("the last node leaves: %v", err)
+	}
 }
