@@ -15,6 +15,7 @@ type rescueCommands struct {
 	Admin rescueAdminCommand `cmd:"" help:"Give an administrator a new identity in --dir, after the old one ended or was lost."`
 
 	Expired  rescueExpiredCommand  `cmd:"" help:"Bring the authority back after its own certificates ended: issuers of identities, the node's, the administrator's, PostgreSQL's."`
+	Node     rescueNodeCommand     `cmd:"" help:"Make a new node of --dir, after node.key was lost, with the recovery key; the database stays as it is."`
 	Recovery rescueRecoveryCommand `cmd:"" help:"Make a new recovery key in the place of the old one, after that was lost or seen by others."`
 }
 
@@ -174,4 +175,31 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 		fmt.Fprintf(g.Out, "Put the servers' files of %s where PostgreSQL reads them, and have it reload.\n", c.ServerOut)
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts\n", g.Dir)
+}
+
+type rescueNodeCommand struct {
+	RecoveryFile   string `required:"" type:"path" placeholder:"F" help:"The sealed recovery key that init wrote."`
+	PassphraseFile string `placeholder:"F|-" help:"Its passphrase; asked for on a terminal when not given."`
+}
+
+// Run works on the machine of the node; nobody but who has the recovery key can do this.
+func (c *rescueNodeCommand) Run(ctx context.Context, g *globals) error {
+	if g.Dir == "" {
+		return usage("rescue needs --dir D")
+	}
+	r := restoreCommand{RecoveryFile: c.RecoveryFile, PassphraseFile: c.PassphraseFile}
+	recovery, err := r.recovery(g)
+	if err != nil {
+		return err
+	}
+	name, opened, err := setup.RescueNode(ctx, datadir.Dir(g.Dir), recovery)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return g.json(map[string]any{"node": name, "keys": opened})
+	}
+	_, err = fmt.Fprintf(g.Out, "The node is %s now, and has a key of its own: %d keys of the authority are wrapped to it, and none to the old one.\n\nNext: chancery serve --dir %s\n",
+		name, opened, g.Dir)
+	return err
 }

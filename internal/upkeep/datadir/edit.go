@@ -51,3 +51,29 @@ func (d Dir) SetDatabaseFile(file string) error {
 	}
 	return nil
 }
+
+// nameLine is the line of the node's name.
+var nameLine = regexp.MustCompile(`(?m)^name:[^\r\n]*`)
+
+// SetName gives the data directory's node another name: the old one's key is lost, and its audit chain goes no further. All else
+// in node.yaml stays.
+func (d Dir) SetName(name string) error {
+	text, err := os.ReadFile(d.Config())
+	if err != nil {
+		return fmt.Errorf("read node configuration: %w", err)
+	}
+	text = nameLine.ReplaceAll(text, []byte("name: "+name))
+	if after, err := Parse(text); err != nil {
+		return fmt.Errorf("name the node %s in %s: %w", name, d.Config(), err)
+	} else if after.Name != name {
+		return fault.New(fault.Invalid, "%s is written in a form whose name cannot be changed", d.Config()).WithHint("write name: %s there by hand", name)
+	}
+	stat, err := os.Stat(d.Config())
+	if err != nil {
+		return err
+	}
+	if err := keyfile.ReplaceFile(d.Config(), text, stat.Mode().Perm()); err != nil {
+		return fmt.Errorf("write node configuration: %w", err)
+	}
+	return nil
+}
