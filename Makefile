@@ -35,7 +35,7 @@ packages:
 # What the tests' probers saw while certificates and trust were changed is shown at the end: connections, and failures.
 test: packages
 	@mkdir -p bin && rm -f bin/probed
-	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test ./...
+	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test -timeout 20m ./...
 	CGO_ENABLED=1 $(GO) test -C $(PKCS11) ./...
 	@[ ! -f bin/probed ] || sort bin/probed
 
@@ -64,7 +64,7 @@ tidy:
 # The race detector needs cgo; the released binary does not. Unit and service tests run under it; the tests that start
 # programs of ours (scripts, faults, benchmark, demo) do not: other processes are what they look at.
 race:
-	CGO_ENABLED=1 $(GO) test -race -short ./client/... ./internal/fault ./internal/pki/... ./internal/store/... ./internal/authority/... ./internal/agent/... \
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 30m ./client/... ./internal/fault ./internal/pki/... ./internal/store/... ./internal/authority/... ./internal/agent/... \
 		./internal/fleet/... ./internal/upkeep/... ./internal/surface/... ./internal/run/server
 
 fuzz:
