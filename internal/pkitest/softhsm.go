@@ -45,15 +45,7 @@ type SoftHSM struct {
 // NewSoftHSM makes an empty one, and sets SOFTHSM2_CONF for this process and those that it starts.
 func NewSoftHSM(tb testing.TB) *SoftHSM {
 	tb.Helper()
-	s := &SoftHSM{tb: tb, Conf: filepath.Join(tb.TempDir(), "softhsm2.conf"), Tokens: tb.TempDir()}
-	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"} {
-		if _, err := os.Stat(path); err == nil {
-			s.Module = path
-		}
-	}
-	if s.Module == "" {
-		tb.Fatal("SoftHSM 2 is not installed; make packages")
-	}
+	s := &SoftHSM{tb: tb, Conf: filepath.Join(tb.TempDir(), "softhsm2.conf"), Tokens: tb.TempDir(), Module: SoftHSMModule(tb)}
 	text := "directories.tokendir = " + s.Tokens + "\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\nslots.mechanisms = ALL\n"
 	if err := os.WriteFile(s.Conf, []byte(text), 0o600); err != nil {
 		tb.Fatal(err)
@@ -62,6 +54,18 @@ func NewSoftHSM(tb testing.TB) *SoftHSM {
 		t.Setenv("SOFTHSM2_CONF", s.Conf)
 	}
 	return s
+}
+
+// SoftHSMModule is the path of its library.
+func SoftHSMModule(tb testing.TB) string {
+	tb.Helper()
+	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	tb.Fatal("SoftHSM 2 is not installed; make packages")
+	return ""
 }
 
 // Init makes a token, and returns the file that holds its PIN.

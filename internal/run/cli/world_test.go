@@ -103,7 +103,7 @@ func (w *world) places() (flags []string, at struct{ api, public, metrics string
 var metricsLine = regexp.MustCompile(`(?m)^  metrics: ["']?([0-9.:]+)`)
 
 // start runs chancery serve until it is ready.
-func (w *world) start(ctx context.Context, dir string) error {
+func (w *world) start(ctx context.Context, dir string, env ...string) error {
 	config, err := os.ReadFile(filepath.Join(dir, "node.yaml"))
 	if err != nil {
 		return err
@@ -113,7 +113,7 @@ func (w *world) start(ctx context.Context, dir string) error {
 		return fmt.Errorf("no metrics address in %s", config)
 	}
 	p, err := consumer.Start(context.WithoutCancel(ctx), consumer.Program{
-		Path: w.program, Args: []string{"serve", "--dir", dir}, Ready: func(ctx context.Context) error {
+		Path: w.program, Args: []string{"serve", "--dir", dir}, Env: env, Ready: func(ctx context.Context) error {
 			return fetch(ctx, "http://"+string(metrics[1])+"/readyz", io.Discard)
 		},
 	})
@@ -175,7 +175,7 @@ func (w *world) setup(e *testscript.Env) error {
 func (w *world) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "json": jsonIs, "get": jsonVariable, "node": w.node, "line": line, "fetch": fetchFile, "mode": mode, "until": until,
-		"database": w.database,
+		"database": w.database, "tokens": w.tokens,
 	}
 }
 
@@ -338,6 +338,19 @@ func line(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprintln(ts.Stdout(), lines[n-1])
 }
 
+// tokens puts chancery-pkcs11 where PATH has it, and has SoftHSM keep tokens in the script's directory; MODULE is its library.
+func (w *world) tokens(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: tokens")
+	}
+	conf, dir := ts.MkAbs("softhsm2.conf"), ts.MkAbs("tokens")
+	ts.Check(os.Mkdir(dir, 0o700))
+	ts.Check(os.WriteFile(conf, []byte("directories.tokendir = "+dir+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600))
+	ts.Setenv("SOFTHSM2_CONF", conf)
+	ts.Setenv("MODULE", pkitest.SoftHSMModule(w.t))
+	ts.Setenv("PATH", filepath.Dir(pkitest.TokenHelper(w.t))+string(os.PathListSeparator)+ts.Getenv("PATH"))
+}
+
 // database FILE makes a PostgreSQL database with nothing of an authority in it, and writes its URL into a file.
 func (w *world) database(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
@@ -388,7 +401,7 @@ func (w *world) node(ts *testscript.TestScript, neg bool, args []string) {
 		flags = append([]string{"init", "--dir", dir, "--passphrase-file", ts.Getenv("PASSPHRASE")}, append(flags, args[2:]...)...)
 		ts.Check(ts.Exec("chancery", flags...))
 	case "start":
-		ts.Check(w.start(context.Background(), dir))
+		ts.Check(w.start(context.Background(), dir, "PATH="+ts.Getenv("PATH"), "SOFTHSM2_CONF="+ts.Getenv("SOFTHSM2_CONF")))
 		ts.Setenv("CHANCERY_DIR", dir)
 		ts.Defer(func() { w.stop(dir) })
 	case "stop":
