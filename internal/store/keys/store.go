@@ -63,6 +63,10 @@ func (s *Store) Seal(ctx context.Context, key crypto.Signer, purpose Purpose, ow
 	if err != nil {
 		return nil, err
 	}
+	// Whoever may not open a key must not have made it either: it would have been in his memory.
+	if i := slices.IndexFunc(all, func(r Recipient) bool { return r.ID == s.self }); i >= 0 && !all[i].Entitled(purpose, owner) {
+		return nil, fault.New(fault.Denied, "node %s runs %s, and makes no %s key", s.self, joinSubsystems(all[i].Subsystems), purpose)
+	}
 	return Seal(key, db.NewID(), purpose, owner, endorsed(all))
 }
 

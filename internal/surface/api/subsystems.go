@@ -5,7 +5,9 @@ import (
 	"slices"
 	"strings"
 
+	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/store/access"
 	"chancery/internal/store/keys"
 )
 
@@ -28,16 +30,20 @@ func (s *Server) runsCA(ctx context.Context) error {
 }
 
 // caNodes are the nodes that run the subsystem ca, with their addresses.
-func (s *Server) caNodes(ctx context.Context) ([]string, error) {
-	all, err := s.Keys.Recipients(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, r := range all {
-		if r.Kind == keys.KindNode && slices.Contains(r.Subsystems, keys.SubsystemCA) {
-			names = append(names, r.ID)
+func (s *Server) caNodes(ctx context.Context) (found []string, err error) {
+	for after := ""; ; {
+		nodes, next, err := s.Clones.List(ctx, access.System(s.Keys.Self()), after, access.MaxPage)
+		if err != nil {
+			return nil, err
 		}
+		for _, n := range nodes {
+			if n.State == client.CloneActive && slices.Contains(n.Subsystems, string(keys.SubsystemCA)) {
+				found = append(found, n.Name+" at "+n.Address)
+			}
+		}
+		if next == "" {
+			return found, nil
+		}
+		after = next
 	}
-	return names, nil
 }
