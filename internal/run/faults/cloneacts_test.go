@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"chancery/internal/authority/clone"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
 )
@@ -95,6 +97,23 @@ var cloneActs = []act{
 			c, err := f.admin.Clone(f.t.Context(), name)
 			must(f.t, err)
 			return c.State == client.CloneLeaving, f.events("clone.leave", name, "")
+		}
+	}},
+	{name: "clone promote", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+		name := f.approved(n)
+		must(f.t, f.DB.Tx(f.t.Context(), func(tx *db.Tx) error { // as if it ran
+			_, err := tx.Exec(f.t.Context(), `UPDATE node SET seen_at = $1 WHERE name = $2`, db.Micros(time.Now()), name)
+			return err
+		}))
+		call := func(ctx context.Context) (string, error) {
+			_, err := f.admin.TurnClone(ctx, name, "promote", client.CloneTurn{Lease: "rollout"}) // nobody waits until it is taken up
+			return "", err
+		}
+		return call, func() (bool, int) {
+			leases, err := f.DB.Leases(f.t.Context())
+			must(f.t, err)
+			has := slices.ContainsFunc(leases, func(l db.Lease) bool { return l.Name == "rollout" && l.Holder == name })
+			return has, f.events("clone.promote", name, "")
 		}
 	}},
 	{name: "clone left", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
