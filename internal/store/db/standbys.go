@@ -55,7 +55,7 @@ func (c *postgresConn) requireStandbys(ctx context.Context) error {
 			return err
 		case strings.TrimSpace(names) == "":
 			return fault.New(fault.Unavailable, "durability is synchronous and the database server names no synchronous standby; this node is read-only").
-				WithHint("set synchronous_standby_names on the primary, or `chancery settings set durability local` with a single node")
+				WithHint("set synchronous_standby_names on the primary, or `chancery settings set durability=local` with a single node")
 		case !seesAll || synchronous > 0:
 			lonely.Store(0)
 			c.standbys = time.Now()

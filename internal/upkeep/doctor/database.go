@@ -178,7 +178,7 @@ func (r *databaseReport) judgeServer(s db.Server) {
 		if s.TLS != "" {
 			way = s.TLS
 		}
-		r.ok("server", s.Address, "PostgreSQL %s, %s, fsync and full_page_writes on, clock within %s", s.Version, way, max(apart, s.Doubt).Round(time.Millisecond))
+		r.ok("server", s.Address, "PostgreSQL %s, %s, fsync and full_page_writes on, clock within %s", s.Version, way, max(apart, s.Doubt, time.Millisecond).Round(time.Millisecond))
 	}
 }
 
@@ -256,7 +256,7 @@ func (r *databaseReport) judgeDurability(wanted db.Durability, primary db.Server
 	case names != "" && primary.SeesAll && len(synchronous) == 0:
 		r.tell("sync.missing", primary.Address, seen, "", "patronictl list")
 	case standbys > 0 && !waits:
-		r.tell("sync.local", primary.Address, seen, "", "chancery settings set durability synchronous")
+		r.tell("sync.local", primary.Address, seen, "", "chancery settings set durability=synchronous")
 	case wanted == db.Provider:
 		r.ok("durability", primary.Address, "it is left to the provider, whose word is taken: %s", seen)
 	default:
