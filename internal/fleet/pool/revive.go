@@ -41,7 +41,7 @@ func (s *Service) Revive(ctx context.Context, by access.Principal, name string, 
 	if above < 0 {
 		return nil, fault.New(fault.Conflict, "the issuer of pool %s ended on %s, and its root is an outside one", name,
 			all[at].Certificate.NotAfter.UTC().Format(time.DateOnly)).
-			WithHint("chancery issuer issue --outside makes the request for that root; chancery issuer import brings its answer in")
+			WithHint("chancery issuer issue makes a request for that root, and chancery issuer import brings its answer in")
 	}
 	root := all[above]
 	spec := Spec{Name: name, Organization: p.Organization, Online: root.KeyID != ""}

@@ -96,9 +96,20 @@ func (m *mover) checkTarget(ctx context.Context) error {
 // checkEmpty refuses a database with anything in it but tables of ours without rows, which a move that was cut short early leaves.
 func (m *mover) checkEmpty(ctx context.Context) error {
 	return m.target.ReadSnapshot(ctx, func(tx *db.Tx) error {
-		var encoding string
-		if err := tx.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding); err != nil {
+		var encoding, reads string
+		var mayCreate bool
+		err := tx.QueryRow(ctx, `SELECT current_setting('server_encoding'), current_setting('default_transaction_read_only'),
+			COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE)`).Scan(&encoding, &reads, &mayCreate)
+		if err != nil {
 			return err
+		}
+		if reads == "on" {
+			return fault.New(fault.Conflict, "%s only reads: default_transaction_read_only is on", m.done.Target).
+				WithHint("ALTER DATABASE … RESET default_transaction_read_only, or name the primary")
+		}
+		if !mayCreate {
+			return fault.New(fault.Denied, "the login of that URL may not make tables in %s", m.done.Target).
+				WithHint("GRANT CREATE ON SCHEMA public TO it, or have it own the database")
 		}
 		if encoding != "UTF8" {
 			return fault.New(fault.Conflict, "%s has the encoding %s, and UTF8 is wanted: names would be refused or changed", m.done.Target, encoding).
