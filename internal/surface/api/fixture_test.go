@@ -206,6 +206,17 @@ func csrPEM(t testing.TB, commonName string, dns ...string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
+// unlimited lets hosts call as often as they like.
+func (a *authority) unlimited() {
+	a.t.Helper()
+	set, err := a.Settings.Get(a.t.Context())
+	must(a.t, err)
+	next := *set
+	next.Limits.HostRate = settings.Rate{PerSecond: 1000, Burst: 1000}
+	_, err = a.Settings.Set(a.t.Context(), "test", next, once.Call{})
+	must(a.t, err)
+}
+
 func (a *authority) roots() *x509.CertPool {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.server.Certificate())
