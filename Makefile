@@ -76,6 +76,7 @@ golden:
 bench: build
 	$(GO) build -C peers -o ../bin/step-ca github.com/smallstep/certificates/cmd/step-ca
 	bin/chancery bench --profiles bin/profiles
+	.ci/bench-pkcs11
 
 clean:
 	rm -rf bin

@@ -49,9 +49,15 @@ type helper struct {
 	found atomic.Int64 // keys that it has opened
 
 	mu   sync.Mutex // guards what follows
-	idle []*net.UnixConn
+	idle []*link
 	keys map[string]*opened // by URI
 	lost bool
+}
+
+// link is a connection, on which one request is made at a time.
+type link struct {
+	*net.UnixConn
+	in *bufio.Reader
 }
 
 // opened is a key in one helper.
@@ -269,14 +275,14 @@ func (h *helper) call(ctx context.Context, verb byte, fields ...[]byte) (wire.Co
 	return code, answer, nil
 }
 
-func ask(conn *net.UnixConn, deadline time.Time, verb byte, fields [][]byte) (wire.Code, []byte, error) {
+func ask(conn *link, deadline time.Time, verb byte, fields [][]byte) (wire.Code, []byte, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return 0, nil, err
 	}
 	if err := wire.Write(conn, verb, fields...); err != nil {
 		return 0, nil, err
 	}
-	code, answer, err := wire.Read(conn)
+	code, answer, err := wire.Read(conn.in)
 	if err == nil && len(answer) != 1 {
 		err = wire.ErrFrame
 	}
@@ -287,7 +293,7 @@ func ask(conn *net.UnixConn, deadline time.Time, verb byte, fields [][]byte) (wi
 }
 
 // connection takes one that is idle, or makes one.
-func (h *helper) connection() (*net.UnixConn, error) {
+func (h *helper) connection() (*link, error) {
 	h.mu.Lock()
 	if n := len(h.idle); n > 0 {
 		conn := h.idle[n-1]
@@ -308,7 +314,7 @@ func (h *helper) connection() (*net.UnixConn, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	return conn, nil
+	return &link{conn, bufio.NewReader(conn)}, nil
 }
 
 // checkPeer makes sure that it is the helper that was started who answers: it is given the PIN.
