@@ -14,6 +14,10 @@ const (
 	mostPeriod  = 5 * time.Minute
 	leastPeriod = time.Second // all that the format can say
 	periods     = 144         // in the validity of an answer
+
+	// behind is how far a standby may be behind that counts as if it were not. Every node takes that off, or one that is behind
+	// would say that it knows of the first seconds of a period.
+	behind = 10 * time.Second
 )
 
 // period is a period of answers of one validity. A node signs an answer anew in each, when it is asked for.
@@ -25,7 +29,7 @@ type period struct {
 // periodAt is the period to which what is known at a time belongs.
 func periodAt(known time.Time, validity time.Duration) period {
 	length := min(mostPeriod, max(leastPeriod, (validity/periods).Truncate(time.Second)))
-	return period{known.UTC().Truncate(length), validity}
+	return period{known.Add(-min(behind, length)).UTC().Truncate(length), validity}
 }
 
 // updates are thisUpdate and nextUpdate of what is said of a certificate by a responder whose certificate ends then. It is an error

@@ -302,12 +302,20 @@ func (d *directory) find(ctx context.Context, authority *ca.CA, id *ocsp.CertID,
 	if age >= 0 && (len(found) > 0 && age < directoryAge || len(found) == 0 && age < directoryRetry) {
 		return found, nil
 	}
-	if len(found) > 0 && !d.asking.TryLock() {
-		return found, nil
-	} else if len(found) == 0 {
+	if !d.asking.TryLock() {
+		if len(found) > 0 {
+			return found, nil
+		}
 		d.asking.Lock()
 	}
 	defer d.asking.Unlock()
+	d.mu.Lock()
+	read := d.read
+	found = d.byHash[key]
+	d.mu.Unlock()
+	if age := now.Sub(read); age > -directoryRetry && age < directoryRetry { // somebody else has asked meanwhile
+		return found, nil
+	}
 	if err := d.load(ctx, authority, now); err != nil {
 		if len(found) > 0 {
 			return found, nil // the database is away; what was cached can still be answered

@@ -34,13 +34,17 @@ const (
 // ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	var yielded time.Time
-	for {
+	for failing := false; ; {
 		lease, ok, err := s.acquire(ctx)
+		before := failing
+		failing = err != nil
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
-			s.logger.WarnContext(ctx, "the lease to sign CRLs cannot be had", "error", err)
+			if !before {
+				s.logger.WarnContext(ctx, "the lease to sign CRLs cannot be had", "error", err)
+			}
 			if err := sleep(ctx, time.Second); err != nil {
 				return err
 			}

@@ -65,22 +65,14 @@ func (s *Service) stock(ctx context.Context, now time.Time) error {
 	if age := now.Sub(s.shelf.looked); s.db.Dialect() == db.SQLite || age >= 0 && age < shelfEvery {
 		return nil
 	}
-	inForce := map[place]*List{}
-	err := s.db.Read(ctx, func(tx *db.Tx) error {
-		clear(inForce)
-		all, err := readLists(ctx, tx, `state = 'current' AND size <= $1`, int64(shelfLongest))
-		for _, l := range all {
-			inForce[place{l.Issuer, l.Scope}] = l
-		}
-		return err
-	})
+	inForce, err := s.inForce(ctx)
 	if err != nil {
 		return fmt.Errorf("read which CRLs are in force: %w", err)
 	}
 	s.shelf.mu.Lock()
 	var gone []place
 	for p := range s.shelf.lists {
-		if inForce[p] == nil {
+		if inForce[p] == "" {
 			gone = append(gone, p)
 		}
 	}
@@ -88,9 +80,20 @@ func (s *Service) stock(ctx context.Context, now time.Time) error {
 	for _, p := range gone {
 		s.shelf.replace(p, nil)
 	}
-	for p, l := range inForce {
-		if kept := s.shelf.at(p); kept != nil && kept.list.ID == l.ID {
+	for p, id := range inForce {
+		if kept := s.shelf.at(p); kept != nil && kept.list.ID == id {
 			continue
+		}
+		var l *List
+		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+			l, err = currentList(ctx, tx, p.issuer, p.scope)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("keep CRL %s: %w", id, err)
+		}
+		if l == nil || l.Size > shelfLongest {
+			continue // it changed meanwhile
 		}
 		var octets bytes.Buffer
 		octets.Grow(int(l.Size))
@@ -101,4 +104,27 @@ func (s *Service) stock(ctx context.Context, now time.Time) error {
 	}
 	s.shelf.looked = now
 	return nil
+}
+
+// inForce are the IDs of the lists in force that are short enough to be kept.
+func (s *Service) inForce(ctx context.Context) (map[place]string, error) {
+	ids := map[place]string{}
+	err := s.db.Read(ctx, func(tx *db.Tx) error {
+		clear(ids)
+		rows, err := tx.Query(ctx, `SELECT id, issuer, scope FROM crl WHERE state = 'current' AND size <= $1`, int64(shelfLongest))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id string
+			var p place
+			if err := rows.Scan(&id, &p.issuer, &p.scope); err != nil {
+				return err
+			}
+			ids[p] = id
+		}
+		return rows.Err()
+	})
+	return ids, err
 }

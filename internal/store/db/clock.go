@@ -71,6 +71,9 @@ func (d *DB) LearnClock(ctx context.Context) error {
 		high, err := readClock(ctx, tx)
 		if err == nil {
 			d.highWater.Store(high)
+			if d.standby != nil {
+				d.standby.seen.Store(max(high, d.standby.seen.Load()))
+			}
 		}
 		return err
 	})
