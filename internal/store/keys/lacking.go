@@ -16,7 +16,7 @@ type Openable struct {
 // maxWhy bounds how many keys are named.
 const maxWhy = 5
 
-// Openable opens every key that this node is entitled to. Those that are open already cost nothing.
+// Openable opens every key that this node is entitled to. Those that are open already cost nothing, but those in tokens sign.
 func (s *Store) Openable(ctx context.Context) (o Openable, err error) {
 	var self Recipient
 	var all []keyWraps
@@ -41,7 +41,7 @@ func (s *Store) Openable(ctx context.Context) (o Openable, err error) {
 			o.Why = append(o.Why, fmt.Sprintf("the %s key of %s does not open: %v", all[i].purpose, all[i].owner, err))
 		}
 	}
-	return o, nil
+	return o, s.reachable(ctx, &o)
 }
 
 // Lacking are the IDs of the recipients that this node vouches for, and that lack a wrap which they are entitled to and which this

@@ -178,6 +178,28 @@ func (s *Store) Reach(ctx context.Context, k Key) (extractable bool, err error) 
 	return ok && key.Extractable, nil
 }
 
+// reachTime is how long a token may take when it is only asked whether it is there.
+const reachTime = 3 * time.Second
+
+// reachable counts the keys in tokens: one that this node does not reach at this moment is one that it cannot open.
+func (s *Store) reachable(ctx context.Context, o *Openable) error {
+	inTokens, err := s.InTokens(ctx)
+	if err != nil || len(inTokens) == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTime)
+	defer cancel()
+	for _, k := range inTokens {
+		o.Entitled++
+		if _, err := s.Reach(ctx, k); err == nil {
+			o.Open++
+		} else if len(o.Why) < maxWhy {
+			o.Why = append(o.Why, fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err))
+		}
+	}
+	return nil
+}
+
 // exportable refuses a key that lies in a token, also where this node does not reach that: nobody gets it out, and what stands
 // in for a copy is the token itself.
 func (s *Store) exportable(ctx context.Context, id string) error {

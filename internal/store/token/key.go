@@ -55,12 +55,16 @@ const attempts = 4
 // Sign signs a digest, or for Ed25519 a message. The signature is verified before it is returned: one that a fault in the
 // token, or in its library, spoilt can give an RSA key away to whoever sees it.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), signBound)
+	defer cancel()
+	return k.sign(ctx, digest, opts)
+}
+
+func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	how, data, err := mechanism(k.public, digest, opts)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), signBound)
-	defer cancel()
 	var raw []byte
 	err = k.again(ctx, func(h *helper, key *wire.Key) (wire.Code, []byte, error) {
 		code, answer, err := h.sign(ctx, key.Number, how, data)

@@ -24,6 +24,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -181,17 +182,27 @@ func (t *Tokens) openAt(ctx context.Context, r *reach, u *URI) (*Key, error) {
 	}
 	k.spki, k.Extractable = found.SPKI, found.Extractable
 	k.asked = r.here(k.uri)
-	return k, k.prove()
+	return k, k.prove(ctx)
+}
+
+// within is a key whose signatures end with a context.
+type within struct {
+	*Key
+	ctx context.Context
+}
+
+func (w within) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return w.sign(w.ctx, digest, opts)
 }
 
 // prove signs something that is no certificate, and verifies it, as Sign does with everything.
-func (k *Key) prove() error {
+func (k *Key) prove(ctx context.Context) error {
 	text := append([]byte("chancery asks whether this token holds the private key of the public key that it shows: "), rand.Text()...)
 	algorithm, err := cert.DefaultAlgorithm(k.public)
 	if err != nil {
 		return err
 	}
-	_, err = algorithm.Sign(k, text)
+	_, err = algorithm.Sign(within{k, ctx}, text)
 	return err
 }
 
