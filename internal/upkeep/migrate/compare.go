@@ -53,14 +53,23 @@ func (m *mover) compare(ctx context.Context, tables []db.Table) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	both := 0
 	for f := range found[1] {
 		if !found[0][f] {
 			return fault.New(fault.Conflict, "chancery verify finds what it does not find in the source: %s %s: %s", f.Check, f.Object, f.Message)
 		}
-		m.done.Warnings = append(m.done.Warnings, fmt.Sprintf("chancery verify finds on both sides: %s %s: %s", f.Check, f.Object, f.Message))
+		if both++; both <= maxBoth {
+			m.done.Warnings = append(m.done.Warnings, fmt.Sprintf("chancery verify finds on both sides: %s %s: %s", f.Check, f.Object, f.Message))
+		}
+	}
+	if both > maxBoth {
+		m.done.Warnings = append(m.done.Warnings, fmt.Sprintf("chancery verify finds %d more errors on both sides", both-maxBoth))
 	}
 	return nil
 }
+
+// maxBoth is how many errors are named that were there before the move.
+const maxBoth = 10
 
 // errorsIn are the errors that verify finds; that it found anything good shows that it ran on something.
 func errorsIn(ctx context.Context, s *setup.Services) (map[finding.Finding]bool, error) {

@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -194,7 +195,42 @@ func sound(t *testing.T, s *setup.Services) {
 	}
 }
 
-// TestKilledAtAnyMoment kills moves at random moments, twenty times and then until one ends by itself, and looks at both sides.
+// killedMove runs a move in a process of its own and kills it a moment after it has said that it is at a step; at its start where step
+// is empty, and never where it is "end". It says whether the move came to its end.
+func killedMove(t *testing.T, dir datadir.Dir, file, step string, moment time.Duration) (ended bool) {
+	t.Helper()
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), childDir+"="+string(dir), childURL+"="+file)
+	var complaint bytes.Buffer
+	child.Stderr = &complaint
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for lines := bufio.NewScanner(out); step != "" && lines.Scan(); {
+		if said = append(said, lines.Text()); strings.HasPrefix(lines.Text(), step) {
+			break
+		}
+	}
+	if step != "end" {
+		time.Sleep(moment)
+		_ = child.Process.Kill()
+	}
+	switch err := child.Wait(); {
+	case err == nil:
+		return true
+	case child.ProcessState.ExitCode() != -1:
+		t.Fatalf("the move ended by itself, with %v, after %q\n%s", err, said, &complaint)
+	}
+	return false
+}
+
+// TestKilledAtAnyMoment kills moves at random moments of each of their steps, twenty times and then until one ends by itself, and looks at
+// both sides.
 func TestKilledAtAnyMoment(t *testing.T) {
 	server := pkitest.Postgres(t)
 	dir := filled(t, 900)
@@ -204,35 +240,23 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	if err := source.DB.Close(); err != nil {
 		t.Fatal(err)
 	}
-	killed := 0
-	for try := 0; ; try++ {
-		var out bytes.Buffer
-		child := exec.Command(os.Args[0])
-		child.Env = append(os.Environ(), childDir+"="+string(dir), childURL+"="+file)
-		child.Stdout, child.Stderr = &out, &out
-		if err := child.Start(); err != nil {
-			t.Fatal(err)
+	killed := map[string]int{}
+	ended := false
+	for i := 0; i < 20 && !ended; i++ {
+		step := []string{"", "copying", "comparing", "verifying"}[i%4]
+		if i >= 16 { // which may come to its end before it is killed
+			step = "switching"
 		}
-		if killed < 20 {
-			// The later ones live longer, so that the last steps are cut as well.
-			time.Sleep(time.Duration(mathrand.IntN(150*(1+try/4))) * time.Millisecond)
-			_ = child.Process.Kill()
+		if ended = killedMove(t, dir, file, step, time.Duration(mathrand.IntN(40))*time.Millisecond); !ended {
+			killed[step]++
 		}
-		err := child.Wait()
-		if err == nil {
-			break
-		}
-		if killed >= 20 {
-			t.Fatalf("the move that nobody killed: %v\n%s", err, &out)
-		}
-		if code := child.ProcessState.ExitCode(); code != -1 {
-			t.Fatalf("the move ended with %d\n%s", code, &out)
-		}
-		killed++
 	}
-	t.Logf("killed %d times", killed)
-	if killed < 5 {
-		t.Fatalf("only %d moves were killed", killed)
+	t.Logf("killed after saying: %v", killed)
+	if !ended && !killedMove(t, dir, file, "end", 0) {
+		t.Fatal("the move that nobody killed did not end")
+	}
+	if n := killed[""] + killed["copying"] + killed["comparing"]; n < 8 {
+		t.Fatalf("only %d moves were killed before their last steps", n)
 	}
 	moved := open(t, dir)
 	defer moved.DB.Close()
