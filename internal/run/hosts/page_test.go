@@ -50,6 +50,7 @@ type stage struct {
 	addresses map[string]string // as the page has them, by machine
 	aliases   map[string]string // more names, and whose machine they lead to
 	units     map[string]unit
+	words     map[string]string // of the page, and what stands in their place
 }
 
 // unit is what systemctl starts and stops.
@@ -69,13 +70,21 @@ func newStage(t *testing.T, w *world, addresses map[string]string, m machine, un
 	return s
 }
 
-// play types a page, word by word, and wants that it has that many blocks to type and to compare.
-func (s *stage) play(page string, types, compares int) {
-	s.t.Helper()
-	var real, printed []string
+// replaced is what stands in the place of the page's addresses and words, and what is put back into what is printed.
+func (s *stage) replaced() (real, printed []string) {
 	for name, address := range s.addresses {
 		real, printed = append(real, address, s.machines[name].at), append(printed, s.machines[name].at, address)
 	}
+	for word, instead := range s.words {
+		real, printed = append(real, word, instead), append(printed, instead, word)
+	}
+	return real, printed
+}
+
+// play types a page, word by word, and wants that it has that many blocks to type and to compare.
+func (s *stage) play(page string, types, compares int) {
+	s.t.Helper()
+	real, printed := s.replaced()
 	for _, m := range s.machines {
 		s.furnish(m)
 	}

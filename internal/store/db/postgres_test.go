@@ -38,11 +38,19 @@ func awaitSyncWait(t *testing.T, s *pkitest.PostgresServer, n int) (pid int) {
 	}
 }
 
+// unseeing is a login that may not see how standbys stand: its commits wait for one that is not there.
+func unseeing(t *testing.T, s *pkitest.PostgresServer) (url string) {
+	t.Helper()
+	s.Exec(t, "CREATE ROLE unseeing LOGIN")
+	s.Exec(t, "GRANT CREATE ON SCHEMA public TO unseeing")
+	return strings.Replace(s.URL("postgres"), "chancery@", "unseeing@", 1)
+}
+
 // TestCancelledWaitForTheStandbyIsNoSuccess: PostgreSQL reports a COMMIT whose wait was cancelled as done, with a warning only.
 func TestCancelledWaitForTheStandbyIsNoSuccess(t *testing.T) {
 	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_standby_names=ghost", "synchronous_commit=local")
-	d := pkitest.Open(t, db.Options{URL: s.URL("postgres")})
+	d := pkitest.Open(t, db.Options{URL: unseeing(t, s)})
 	makeTable(t, d) // with the server's own setting, which does not wait
 	d.SetDurability(db.Synchronous)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -149,7 +157,7 @@ func mustReport(t *testing.T, d *db.DB) db.DurabilityReport {
 func TestSessionWaitsForWhatWasAsked(t *testing.T) {
 	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_standby_names=ghost", "synchronous_commit=local")
-	d := pkitest.Open(t, db.Options{URL: s.URL("postgres")})
+	d := pkitest.Open(t, db.Options{URL: unseeing(t, s)})
 	for v, want := range map[db.Durability]string{db.Local: "on", db.Synchronous: "remote_apply", db.Provider: "local"} {
 		d.SetDurability(v)
 		refused := errors.New("refused") // a rollback must not take the setting back
