@@ -56,8 +56,8 @@ type CloneJoined struct {
 
 // CloneIdentity is what a node asks new certificates for.
 type CloneIdentity struct {
-	CSR         string   `json:"csr" maxLength:"20000" doc:"PEM; for the next key of its TLS identity"`
-	DatabaseCSR string   `json:"database_csr,omitempty" maxLength:"20000" doc:"PEM; for the next key of its login at the database"`
+	CSR         string   `json:"csr,omitempty" maxLength:"20000" doc:"PEM; for the next key of its TLS identity, where that is renewed"`
+	DatabaseCSR string   `json:"database_csr,omitempty" maxLength:"20000" doc:"PEM; for the next key of its login at the database, where that is renewed"`
 	Names       []string `json:"names,omitempty" maxItems:"50" doc:"further names of its TLS certificate, dns:… and ip:…; those it joined with where absent"`
 }
 
@@ -95,11 +95,12 @@ type CloneLease struct {
 
 // CloneDatabase is how a node reaches the database.
 type CloneDatabase struct {
-	Engine     string  `json:"engine"`
-	Role       string  `json:"role,omitempty"`
-	LocalReads bool    `json:"local_reads" doc:"it reads from a database of its own (database_read)"`
-	Age        float64 `json:"age" doc:"seconds; how old what it reads may be"`
-	Primary    string  `json:"primary,omitempty" doc:"reached, or why not"`
+	Engine     string    `json:"engine"`
+	Role       string    `json:"role,omitempty"`
+	LoginEnds  time.Time `json:"login_ends,omitzero" doc:"when the certificate of its own login ends; absent where it has none"`
+	LocalReads bool      `json:"local_reads" doc:"it reads from a database of its own (database_read)"`
+	Age        float64   `json:"age" doc:"seconds; how old what it reads may be"`
+	Primary    string    `json:"primary,omitempty" doc:"reached, or why not"`
 }
 
 // CloneKeys says which of the keys that a node is entitled to it can open.

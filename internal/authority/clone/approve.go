@@ -226,6 +226,26 @@ func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in cli
 	if err != nil {
 		return nil, err
 	}
+	answer := &client.CloneJoined{State: r.state, Fingerprint: r.fingerprint, Subsystems: r.subsystems, RecipientList: r.answer.RecipientList}
+	switch {
+	case in.CSR != "":
+		if answer.Certificate, err = s.renewTLS(ctx, by, r, &in, key); err != nil {
+			return nil, err
+		}
+	case in.DatabaseCSR == "":
+		return nil, fault.New(fault.Invalid, "nothing is asked for: csr, database_csr or both would pass").At("/csr")
+	}
+	login, err := s.keepLogin(ctx, by, r.name, in.DatabaseCSR)
+	if err != nil {
+		return nil, err
+	}
+	answer.DatabaseRole, answer.DatabaseCertificate, answer.DatabaseRoots = login.Role, login.Certificate, login.Roots
+	answer.AuditKeys, err = s.auditKeys(ctx)
+	return answer, err
+}
+
+// renewTLS certifies the next key of a node's TLS identity.
+func (s *Service) renewTLS(ctx context.Context, by access.Principal, r *row, in *client.CloneIdentity, key string) ([]string, error) {
 	request, err := cert.CSRLimits{}.ParsePEM([]byte(in.CSR))
 	if err != nil {
 		return nil, fmt.Errorf("/csr: %w", err)
@@ -259,18 +279,29 @@ func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in cli
 	if err != nil {
 		return nil, err
 	}
-	login, err := s.login(ctx, by, r.name, in.DatabaseCSR)
-	if err != nil {
-		return nil, err
+	return encodePath(identity.Path(issued)), nil
+}
+
+// OwnLogin certifies the next key of this node's login at the database, and makes the login where it has none yet. The node has the ca
+// subsystem; others ask one that has, by RenewIdentity.
+func (s *Service) OwnLogin(ctx context.Context, csr string) (Login, error) {
+	return s.keepLogin(ctx, access.System(s.node), s.node, csr)
+}
+
+// keepLogin gives a node a login, and remembers it, so that it ends with the node.
+func (s *Service) keepLogin(ctx context.Context, by access.Principal, name, csr string) (Login, error) {
+	login, err := s.login(ctx, by, name, csr)
+	if err != nil || login.Role == "" {
+		return login, err
 	}
-	auditKeys, err := s.auditKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &client.CloneJoined{
-		State: r.state, Fingerprint: r.fingerprint, Subsystems: r.subsystems, Certificate: encodePath(identity.Path(issued)), AuditKeys: auditKeys,
-		DatabaseRole: login.Role, DatabaseCertificate: login.Certificate, DatabaseRoots: login.Roots, RecipientList: r.answer.RecipientList,
-	}, nil
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE node SET database_role = $1 WHERE name = $2 AND state = 'active'`, login.Role, name)
+		if err == nil && n == 0 {
+			err = fault.New(fault.Denied, "node %s is none any more", name)
+		}
+		return err
+	})
+	return login, err
 }
 
 // self is the node that calls.

@@ -311,7 +311,11 @@ func (g *globals) showClone(n *client.Clone) error {
 func database(n *client.Clone) string {
 	parts := []string{n.Database.Engine}
 	if n.Database.Role != "" {
-		parts = append(parts, "as "+n.Database.Role)
+		as := "as " + n.Database.Role
+		if !n.Database.LoginEnds.IsZero() {
+			as += " (certificate ends " + stamp(n.Database.LoginEnds) + ")"
+		}
+		parts = append(parts, as)
 	}
 	if n.Database.LocalReads {
 		parts = append(parts, "reads locally")

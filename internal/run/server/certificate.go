@@ -28,13 +28,13 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// certificate is the node's TLS certificate. The node issues it to itself under the issuer of identities, with a new key
-// each time, and renews it at two thirds of its life; a handshake takes what is newest. It is kept in a file beside
+// certificate is the node's TLS certificate. The node issues it to itself under the issuer of identities, or asks another that can,
+// with a new key each time, and renews it at two thirds of its life; a handshake takes what is newest. It is kept in a file beside
 // the node's key, so that a node whose database is read-only at its start can still be talked to.
 type certificate struct {
 	file    string
 	names   []string // as general names: dns:…, ip:…
-	enrol   func(ctx context.Context, key crypto.PublicKey, names []string) (path [][]byte, err error)
+	enrol   func(ctx context.Context, key crypto.Signer, names []string) (path [][]byte, err error)
 	logger  *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 }
@@ -119,7 +119,7 @@ func (c *certificate) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make TLS key: %w", err)
 	}
-	path, err := c.enrol(ctx, key.Public(), c.names)
+	path, err := c.enrol(ctx, key, c.names)
 	if err != nil {
 		return fmt.Errorf("issue TLS certificate: %w", err)
 	}
@@ -162,13 +162,14 @@ func (c *certificate) load() (*tls.Certificate, error) {
 }
 
 // serverNames are the names by which clients may reach the node: the address they are told, the one it listens on, what
-// the configuration adds, and this machine.
-func serverNames(c *datadir.Config) []string {
+// the configuration adds, and this machine. A node that issues nothing itself gets those that it joined with, and no others: not the one it
+// listens on, which may be another's as well.
+func serverNames(c *datadir.Config, issues bool) []string {
 	hosts := append([]string{"localhost", "127.0.0.1", "::1"}, c.TLSNames...)
 	if u, err := url.Parse(c.Address); err == nil {
 		hosts = append(hosts, u.Hostname())
 	}
-	if host, _, err := net.SplitHostPort(c.Listen.API); err == nil {
+	if host, _, err := net.SplitHostPort(c.Listen.API); err == nil && issues {
 		hosts = append(hosts, host)
 	}
 	var names []string

@@ -46,7 +46,7 @@ func newIssuer(t *testing.T) *issuer {
 	return i
 }
 
-func (i *issuer) enrol(_ context.Context, key crypto.PublicKey, names []string) ([][]byte, error) {
+func (i *issuer) enrol(_ context.Context, key crypto.Signer, names []string) ([][]byte, error) {
 	i.count++
 	if i.fail != nil {
 		return nil, i.fail
@@ -61,7 +61,7 @@ func (i *issuer) enrol(_ context.Context, key crypto.PublicKey, names []string) 
 			leaf.IPAddresses = append(leaf.IPAddresses, net.ParseIP(value))
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, i.cert, key, i.key)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, i.cert, key.Public(), i.key)
 	return [][]byte{der}, err
 }
 
@@ -152,7 +152,7 @@ func TestReadableKeyIsReplaced(t *testing.T) {
 func TestServerNames(t *testing.T) {
 	got := serverNames(&datadir.Config{
 		Address: "https://pki.example:8443", Listen: datadir.Listen{API: "0.0.0.0:8443"}, TLSNames: []string{"192.0.2.1", "fe80::1%eth0", "localhost"},
-	})
+	}, true)
 	want := []string{"dns:localhost", "ip:127.0.0.1", "ip:::1", "ip:192.0.2.1", "ip:fe80::1", "dns:pki.example"}
 	if !slices.Equal(got, want) {
 		t.Fatalf("got %q, want %q", got, want)

@@ -107,6 +107,12 @@ func (n *node) self(ctx context.Context, now time.Time, stopped bool) clone.Self
 			self.NotReady = append(self.NotReady, "its TLS certificate ended at "+crt.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
+	if ends := n.login.ends.Load(); ends != nil {
+		self.Database.LoginEnds = *ends
+		if now.After(*ends) {
+			self.NotReady = append(self.NotReady, "the certificate of its login at the database ended at "+ends.UTC().Format(time.RFC3339))
+		}
+	}
 	if err := n.ready(ctx); err != nil {
 		self.NotReady = append(self.NotReady, err.Error())
 	}

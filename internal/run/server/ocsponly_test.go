@@ -60,7 +60,7 @@ func addNode(t *testing.T, one *setup.Services, first datadir.Dir, name, databas
 
 	tlsKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	issued, err := one.Identity.Serve(t.Context(), name, tlsKey.Public(), serverNames(loaded))
+	issued, err := one.Identity.Serve(t.Context(), name, tlsKey.Public(), serverNames(loaded, false))
 	must(t, err)
 	der, err := x509.MarshalPKCS8PrivateKey(tlsKey)
 	must(t, err)

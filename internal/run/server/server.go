@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"chancery/internal/authority/clone"
-	"chancery/internal/authority/identity"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
 	"chancery/internal/surface/api"
@@ -77,6 +75,7 @@ type node struct {
 	services    *setup.Services
 	registry    *prometheus.Registry
 	certificate *certificate
+	login       *login
 	checkpoints *checkpoints
 	listeners   []*listener
 	subsystems  []keys.Subsystem
@@ -110,21 +109,17 @@ func (n *node) prepare(ctx context.Context) error {
 		newGauges(s, n.logger))
 	n.checkpoints = &checkpoints{Services: s, logger: n.logger}
 	n.certificate = &certificate{
-		file: n.Dir.TLS(), names: serverNames(n.config), enrol: n.enrol, logger: n.logger,
+		file: n.Dir.TLS(), names: serverNames(n.config, n.runs(keys.SubsystemCA)), enrol: n.enrol, logger: n.logger,
 	}
 	if err := n.certificate.open(ctx, now); err != nil {
-		return err
+		if n.runs(keys.SubsystemCA) {
+			return err
+		}
+		// What is public needs no certificate, and others may be away for a while.
+		n.logger.Error("the node's TLS certificate is not good, and no node renewed it; this is tried again", "error", err)
 	}
+	n.login = n.newLogin()
 	return n.listen()
-}
-
-// enrol has the issuer of identities certify the node's TLS key.
-func (n *node) enrol(ctx context.Context, key crypto.PublicKey, names []string) ([][]byte, error) {
-	issued, err := n.services.Identity.Serve(ctx, n.config.Name, key, names)
-	if err != nil {
-		return nil, err
-	}
-	return identity.Path(issued), nil
 }
 
 // listen opens the three listeners.
@@ -247,11 +242,11 @@ func (n *node) run(ctx context.Context) error {
 // loops are what a node does besides answering.
 func (n *node) loops() []func(context.Context) error {
 	s := n.services
-	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, rollouts: s.Rollouts, proofs: s.Proofs, logger: n.logger}
+	prune := &pruner{db: s.DB, settings: s.Settings, access: s.Access, ca: s.CA, hosts: s.Hosts, rollouts: s.Rollouts, proofs: s.Proofs, clones: s.Clones, logger: n.logger}
 	loops := []func(context.Context) error{
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
-		s.DB.Watch, n.certificate.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect, n.goOn,
+		s.DB.Watch, n.certificate.Run, n.login.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect, n.goOn,
 	}
 	if n.runs(keys.SubsystemCA) { // what takes leases, or issues
 		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run, n.finish, n.drills)

@@ -104,6 +104,20 @@ func (d *DB) DropLogin(ctx context.Context, role string) (left []string, err err
 	return left, nil
 }
 
+// Reach connects once to the primary that a URL of PostgreSQL leads to, and has it answer: a login is tried before it is relied on.
+func Reach(ctx context.Context, url string) error {
+	cfg, err := configure(url, true)
+	if err != nil {
+		return fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
+	}
+	ctx = context.WithValue(ctx, connecting{}, true)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
+}
+
 // quoteText is a text as a literal; the name of a role has been a quoted identifier before.
 func quoteText(text string) string {
 	quoted := []byte{'\''}

@@ -352,11 +352,26 @@ func (c *Config) DatabaseURLs(d Dir) (write, read string, err error) {
 	return write, read, err
 }
 
-// urlFromFile reads a URL from a file that only its owner may read; a relative path is in the data directory.
+// urlFromFile is lineFromFile with the node's own login.
 func urlFromFile(d Dir, path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(string(d), path)
+	line, err := lineFromFile(d, path)
+	if err != nil {
+		return "", err
 	}
+	return withLogin(d, line)
+}
+
+// Within is a path of node.yaml: a relative one is in the data directory.
+func (d Dir) Within(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(string(d), path)
+}
+
+// lineFromFile reads a URL from a file that only its owner may read; a relative path is in the data directory.
+func lineFromFile(d Dir, path string) (string, error) {
+	path = d.Within(path)
 	text, err := keyfile.ReadSecret(path, keyfile.MaxSecret)
 	if err != nil {
 		return "", fmt.Errorf("read database URL: %w", err)
@@ -365,5 +380,5 @@ func urlFromFile(d Dir, path string) (string, error) {
 	if line == "" || strings.ContainsAny(line, "\r\n") {
 		return "", fault.New(fault.Invalid, "%s does not hold one line with the database's URL", path)
 	}
-	return withLogin(d, line)
+	return line, nil
 }

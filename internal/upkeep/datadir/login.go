@@ -3,6 +3,7 @@ package datadir
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,6 +41,91 @@ func (d Dir) KeepDatabaseLogin(role string, key []byte, certificate []string, ro
 		return err
 	}
 	return keyfile.ReplaceFile(d.databaseRole(), []byte(role+"\n"), 0o644)
+}
+
+// NextDatabaseLogin is where a login waits that was not tried yet; it has the files of one as a data directory has them.
+func (d Dir) NextDatabaseLogin() Dir { return Dir(filepath.Join(string(d), "database.next")) }
+
+// TakeDatabaseLogin puts what NextDatabaseLogin holds in the place of the node's login. Cut short, it may be called again.
+func (d Dir) TakeDatabaseLogin() error {
+	next := d.NextDatabaseLogin()
+	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+		return err
+	}
+	// The name comes last: without it, the others are not looked at.
+	for _, move := range [][2]string{
+		{next.DatabaseRoots(), d.DatabaseRoots()}, {next.DatabaseLogin(), d.DatabaseLogin()}, {next.databaseRole(), d.databaseRole()},
+	} {
+		if err := os.Rename(move[0], move[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.RemoveAll(string(next))
+}
+
+// CopyDatabaseLogin copies another directory's login into this one.
+func (d Dir) CopyDatabaseLogin(from Dir) error {
+	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+		return err
+	}
+	pair, err := keyfile.ReadSecret(from.DatabaseLogin(), keyfile.MaxFile)
+	if err != nil {
+		return err
+	}
+	defer clear(pair)
+	role, err := from.DatabaseRole()
+	if err != nil {
+		return err
+	}
+	if err := keyfile.ReplaceFile(d.DatabaseLogin(), pair, 0o600); err != nil {
+		return err
+	}
+	return keyfile.ReplaceFile(d.databaseRole(), []byte(role+"\n"), 0o644)
+}
+
+// LoginCertificate is the certificate of the node's own login at PostgreSQL, and nil where it has none.
+func (d Dir) LoginCertificate() (*x509.Certificate, error) {
+	role, err := d.DatabaseRole()
+	if err != nil || role == "" {
+		return nil, err
+	}
+	text, err := keyfile.ReadSecret(d.DatabaseLogin(), keyfile.MaxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the node's login at the database: %w", err)
+	}
+	defer clear(text)
+	pair, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		return nil, fmt.Errorf("the node's login at the database, %s: %w", d.DatabaseLogin(), err)
+	}
+	return pair.Leaf, nil
+}
+
+// LeavesLogin reports whether the database's URL leaves it to the node how it logs in: it leads over TCP, has no password and no
+// certificate, and names no user, or the one of the login.
+func (c *Config) LeavesLogin(d Dir, role string) (bool, error) {
+	if c.DatabaseFile == "" {
+		return false, nil
+	}
+	text, err := lineFromFile(d, c.DatabaseFile)
+	if err != nil {
+		return false, err
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		return false, nil
+	}
+	query := u.Query()
+	user := u.User.Username()
+	if user == "" {
+		user = query.Get("user")
+	}
+	_, password := u.User.Password()
+	socket := u.Host == "" && query.Get("host") == "" || strings.HasPrefix(query.Get("host"), "/")
+	return !password && !socket && query.Get("password") == "" && query.Get("sslcert") == "" && (user == "" || user == role), nil
 }
 
 // DatabaseRole is the name of the node's own login, and empty where it has none.

@@ -136,6 +136,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"keys.wraps":   func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
 		"keys.tokens":  func(tell func(finding.Finding)) error { return Tokens(ctx, n.Keys, tell) },
 		"files":        func(tell func(finding.Finding)) error { return n.files(tell) },
+		"files.login":  func(tell func(finding.Finding)) error { return n.login(now, tell) },
 		"offline":      func(tell func(finding.Finding)) error { return n.offline(tell) },
 		"database":     func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
 		"clock":        func(tell func(finding.Finding)) error { return n.clock(now, tell) },
@@ -146,7 +147,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
 		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
 	}
-	order := []string{"keys.wraps", "keys.tokens", "files", "offline", "database", "clock"}
+	order := []string{"keys.wraps", "keys.tokens", "files", "files.login", "offline", "database", "clock"}
 	if n.Pairs != nil {
 		order = append(order, "issuers.keys")
 	}
@@ -221,6 +222,27 @@ func (n *Node) files(tell func(finding.Finding)) error {
 	if !wrong {
 		tell(finding.Finding{Level: finding.OK, Object: string(n.Dir), Message: fmt.Sprintf("%d files are the owner's alone", len(secret))})
 	}
+	return nil
+}
+
+// login warns of a login at the database whose certificate ends: the node renews it at two thirds of its life, so something keeps it.
+func (n *Node) login(now time.Time, tell func(finding.Finding)) error {
+	leaf, err := n.Dir.LoginCertificate()
+	if err != nil || leaf == nil {
+		return err
+	}
+	told := finding.Finding{
+		Level: finding.OK, Object: leaf.Subject.CommonName, Message: "the node's login at the database is good until " + leaf.NotAfter.UTC().Format(time.RFC3339),
+	}
+	switch left := leaf.NotAfter.Sub(now); {
+	case left <= 0:
+		told.Level, told.Message = finding.Error, "the certificate of the node's login at the database ended at "+leaf.NotAfter.UTC().Format(time.RFC3339)
+		told.Hint = "chancery rescue expired makes a new one, on this machine"
+	case left < leaf.NotAfter.Sub(leaf.NotBefore)/6:
+		told.Level, told.Message = finding.Warning, told.Message+", and should have been renewed"
+		told.Hint = "the node's log says why it was not: a node that runs ca must answer, and PostgreSQL take the new certificate (ssl_ca_file)"
+	}
+	tell(told)
 	return nil
 }
 

@@ -25,9 +25,9 @@ const (
 	loginProfile = "client"
 )
 
-// loginRole is the name of a node's login. Letters are small, since PostgreSQL folds what is not quoted, and pg_hba.conf is written by
+// LoginRole is the name of a node's login. Letters are small, since PostgreSQL folds what is not quoted, and pg_hba.conf is written by
 // hand.
-func loginRole(node string) string { return "chancery_" + strings.ToLower(node) }
+func LoginRole(node string) string { return "chancery_" + strings.ToLower(node) }
 
 // openLogin gives a node its own login at PostgreSQL and certifies its key for it. Whoever calls has been let in by package clone.
 func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login, error) {
@@ -39,7 +39,7 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 	} else if err != nil {
 		return clone.Login{}, err
 	}
-	role := loginRole(node)
+	role := LoginRole(node)
 	if err := s.DB.AddLogin(ctx, role); err != nil {
 		return clone.Login{}, err
 	}
@@ -61,7 +61,10 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 	return login, err
 }
 
-// databaseRoots are what certifies PostgreSQL's servers: the roots of their pool, all of them while one is replaced.
+// DatabaseRoots are what certifies PostgreSQL's servers, in PEM: the roots of their pool, all of them while one is replaced. They are
+// empty where there is no such pool.
+func (s *Services) DatabaseRoots(ctx context.Context) (string, error) { return s.databaseRoots(ctx) }
+
 func (s *Services) databaseRoots(ctx context.Context) (string, error) {
 	issuers, err := s.CA.Issuers(ctx)
 	if err != nil {
@@ -69,7 +72,7 @@ func (s *Services) databaseRoots(ctx context.Context) (string, error) {
 	}
 	text := ""
 	for _, i := range issuers {
-		if i.Pool == DatabasePool && i.Root() {
+		if i.Pool == DatabasePool && i.Root() && i.State == ca.IssuerActive {
 			text += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate.Raw}))
 		}
 	}
