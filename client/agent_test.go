@@ -32,6 +32,31 @@ func TestJoinTokenSurvivesItsText(t *testing.T) {
 	}
 }
 
+// TestCloneToken: a node's token and a host's are not taken for each other.
+func TestCloneToken(t *testing.T) {
+	want := &CloneToken{Address: "https://pki.example.com:8443", Fingerprint: Fingerprint([]byte("root")), Secret: "s3cret"}
+	got, err := ParseCloneToken(want.String())
+	if err != nil || got.Address != want.Address || got.Secret != want.Secret || !bytes.Equal(got.Fingerprint, want.Fingerprint) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if _, err := ParseJoinToken(want.String()); err == nil {
+		t.Error("a host joins with a node's token")
+	}
+	for name, text := range map[string]string{
+		"empty": "", "a host's": (*JoinToken)(want).String(), "cut short": want.String()[:40], "no base64": cloneTokenPrefix + "%%",
+	} {
+		if _, err := ParseCloneToken(text); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	spki := []byte{1, 2, 3}
+	plain := CloneFingerprint("age1x", spki)
+	if len(plain) != 64 || plain == CloneFingerprint("age1y", spki) || plain == CloneFingerprint("age1x", nil) ||
+		PlainFingerprint(strings.ToUpper(plain[:8])+" "+plain[8:16]+":-\n"+plain[16:]) != plain {
+		t.Errorf("the fingerprint is %s", plain)
+	}
+}
+
 func TestJoinRootsBelievesTheFingerprintOnly(t *testing.T) {
 	s := httptest.NewTLSServer(nil)
 	defer s.Close()

@@ -52,6 +52,8 @@ type Service struct {
 	Options
 	node string // this one
 
+	asking sync.Mutex // held by the one caller who asks whether this node is registered
+
 	mu    sync.Mutex // guards what follows
 	known registered
 }

@@ -105,7 +105,7 @@ func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) 
 	}
 	if others == 0 {
 		return fault.New(fault.Conflict, "node %s is the last that runs ca: without it nothing could be issued, and nobody could open the keys but by the recovery key", r.name).
-			WithHint("chancery clone invite: add another node first")
+			WithHint("chancery clone invite makes the token of another node; take that in first")
 	}
 	return fault.New(fault.Conflict, "no other node that runs ca was seen in the last %s, so node %s stays", aliveFor, r.name).
 		WithHint("start another node, then try again; chancery clone list shows them")

@@ -248,7 +248,7 @@ func (s *Service) Withdraw(ctx context.Context, by access.Principal, id string, 
 			case err != nil:
 				return once.Done{}, err
 			case i == nil:
-				return once.Done{}, fault.New(fault.NotFound, "there is no invitation %.80q", access.Redact(id)).WithHint("chancery clone invite --list")
+				return once.Done{}, fault.New(fault.NotFound, "there is no invitation %.80q", access.Redact(id)).WithHint("chancery clone invitations")
 			case i.usedBy != "":
 				return once.Done{}, fault.New(fault.Conflict, "the invitation was used by node %s", i.usedBy).WithHint("chancery clone remove %s refuses the node", i.usedBy)
 			}

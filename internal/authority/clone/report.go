@@ -161,11 +161,13 @@ func (s *Service) learn(err error, now time.Time) {
 // Registered refuses where this node is none of the authority's any more. It remembers for some seconds, which Report keeps fresh; a
 // node that stood still longer asks first. It is asked before each write, so a removed node that comes back to life writes nothing.
 func (s *Service) Registered(ctx context.Context) error {
-	s.mu.Lock()
-	known := s.known
-	s.mu.Unlock()
-	if age := time.Since(known.at); !known.at.IsZero() && age >= 0 && age < believeFor {
-		return known.err
+	if err, fresh := s.remembered(); fresh {
+		return err
+	}
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if err, fresh := s.remembered(); fresh { // another caller has asked meanwhile
+		return err
 	}
 	now := time.Now()
 	r, err := s.read(ctx, s.node)
@@ -177,6 +179,19 @@ func (s *Service) Registered(ctx context.Context) error {
 	}
 	s.learn(err, now)
 	return err
+}
+
+// remembered is what this node learnt of its own row, if that is fresh. Wall and monotonic clock both count: the one stands still
+// while the machine sleeps, the other may be set.
+func (s *Service) remembered() (refused error, fresh bool) {
+	s.mu.Lock()
+	known := s.known
+	s.mu.Unlock()
+	if known.at.IsZero() {
+		return nil, false
+	}
+	age, wall := time.Since(known.at), time.Now().Round(0).Sub(known.at.Round(0))
+	return known.err, age >= 0 && age < believeFor && wall > -believeFor && wall < believeFor
 }
 
 // List lists the nodes in the order of their names, from after the one given; next is the name to continue with.

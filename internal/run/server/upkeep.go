@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/clone"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/proof"
@@ -63,6 +64,7 @@ type pruner struct {
 	hosts    *host.Service
 	rollouts *rollout.Service
 	proofs   *proof.Service
+	clones   *clone.Service
 	logger   *slog.Logger
 }
 
@@ -105,6 +107,9 @@ func (p *pruner) prune(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if err := whole(func() (int64, error) { return p.rollouts.Prune(ctx, now, pruneRows) }); err != nil {
+		return err
+	}
+	if err := whole(func() (int64, error) { return p.clones.Prune(ctx, now, pruneRows) }); err != nil {
 		return err
 	}
 	_, err = p.ca.Prune(ctx)
