@@ -109,6 +109,18 @@ type Remaining struct {
 	NotAfter  time.Time
 }
 
+// remaining is the query of RemainingUnder for the issuers whose numbers are listed; $1 is now. The profile is an expression for
+// the reason that it is one in onHold: by the index of the profile all hosts of a pool would be read for each of them.
+func remaining(issuers string) string {
+	return `SELECT c.serial, c.issuer, c.requester, c.subject, c.not_after,
+		CASE WHEN EXISTS (SELECT 1 FROM certificate n WHERE n.requester = c.requester AND n.id > c.id AND n.profile || '' = c.profile
+			AND n.name = c.name AND n.issuer NOT IN (` + issuers + `)) THEN 1 ELSE 0 END
+		FROM certificate c
+		WHERE c.issuer IN (` + issuers + `) AND c.state <> 'revoked' AND c.replaced_by = 0 AND c.not_after >= $1
+		AND c.profile NOT IN ('` + issuerProfile + `', 'ocsp-responder', '` + IdentityProfile + `')
+		ORDER BY c.id`
+}
+
 // RemainingUnder finds the certificates of issuers that are good, or on hold, and that nothing took the place of: it was neither
 // renewed nor re-keyed, nor, where its requester is an agent, did that get another for the same name by the same profile under
 // another issuer since, as agents do where another issuer is wanted. Others may have got the same name for two machines.
@@ -126,14 +138,7 @@ func RemainingUnder(ctx context.Context, tx *db.Tx, issuers []*Issuer, now time.
 		places = append(places, fmt.Sprintf("$%d", len(args)))
 		names[i.number] = i.Name
 	}
-	in := strings.Join(places, ", ")
-	rows, err := tx.Query(ctx, `SELECT c.serial, c.issuer, c.requester, c.subject, c.not_after,
-		CASE WHEN EXISTS (SELECT 1 FROM certificate n WHERE n.requester = c.requester AND n.id > c.id AND n.profile = c.profile
-			AND n.name = c.name AND n.issuer NOT IN (`+in+`)) THEN 1 ELSE 0 END
-		FROM certificate c
-		WHERE c.issuer IN (`+in+`) AND c.state <> 'revoked' AND c.replaced_by = 0 AND c.not_after >= $1
-		AND c.profile NOT IN ('`+issuerProfile+`', 'ocsp-responder', '`+IdentityProfile+`')
-		ORDER BY c.id`, args...)
+	rows, err := tx.Query(ctx, remaining(strings.Join(places, ", ")), args...)
 	if err != nil {
 		return nil, fmt.Errorf("find what remains under issuers: %w", err)
 	}
