@@ -3,18 +3,21 @@
 # make test     install what the tests need (as root) and run them, consumers included
 # make check    the gate: what CI runs
 # make bench    the budgets, each with a ratio against a peer or a bare limit
+# make chaos    three nodes and their databases killed, frozen and cut off for half an hour (CHAOS_SECONDS, CHAOS_SEED), and what came of it
 
 export CGO_ENABLED = 0
 GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BUILD = $(GO) build -trimpath -ldflags '-s -w -X chancery/internal/run/cli.version=$(VERSION)'
 FUZZTIME ?= 10s
+CHAOS_SECONDS ?= 1800
+CHAOS_SEED ?= 0
 
 # The helper that loads PKCS #11 libraries is a module of its own, since it needs cgo.
 PKCS11 = cmd/chancery-pkcs11
 CC ?= cc
 
-.PHONY: all build pkcs11 demo packages test check fmt vet static race fuzz tidy golden bench clean
+.PHONY: all build pkcs11 demo packages test check fmt vet static race fuzz tidy golden bench chaos clean
 
 all: build
 
@@ -40,6 +43,7 @@ test: packages
 	@[ ! -f bin/probed ] || sort bin/probed
 
 check: packages fmt vet static tidy test race fuzz golden
+	$(MAKE) --no-print-directory chaos CHAOS_SECONDS=120
 	@echo 'check: all passed'
 
 fmt:
@@ -77,6 +81,10 @@ bench: build
 	$(GO) build -C peers -o ../bin/step-ca github.com/smallstep/certificates/cmd/step-ca
 	bin/chancery bench --profiles bin/profiles
 	.ci/bench-pkcs11
+
+# Every call is in bin/chaos.jsonl afterwards. The same seed strikes in the same order; 0 draws one, which is printed.
+chaos: build
+	bin/chancery bench --chaos $(CHAOS_SECONDS)s --seed $(CHAOS_SEED) --history bin/chaos.jsonl
 
 clean:
 	rm -rf bin

@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
 
 	"chancery/internal/run/bench"
+	"chancery/internal/run/chaos"
 )
 
 type benchCommand struct {
@@ -20,6 +22,11 @@ type benchCommand struct {
 	Octets int    `hidden:"" default:"1" help:"Of its answers."`
 	Sign   bool   `hidden:"" help:"Sign for each of them."`
 	Agents string `hidden:"" type:"path" help:"Be simulated agents as this file says."`
+
+	Chaos   time.Duration `hidden:"" help:"Strike three nodes for so long, and judge what they say."`
+	Seed    uint64        `hidden:"" help:"Of the order of what strikes; one by chance when not given."`
+	Rush    int           `hidden:"" default:"5000" help:"How many certificates two nodes issue at once before, from each."`
+	History string        `hidden:"" type:"path" help:"File to which all calls are written."`
 }
 
 // Run measures the budgets. A missed budget is in the report, and no failure of the command.
@@ -33,6 +40,12 @@ func (c *benchCommand) Run(ctx context.Context, g *globals) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
+	}
+	if c.Chaos > 0 {
+		if c.Seed == 0 {
+			c.Seed = rand.Uint64()
+		}
+		return chaos.Run(ctx, chaos.Options{Program: program, Length: c.Chaos, Seed: c.Seed, Rush: c.Rush, History: c.History, Out: g.Out, Err: g.Err})
 	}
 	o := bench.Options{Program: program, StepCA: c.StepCA, Only: c.Only, Profiles: c.Profiles, Scale: bench.Whole, Out: g.Out, Err: g.Err}
 	if c.Quick {

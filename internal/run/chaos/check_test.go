@@ -1,0 +1,216 @@
+package chaos
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// at is a call that took ten milliseconds, so many seconds after the start.
+func at(seconds float64, c Call) Call {
+	c.Begin = start.Add(time.Duration(seconds * float64(time.Second)))
+	c.Last, c.End = c.Begin, c.Begin.Add(10*time.Millisecond)
+	if c.Outcome == "" {
+		c.Outcome = Acknowledged
+	}
+	if c.Node == "" {
+		c.Node = "node1"
+	}
+	c.Issuer, c.Life = "default", 1
+	return c
+}
+
+// sound is a history, and an end, in which nothing is wrong.
+func sound() ([]Call, Final) {
+	calls := []Call{
+		at(0, Call{Act: Issue, Name: "a", Serial: "aa"}),
+		at(1, Call{Act: Issue, Name: "b", Serial: "bb"}),
+		at(2, Call{Act: Issue, Name: "c", Outcome: Unknown}),
+		at(3, Call{Act: Issue, Name: "d", Outcome: Unknown}),
+		at(4, Call{Act: Issue, Name: "e", Outcome: Refused, CutOff: true}),
+		at(5, Call{Act: OCSP, Serial: "aa", Status: "good"}),
+		at(6, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one"}),
+		at(10, Call{Act: Revoke, Serial: "aa"}),
+		at(11, Call{Act: OCSP, Serial: "aa", Status: "revoked"}),
+		at(12, Call{Act: OCSP, Serial: "aa", Status: "good", Node: "node2"}), // it may not have heard of it
+		at(40, Call{Act: OCSP, Serial: "aa", Status: "good", Node: "node2", Age: 30 * time.Second}),
+		at(41, Call{Act: CRL, Number: 2, ThisUpdate: start.Add(11 * time.Second), Digest: "two"}),
+		at(42, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Node: "node2"}),
+		at(43, Call{Act: Turn, Name: "promote crl node2"}),
+		at(44, Call{Act: Signer, Name: "crl", Epoch: 1, Holder: "node1"}),
+		at(45, Call{Act: Signer, Name: "crl", Epoch: 2, Holder: "node2"}),
+		at(46, Call{Act: Fault, Name: "kill node"}),
+		at(47, Call{Act: Revoke, Serial: "bb", Outcome: Unknown}),
+	}
+	return calls, Final{
+		Certificates: []Certificate{{"aa", "default", "a", "revoked"}, {"bb", "default", "b", "revoked"}, {"cc", "default", "c", "valid"}},
+		OCSP:         map[string]map[string]string{"node1": {"aa": "revoked"}, "node2": {"aa": "revoked"}},
+		CRL:          map[string]List{"node1": {3, map[string]bool{"aa": true, "bb": true}}, "node2": {3, map[string]bool{"aa": true, "bb": true}}},
+		Audit:        []Event{{"node1", 1, "0000", "h1"}, {"node1", 2, "h1", "h2"}, {"node2", 1, "0000", "k1"}},
+		Verified:     9,
+	}
+}
+
+// TestCheckFindsWhatIsBroken breaks a sound history in one place after the other, and wants the rule that is broken named, and no other.
+func TestCheckFindsWhatIsBroken(t *testing.T) {
+	calls, final := sound()
+	if found := Check(calls, final); len(found) > 0 {
+		t.Fatalf("a sound history is found wrong: %v", found)
+	}
+	type end = *Final
+	for name, one := range map[string]struct {
+		rule   Rule
+		damage func(calls []Call, f end) []Call
+	}{
+		"a certificate is lost":    {Lost, func(c []Call, f end) []Call { return append(c, at(50, Call{Act: Issue, Name: "x", Serial: "ee"})) }},
+		"another serial is there":  {Lost, func(c []Call, f end) []Call { c[0].Serial = "ab"; return c }},
+		"a revocation is lost":     {Lost, func(c []Call, f end) []Call { f.Certificates[0].State = "valid"; return c }},
+		"a CRL lacks a revocation": {Lost, func(c []Call, f end) []Call { delete(f.CRL["node2"].Serials, "aa"); return c }},
+		"a serial was given twice": {Twice, func(c []Call, f end) []Call {
+			f.Certificates[2].Serial = "bb2"
+			f.Certificates = append(f.Certificates, Certificate{"bb", "other", "y", "valid"})
+			y := at(50, Call{Act: Issue, Name: "y", Serial: "bb"})
+			return append(c, y)
+		}},
+		"the inventory has a serial twice": {Twice, func(c []Call, f end) []Call {
+			f.Certificates = append(f.Certificates, Certificate{"cc", "default", "d", "valid"})
+			return c
+		}},
+		"an unknown outcome is there twice": {Once, func(c []Call, f end) []Call {
+			f.Certificates = append(f.Certificates, Certificate{"c2", "default", "c", "valid"})
+			return c
+		}},
+		"an acknowledged call was done twice": {Once, func(c []Call, f end) []Call {
+			f.Certificates = append(f.Certificates, Certificate{"a2", "default", "a", "valid"})
+			return c
+		}},
+		"what was refused is there": {Phantom, func(c []Call, f end) []Call {
+			f.Certificates = append(f.Certificates, Certificate{"ee", "default", "e", "valid"})
+			return c
+		}},
+		"what nobody asked for is revoked": {Phantom, func(c []Call, f end) []Call { f.Certificates[2].State = "revoked"; return c }},
+		"a refused revocation was done":    {Phantom, func(c []Call, f end) []Call { c[17].Outcome = Refused; return c }},
+		"good on the node that revoked it": {Good, func(c []Call, f end) []Call {
+			return append(c, at(10.5, Call{Act: OCSP, Serial: "aa", Status: "good"}))
+		}},
+		"unknown on the node that revoked it": {Good, func(c []Call, f end) []Call {
+			return append(c, at(10.5, Call{Act: OCSP, Serial: "aa", Status: "unknown"}))
+		}},
+		"good on another node, late": {Good, func(c []Call, f end) []Call {
+			c[9] = at(21, Call{Act: OCSP, Serial: "aa", Status: "good", Node: "node2"})
+			return c
+		}},
+		"good of data that are too young": {Good, func(c []Call, f end) []Call { c[10].Age = 15 * time.Second; return c }},
+		"good at the end":                 {Good, func(c []Call, f end) []Call { f.OCSP["node2"]["aa"] = "good"; return c }},
+		"not asked at the end":            {Good, func(c []Call, f end) []Call { delete(f.OCSP["node1"], "aa"); return c }},
+		"seen revoked, then good": {Good, func(c []Call, f end) []Call {
+			c[17].Begin, c[17].Last, c[17].End = start.Add(10*time.Second), start.Add(10*time.Second), start.Add(10*time.Second)
+			return append(c, at(13, Call{Act: OCSP, Serial: "bb", Status: "revoked", Node: "node2"}), at(14, Call{Act: OCSP, Serial: "bb", Status: "good", Node: "node2"}))
+		}},
+		"one number, two lists":    {Numbers, func(c []Call, f end) []Call { c[12].Digest = "another"; return c }},
+		"a higher number is older": {Numbers, func(c []Call, f end) []Call { c[11].ThisUpdate = start.Add(-time.Minute); return c }},
+		"an old list came back": {Numbers, func(c []Call, f end) []Call {
+			return append(c, at(60, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Node: "node2", Age: 5 * time.Second}))
+		}},
+		"an epoch has two signers": {OneSigner, func(c []Call, f end) []Call {
+			return append(c, at(50, Call{Act: Signer, Name: "crl", Epoch: 2, Holder: "node3"}))
+		}},
+		"the cut-off side issues":     {CutOff, func(c []Call, f end) []Call { c[1].CutOff = true; return c }},
+		"the cut-off side revokes":    {CutOff, func(c []Call, f end) []Call { c[7].CutOff = true; return c }},
+		"verify finds something":      {Verify, func(c []Call, f end) []Call { f.Findings = []string{"a hash is wrong"}; return c }},
+		"a chain has a gap":           {Chain, func(c []Call, f end) []Call { f.Audit[1].Seq = 3; return c }},
+		"a chain forks":               {Chain, func(c []Call, f end) []Call { f.Audit[1].Prev = "h0"; return c }},
+		"a chain's beginning is gone": {Chain, func(c []Call, f end) []Call { f.Audit = f.Audit[1:]; return c }},
+		"no fault struck":             {Nothing, func(c []Call, f end) []Call { return slices.Delete(c, 16, 17) }},
+		"no list was fetched":         {Nothing, func(c []Call, f end) []Call { return slices.DeleteFunc(c, func(c Call) bool { return c.Act == CRL }) }},
+		"lists without numbers": {Nothing, func(c []Call, f end) []Call {
+			return slices.DeleteFunc(append(c, at(50, Call{Act: CRL})), func(c Call) bool { return c.Number > 0 })
+		}},
+		"OCSP answers without a status": {Nothing, func(c []Call, f end) []Call {
+			for i := range c {
+				c[i].Status = ""
+			}
+			return c
+		}},
+		"verify looked at nothing": {Nothing, func(c []Call, f end) []Call { f.Verified = 0; return c }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls, final := sound()
+			found := Check(one.damage(calls, &final), final)
+			if len(found) == 0 {
+				t.Fatal("nothing was found")
+			}
+			for _, v := range found {
+				if v.Rule != one.rule && !(one.rule == Twice && (v.Rule == Once || v.Rule == Lost)) {
+					t.Errorf("found %s, and %q is what is broken", v, one.rule)
+				}
+			}
+			if !slices.ContainsFunc(found, func(v Violation) bool { return v.Rule == one.rule }) {
+				t.Errorf("found %v, and not %q", found, one.rule)
+			}
+		})
+	}
+}
+
+// TestEmptyHistoryIsNoProof wants each act to be missed.
+func TestEmptyHistoryIsNoProof(t *testing.T) {
+	found := Check(nil, Final{})
+	if len(found) != 8 {
+		t.Errorf("found %d: %v", len(found), found)
+	}
+	for _, v := range found {
+		if v.Rule != Nothing {
+			t.Errorf("found %s", v)
+		}
+	}
+}
+
+// TestHistoryIsReadAsItWasWritten keeps the file fit to be judged again later.
+func TestHistoryIsReadAsItWasWritten(t *testing.T) {
+	calls, _ := sound()
+	var file bytes.Buffer
+	for _, c := range calls {
+		line, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&file, "%s\n", line)
+	}
+	read, err := ReadHistory(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(calls, read); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestRecovery takes the first certificate that was asked for after the fault, and of a node's own callers where only that node was struck.
+func TestRecovery(t *testing.T) {
+	struck := start.Add(10 * time.Second)
+	calls := []Call{
+		at(9.995, Call{Act: Issue, Name: "under way", Client: "steady-node2"}),
+		at(11, Call{Act: Issue, Name: "refused", Outcome: Refused}),
+		at(12, Call{Act: OCSP}),
+		at(12.5, Call{Act: Issue, Name: "another's", Client: "steady-node2"}),
+		at(13, Call{Act: Issue, Name: "its own", Client: "steady-node1"}),
+	}
+	for _, one := range []struct {
+		strike strike
+		want   time.Duration
+	}{{strike{}, 2510 * time.Millisecond}, {strike{home: true}, 3010 * time.Millisecond}} {
+		if got, ok := recovery(calls, one.strike, "node1", struck); !ok || got != one.want {
+			t.Errorf("home %v: got %s, %v; want %s", one.strike.home, got, ok, one.want)
+		}
+	}
+	if _, ok := recovery(calls[:3], strike{}, "node1", struck); ok {
+		t.Error("nobody has issued")
+	}
+}

@@ -1,0 +1,271 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/run/cluster"
+)
+
+// strike is a fault as it was planned: it returns what heals it.
+type strike struct {
+	name   string
+	budget string        // the time until the next issuance counts for it; empty for none
+	home   bool          // only what callers of the struck node issue counts
+	hold   time.Duration // how long it lasts, and until somebody has issued again
+	begin  func(context.Context) (struck string, heal func() error, err error)
+}
+
+// The budgets, each in seconds.
+var bounds = []struct {
+	name  string
+	bound float64
+}{
+	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
+}
+
+// whole is a machine: its member, and the node there.
+func (w *world) of(m *cluster.Member) *node {
+	return w.nodes[slices.Index(w.cluster.Members, m)]
+}
+
+func (w *world) killNode(hold time.Duration) strike {
+	n := w.nodes[w.dice.IntN(len(w.nodes))]
+	return strike{"kill node", "node-kill", true, hold, func(context.Context) (string, func() error, error) {
+		return n.name, n.start, n.signal(syscall.SIGKILL)
+	}}
+}
+
+func (w *world) freezeNode(hold time.Duration) strike {
+	n := w.nodes[w.dice.IntN(len(w.nodes))]
+	return strike{"freeze node", "", false, hold, func(context.Context) (string, func() error, error) {
+		return n.name, func() error { return n.signal(syscall.SIGCONT) }, n.signal(syscall.SIGSTOP)
+	}}
+}
+
+func none() error { return nil }
+
+func (w *world) killProcess(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
+	return strike{"kill PostgreSQL", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := which(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		return m.Name, none, m.Kill(cluster.Process) // Patroni starts it again
+	}}
+}
+
+func (w *world) killMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
+	return strike{"kill machine", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := which(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		n := w.of(m)
+		if err := errors.Join(n.signal(syscall.SIGKILL), m.Kill(cluster.Machine)); err != nil {
+			return "", nil, err
+		}
+		return m.Name, func() error { return errors.Join(m.Restart(), n.start()) }, nil
+	}}
+}
+
+func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
+	return strike{"freeze member", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := which(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		return m.Name, func() error { return m.Thaw(cluster.Machine) }, m.Freeze(cluster.Machine)
+	}}
+}
+
+// cut parts a machine, its node included, from all others; where it has no link of its own, its member stands still instead.
+func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
+	return strike{"cut machine off", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := which(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		n := w.of(m)
+		if err := m.Cut(); err != nil {
+			return "", nil, err
+		}
+		n.cutOff.Store(m.Link != nil)
+		return m.Name, func() error { n.cutOff.Store(false); return m.Heal() }, nil
+	}}
+}
+
+// turn has operators give a lease to nodes: two of them at once where it is a duel.
+func (w *world) turn(duel bool) strike {
+	verbs := []string{"promote", "demote"}
+	count := 1
+	if duel {
+		count = 2
+	}
+	first, lease := w.dice.IntN(len(w.nodes)), []string{"crl", "crl", "audit"}[w.dice.IntN(3)]
+	verb := verbs[w.dice.IntN(2)]
+	if duel {
+		verb = "promote"
+	}
+	return strike{verb, "", false, 0, func(ctx context.Context) (string, func() error, error) {
+		errs := make([]error, count)
+		var all sync.WaitGroup
+		for i := range count {
+			all.Go(func() {
+				n := w.nodes[(first+i)%len(w.nodes)]
+				c, err := w.caller(fmt.Sprintf("operator%d", i+1), (first+i)%len(w.nodes))
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				defer c.close()
+				call := c.act(ctx, Call{Act: Turn, Name: verb + " " + lease + " " + n.name}, 3, false, func(ctx context.Context, at int) error {
+					_, err := c.api[at].TurnClone(ctx, n.name, verb, client.CloneTurn{Lease: lease})
+					return err
+				})
+				errs[i] = w.history.add(call)
+			})
+		}
+		all.Wait()
+		return lease, none, errors.Join(errs...)
+	}}
+}
+
+// random is any fault.
+func (w *world) random() strike {
+	long := func(from, to time.Duration) time.Duration { return from + time.Duration(w.dice.Int64N(int64(to-from))) }
+	any := w.cluster.Members[w.dice.IntN(len(w.cluster.Members))]
+	one := func(context.Context) (*cluster.Member, error) { return any, nil }
+	switch w.dice.IntN(12) {
+	case 0, 1:
+		return w.killNode(long(time.Second/2, 8*time.Second))
+	case 2:
+		return w.freezeNode(long(time.Second, 25*time.Second))
+	case 3:
+		return w.killProcess(0, w.cluster.Primary, "primary-process")
+	case 4:
+		return w.killProcess(0, one, "")
+	case 5:
+		return w.killMachine(long(time.Second, 10*time.Second), w.cluster.Primary, "primary-machine")
+	case 6:
+		return w.killMachine(long(time.Second, 10*time.Second), one, "")
+	case 7:
+		return w.freezeMember(long(time.Second, 25*time.Second), w.cluster.Synchronous, "standby-frozen")
+	case 8:
+		return w.freezeMember(long(time.Second, 30*time.Second), one, "")
+	case 9:
+		return w.cut(long(time.Second, 10*time.Second), w.cluster.Synchronous, "standby-cut")
+	case 10:
+		return w.cut(long(time.Second, 40*time.Second), one, "")
+	default:
+		return w.turn(w.dice.IntN(2) == 0)
+	}
+}
+
+// opening are the faults that have a budget, and what else a short run must have seen, in an order of their own.
+func (w *world) opening() []strike {
+	all := []strike{
+		w.killNode(2 * time.Second),
+		w.freezeNode(4 * time.Second),
+		w.turn(true),
+		w.killProcess(0, w.cluster.Primary, "primary-process"),
+		w.freezeMember(time.Second, w.cluster.Synchronous, "standby-frozen"),
+		w.cut(time.Second, w.cluster.Synchronous, "standby-cut"),
+		w.killMachine(time.Second, w.cluster.Primary, "primary-machine"),
+	}
+	w.dice.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// schedule strikes until the time is over, one fault after the other, and sometimes one of a node within one of a member. A cluster of three
+// bears the loss of one: each member is well again before the next is struck.
+func (w *world) schedule(ctx context.Context, end time.Time) error {
+	opening := w.opening()
+	for i := 0; time.Now().Before(end); i++ {
+		s := w.random()
+		if i < len(opening) {
+			s = opening[i]
+		}
+		second := w.dice.IntN(4) == 0 && i >= len(opening)
+		within := w.freezeNode(time.Duration(rand.New(w.dice).Int64N(int64(5 * time.Second))))
+		if err := w.strike(ctx, s, func() error {
+			if !second {
+				return nil
+			}
+			return w.strike(ctx, within, nil)
+		}); err != nil {
+			return err
+		}
+		if err := w.well(ctx); err != nil {
+			return fmt.Errorf("after %q: %w", s.name, err)
+		}
+		sleep(ctx, time.Second)
+	}
+	return nil
+}
+
+// strike does one fault, and holds it until somebody has issued since, for patience at most: what does not go on then is a finding.
+func (w *world) strike(ctx context.Context, s strike, within func() error) error {
+	begin := time.Now()
+	struck, heal, err := s.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	at := time.Now()
+	if within != nil {
+		err = within()
+	}
+	sleep(ctx, s.hold)
+	if s.budget != "" && err == nil {
+		err = w.until(ctx, "issuing goes on after "+s.name, func(context.Context) error {
+			if _, ok := recovery(w.history.calls(), s, struck, at); !ok {
+				return errors.New("nobody has issued")
+			}
+			return nil
+		})
+	}
+	err = errors.Join(err, heal())
+	call := Call{Act: Fault, Name: s.name, Node: struck, Begin: begin, Last: at, End: time.Now()}
+	if took, ok := recovery(w.history.calls(), s, struck, at); ok && s.budget != "" {
+		w.say("%s %s: issued again after %s", s.name, struck, took.Round(time.Millisecond))
+		w.took(s.budget, took)
+	} else {
+		w.say("%s %s, for %s", s.name, struck, call.End.Sub(begin).Round(100*time.Millisecond))
+	}
+	return errors.Join(err, w.history.add(call))
+}
+
+// recovery is how long after a fault the first certificate was acknowledged that was asked for since: of a node's own callers where
+// the fault is one of that node.
+func recovery(calls []Call, s strike, struck string, at time.Time) (took time.Duration, ok bool) {
+	for i := len(calls) - 1; i >= 0 && calls[i].End.After(at); i-- {
+		c := calls[i]
+		if c.Act != Issue || c.Outcome != Acknowledged || c.Last.Before(at) || s.home && c.Client != "steady-"+struck {
+			continue
+		}
+		if now := c.End.Sub(at); !ok || now < took {
+			took, ok = now, true
+		}
+	}
+	return took, ok
+}
+
+// well waits until members and nodes are as they were.
+func (w *world) well(ctx context.Context) error {
+	if err := w.cluster.WaitHealthy(ctx); err != nil {
+		return err
+	}
+	for _, n := range w.nodes {
+		if n.ended() {
+			return fmt.Errorf("node %s ended by itself; its log is %s", n.name, n.log)
+		}
+	}
+	return nil
+}

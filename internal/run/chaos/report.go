@@ -1,0 +1,88 @@
+package chaos
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"chancery/internal/run/bench"
+)
+
+// took notes how long it was until somebody issued again.
+func (w *world) took(budget string, d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.times == nil {
+		w.times = map[string][]time.Duration{}
+	}
+	w.times[budget] = append(w.times[budget], d)
+}
+
+// report prints what happened, the budgets by the worst of each fault, and the verdict.
+func (w *world) report(final *Final, found []Violation) error {
+	count := map[string]int{}
+	cutOff := 0
+	for _, c := range w.history.calls() {
+		switch c.Act {
+		case Fault:
+			count["fault: "+c.Name]++
+		case Signer:
+			count[c.Act]++
+		default:
+			count[c.Act+" "+c.Outcome]++
+		}
+		if c.CutOff && c.Outcome != Acknowledged && (c.Act == Issue || c.Act == Revoke) {
+			cutOff++
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(count)) {
+		fmt.Fprintf(w.Out, "%8d  %s\n", count[name], name)
+	}
+	fmt.Fprintf(w.Out, "%8d  calls refused or without an answer on nodes that were cut off\n", cutOff)
+	behind, asked := stale(w.history.calls())
+	fmt.Fprintf(w.Out, "%8d  OCSP answers about what was revoked elsewhere before; the latest that was not yet so came %s after\n", asked, behind.Round(time.Millisecond))
+	fmt.Fprintf(w.Out, "%8d  certificates, %d events of the audit, %d findings of verify that say ok\n", len(final.Certificates), len(final.Audit), final.Verified)
+	for _, b := range bounds {
+		line := bench.Budget{Name: "chaos-" + b.name, Unit: "s", Bound: b.bound, Unknown: true}
+		for _, d := range w.times[b.name] {
+			line.Unknown, line.Measured = false, max(line.Measured, d.Seconds())
+		}
+		fmt.Fprintf(w.Out, "%s\n", line)
+	}
+	for i, v := range found {
+		if i == 20 {
+			fmt.Fprintf(w.Out, "and %d more\n", len(found)-i)
+			break
+		}
+		fmt.Fprintf(w.Out, "BROKEN %s\n", v)
+	}
+	if len(found) > 0 {
+		fmt.Fprintf(w.Out, "FAIL, CHAOS_SEED=%d; the history is in %s\n", w.Seed, w.History)
+		return fmt.Errorf("chaos broke %d rules", len(found))
+	}
+	fmt.Fprintf(w.Out, "PASS, CHAOS_SEED=%d\n", w.Seed)
+	return nil
+}
+
+// stale is the longest time after which an answer that claimed to be fresh still was from before a revocation that another node had
+// acknowledged, and how many answers were asked for after one.
+func stale(calls []Call) (longest time.Duration, asked int) {
+	revoked := map[string]time.Time{}
+	for _, c := range calls {
+		if c.Act == Revoke && c.Outcome == Acknowledged {
+			revoked[c.Serial] = c.End
+		}
+	}
+	for _, c := range calls {
+		at, ok := revoked[c.Serial]
+		if c.Act != OCSP || c.Status == "" || !ok || c.Begin.Before(at) {
+			continue
+		}
+		asked++
+		if c.Status != "revoked" && c.Age == 0 {
+			longest = max(longest, c.Begin.Sub(at))
+		}
+	}
+	return longest, asked
+}
