@@ -110,6 +110,7 @@ func (d *DB) postgresPool(o Options, url string, of *server, conns int) (*sql.DB
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
 	}
+	of.reach = time.Duration(1+len(cfg.Fallbacks)) * cfg.ConnectTimeout
 	var c driver.Connector = &postgresConnector{url: url, config: cfg, durability: d.durability, patience: o.Patience, of: of}
 	if o.Wrap != nil {
 		c = o.Wrap(c)
@@ -132,6 +133,9 @@ func configure(url string, primary bool) (*pgx.ConnConfig, error) {
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second
+		if len(cfg.Fallbacks) > 0 {
+			cfg.ConnectTimeout = 2 * time.Second // for each: one that stands still is not to keep the others from being asked
+		}
 	}
 	cfg.RuntimeParams["application_name"] = "chancery"
 	cfg.StatementCacheCapacity = maxStatements

@@ -32,6 +32,7 @@ type server struct {
 	asking  *sql.DB
 	primary bool
 	open    sockets
+	reach   time.Duration // how long it may take to connect to it, by way of other hosts that do not answer
 
 	away atomic.Pointer[absence] // nil while it answers
 	here atomic.Pointer[stay]    // whose context ends when it goes away
@@ -138,16 +139,22 @@ var errNoPrimary = errors.New("the server only reads: it is a standby, or was se
 
 // ask asks on a connection of its own, since all others may be waiting.
 func (s *server) ask(ctx context.Context, patience time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	reaching, cancel := context.WithTimeout(ctx, max(s.reach, patience))
+	defer cancel()
+	conn, err := s.asking.Conn(reaching)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel = context.WithTimeout(ctx, patience)
 	defer cancel()
 	var readOnly string
 	var high int64
-	err := s.asking.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'),
+	err = conn.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'),
 		COALESCE((SELECT MAX(high_water) FROM clock WHERE name = $1), 0)`, clockRow).Scan(&readOnly, &high)
 	switch {
 	case err == nil && s.primary && readOnly == "on":
-		s.asking.SetMaxIdleConns(0) // of several hosts, another may be the primary: look for it
-		s.asking.SetMaxIdleConns(1)
+		discard(conn) // of several hosts, another may be the primary: look for it
 		return errNoPrimary
 	case err != nil && judge(err) == final && !errors.Is(err, context.DeadlineExceeded):
 		err = nil // it answered, and that there is no such table yet is another's business

@@ -2,7 +2,9 @@ package db_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +33,7 @@ func newPair(t *testing.T) pair {
 		t.Fatal(err)
 	}
 	standby := primary.Standby(t, "n1", "fsync=off")
-	return pair{primary, standby, db.Options{URL: primary.TCP("chancery"), ReadURL: standby.URL("chancery"), Node: "n1", Patience: time.Second}}
+	return pair{primary, standby, db.Options{URL: primary.TCP("chancery") + "&connect_timeout=1", ReadURL: standby.URL("chancery") + "&connect_timeout=1", Node: "n1", Patience: time.Second}}
 }
 
 // watch runs Watch for as long as the test.
@@ -82,6 +84,7 @@ func TestAwayAndBehind(t *testing.T) {
 		test func(*testing.T, pair)
 	}{
 		{"a standby given as the primary", standbyAsPrimary}, {"the standby frozen", standbyFrozen}, {"the primary frozen", primaryFrozen},
+		{"the first host silent", firstHostSilent},
 		{"the standby behind, and the primary killed", standbyBehind},
 	} {
 		t.Run(one.name, func(t *testing.T) {
@@ -206,4 +209,23 @@ func standbyAsPrimary(t *testing.T, p pair) {
 	if _, _, err := look(t, d); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// firstHostSilent names a host first that takes connections and says nothing: the primary is found all the same, at the start and
+// when it comes back.
+func firstHostSilent(t *testing.T, p pair) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	o := p.options
+	o.URL = fmt.Sprintf("postgres://chancery@%s,127.0.0.1:%d/chancery?sslmode=disable&target_session_attrs=read-write&connect_timeout=1", silent.Addr(), p.primary.Port)
+	d := pkitest.Open(t, o)
+	watch(t, d)
+	await(t, "a write", func() bool { return put(t, d, 6) == nil })
+	p.primary.Freeze(t)
+	await(t, "the absence of the primary", func() bool { return d.Away() != nil })
+	p.primary.Thaw(t)
+	await(t, "the primary", func() bool { return put(t, d, 7) == nil })
 }
