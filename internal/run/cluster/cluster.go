@@ -196,7 +196,7 @@ func (c *Cluster) URL(user, database string) string {
 	for i, m := range c.Members {
 		hosts[i] = m.Postgres()
 	}
-	return fmt.Sprintf("postgres://%s@%s/%s?target_session_attrs=read-write&sslmode=disable&connect_timeout=1", user, strings.Join(hosts, ","), database)
+	return fmt.Sprintf("postgres://%s@%s/%s?target_session_attrs=read-write&sslmode=disable&connect_timeout=2", user, strings.Join(hosts, ","), database)
 }
 
 // Database makes an empty database that belongs to the role chancery, and returns the URL that names all members.

@@ -59,7 +59,7 @@ func (m *Member) Data() string { return filepath.Join(m.Dir, "data") }
 
 // URL names this member alone, whatever its role is.
 func (m *Member) URL(user, database string) string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable&connect_timeout=1", user, m.Postgres(), database)
+	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable&connect_timeout=3", user, m.Postgres(), database)
 }
 
 // Exec runs one statement as the administrator.
@@ -115,7 +115,7 @@ func (m *Member) successor(ctx context.Context) (string, error) {
 
 // standby says whether the member only reads.
 func (m *Member) standby(ctx context.Context) (standby bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	admin, err := m.admin("postgres")
 	if err != nil {

@@ -38,9 +38,10 @@ func startCluster(t *testing.T) *theCluster {
 		t.Fatal(err)
 	}
 	must(t, c.primary(t).Exec(t.Context(), "postgres", "GRANT pg_monitor TO chancery"))
-	if c.d, err = db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous}); err != nil {
-		t.Fatal(err)
-	}
+	awaitNo(t, func() (err error) { // a loaded machine may take its time with the first connection
+		c.d, err = db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous})
+		return err
+	})
 	makeTable(t, c.d)
 	ctx, cancel := context.WithCancel(context.Background())
 	watched := make(chan error, 1)
@@ -143,7 +144,9 @@ func (c *theCluster) load(t *testing.T, name string) (end func() (written int, s
 func (c *theCluster) gap(t *testing.T, name string, do, over func() error) {
 	t.Helper()
 	end := c.load(t, name)
-	must(t, once(t.Context(), c.d, name+" before"))
+	for i := range 100 { // so that the others are at work
+		must(t, once(t.Context(), c.d, fmt.Sprint(name, " before ", i)))
+	}
 	must(t, do())
 	awaitNo(t, over)
 	must(t, once(t.Context(), c.d, name+" after"))
@@ -177,6 +180,7 @@ func TestCluster(t *testing.T) {
 		name string
 		do   func(*theCluster, *testing.T)
 	}{
+		{"each server is asked", (*theCluster).eachIsAsked},
 		{"a standby is no primary", (*theCluster).standbyIsRefused},
 		{"the synchronous standby stands still", (*theCluster).standbyStandsStill},
 		{"the process of the primary is lost", (*theCluster).processIsLost},
@@ -187,6 +191,29 @@ func TestCluster(t *testing.T) {
 		if !t.Run(part.name, func(t *testing.T) { part.do(c, t) }) {
 			return
 		}
+	}
+}
+
+// eachIsAsked: a survey sees one primary, which one standby is synchronous with, and where each of them is.
+func (c *theCluster) eachIsAsked(t *testing.T) {
+	all, err := db.Survey(t.Context(), c.url, 10*time.Second)
+	must(t, err)
+	synchronous, standbys := 0, 0
+	for i, s := range all {
+		if s.Err != nil || s.Address != c.Members[i].Postgres() || s.Position == 0 || s.Connections.Most == 0 || s.Settings["wal_sender_timeout"] != "4000ms" {
+			t.Errorf("server %d: %+v", i, s)
+		}
+		if s.Standby {
+			standbys++
+		}
+		for _, f := range s.Standbys {
+			if f.Sync == "sync" && !s.Standby && s.Settings["synchronous_standby_names"] != "" && f.State == "streaming" {
+				synchronous++
+			}
+		}
+	}
+	if len(all) != 3 || standbys != 2 || synchronous != 1 {
+		t.Errorf("%d servers, %d standbys, %d of them synchronous: %+v", len(all), standbys, synchronous, all)
 	}
 }
 
