@@ -130,7 +130,7 @@ func (c *backupDrillCommand) Run(ctx context.Context, g *globals) error {
 	end := g.progress("drilling")
 	done, err := drill.Run(ctx, s, o)
 	end()
-	if closed := s.DB.Close(); err == nil {
+	if closed := s.Close(); err == nil {
 		err = closed
 	}
 	if err != nil {

@@ -233,10 +233,11 @@ func (r *run) load(ctx context.Context, d *db.DB, file string, opener *keys.Reco
 func (r *run) assemble(ctx context.Context, d *db.DB, opener *keys.Recovery) (*setup.Services, error) {
 	if r.Recovery == nil {
 		s, err := setup.Assemble(d, r.from.Audit.Node(), r.Node, slog.New(slog.DiscardHandler))
-		if err == nil {
-			err = d.LearnClock(ctx)
+		if err != nil {
+			return nil, err
 		}
-		return s, err
+		r.lendTokens(s)
+		return s, d.LearnClock(ctx)
 	}
 	key, err := keys.CreateNodeKey(filepath.Join(r.dir, "node.key"))
 	if err != nil {
@@ -246,11 +247,19 @@ func (r *run) assemble(ctx context.Context, d *db.DB, opener *keys.Recovery) (*s
 	if err != nil {
 		return nil, err
 	}
+	r.lendTokens(s)
 	r.done.Recovery = true
 	if recovered == 0 {
 		return nil, fault.New(fault.Invalid, "the recovery key opens the backup, and none of the keys in it")
 	}
 	return s, nil
+}
+
+// lendTokens lets what was restored sign with the tokens that this node reaches: their keys are in no backup.
+func (r *run) lendTokens(s *setup.Services) {
+	if r.from.Tokens != nil {
+		s.Keys.UseTokens(r.from.Tokens)
+	}
 }
 
 // sign has every key that is there sign, and one certificate and one CRL made and verified.

@@ -27,6 +27,7 @@ import (
 	"chancery/internal/store/keys"
 	"chancery/internal/store/move"
 	"chancery/internal/store/schema"
+	"chancery/internal/store/token"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
@@ -65,7 +66,8 @@ type mover struct {
 	url            string
 	source, target *db.DB
 	from, to       *setup.Services
-	mark           move.Mark // of the source, as it is now
+	tokens         *token.Tokens // that the node reaches: a key in one stays there
+	mark           move.Mark     // of the source, as it is now
 	done           Done
 }
 
@@ -161,8 +163,14 @@ func (m *mover) openSource(ctx context.Context) error {
 	if err := schema.Migrate(ctx, m.source); err != nil {
 		return fmt.Errorf("bring %s to this program's schema: %w", path, err)
 	}
-	m.from, err = setup.Assemble(m.source, m.config.Name, m.key, m.Logger)
-	return err
+	if m.from, err = setup.Assemble(m.source, m.config.Name, m.key, m.Logger); err != nil {
+		return err
+	}
+	tokens := m.config.TokenOptions(m.Dir)
+	tokens.Logger = m.Logger
+	m.tokens = token.New(tokens)
+	m.from.Keys.UseTokens(m.tokens)
+	return nil
 }
 
 func (m *mover) openTarget(ctx context.Context) (err error) {
@@ -172,7 +180,9 @@ func (m *mover) openTarget(ctx context.Context) (err error) {
 	if err := m.checkTarget(ctx); err != nil {
 		return err
 	}
-	m.to, err = setup.Assemble(m.target, m.config.Name, m.key, m.Logger)
+	if m.to, err = setup.Assemble(m.target, m.config.Name, m.key, m.Logger); err == nil && m.tokens != nil {
+		m.to.Keys.UseTokens(m.tokens)
+	}
 	return err
 }
 
@@ -318,6 +328,9 @@ func (m *mover) retried(ctx context.Context, once func() error) error {
 
 func (m *mover) close() error {
 	var errs []error
+	if m.tokens != nil {
+		errs = append(errs, m.tokens.Close())
+	}
 	for _, d := range []*db.DB{m.target, m.source} {
 		if d != nil {
 			errs = append(errs, d.Close())

@@ -61,9 +61,10 @@ func ExportKeys(ctx context.Context, o KeysOptions) (exported []ExportedKey, err
 	}
 	exported, err = s.exportKeys(ctx, o)
 	if err != nil {
-		return nil, closing(s.DB, err)
+		_ = s.Close()
+		return nil, err
 	}
-	return exported, s.DB.Close()
+	return exported, s.Close()
 }
 
 // check refuses before anything is opened.

@@ -144,7 +144,8 @@ func OpenBeside(ctx context.Context, dir datadir.Dir, config *datadir.Config, lo
 		err = s.DB.LearnClock(ctx)
 	}
 	if err != nil {
-		return nil, closing(s.DB, err)
+		_ = s.Close()
+		return nil, err
 	}
 	return s, nil
 }
