@@ -236,19 +236,8 @@ func (s *Services) renewLogin(ctx context.Context, dir datadir.Dir, done *Brough
 	if err != nil || login.Role == "" {
 		return err
 	}
-	for _, f := range []struct {
-		path    string
-		content []byte
-		mode    fs.FileMode
-	}{
-		{dir.DatabaseKey(), text, 0o600}, {dir.DatabaseCert(), []byte(strings.Join(login.Certificate, "")), 0o644}, {dir.DatabaseRoots(), []byte(login.Roots), 0o644},
-	} {
-		if err := keyfile.ReplaceFile(f.path, f.content, f.mode); err != nil {
-			return err
-		}
-		done.Files = append(done.Files, f.path)
-	}
-	return nil
+	done.Files = append(done.Files, dir.DatabaseLogin(), dir.DatabaseRoots())
+	return dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
 }
 
 // certifyServers makes keys and certificates for PostgreSQL's servers, for the operator to put there: their agents cannot ask for any
@@ -291,7 +280,7 @@ func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by acc
 		clear(text)
 		done.Files = append(done.Files, base+".key", base+".crt")
 	}
-	roots, err := s.databaseRoots(ctx)
+	roots, err := s.DatabaseRoots(ctx)
 	if err != nil {
 		return err
 	}

@@ -92,21 +92,12 @@ func longAgo(t *testing.T, dir datadir.Dir, socket string, online bool) (serverK
 		}
 		serverKey, serverPath = certified(t, s, ca.Order{Pool: setup.DatabasePool, Profile: "server", Names: []string{"dns:localhost"}})
 		loginKey, loginPath := certified(t, s, ca.Order{Pool: setup.DatabasePool, Profile: "client", Subject: "CN=chancery_node1"})
-		if err := os.MkdirAll(filepath.Dir(dir.DatabaseCert()), 0o700); err != nil {
-			t.Fatal(err)
-		}
 		p, err := s.Pools.Pool(t.Context(), setup.DatabasePool)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for path, content := range map[string][]byte{
-			dir.DatabaseKey(): loginKey, dir.DatabaseCert(): loginPath, dir.DatabaseRoots(): keyfile.EncodeCertificates(p.Root.Certificate),
-		} {
-			if err := os.WriteFile(path, content, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := dir.SetDatabaseRole("chancery_node1"); err != nil {
+		roots := string(keyfile.EncodeCertificates(p.Root.Certificate))
+		if err := dir.KeepDatabaseLogin("chancery_node1", loginKey, []string{string(loginPath)}, roots); err != nil {
 			t.Fatal(err)
 		}
 	})
