@@ -146,15 +146,19 @@ func (c *CA) admitInTx(ctx context.Context, tx *db.Tx, who access.Principal, pro
 }
 
 // onHold finds the newest certificate of a requester and a profile that is on hold. The profile is an expression, so that no index
-// serves it: SQLite takes that of the profile for as good as that of the requester, and then reads all that hosts have of it.
-const onHold = `SELECT serial FROM certificate WHERE requester = $1 AND profile || '' = $2 AND state = $3 AND not_after >= $4
+// serves it: SQLite takes that of the profile for as good as that of the requester, and then reads all that hosts have of it. The
+// state is no parameter: since certificate_live is of one state, SQLite would prepare the statement anew for each call.
+const onHold = `SELECT serial FROM certificate WHERE requester = $1 AND profile || '' = $2 AND state = '` + string(Held) + `' AND not_after >= $3
 	ORDER BY id DESC LIMIT 1`
+
+// revokedOf finds the newest certificates of a requester that are revoked for good. Its state is no parameter either.
+const revokedOf = `SELECT serial FROM certificate WHERE requester = $1 AND state = '` + string(Revoked) + `' AND not_after >= $2 ORDER BY id DESC LIMIT $3`
 
 // noneOnHold refuses a host another certificate of a profile while one that it has is on hold: a hold suspends the host's
 // service, and a new certificate would end it behind the back of who holds.
 func noneOnHold(ctx context.Context, tx *db.Tx, by access.Principal, profile string, now time.Time) error {
 	var serial []byte
-	err := tx.QueryRow(ctx, onHold, by.ID, profile, string(Held), db.Micros(now)).Scan(&serial)
+	err := tx.QueryRow(ctx, onHold, by.ID, profile, db.Micros(now)).Scan(&serial)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
@@ -169,8 +173,7 @@ func noneOnHold(ctx context.Context, tx *db.Tx, by access.Principal, profile str
 // RevokedOf returns the serials of a principal's certificates that are revoked for good and not expired: the newest first, up
 // to limit. What is on hold is none of them, since it may come back.
 func RevokedOf(ctx context.Context, tx *db.Tx, requester string, now time.Time, limit int) ([]*big.Int, error) {
-	rows, err := tx.Query(ctx, `SELECT serial FROM certificate WHERE requester = $1 AND state = $2 AND not_after >= $3
-		ORDER BY id DESC LIMIT $4`, requester, string(Revoked), db.Micros(now), int64(limit))
+	rows, err := tx.Query(ctx, revokedOf, requester, db.Micros(now), int64(limit))
 	if err != nil {
 		return nil, fmt.Errorf("read what of %s is revoked: %w", requester, err)
 	}

@@ -172,7 +172,8 @@ func TestPlans(t *testing.T) {
 		`SELECT c.id ` + certificateFrom + ` WHERE c.profile = 'a' ORDER BY c.id DESC LIMIT 3`:                                       "certificate_by_profile",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.issuer = 5 ORDER BY c.id DESC LIMIT 3`:                                          "certificate_by_issuer",
 		`SELECT c.id ` + certificateFrom + ` WHERE c.not_after < 5 ORDER BY c.not_after, c.id LIMIT 3`:                               "certificate_by_expiry",
-		strings.NewReplacer("$1", "'a'", "$2", "'b'", "$3", "'held'", "$4", "5").Replace(onHold):                                     "certificate_by_requester",
+		strings.NewReplacer("$1", "'a'", "$2", "'b'", "$3", "5").Replace(onHold):                                                     "certificate_by_requester",
+		strings.NewReplacer("$1", "'a'", "$2", "5", "$3", "5").Replace(revokedOf):                                                    "certificate_by_requester",
 		strings.ReplaceAll(remaining("5"), "$1", "1"):                                                                                "n USING INDEX certificate_by_requester",
 		`SELECT entry FROM revocation WHERE issuer = 1 AND change > 5 AND crl_partition = 0 AND (state = 'revoked') ORDER BY change`: "revocation_",
 	} {
@@ -198,7 +199,7 @@ func TestPlans(t *testing.T) {
 			return rows.Err()
 		}))
 	}
-	if checked != 11 {
+	if checked != 12 {
 		t.Fatalf("%d plans were checked", checked)
 	}
 }

@@ -237,27 +237,19 @@ func (s *Service) view(ctx context.Context, r *row) (*view, error) {
 	var v *view
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		v = &view{}
-		open, err := members(ctx, tx, r, ` AND wave <= $2 AND done_at = 0`, r.wave)
+		// So many of either are read as can be under way, and not the rest of the wave at each look.
+		told, err := members(ctx, tx, r, ` AND wave <= $2 AND done_at = 0 AND moved_at > 0`, r.wave)
 		if err != nil {
 			return err
 		}
-		var ids []string
-		for _, m := range open {
-			switch {
-			case m.moved:
-				ids = append(ids, m.id)
-			case len(v.untold) < atOnce:
-				v.untold = append(v.untold, m)
-			}
+		if v.untold, err = members(ctx, tx, r, ` AND wave <= $2 AND done_at = 0 AND moved_at = 0 LIMIT $3`, r.wave, int64(atOnce)); err != nil {
+			return err
 		}
-		standings, err := host.Standings(ctx, tx, r.goal(), ids)
+		standings, err := host.Standings(ctx, tx, r.goal(), idsOf(told))
 		if err != nil {
 			return err
 		}
-		for _, m := range open {
-			if !m.moved {
-				continue
-			}
+		for _, m := range told {
 			standing, there := standings[m.id]
 			switch {
 			case !there || standing == host.Absent: // gone, or not here yet

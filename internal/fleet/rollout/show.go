@@ -157,40 +157,49 @@ func (r *row) addRequest(issuers []*ca.Issuer, out *client.Rollout) {
 // holding says who holds the present wave: hosts that were told and have not done it, or, where all have, who presents what the
 // next stage takes away.
 func (s *Service) holding(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.Issuer, now time.Time) ([]client.RolloutHost, error) {
-	open, err := members(ctx, tx, r, ` AND wave <= $2 AND done_at = 0 AND because = '' ORDER BY wave, name`, r.wave)
+	held, waits, err := s.lacking(ctx, tx, r, `moved_at > 0`, now)
+	if err == nil && !waits { // who was not told yet holds nothing, and is not read while somebody does
+		_, waits, err = s.lacking(ctx, tx, r, `moved_at = 0`, now)
+	}
 	if err != nil {
 		return nil, err
 	}
-	var held []client.RolloutHost
-	waits := false
+	if !waits && r.last() && (r.next() == client.StageLeave || r.stage == client.StageLeave) && !r.spec.Compromised {
+		return s.gate(ctx, tx, r, r.leaving(issuers), now)
+	}
+	return held, nil
+}
+
+// lacking names the hosts of the waves up to the present one that have not done what the stage wants; which of them is a condition
+// upon rollout_host. waits is whether there are any.
+func (s *Service) lacking(ctx context.Context, tx *db.Tx, r *row, which string, now time.Time) (held []client.RolloutHost, waits bool, err error) {
+	open, err := members(ctx, tx, r, ` AND wave <= $2 AND done_at = 0 AND because = '' AND `+which+` ORDER BY wave, name`, r.wave)
+	if err != nil {
+		return nil, false, err
+	}
 	for part := range slices.Chunk(open, host.Moved) {
 		found, err := s.Hosts.Lacks(ctx, tx, r.goal(), idsOf(part))
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		for _, k := range found {
 			if k.State == client.HostPending {
 				continue // it has nothing, and gets all of it when it joins
 			}
 			waits = true
-			if i := slices.IndexFunc(part, func(m member) bool { return m.id == k.ID }); part[i].moved && len(held) < maxNamed {
-				h := holds(k, r.goal(), now)
-				waits, err := s.Trust.Waits(ctx, tx, k.ID)
-				if err != nil {
-					return nil, err
-				}
-				if text := waits[k.Placement]; text != "" {
-					h.Message += "; " + text + "; chancery host set NAME --absent --because TEXT leaves one out"
-				}
-				held = append(held, h)
+			if len(held) == maxNamed {
+				return held, waits, nil
 			}
-		}
-		if len(held) == maxNamed {
-			break
+			h := holds(k, r.goal(), now)
+			others, err := s.Trust.Waits(ctx, tx, k.ID)
+			if err != nil {
+				return nil, false, err
+			}
+			if text := others[k.Placement]; text != "" {
+				h.Message += "; " + text + "; chancery host set NAME --absent --because TEXT leaves one out"
+			}
+			held = append(held, h)
 		}
 	}
-	if !waits && r.last() && (r.next() == client.StageLeave || r.stage == client.StageLeave) && !r.spec.Compromised {
-		return s.gate(ctx, tx, r, r.leaving(issuers), now)
-	}
-	return held, nil
+	return held, waits, nil
 }

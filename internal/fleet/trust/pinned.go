@@ -34,6 +34,7 @@ type pinned struct {
 
 const pinnedColumns = `host, placement, serial, pool, purpose, fingerprint, certificate, not_after, state, created_at`
 
+// A condition names a state as it is: since an index is of one state, SQLite would prepare a statement anew for each parameter.
 func readPinned(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*pinned, error) {
 	rows, err := tx.Query(ctx, `SELECT `+pinnedColumns+` FROM trust_pinned WHERE `+where+` ORDER BY created_at, host, placement, serial`, args...)
 	if err != nil {
@@ -264,7 +265,7 @@ func pinnedFor(ctx context.Context, tx *db.Tx, pool, purpose string) ([]string, 
 
 // Waits says, of each of a host's certificates that wait for others, who does not hold it yet: by placement.
 func (s *Service) Waits(ctx context.Context, tx *db.Tx, host string) (map[string]string, error) {
-	waiting, err := readPinned(ctx, tx, `host = $1 AND state = $2`, host, announced)
+	waiting, err := readPinned(ctx, tx, `host = $1 AND state = '`+announced+`'`, host)
 	if err != nil {
 		return nil, err
 	}
@@ -394,7 +395,7 @@ func (s *Service) news(ctx context.Context, tx *db.Tx, now time.Time) ([]*pinned
 		if same {
 			continue
 		}
-		waiting, err := readPinned(ctx, tx, `pool = $1 AND state = $2`, pool, announced)
+		waiting, err := readPinned(ctx, tx, `pool = $1 AND state = '`+announced+`'`, pool)
 		if err != nil {
 			return nil, err
 		}
