@@ -21,7 +21,6 @@ func TestFailover(t *testing.T) {
 	}{
 		{"the synchronous standby is cut off", (*theCluster).standbyIsCutOff},
 		{"the machine of the primary is lost", (*theCluster).machineIsLost},
-		{"the machine of the primary stands still", (*theCluster).machineStandsStill},
 		{"the cut-off primary refuses while another writes", (*theCluster).cutOffSideRefuses},
 	} {
 		must(t, c.WaitHealthy(t.Context()))
@@ -50,17 +49,6 @@ func (c *theCluster) machineIsLost(t *testing.T) {
 	lost := c.primary(t)
 	c.gap(t, "database machine lost", func() error { return lost.Kill(cluster.Machine) }, func() error { return c.other(t, lost) })
 	must(t, lost.Restart())
-}
-
-// machineStandsStill: a primary that wakes up when another has taken over takes no more writes, and loses none that was acknowledged.
-func (c *theCluster) machineStandsStill(t *testing.T) {
-	frozen := c.primary(t)
-	c.gap(t, "database machine frozen", func() error { return frozen.Freeze(cluster.Machine) }, func() error { return c.other(t, frozen) })
-	must(t, frozen.Thaw(cluster.Machine))
-	must(t, c.WaitHealthy(t.Context()))
-	if now := c.primary(t); now == frozen {
-		t.Errorf("%s is the primary again", now.Name)
-	}
 }
 
 // cutOffSideRefuses: while the old primary is alone with its node, nothing is acknowledged there, and the others go on. Together again, there is
