@@ -23,7 +23,7 @@ type Options struct {
 	StepCA   string   // the peer; empty, and what is compared with it is missed
 	Dir      string   // where the throw-away stores are made; empty means the system's place for temporary files
 	Profiles string   // where profiles of missed budgets are written
-	Only     []string // parts (issuance, ocsp, revocation, crl, start, agents, rollouts) and engines (sqlite, postgres); empty means all
+	Only     []string // parts (issuance, ocsp, revocation, crl, start, clones, agents, rollouts) and engines (sqlite, postgres); empty means all
 	Scale    Scale
 	Out      io.Writer // the table and the budgets
 	Err      io.Writer // progress
@@ -79,8 +79,8 @@ var (
 func Run(ctx context.Context, o Options) error {
 	b := &bench{Options: o, Scale: o.Scale, profiles: map[string]*profile{}, start: time.Now()}
 	for _, name := range o.Only {
-		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partAgents, partRollouts, sqliteEngine, postgresEngine}, name) {
-			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, agents, rollouts, sqlite and postgres, not %q", name)
+		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partClones, partAgents, partRollouts, sqliteEngine, postgresEngine}, name) {
+			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, clones, agents, rollouts, sqlite and postgres, not %q", name)
 		}
 	}
 	b.budgets = slices.DeleteFunc(wanted(b.engines(), b.part), func(budget Budget) bool {
@@ -111,9 +111,13 @@ func (b *bench) fleetOn(part, engine string) bool {
 	return b.part(part) && (engine == sqliteEngine || slices.Contains(b.Only, part))
 }
 
-// onlyFleets reports whether nothing but agents and rollouts is to be measured, which have authorities of their own.
-func (b *bench) onlyFleets() bool {
-	return !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart}, b.part)
+// onlyFleets reports whether nothing but agents and rollouts is to be measured, which have authorities of their own, or clones where there
+// are none.
+func (b *bench) onlyFleets(engine string) bool {
+	if engine == sqliteEngine && len(b.Only) > 0 && !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart}, b.part) {
+		return true
+	}
+	return !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partClones}, b.part)
 }
 
 func (b *bench) engines() []string {
@@ -170,7 +174,7 @@ type stage struct {
 
 // engine measures one engine: with an empty store, a full one, and one with as many revocations.
 func (b *bench) engine(ctx context.Context, engine string) error {
-	if b.onlyFleets() {
+	if b.onlyFleets(engine) {
 		return nil
 	}
 	b.say("%s: empty store", engine)
@@ -184,14 +188,14 @@ func (b *bench) engine(ctx context.Context, engine string) error {
 			_ = a.pg.Stop()
 		}
 	}()
-	loads := []stage{{partIssuance, b.issuance}, {partOCSP, b.ocsp}, {partRevocation, b.revocation}}
+	loads := []stage{{partIssuance, b.issuance}, {partOCSP, b.ocsp}, {partRevocation, b.revocation}, {partClones, b.clones}}
 	if err := b.stages(ctx, a, empty, loads); err != nil {
 		return err
 	}
 	if err := b.bytes(ctx, a); err != nil {
 		return err
 	}
-	if b.part(partIssuance) || b.part(partOCSP) || b.part(partRevocation) || b.part(partStart) {
+	if b.part(partIssuance) || b.part(partOCSP) || b.part(partRevocation) || b.part(partStart) || b.part(partClones) && a.pg != nil {
 		if err := b.full(ctx, a, loads); err != nil {
 			return err
 		}

@@ -29,6 +29,7 @@ const (
 	partStart      = "start"
 	partAgents     = "agents"
 	partRollouts   = "rollouts"
+	partClones     = "clones"
 )
 
 // bound is what a budget asks.
@@ -64,6 +65,10 @@ var budgets = []struct {
 	{"rollout-failures", bound{partRollouts, []string{empty}, false, 0, ""}},
 	{"rollout-linear", bound{partRollouts, []string{empty}, false, 1.5, "x"}},
 	{"rollout-memory", bound{partRollouts, []string{empty}, false, 1000, "MB"}},
+	{"clones-issue", bound{partClones, []string{empty}, true, 0.7, "x"}},
+	{"clones-promote", bound{partClones, []string{empty}, false, 2, "s"}},
+	{"clones-join", bound{partClones, []string{full}, false, 5, "s"}},
+	{"clones-ocsp-lost", bound{partClones, []string{empty}, false, 0, ""}},
 }
 
 // Budget is one measured bound. It prints as a line "BUDGET name measured bound ok|missed".
@@ -144,8 +149,11 @@ func ParseBudget(line string) (Budget, error) {
 }
 
 // measuredOn reports whether a budget is measured on an engine. What agents take of memory, theirs or a node's, does not depend
-// on it.
+// on it. Several nodes need PostgreSQL.
 func measuredOn(name, engine string) bool {
+	if strings.HasPrefix(name, "clones-") {
+		return engine == postgresEngine
+	}
 	return engine == sqliteEngine || !strings.HasPrefix(name, "agent-") && name != "agents-held-memory"
 }
 
