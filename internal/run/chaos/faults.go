@@ -98,8 +98,23 @@ func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Me
 			return "", nil, err
 		}
 		n.cutOff.Store(m.Link != nil)
-		return m.Name, func() error { n.cutOff.Store(false); return m.Heal() }, nil
+		return m.Name, func() error {
+			err := w.within(ctx, n)
+			n.cutOff.Store(false)
+			return errors.Join(err, m.Heal())
+		}, nil
 	}}
+}
+
+// within has a caller on a machine that is cut off ask its node for a certificate. It may not get one: Check judges.
+func (w *world) within(ctx context.Context, n *node) error {
+	c, err := w.caller(fmt.Sprintf("within-%s-%d", n.name, time.Now().UnixMicro()), slices.Index(w.nodes, n))
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	_, err = c.issue(ctx, 1, true)
+	return err
 }
 
 // turn has operators give a lease to nodes: two of them at once where it is a duel.
@@ -262,9 +277,13 @@ func (w *world) well(ctx context.Context) error {
 	if err := w.cluster.WaitHealthy(ctx); err != nil {
 		return err
 	}
-	for _, n := range w.nodes {
-		if n.ended() {
-			return fmt.Errorf("node %s ended by itself; its log is %s", n.name, n.log)
+	for i, n := range w.nodes {
+		err := w.until(ctx, n.name+" answers", func(ctx context.Context) error {
+			_, err := w.admin[i].Clone(ctx, n.name)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

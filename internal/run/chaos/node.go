@@ -44,9 +44,10 @@ type node struct {
 	life   atomic.Int64 // how often it was started
 	cutOff atomic.Bool  // it can reach nobody
 
-	mu   sync.Mutex // guards what follows
-	cmd  *exec.Cmd  // nil while it does not run
-	done chan struct{}
+	mu     sync.Mutex // guards what follows
+	cmd    *exec.Cmd  // nil while it shall not run
+	done   chan struct{}
+	failed int // how often it ended by itself, and was started again
 }
 
 func (n *node) at(port int) string { return net.JoinHostPort(n.member.Address, strconv.Itoa(port)) }
@@ -62,13 +63,19 @@ func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// start starts the node; its first words are waited for by nobody.
+// start starts the node; its first words are waited for by nobody. When it ends by itself it is started again after a second, as its unit
+// of systemd says: at its start it may find no database.
 func (n *node) start() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cmd != nil {
 		return fmt.Errorf("node %s runs", n.name)
 	}
+	return n.run()
+}
+
+// run starts the program; mu is held.
+func (n *node) run() error {
 	out, err := os.OpenFile(n.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -86,6 +93,10 @@ func (n *node) start() error {
 			_ = cmd.Wait()
 		}
 		close(done)
+		if err == nil {
+			time.Sleep(time.Second)
+			n.again(cmd)
+		}
 	}()
 	if err := <-started; err != nil {
 		return err
@@ -93,6 +104,26 @@ func (n *node) start() error {
 	n.cmd, n.done = cmd, done
 	n.life.Add(1)
 	return nil
+}
+
+// again starts the node after its program has ended, unless it was killed.
+func (n *node) again(ended *exec.Cmd) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd != ended {
+		return
+	}
+	n.failed++
+	if err := n.run(); err != nil {
+		fmt.Fprintf(os.Stderr, "start node %s again: %v\n", n.name, err)
+	}
+}
+
+// failures is how often the node ended by itself.
+func (n *node) failures() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.failed
 }
 
 // signal sends the node a signal; SIGKILL is waited for.
@@ -110,21 +141,6 @@ func (n *node) signal(s syscall.Signal) error {
 		n.cmd = nil
 	}
 	return nil
-}
-
-// ended reports whether the node runs no more, and nobody killed it.
-func (n *node) ended() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.cmd == nil {
-		return false
-	}
-	select {
-	case <-n.done:
-		return true
-	default:
-		return false
-	}
 }
 
 // logged are the node's lines that say that it signs CRLs, and in which epoch.

@@ -40,6 +40,11 @@ func (w *world) report(final *Final, found []Violation) error {
 		fmt.Fprintf(w.Out, "%8d  %s\n", count[name], name)
 	}
 	fmt.Fprintf(w.Out, "%8d  calls refused or without an answer on nodes that were cut off\n", cutOff)
+	again := 0
+	for _, n := range w.nodes {
+		again += n.failures()
+	}
+	fmt.Fprintf(w.Out, "%8d  nodes ended at their start, since no database answered, and were started again\n", again)
 	behind, asked := stale(w.history.calls())
 	fmt.Fprintf(w.Out, "%8d  OCSP answers about what was revoked elsewhere before; the latest that was not yet so came %s after\n", asked, behind.Round(time.Millisecond))
 	fmt.Fprintf(w.Out, "%8d  certificates, %d events of the audit, %d findings of verify that say ok\n", len(final.Certificates), len(final.Audit), final.Verified)

@@ -189,13 +189,10 @@ func (w *world) ready(ctx context.Context, n *node) error {
 		w.admin = append(w.admin, c)
 	}
 	return w.until(ctx, n.name+" is ready", func(ctx context.Context) error {
-		if n.ended() {
-			text, _ := os.ReadFile(n.log)
-			return fmt.Errorf("it ended: %s", text[max(0, len(text)-2000):])
-		}
 		now, err := c.Clone(ctx, n.name)
 		if err != nil {
-			return err
+			text, _ := os.ReadFile(n.log)
+			return fmt.Errorf("%w; its log ends with: %s", err, text[max(0, len(text)-1000):])
 		}
 		if !now.Ready {
 			return fmt.Errorf("not ready: %s, %v", now.State, now.NotReady)
