@@ -11,9 +11,15 @@ import (
 )
 
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 200, 12 << 20: 200, smallHeap - 1: 200, smallHeap: 100, 128 << 20: 100, 256 << 20: 50, 400 << 20: 32, 1 << 40: 25} {
-		if got := gcPercent(live); got != want {
-			t.Errorf("with %d live: %d, want %d", live, got, want)
+	for _, c := range []struct {
+		live, stacks uint64
+		want         int
+	}{
+		{0, 0, 200}, {12 << 20, 60 << 20, 200}, {smallHeap - 1, 0, 200}, {smallHeap, 0, 100}, {96 << 20, 0, 100}, {256 << 20, 0, 37},
+		{400 << 20, 0, 24}, {400 << 20, 100 << 20, 19}, {1 << 40, 0, 15},
+	} {
+		if got := gcPercent(c.live, c.stacks); got != c.want {
+			t.Errorf("with %d live and stacks of %d: %d, want %d", c.live, c.stacks, got, c.want)
 		}
 	}
 }
