@@ -46,7 +46,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("look at the end: %w", err)
 	}
-	found := Check(w.history.calls(), *final)
+	calls, err := w.history.written()
+	if err != nil {
+		return err
+	}
+	found := Check(calls, *final)
 	if err := w.survive(ctx); err != nil {
 		found = append(found, Violation{"a clone of a clone works without the one between", err.Error()})
 	}

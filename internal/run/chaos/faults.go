@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"syscall"
@@ -31,7 +30,7 @@ var bounds = []struct {
 	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
 }
 
-// whole is a machine: its member, and the node there.
+// of is the node on a member's machine.
 func (w *world) of(m *cluster.Member) *node {
 	return w.nodes[slices.Index(w.cluster.Members, m)]
 }
@@ -156,8 +155,8 @@ func (w *world) turn(duel bool) strike {
 // random is any fault.
 func (w *world) random() strike {
 	long := func(from, to time.Duration) time.Duration { return from + time.Duration(w.dice.Int64N(int64(to-from))) }
-	any := w.cluster.Members[w.dice.IntN(len(w.cluster.Members))]
-	one := func(context.Context) (*cluster.Member, error) { return any, nil }
+	member := w.cluster.Members[w.dice.IntN(len(w.cluster.Members))]
+	one := func(context.Context) (*cluster.Member, error) { return member, nil }
 	switch w.dice.IntN(12) {
 	case 0, 1:
 		return w.killNode(long(time.Second/2, 8*time.Second))
@@ -209,7 +208,7 @@ func (w *world) schedule(ctx context.Context, end time.Time) error {
 			s = opening[i]
 		}
 		second := w.dice.IntN(4) == 0 && i >= len(opening)
-		within := w.freezeNode(time.Duration(rand.New(w.dice).Int64N(int64(5 * time.Second))))
+		within := w.freezeNode(time.Duration(w.dice.Int64N(int64(5 * time.Second))))
 		if err := w.strike(ctx, s, func() error {
 			if !second {
 				return nil

@@ -121,6 +121,25 @@ func (h *history) calls() []Call {
 	return h.all[:len(h.all):len(h.all)]
 }
 
+// written reads what the file has by now, which is what is judged.
+func (h *history) written() ([]Call, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.out.Flush(); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(h.file.Name())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	all, err := ReadHistory(bufio.NewReader(f))
+	if err == nil && len(all) != len(h.all) {
+		err = fmt.Errorf("%s has %d calls, and there were %d", h.file.Name(), len(all), len(h.all))
+	}
+	return all, err
+}
+
 func (h *history) close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
