@@ -58,7 +58,7 @@ func (h *host) asQEMU(p consumer.Program) consumer.Program {
 }
 
 // qemuClient is a directory as a client of QEMU has it: trust, and a pair unless it has none.
-func qemuClient(t *testing.T, trust []byte, of *peer) string {
+func qemuClient(t testing.TB, trust []byte, of *peer) string {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "ca-cert.pem"), trust, 0o644))
