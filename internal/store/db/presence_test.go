@@ -229,3 +229,24 @@ func firstHostSilent(t *testing.T, p pair) {
 	p.primary.Thaw(t)
 	await(t, "the primary", func() bool { return put(t, d, 7) == nil })
 }
+
+// TestReadWithoutStandby: a node that starts while its standby is not there yet, as after a power failure, reads at the primary at once,
+// though nobody watches the servers so early.
+func TestReadWithoutStandby(t *testing.T) {
+	t.Parallel()
+	url := pkitest.URL(t, db.Postgres)
+	first := pkitest.Open(t, db.Options{URL: url})
+	if err := schema.Migrate(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Heartbeat(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	d := pkitest.Open(t, db.Options{URL: url, ReadURL: "postgres://nobody@/chancery?host=" + t.TempDir(), Node: "n1"})
+	if err := d.LearnClock(t.Context()); err != nil {
+		t.Errorf("learn the time: %v", err)
+	}
+	if seen, err := d.SeenTime(t.Context()); err != nil || seen.IsZero() {
+		t.Errorf("seen %v, %v", seen, err)
+	}
+}

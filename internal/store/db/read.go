@@ -9,12 +9,15 @@ import (
 
 // Read runs fn in a read-only transaction that sees one state of the database: repeatable read on PostgreSQL, where it may
 // be a standby's and so a little old (ReadAge), a snapshot on SQLite. fn may run again when the connection is lost or a
-// standby cancels the query.
+// standby cancels the query, then on the primary where the standby is not there.
 func (d *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
-	for attempt, alone := 0, false; ; attempt++ {
+	for attempt, alone, lost := 0, false, false; ; attempt++ {
 		pool, err := d.readFrom(ctx)
 		if err != nil {
 			return err
+		}
+		if lost && d.Away() == nil {
+			pool = d.writer // nobody watches yet, or has not seen that the standby is gone
 		}
 		kind, err := d.readOnce(ctx, pool, d.floorOf(pool, alone), fn)
 		if err == errBehind {
@@ -25,6 +28,7 @@ func (d *DB) Read(ctx context.Context, fn func(tx *Tx) error) error {
 		if kind == final || attempt >= 3 || ctx.Err() != nil {
 			return d.explain(err)
 		}
+		lost = kind == broken && d.standby != nil && pool == d.reader
 		if !sleep(ctx, backoff(attempt)) {
 			return d.explain(err)
 		}
