@@ -183,19 +183,18 @@ func (w *world) random() strike {
 	}
 }
 
-// opening are the faults that have a budget, and what else a short run must have seen, in an order of their own.
+// opening are the faults that have a budget, in an order of their own, after what else a short run must have seen.
 func (w *world) opening() []strike {
 	all := []strike{
 		w.killNode(2 * time.Second),
 		w.freezeNode(4 * time.Second),
-		w.turn(true),
 		w.killProcess(0, w.cluster.Primary, "primary-process"),
 		w.freezeMember(time.Second, w.cluster.Synchronous, "standby-frozen"),
 		w.cut(time.Second, w.cluster.Synchronous, "standby-cut"),
 		w.killMachine(time.Second, w.cluster.Primary, "primary-machine"),
 	}
 	w.dice.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	return all
+	return append([]strike{w.turn(true)}, all...)
 }
 
 // schedule strikes until the time is over, one fault after the other, and sometimes one of a node within one of a member. A cluster of three
