@@ -175,7 +175,7 @@ func (w *world) setup(e *testscript.Env) error {
 func (w *world) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "json": jsonIs, "get": jsonVariable, "node": w.node, "line": line, "fetch": fetchFile, "mode": mode, "until": until,
-		"database": w.database, "tokens": w.tokens,
+		"database": w.database, "tokens": w.tokens, "free": free,
 	}
 }
 
@@ -349,6 +349,18 @@ func (w *world) tokens(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("SOFTHSM2_CONF", conf)
 	ts.Setenv("MODULE", pkitest.SoftHSMModule(w.t))
 	ts.Setenv("PATH", filepath.Dir(pkitest.TokenHelper(w.t))+string(os.PathListSeparator)+ts.Getenv("PATH"))
+}
+
+// free NAME… sets variables to addresses on which nothing listens.
+func free(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: free NAME…")
+	}
+	for _, name := range args {
+		at, err := consumer.FreeAddress()
+		ts.Check(err)
+		ts.Setenv(name, at)
+	}
 }
 
 // database FILE makes a PostgreSQL database with nothing of an authority in it, and writes its URL into a file.
