@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -232,6 +234,7 @@ func (w *world) strike(ctx context.Context, s strike, within func() error) error
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	at := time.Now()
+	w.struck = struck
 	if within != nil {
 		err = within()
 	}
@@ -273,7 +276,9 @@ func recovery(calls []Call, s strike, struck string, at time.Time) (took time.Du
 // well waits until members and nodes are as they were.
 func (w *world) well(ctx context.Context) error {
 	if err := w.cluster.WaitHealthy(ctx); err != nil {
-		return err
+		if err := w.restart(ctx, err); err != nil {
+			return err
+		}
 	}
 	for i, n := range w.nodes {
 		err := w.until(ctx, n.name+" answers", func(ctx context.Context) error {
@@ -285,4 +290,35 @@ func (w *world) well(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// restart does what an operator does with a database that does not come to itself in two minutes: the member that was struck last, or else
+// the first, is started anew. How often that was needed is reported, and what Patroni said is kept.
+func (w *world) restart(ctx context.Context, why error) error {
+	m := w.cluster.Members[0]
+	for _, one := range w.cluster.Members {
+		if one.Name == w.struck {
+			m = one
+		}
+	}
+	w.say("%v; machine %s is started anew", why, m.Name)
+	w.restarts++
+	for _, one := range w.cluster.Members {
+		text, err := os.ReadFile(filepath.Join(one.Dir, "patroni.log"))
+		if err == nil {
+			err = os.WriteFile(w.History+"."+one.Name+".patroni.log", text, 0o644)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	n := w.of(m)
+	if err := errors.Join(n.signal(syscall.SIGKILL), m.Kill(cluster.Machine)); err != nil {
+		return err
+	}
+	sleep(ctx, time.Second)
+	if err := errors.Join(m.Restart(), n.start()); err != nil {
+		return err
+	}
+	return w.cluster.WaitHealthy(ctx)
 }

@@ -45,6 +45,7 @@ func (w *world) report(final *Final, found []Violation) error {
 		again += n.failures()
 	}
 	fmt.Fprintf(w.Out, "%8d  nodes ended at their start, since no database answered, and were started again\n", again)
+	fmt.Fprintf(w.Out, "%8d  members did not come to themselves in %s, and were started anew\n", w.restarts, patience)
 	behind, asked := stale(w.history.calls())
 	fmt.Fprintf(w.Out, "%8d  OCSP answers about what was revoked elsewhere before; the latest that was not yet so came %s after\n", asked, behind.Round(time.Millisecond))
 	fmt.Fprintf(w.Out, "%8d  certificates, %d events of the audit, %d findings of verify that say ok\n", len(final.Certificates), len(final.Audit), final.Verified)

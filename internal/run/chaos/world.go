@@ -55,6 +55,9 @@ type world struct {
 	dice    *rand.Rand // of the schedule alone
 	begun   time.Time
 
+	struck   string // the member or node that was struck last; this and the next are the schedule's alone
+	restarts int    // of members that did not come to themselves
+
 	mu    sync.Mutex                 // guards what follows
 	valid []string                   // serials that were acknowledged, and nobody has asked to revoke
 	ended []string                   // serials whose revocation was asked for
