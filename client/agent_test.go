@@ -50,8 +50,20 @@ func TestCloneToken(t *testing.T) {
 		}
 	}
 	spki := []byte{1, 2, 3}
-	plain := CloneFingerprint("age1x", spki)
-	if len(plain) != 64 || plain == CloneFingerprint("age1y", spki) || plain == CloneFingerprint("age1x", nil) ||
+	in := CloneJoin{Name: "n2", Address: "https://n2.test", PublicKey: "age1x", Names: []string{"dns:a", "dns:b"}}
+	plain := CloneFingerprint(in, spki, nil)
+	for what, other := range map[string]CloneJoin{
+		"name":    {Name: "n3", Address: in.Address, PublicKey: in.PublicKey, Names: in.Names},
+		"address": {Name: in.Name, Address: "https://n3.test", PublicKey: in.PublicKey, Names: in.Names},
+		"key":     {Name: in.Name, Address: in.Address, PublicKey: "age1y", Names: in.Names},
+		"names":   {Name: in.Name, Address: in.Address, PublicKey: in.PublicKey, Names: []string{"dns:a"}},
+		"a comma": {Name: in.Name, Address: in.Address, PublicKey: in.PublicKey, Names: []string{"dns:a,5:dns:b"}},
+	} {
+		if CloneFingerprint(other, spki, nil) == plain {
+			t.Errorf("another %s has the same fingerprint", what)
+		}
+	}
+	if len(plain) != 64 || plain == CloneFingerprint(in, nil, nil) || plain == CloneFingerprint(in, nil, spki) || plain == CloneFingerprint(in, spki, spki) ||
 		PlainFingerprint(strings.ToUpper(plain[:8])+" "+plain[8:16]+":-\n"+plain[16:]) != plain {
 		t.Errorf("the fingerprint is %s", plain)
 	}

@@ -4,17 +4,24 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"iter"
 	"net/http"
 	"net/url"
 	"strings"
 )
 
-// CloneFingerprint is what an administrator compares before a node gets keys: the SHA-256, in hexadecimal, over both public keys
-// that it shows, the age recipient and the SubjectPublicKeyInfo of its TLS key.
-func CloneFingerprint(publicKey string, spki []byte) string {
-	sum := sha256.Sum256(append([]byte("chancery node 1\n"+publicKey+"\n"), spki...))
-	return hex.EncodeToString(sum[:])
+// CloneFingerprint is what an administrator compares before a node gets keys: the SHA-256, in hexadecimal, over all that it asks to be
+// approved. After a line that names the form come, each as a netstring (its length, a colon, its octets, a comma): name, address, age
+// recipient, SubjectPublicKeyInfo of the TLS key, that of the key of its login at the database (empty where it has none), and each
+// further name.
+func CloneFingerprint(in CloneJoin, spki, databaseSPKI []byte) string {
+	sum := sha256.New()
+	sum.Write([]byte("chancery node 2\n"))
+	for _, part := range append([]string{in.Name, in.Address, in.PublicKey, string(spki), string(databaseSPKI)}, in.Names...) {
+		fmt.Fprintf(sum, "%d:%s,", len(part), part)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // PlainFingerprint is a fingerprint as CloneFingerprint writes it, from one in which people put spaces, colons, dashes or capitals.

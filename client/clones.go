@@ -67,6 +67,7 @@ type Clone struct {
 	State           string        `json:"state"`
 	Subsystems      []string      `json:"subsystems"`
 	Address         string        `json:"address"`
+	Names           []string      `json:"names,omitempty" doc:"further names that it asked for, of its TLS certificate"`
 	Fingerprint     string        `json:"fingerprint"`
 	Release         string        `json:"release"`
 	Schema          int64         `json:"schema"`

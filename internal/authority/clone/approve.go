@@ -5,6 +5,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -39,7 +41,7 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 			return nil, err
 		}
 		if shown := client.PlainFingerprint(in.Fingerprint); shown != r.fingerprint {
-			return nil, fault.New(fault.Conflict, "node %s joined with keys of the fingerprint %s, not %.80s", r.name, r.fingerprint, shown).At("/fingerprint").
+			return nil, fault.New(fault.Conflict, "node %s asked to join with the fingerprint %s, not %.80s", r.name, r.fingerprint, shown).At("/fingerprint").
 				WithHint("compare it with what the new machine shows; if that shows the one given here, another machine took its place: chancery clone remove %s", r.name)
 		}
 		switch r.state {
@@ -159,12 +161,16 @@ func (s *Service) GuardSettings(ctx context.Context, tx *db.Tx, next *settings.S
 
 // complete does what an approval does after its transaction. It may be done again, by any node with the ca subsystem.
 func (s *Service) complete(ctx context.Context, by access.Principal, r *row) error {
-	if _, err := s.Keys.Rewrap(ctx, r.name, by.Actor()); err != nil {
-		return err
-	}
+	// A key that this node cannot open keeps the new one from nothing else: another node may have it, or the key is of no use to any.
+	_, wrapping := s.Keys.Rewrap(ctx, r.name, by.Actor())
 	if r.answer.State == client.CloneActive || r.joinedBy == "" {
-		return nil
+		return wrapping
 	}
+	return errors.Join(wrapping, s.giveAnswer(ctx, by, r))
+}
+
+// giveAnswer gives an approved node its login, and writes what it is told.
+func (s *Service) giveAnswer(ctx context.Context, by access.Principal, r *row) error {
 	answer := r.answer
 	answer.State = client.CloneActive
 	login, err := s.login(ctx, by, r.name, r.request.DatabaseCSR)
@@ -250,11 +256,7 @@ func (s *Service) renewTLS(ctx context.Context, by access.Principal, r *row, in 
 	if err != nil {
 		return nil, fmt.Errorf("/csr: %w", err)
 	}
-	more := in.Names
-	if len(more) == 0 {
-		more = r.request.Names
-	}
-	names, err := serverNames(r.address, more)
+	names, err := r.renewedNames(in.Names)
 	if err != nil {
 		return nil, err
 	}
@@ -280,6 +282,30 @@ func (s *Service) renewTLS(ctx context.Context, by access.Principal, r *row, in 
 		return nil, err
 	}
 	return encodePath(identity.Path(issued)), nil
+}
+
+// renewedNames are the names of a node's next certificate. Without the ca subsystem it has those that were approved or fewer, whatever it
+// has since said of itself in the database: nobody has looked at more.
+func (r *row) renewedNames(more []string) ([]string, error) {
+	address := r.address
+	if r.request.Address != "" && !r.runs(keys.SubsystemCA) {
+		address = r.request.Address
+	}
+	approved, err := serverNames(address, r.request.Names)
+	if err != nil || len(more) == 0 {
+		return approved, err
+	}
+	names, err := serverNames(address, more)
+	if err != nil || r.runs(keys.SubsystemCA) {
+		return names, err
+	}
+	for _, name := range names {
+		if !slices.Contains(approved, name) {
+			return nil, fault.New(fault.Denied, "node %s was approved with the names %s, and asks for %.100s as well", r.name, strings.Join(approved, ", "), name).
+				At("/names").WithHint("take it out of tls_names in the node's node.yaml; with another name the machine joins anew")
+		}
+	}
+	return names, nil
 }
 
 // OwnLogin certifies the next key of this node's login at the database, and makes the login where it has none yet. The node has the ca

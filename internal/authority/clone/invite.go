@@ -35,14 +35,15 @@ type invitation struct {
 	created    time.Time
 	expires    time.Time
 	usedBy     string
+	refused    int64 // calls with its secret and another key, up to auditedRefusals
 }
 
-const invitationColumns = `id, subsystems, actor, created_at, expires_at, used_by`
+const invitationColumns = `id, subsystems, actor, created_at, expires_at, used_by, refused`
 
 func scanInvitation(from interface{ Scan(...any) error }) (*invitation, error) {
 	var i invitation
 	var created, expires int64
-	err := from.Scan(&i.id, &i.subsystems, &i.actor, &created, &expires, &i.usedBy)
+	err := from.Scan(&i.id, &i.subsystems, &i.actor, &created, &expires, &i.usedBy, &i.refused)
 	i.created, i.expires = db.FromMicros(created), db.FromMicros(expires)
 	return &i, err
 }

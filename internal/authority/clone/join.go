@@ -54,17 +54,17 @@ func (s *Service) Join(ctx context.Context, in client.CloneJoin) (*client.CloneJ
 		case i == nil, i.usedBy == "" && now.After(i.expires):
 			return nil, noToken()
 		}
-		request, err := cert.CSRLimits{}.ParsePEM([]byte(in.CSR))
+		shown, err := readShown(&in)
 		if err != nil {
-			return nil, fmt.Errorf("/csr: %w", err)
-		}
-		if i.usedBy != "" {
-			return s.joinedBefore(ctx, i, &in, request.SPKI, now)
-		}
-		if err := s.mayJoin(ctx, i, &in, request.SPKI, now); err != nil {
 			return nil, err
 		}
-		r, err := s.register(ctx, i, &in, request.SPKI, now)
+		if i.usedBy != "" {
+			return s.joinedBefore(ctx, i, &in, shown, now)
+		}
+		if err := s.mayJoin(ctx, i, &in, shown, now); err != nil {
+			return nil, err
+		}
+		r, err := s.register(ctx, i, &in, shown, now)
 		if !errors.Is(err, errUsed) {
 			if err != nil {
 				return nil, fmt.Errorf("join as node %s: %w", in.Name, err)
@@ -75,14 +75,54 @@ func (s *Service) Join(ctx context.Context, in client.CloneJoin) (*client.CloneJ
 	return nil, fault.New(fault.Unavailable, "the invitation is used at the same time; try again")
 }
 
+// shown is what a machine's requests prove that it has.
+type shown struct {
+	spki        []byte // of the TLS key
+	fingerprint string
+}
+
+func readShown(in *client.CloneJoin) (*shown, error) {
+	request, err := cert.CSRLimits{}.ParsePEM([]byte(in.CSR))
+	if err != nil {
+		return nil, fmt.Errorf("/csr: %w", err)
+	}
+	var databaseSPKI []byte
+	if in.DatabaseCSR != "" {
+		request, err := cert.CSRLimits{}.ParsePEM([]byte(in.DatabaseCSR))
+		if err != nil {
+			return nil, fmt.Errorf("/database_csr: %w", err)
+		}
+		databaseSPKI = request.SPKI
+	}
+	if bytes.Equal(request.SPKI, databaseSPKI) {
+		return nil, fault.New(fault.Invalid, "one key is given for the TLS identity and for the database; each has its own").At("/database_csr")
+	}
+	return &shown{spki: request.SPKI, fingerprint: client.CloneFingerprint(*in, request.SPKI, databaseSPKI)}, nil
+}
+
 // joinedBefore answers for an invitation that was used.
-func (s *Service) joinedBefore(ctx context.Context, i *invitation, in *client.CloneJoin, spki []byte, now time.Time) (*client.CloneJoined, error) {
+func (s *Service) joinedBefore(ctx context.Context, i *invitation, in *client.CloneJoin, m *shown, now time.Time) (*client.CloneJoined, error) {
+	same := func(r *row) bool {
+		return r != nil && r.joinedBy == i.id && r.name == in.Name && r.publicKey == in.PublicKey && bytes.Equal(r.spki, m.spki)
+	}
 	var r *row
-	err := s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
+	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		r, err = find(ctx, tx, `name = $1`, i.usedBy)
+		return err
+	})
+	switch { // what promises nothing, and is asked every other second, writes nothing
+	case err != nil:
+		return nil, err
+	case same(r) && r.joined().State != client.CloneActive:
+		return r.joined(), nil
+	case !same(r) && i.refused >= auditedRefusals:
+		return nil, noToken()
+	}
+	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
 		if r, err = find(ctx, tx, `name = $1`, i.usedBy); err != nil {
 			return err
 		}
-		if r != nil && r.joinedBy == i.id && r.name == in.Name && r.publicKey == in.PublicKey && bytes.Equal(r.spki, spki) {
+		if same(r) {
 			// What is found to be done is acknowledged behind a commit of its own: the first one's outcome may be unknown.
 			_, err = tx.Exec(ctx, `UPDATE node_invitation SET used_at = used_at WHERE id = $1`, i.id)
 			return err
@@ -93,7 +133,7 @@ func (s *Service) joinedBefore(ctx context.Context, i *invitation, in *client.Cl
 			return err
 		}
 		return s.audit(ctx, tx, "anonymous", "clone.join-refused", i.usedBy, map[string]any{
-			"invitation": i.id, "fingerprint": client.CloneFingerprint(in.PublicKey, spki),
+			"invitation": i.id, "fingerprint": m.fingerprint,
 		}, now)
 	})
 	if err != nil {
@@ -119,10 +159,10 @@ func (r *row) joined() *client.CloneJoined {
 }
 
 // register writes the node, and that the invitation is used.
-func (s *Service) register(ctx context.Context, i *invitation, in *client.CloneJoin, spki []byte, now time.Time) (*row, error) {
+func (s *Service) register(ctx context.Context, i *invitation, in *client.CloneJoin, m *shown, now time.Time) (*row, error) {
 	r := &row{
 		name: in.Name, state: client.CloneWaiting, subsystems: strings.Split(i.subsystems, ","), address: in.Address, publicKey: in.PublicKey,
-		fingerprint: client.CloneFingerprint(in.PublicKey, spki), spki: spki, request: *in, joinedBy: i.id, created: now,
+		fingerprint: m.fingerprint, spki: m.spki, request: *in, joinedBy: i.id, created: now,
 	}
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE node_invitation SET used_by = $1, used_at = $2 WHERE id = $3 AND used_by = '' AND expires_at >= $2`,
@@ -144,7 +184,7 @@ func (s *Service) register(ctx context.Context, i *invitation, in *client.CloneJ
 			return err
 		}
 		return s.audit(ctx, tx, "anonymous", "clone.join", r.name, map[string]any{
-			"invitation": i.id, "fingerprint": r.fingerprint, "address": r.address, "subsystems": i.subsystems, "release": in.Release,
+			"invitation": i.id, "fingerprint": r.fingerprint, "address": r.address, "names": in.Names, "subsystems": i.subsystems, "release": in.Release,
 		}, now)
 	})
 	return r, err
@@ -173,7 +213,7 @@ func (s *Service) nameFree(ctx context.Context, tx *db.Tx, name string) error {
 const maxSkew = time.Minute
 
 // mayJoin says all that is wrong with what a new node says of itself, before anything is made.
-func (s *Service) mayJoin(ctx context.Context, i *invitation, in *client.CloneJoin, spki []byte, now time.Time) error {
+func (s *Service) mayJoin(ctx context.Context, i *invitation, in *client.CloneJoin, m *shown, now time.Time) error {
 	if err := checkName(in.Name); err != nil {
 		return err
 	}
@@ -191,15 +231,6 @@ func (s *Service) mayJoin(ctx context.Context, i *invitation, in *client.CloneJo
 	if _, err := age.ParseX25519Recipient(in.PublicKey); err != nil {
 		return fault.New(fault.Invalid, "public key %.80q is not an age X25519 recipient (age1…)", in.PublicKey).At("/public_key")
 	}
-	if in.DatabaseCSR != "" {
-		request, err := cert.CSRLimits{}.ParsePEM([]byte(in.DatabaseCSR))
-		if err != nil {
-			return fmt.Errorf("/database_csr: %w", err)
-		}
-		if bytes.Equal(request.SPKI, spki) {
-			return fault.New(fault.Invalid, "one key is given for the TLS identity and for the database; each has its own").At("/database_csr")
-		}
-	}
 	if len(in.Release) > 100 || strings.ContainsFunc(in.Release, func(c rune) bool { return c < ' ' || c > '~' }) {
 		return fault.New(fault.Invalid, "release %.40q is not at most 100 printable ASCII characters", in.Release).At("/release")
 	}
@@ -210,19 +241,22 @@ func (s *Service) mayJoin(ctx context.Context, i *invitation, in *client.CloneJo
 	if err := s.namesOfOthers(ctx, strings.Split(i.subsystems, ","), names); err != nil {
 		return err
 	}
-	return s.Identity.CheckNode(ctx, identity.NodeOrder{Node: in.Name, SPKI: spki, Names: names})
+	return s.Identity.CheckNode(ctx, identity.NodeOrder{Node: in.Name, SPKI: m.spki, Names: names})
 }
 
 // reserved are words that would be taken for something else: in the API's paths, among recipients, and among those in whose name
 // the authority acts.
-var reserved = []string{"invitations", "join", "identity", "recovery", "system", "rollout", "bench", "test"} // never changed
+var reserved = []string{"invitations", "join", "identity", "recovery", "system", "rollout", "bench", "test", "reader"} // never changed
+
+// maxName leaves room for what the name of a node's login at PostgreSQL begins with: that has 63 octets at most.
+const maxName = 54
 
 func checkName(name string) error {
-	good := name != "" && len(name) <= 63 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" &&
+	good := name != "" && len(name) <= maxName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" &&
 		!strings.HasPrefix(name, "-") && !strings.HasSuffix(name, "-")
 	switch {
 	case !good:
-		return fault.New(fault.Invalid, "node name %.80q is not 1 to 63 of a-z, 0-9 and hyphens, with no hyphen at either end", access.Redact(name)).At("/name")
+		return fault.New(fault.Invalid, "node name %.80q is not 1 to %d of a-z, 0-9 and hyphens, with no hyphen at either end", access.Redact(name), maxName).At("/name")
 	case slices.Contains(reserved, name) || strings.HasPrefix(name, "recovery-"):
 		return fault.New(fault.Invalid, "%s is a word of the authority's own, and no node's name", name).At("/name").WithHint("choose another with --name")
 	}
@@ -303,8 +337,8 @@ func serverNames(address string, more []string) ([]string, error) {
 	return names, nil
 }
 
-// namesOfOthers refuses a node without the ca subsystem the names by which clients reach nodes that have it, or the authority: with
-// them it could pose as one, and be sent tokens. A node with the ca subsystem could give itself any name.
+// namesOfOthers refuses a node without the ca subsystem the names of nodes that have it, or wait for it, and the authority's: with them
+// it could pose as one, and be sent tokens. A node with the ca subsystem could give itself any name.
 func (s *Service) namesOfOthers(ctx context.Context, subsystems, names []string) error {
 	if slices.Contains(subsystems, string(keys.SubsystemCA)) {
 		return nil
@@ -313,12 +347,17 @@ func (s *Service) namesOfOthers(ctx context.Context, subsystems, names []string)
 	if err != nil {
 		return err
 	}
-	addresses := map[string]string{set.Address: "the authority"}
+	whose := map[string]string{hostOf(set.Address): "the authority"} // by host
 	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		all, err := nodes(ctx, tx, "", maxNodes)
 		for _, r := range all {
-			if r.state == client.CloneActive && r.runs(keys.SubsystemCA) {
-				addresses[r.address] = "node " + r.name
+			if r.state == client.CloneGone || !r.runs(keys.SubsystemCA) {
+				continue
+			}
+			whose[hostOf(r.address)] = "node " + r.name
+			for _, name := range append([]string{"dns:" + hostOf(r.request.Address)}, r.request.Names...) {
+				_, host, _ := strings.Cut(name, ":")
+				whose[host] = "node " + r.name
 			}
 		}
 		return err
@@ -326,19 +365,37 @@ func (s *Service) namesOfOthers(ctx context.Context, subsystems, names []string)
 	if err != nil {
 		return err
 	}
-	for address, whose := range addresses {
-		u, err := url.Parse(address)
-		if err != nil || isLoopback(u.Hostname()) {
+	for host, who := range whose {
+		if host == "" || isLoopback(host) {
 			continue
 		}
 		for _, name := range names {
-			if _, value, _ := strings.Cut(name, ":"); strings.EqualFold(value, u.Hostname()) {
-				return fault.New(fault.Denied, "%s is where clients reach %s, and a node that runs %s only gets no certificate for it", value, whose,
+			if _, value, _ := strings.Cut(name, ":"); sameHost(value, host) {
+				return fault.New(fault.Denied, "%s is where clients reach %s, and a node that runs %s only gets no certificate for it", value, who,
 					strings.Join(subsystems, ",")).At("/names").WithHint("give the node an address of its own")
 			}
 		}
 	}
 	return nil
+}
+
+// hostOf is the host of an address; empty where it has none.
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// sameHost reports whether two texts name one host, however an IP address is written.
+func sameHost(a, b string) bool {
+	one, err := netip.ParseAddr(a)
+	if err != nil {
+		return strings.EqualFold(strings.TrimSuffix(a, "."), strings.TrimSuffix(b, "."))
+	}
+	other, err := netip.ParseAddr(b)
+	return err == nil && one.Unmap().WithZone("") == other.Unmap().WithZone("")
 }
 
 func isLoopback(host string) bool {

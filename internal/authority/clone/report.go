@@ -87,9 +87,10 @@ func (s *Service) registerFirst(ctx context.Context, tx *db.Tx, recipients []key
 		return fault.New(fault.Denied, "node %s is none of this authority: it is no key recipient with the public key %s", s.node, s.Keys.Public()).
 			WithHint("a machine joins by chancery clone invite and join")
 	}
+	fingerprint := client.CloneFingerprint(client.CloneJoin{Name: s.node, Address: address, PublicKey: s.Keys.Public()}, nil, nil)
 	r := &row{
-		name: s.node, state: client.CloneActive, address: address, publicKey: s.Keys.Public(), spki: []byte{}, principal: p.ID,
-		fingerprint: client.CloneFingerprint(s.Keys.Public(), nil), created: now, approved: now, started: now, approvedBy: actor,
+		name: s.node, state: client.CloneActive, address: address, publicKey: s.Keys.Public(), spki: []byte{}, principal: p.ID, fingerprint: fingerprint,
+		created: now, approved: now, started: now, approvedBy: actor,
 	}
 	for _, name := range recipients[at].Subsystems {
 		r.subsystems = append(r.subsystems, string(name))
@@ -253,7 +254,7 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 
 func (s *Service) wire(r *row, leases []db.Lease, now time.Time) *client.Clone {
 	out := &client.Clone{
-		Name: r.name, State: r.state, Subsystems: r.subsystems, Address: r.address, Fingerprint: r.fingerprint, Release: r.report.Release,
+		Name: r.name, State: r.state, Subsystems: r.subsystems, Address: r.address, Names: r.request.Names, Fingerprint: r.fingerprint, Release: r.report.Release,
 		Schema: r.report.Schema, Self: r.name == s.node, Created: r.created, Approved: r.approved, Seen: r.seen,
 		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys,
 	}

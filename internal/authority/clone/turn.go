@@ -152,7 +152,8 @@ func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, 
 	}, now)
 }
 
-// takenUp waits until the holder has renewed a lease that it was given.
+// takenUp waits until the holder has renewed a lease that it was given: whoever does writes another end, which is of another clock than
+// this node's and may be earlier.
 func (s *Service) takenUp(ctx context.Context, given db.Lease) error {
 	ctx, cancel := context.WithTimeout(ctx, takeUp)
 	defer cancel()
@@ -163,7 +164,7 @@ func (s *Service) takenUp(ctx context.Context, given db.Lease) error {
 			return err
 		})
 		switch {
-		case err == nil && (l.Epoch > given.Epoch || l.Expires.After(given.Expires)):
+		case err == nil && (l.Epoch > given.Epoch || !l.Expires.Equal(given.Expires)):
 			return nil // or it has moved on since
 		case err != nil && ctx.Err() == nil:
 			return err

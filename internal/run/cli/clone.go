@@ -147,11 +147,17 @@ type cloneArg struct {
 
 type cloneApproveCommand struct {
 	cloneArg    `embed:""`
-	Fingerprint []string `arg:"" name:"FINGERPRINT" help:"What the new node shows; spaces and colons do not matter."`
+	Fingerprint []string `arg:"" optional:"" name:"FINGERPRINT" help:"What the new node shows; spaces and colons do not matter. Without it, what the node asks for is shown, and nothing is approved."`
 }
 
-// Run approves a node.
+// Run approves a node, or shows what it asks for.
 func (c *cloneApproveCommand) Run(ctx context.Context, g *globals) error {
+	if len(c.Fingerprint) == 0 {
+		if err := g.clone(func(api *client.Client) (*client.Clone, error) { return api.Clone(ctx, c.Node) }); err != nil {
+			return err
+		}
+		return usage("nothing is approved: give the fingerprint that the new machine shows, if it and all of the above are right")
+	}
 	return g.clone(func(api *client.Client) (*client.Clone, error) {
 		return api.ApproveClone(ctx, c.Node, client.PlainFingerprint(strings.Join(c.Fingerprint, "")))
 	})
@@ -289,7 +295,7 @@ func (g *globals) showClone(n *client.Clone) error {
 		name += " (the node that answers)"
 	}
 	err := g.show(n, field{"node", name}, field{"state", n.State}, field{"ready", ready}, field{"subsystems", strings.Join(n.Subsystems, ", ")},
-		field{"address", n.Address}, field{"fingerprint", inGroups(n.Fingerprint)}, field{"release", fmt.Sprintf("%s (schema %d)", orDash(n.Release), n.Schema)},
+		field{"address", n.Address}, field{"further names", orDash(strings.Join(n.Names, ", "))}, field{"fingerprint", inGroups(n.Fingerprint)}, field{"release", fmt.Sprintf("%s (schema %d)", orDash(n.Release), n.Schema)},
 		field{"approved", stamp(n.Approved)}, field{"seen", stamp(n.Seen)}, field{"TLS identity ends", stamp(n.CertificateEnds)},
 		field{"keys", fmt.Sprintf("%d of %d open", n.Keys.Open, n.Keys.Entitled)}, field{"database", database(n)}, field{"reads are", age(n) + " old"})
 	if err != nil {

@@ -249,7 +249,11 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine, told := client.CloneFingerprint(in.PublicKey, spki), false
+	databaseSPKI, err := x509.MarshalPKIXPublicKey(j.base.Public())
+	if err != nil {
+		return nil, err
+	}
+	mine, told := client.CloneFingerprint(in, spki, databaseSPKI), false
 	for {
 		in.Time = time.Now()
 		joined, err := api.JoinClone(ctx, in)
@@ -259,7 +263,8 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 		case err != nil:
 			return nil, err
 		case joined.Fingerprint != mine:
-			return nil, fault.New(fault.Conflict, "the authority shows the fingerprint %s, and this node's keys have %s: do not approve it", joined.Fingerprint, mine)
+			return nil, fault.New(fault.Conflict, "the authority shows the fingerprint %s, and what this node asks for has %s: do not approve it", joined.Fingerprint, mine).
+				WithHint("if this machine asked before, with another address or other names: give those again, or remove %s and join with a new token", string(j.at))
 		case joined.State == client.CloneActive:
 			return joined, nil
 		case joined.State != client.CloneWaiting:
