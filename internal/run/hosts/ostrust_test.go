@@ -65,6 +65,29 @@ func (h *host) opensslServer(p *peer) (address string) {
 	return address
 }
 
+// curlBelieves reports whether curl believes a server by a bundle (--cacert) or a directory of hash links (--capath) of the host's.
+func (h *host) curlBelieves(address, flag, path string) bool {
+	_, port, _ := strings.Cut(address, ":")
+	cmd := h.command("curl", "-sS", "--fail", "-o", "/dev/null", flag, h.path(path), "https://localhost:"+port+"/")
+	if flag == "--capath" {
+		cmd.Env = append(cmd.Env, "SSL_CERT_FILE=/dev/null") // the directory alone
+	}
+	return cmd.Run() == nil
+}
+
+// anchorsIn are the names of our files in a directory of the host's.
+func (h *host) anchorsIn(dir string) (names []string) {
+	h.t.Helper()
+	entries, err := os.ReadDir(h.path(dir))
+	must(h.t, err)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "chancery-") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
 // TestOSTrust: curl and openssl believe servers of the pool by the system's store once the pool's root is there, and those of
 // nobody else; public CAs and the operator's own stay; a root that comes is added and one that goes is taken out.
 func TestOSTrust(t *testing.T) {
@@ -77,14 +100,7 @@ func TestOSTrust(t *testing.T) {
 	h.letIn(ownAnchors, "os-trust", "update-ca-certificates", h.updates())
 	public := strings.Count(string(h.read(systemBundle)), "BEGIN CERTIFICATE")
 	good, rogue := h.opensslServer(w.peerOf(t, pool, "server", "localhost")), h.opensslServer(w.peerOf(t, other, "server", "localhost"))
-	believes := func(address, flag, path string) bool {
-		_, port, _ := strings.Cut(address, ":")
-		cmd := h.command("curl", "-sS", "--fail", "-o", "/dev/null", flag, h.path(path), "https://localhost:"+port+"/")
-		if flag == "--capath" {
-			cmd.Env = append(cmd.Env, "SSL_CERT_FILE=/dev/null") // the directory alone
-		}
-		return cmd.Run() == nil
-	}
+	believes := h.curlBelieves
 	if believes(good, "--cacert", systemBundle) {
 		t.Error("the pool is trusted before it was placed")
 	}
@@ -104,16 +120,7 @@ func TestOSTrust(t *testing.T) {
 	if n := strings.Count(string(h.read(systemBundle)), "BEGIN CERTIFICATE"); n != public+1 {
 		t.Errorf("the bundle has %d certificates, and had %d", n, public)
 	}
-	placed := func() (names []string) {
-		entries, err := os.ReadDir(h.path(ownAnchors))
-		must(t, err)
-		for _, e := range entries {
-			if strings.HasPrefix(e.Name(), "chancery-") {
-				names = append(names, e.Name())
-			}
-		}
-		return names
-	}
+	placed := func() []string { return h.anchorsIn(ownAnchors) }
 	first := placed()
 	if len(first) != 1 {
 		t.Fatalf("placed are %v", first)
