@@ -150,11 +150,11 @@ func TestRefusedBeforeAnythingIsMade(t *testing.T) {
 		kind   fault.Kind
 		says   string
 	}{
-		"no name":           {func(in *client.CloneJoin) { in.Name = "" }, fault.Invalid, "1 to 63"},
+		"no name":           {func(in *client.CloneJoin) { in.Name = "" }, fault.Invalid, "1 to 54"},
 		"a hostile name":    {func(in *client.CloneJoin) { in.Name = "x\r\nSet-Cookie: a" }, fault.Invalid, "a-z, 0-9"},
 		"a path":            {func(in *client.CloneJoin) { in.Name = "../../etc" }, fault.Invalid, "a-z, 0-9"},
 		"capitals":          {func(in *client.CloneJoin) { in.Name = "N2" }, fault.Invalid, "a-z, 0-9"},
-		"a long name":       {func(in *client.CloneJoin) { in.Name = strings.Repeat("a", 64) }, fault.Invalid, "1 to 63"},
+		"a long name":       {func(in *client.CloneJoin) { in.Name = strings.Repeat("a", 55) }, fault.Invalid, "1 to 54"},
 		"the enroller":      {func(in *client.CloneJoin) { in.Name = "identity" }, fault.Invalid, "of the authority's own"},
 		"a recovery":        {func(in *client.CloneJoin) { in.Name = "recovery-1" }, fault.Invalid, "of the authority's own"},
 		"a name that is":    {func(in *client.CloneJoin) { in.Name = "n1" }, fault.Conflict, "no name is given twice"},

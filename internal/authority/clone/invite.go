@@ -172,13 +172,10 @@ func (s *Service) shared() error {
 
 // token makes a token for this authority.
 func (s *Service) token(ctx context.Context) (*client.CloneToken, error) {
-	set, err := s.Settings.Get(ctx)
+	// The authority's own address may lead to a machine that is lost, which is when others are invited; this node is there.
+	self, err := s.read(ctx, s.node)
 	if err != nil {
 		return nil, err
-	}
-	if set.Address == "" {
-		return nil, fault.New(fault.Conflict, "address is not set, so a token could not say where the authority is").
-			WithHint("chancery settings set address=https://HOST:PORT")
 	}
 	roots, err := s.Identity.RootCertificates(ctx)
 	if err != nil {
@@ -196,7 +193,7 @@ func (s *Service) token(ctx context.Context) (*client.CloneToken, error) {
 	var secret [secretSize]byte
 	rand.Read(secret[:])
 	return &client.CloneToken{
-		Address: set.Address, Fingerprint: client.Fingerprint(newest.Raw), Secret: base64.RawURLEncoding.EncodeToString(secret[:]),
+		Address: self.address, Fingerprint: client.Fingerprint(newest.Raw), Secret: base64.RawURLEncoding.EncodeToString(secret[:]),
 	}, nil
 }
 
