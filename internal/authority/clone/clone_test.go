@@ -21,7 +21,11 @@ import (
 func TestJoin(t *testing.T) {
 	t.Parallel()
 	a, ctx := newAuthority(t), t.Context()
-	m := a.machine("n2", a.invite())
+	token := a.invite()
+	if token.Address != "https://one.test:8443" { // the node's, and not the authority's, which may lead to a machine that is lost
+		t.Errorf("the token leads to %s", token.Address)
+	}
+	m := a.machine("n2", token)
 	waits, err := a.Clones.Join(ctx, m.in)
 	must(t, err)
 	if again, err := a.Clones.Join(ctx, m.in); err != nil || again.Fingerprint != waits.Fingerprint || again.State != client.CloneWaiting {
