@@ -39,10 +39,9 @@ if [ "$1" = extract ]; then
 		"$0" into "$2" "$work"
 	fi
 	out=$2/etc/pki/ca-trust/extracted
-	chmod -R u+w "$out/pem"
 	rm -rf "$out/pem/directory-hash"
 	cp -R --remove-destination "$work/." "$out/"
-	chmod 0755 "$out"
+	chmod 0755 "$out" "$out/pem/directory-hash" # for who is to remove them and is not root
 	exit
 fi
 export XDG_CONFIG_HOME=$2/opt/p11-kit
