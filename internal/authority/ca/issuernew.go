@@ -35,7 +35,9 @@ type IssuerSpec struct {
 	// Token is the PKCS #11 URI of the key, where it lies in a token that this node reaches; no key is made then.
 	Token string
 	// Offline hands the key back instead of storing it.
-	Offline   bool
+	Offline bool
+	// Key, with Offline, is a key that the caller made, and has kept before anything of it is committed. Algorithm is not looked at then.
+	Key       crypto.Signer
 	Algorithm keyfile.Algorithm // empty means ECDSA P-256
 	Bits      int
 
@@ -97,6 +99,9 @@ func (c *CA) CreateIssuer(ctx context.Context, by access.Principal, spec IssuerS
 
 // issuerKey makes the key of a new issuer, or finds it in its token.
 func (c *CA) issuerKey(ctx context.Context, spec *IssuerSpec, id string) (crypto.Signer, *keys.TokenKey, error) {
+	if spec.Key != nil {
+		return spec.Key, nil, nil
+	}
 	if spec.Token == "" {
 		key, err := keyfile.Generate(spec.Algorithm, spec.Bits)
 		return key, nil, err
@@ -136,6 +141,8 @@ func (s *IssuerSpec) check() error {
 		return fault.New(fault.Invalid, "issuer %q cannot be under %q and under an outside root at once", s.Name, s.Parent)
 	case s.Outside && s.Offline:
 		return fault.New(fault.Invalid, "the key of issuer %q cannot be offline while its request waits here; make both where the key is", s.Name)
+	case s.Key != nil && !s.Offline:
+		return fault.New(fault.Invalid, "the key of issuer %q is at hand, and so must stay offline", s.Name)
 	case s.Token != "" && s.Offline:
 		return fault.New(fault.Invalid, "the key of issuer %q cannot be in a token and handed out", s.Name)
 	case s.Template == "" && s.Subject == "":

@@ -127,7 +127,7 @@ func (s *IssuerSpec) request(key crypto.Signer) (csr, subject []byte, err error)
 // digest tells one spec from another for the idempotency key; keys are not part of it.
 func (s *IssuerSpec) digest() string {
 	plain := *s
-	plain.ParentKey, plain.IdempotencyKey = nil, ""
+	plain.ParentKey, plain.Key, plain.IdempotencyKey = nil, nil, ""
 	text, err := json.Marshal(plain)
 	if err != nil {
 		return "" // an IssuerSpec without its key is plain data

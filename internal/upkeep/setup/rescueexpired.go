@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -155,7 +156,7 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 }
 
 func (o *ExpiredOptions) revive(ctx context.Context, s *Services, by access.Principal, name string, done *Brought, now time.Time) error {
-	r, err := s.Pools.Revive(ctx, by, name, o.RootKeys, now)
+	r, err := s.Pools.Revive(ctx, by, name, &rootKeys{o, done}, now)
 	if fault.Is(err, fault.NotFound) && name == DatabasePool {
 		return nil // not every authority has it
 	}
@@ -170,32 +171,89 @@ func (o *ExpiredOptions) revive(ctx context.Context, s *Services, by access.Prin
 	if name == pool.Identity {
 		done.AgentsJoin = true
 	}
-	if r.Key == nil {
-		return nil
-	}
-	return o.sealRoot(r.Root.Name, r.Key, done)
+	return nil
 }
 
-// sealRoot writes the key of a new root as init does.
-func (o *ExpiredOptions) sealRoot(name string, key crypto.Signer, done *Brought) error {
-	if err := os.MkdirAll(o.Dir.Offline(), 0o700); err != nil {
-		return err
+// rootKeys are the keys of offline roots: those that were named, and those that this or an earlier run sealed into files of offline.
+type rootKeys struct {
+	o    *ExpiredOptions
+	done *Brought
+}
+
+func (k *rootKeys) file(root string) string { return filepath.Join(k.o.Dir.Offline(), root+".key") }
+
+func (k *rootKeys) Find(root *ca.Issuer) (crypto.Signer, error) {
+	for _, key := range k.o.RootKeys {
+		if keyfile.CheckPair(key.Public(), root.Certificate) == nil {
+			return key, nil
+		}
 	}
-	file := filepath.Join(o.Dir.Offline(), name+".key")
-	passphrase := o.Passphrase
+	key, err := k.open(root.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return key, err
+}
+
+// open opens a file that an earlier run wrote and that was not taken away yet: by the passphrase that was given, or by the one beside it.
+func (k *rootKeys) open(root string) (crypto.Signer, error) {
+	text, err := os.ReadFile(k.file(root))
+	if err != nil {
+		return nil, err
+	}
+	passphrase := k.o.Passphrase
+	if len(passphrase) == 0 {
+		if passphrase, err = os.ReadFile(k.file(root) + ".passphrase"); err != nil {
+			return nil, fault.New(fault.Conflict, "%s is there, and no passphrase that opens it", k.file(root)).
+				WithHint("name its passphrase by --passphrase-file; or take the file away, if nobody has that passphrase")
+		}
+		passphrase = bytes.TrimRight(passphrase, "\r\n")
+		k.told(k.file(root) + ".passphrase")
+	}
+	key, err := keys.OpenOffline(text, passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", k.file(root), err)
+	}
+	k.told(k.file(root))
+	return key, nil
+}
+
+func (k *rootKeys) told(file string) {
+	if !slices.Contains(k.done.Offline, file) {
+		k.done.Offline = append(k.done.Offline, file)
+	}
+}
+
+// Make seals the key into its file as init does, before anybody hears of it: a root whose key nobody has can be given no issuer ever again.
+func (k *rootKeys) Make(root string) (crypto.Signer, error) {
+	if key, err := k.open(root); !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if err := os.MkdirAll(k.o.Dir.Offline(), 0o700); err != nil {
+		return nil, err
+	}
+	key, err := keyfile.Generate(keyfile.ECDSA, 0)
+	if err != nil {
+		return nil, err
+	}
+	passphrase := k.o.Passphrase
 	if len(passphrase) == 0 {
 		passphrase = newPassphrase()
-		if err := keyfile.WriteFile(file+".passphrase", append(bytes.Clone(passphrase), '\n'), 0o600); err != nil {
-			return err
+		// One that a run before wrote, and then no key, opens nothing.
+		if err := keyfile.ReplaceFile(k.file(root)+".passphrase", append(bytes.Clone(passphrase), '\n'), 0o600); err != nil {
+			return nil, err
 		}
-		done.Offline = append(done.Offline, file+".passphrase")
+		k.told(k.file(root) + ".passphrase")
 	}
 	sealed, err := keys.SealOffline(key, passphrase)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	done.Offline = append(done.Offline, file)
-	return keyfile.WriteFile(file, sealed, 0o600)
+	if err := keyfile.WriteFile(k.file(root), sealed, 0o600); err != nil {
+		return nil, err
+	}
+	k.told(k.file(root))
+	return key, nil
 }
 
 // writeIdentityRoots writes the roots of identities that have not ended: what commands with --dir pin.

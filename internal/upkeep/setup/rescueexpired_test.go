@@ -2,10 +2,12 @@ package setup_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strings"
@@ -21,6 +23,8 @@ import (
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
@@ -109,7 +113,12 @@ func longAgo(t *testing.T, dir datadir.Dir, socket string, online bool) (serverK
 func TestAllCertificatesEnded(t *testing.T) {
 	server := pkitest.Postgres(t)
 	data := filepath.Join(server.Dir, "data")
-	server.Exec(t, "CREATE DATABASE ended")
+	server.Exec(t, "CREATE ROLE pki NOLOGIN")
+	server.Exec(t, "CREATE DATABASE ended OWNER pki")
+	if said, err := exec.Command("psql", "-XqvON_ERROR_STOP=1", "-c", db.LoginFunctions, server.URL("ended")).CombinedOutput(); err != nil {
+		t.Fatalf("psql: %v\n%s", err, said)
+	}
+	server.Exec(t, "ALTER ROLE chancery IN DATABASE ended SET role = pki")
 	dir := newDir(t)
 	key, path := longAgo(t, dir, server.URL("ended"), true)
 
@@ -223,5 +232,86 @@ func TestOfflineRootEnded(t *testing.T) {
 	}
 	if p, err := s.Pools.Pool(t.Context(), pool.Identity); err != nil || time.Now().After(p.Root.Certificate.NotAfter) {
 		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// TestOfflineRootIsCut ends a rescue at each commit: the new root's key is in its file before the database hears of that root, and the
+// next run goes on under it instead of making another.
+func TestOfflineRootIsCut(t *testing.T) {
+	for name, passphrase := range map[string][]byte{"given": []byte("correct horse battery"), "made": nil} {
+		t.Run(name, func(t *testing.T) {
+			dir := newDir(t)
+			synctest.Test(t, func(t *testing.T) {
+				if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			config, err := dir.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, _, err := config.DatabaseURLs(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots := func() (names []string) {
+				s := open(t, dir)
+				defer s.DB.Close()
+				all, err := s.CA.Issuers(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, i := range all {
+					if i.Pool == pool.Identity && i.Parent == "" {
+						names = append(names, i.Name)
+					}
+				}
+				return names
+			}
+			cut := 0
+			for {
+				var faults pkitest.Faults
+				d, err := db.Open(t.Context(), db.Options{URL: at, Wrap: faults.Wrap})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				faults.BeforeCommit(cancel)
+				err = setup.ReviveOn(ctx, dir, d, pool.Identity, passphrase)
+				cancel()
+				d.Close()
+				if err == nil {
+					break
+				}
+				if cut++; cut > 20 {
+					t.Fatalf("it comes to no end: %v", err)
+				}
+			}
+			if cut < 2 {
+				t.Errorf("it was cut %d times", cut)
+			}
+			done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, Passphrase: passphrase})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := roots(); len(all) != 2 {
+				t.Errorf("the pool has the roots %v after %d cuts", all, cut)
+			}
+			// The file's key is that root's.
+			given := passphrase
+			file := filepath.Join(dir.Offline(), "identity-root-2.key")
+			if given == nil {
+				given = bytes.TrimSpace(readFile(t, file+".passphrase"))
+			}
+			key, err := keys.OpenOffline(readFile(t, file), given)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, dir)
+			p, err := s.Pools.Pool(t.Context(), pool.Identity)
+			if err != nil || keyfile.CheckPair(key.Public(), p.Root.Certificate) != nil {
+				t.Errorf("the key in the file is not the root's: %v, %+v", err, done)
+			}
+		})
 	}
 }

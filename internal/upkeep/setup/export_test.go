@@ -1,0 +1,47 @@
+package setup
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/datadir"
+)
+
+// RescueNodeOn is RescueNode on a database that fails where a test says so.
+func RescueNodeOn(ctx context.Context, dir datadir.Dir, d *db.DB, recovery *keys.Recovery) error {
+	config, err := dir.Load()
+	if err != nil {
+		return err
+	}
+	r := &nodeRescue{dir: dir, old: config.Name, recovery: recovery}
+	if err := r.begun(); err != nil {
+		return err
+	}
+	_, err = r.run(ctx, d)
+	return err
+}
+
+// ReviveOn gives one pool another issuer, on a database that fails where a test says so.
+func ReviveOn(ctx context.Context, dir datadir.Dir, d *db.DB, name string, passphrase []byte) error {
+	config, err := dir.Load()
+	if err != nil {
+		return err
+	}
+	key, err := keys.LoadNodeKey(dir.NodeKey())
+	if err != nil {
+		return err
+	}
+	s, err := Assemble(d, config.Name, key, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	if err := d.LearnClock(ctx); err != nil {
+		return err
+	}
+	o := &ExpiredOptions{Dir: dir, Passphrase: passphrase}
+	return o.revive(ctx, s, access.System(config.Name), name, &Brought{}, time.Now())
+}
