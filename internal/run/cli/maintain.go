@@ -144,7 +144,8 @@ func (c *backupDrillCommand) Run(ctx context.Context, g *globals) error {
 	}
 	fmt.Fprintf(g.Out, "The backup of %s is good: %d rows in %d octets, %d keys opened, %d issuers' keys fit their certificates.\n",
 		stamp(done.Taken), done.Rows, done.Octets, done.Keys, done.Issuers)
-	fmt.Fprintf(g.Out, "What was restored signed a certificate and a CRL, and verify found no error in it. It is removed again; all in %s.\n",
+	fmt.Fprintf(g.Out, "Each issuer's key signed a text that its certificate verifies, an issuer made there signed a certificate and a CRL, and verify found no error. "+
+		"All of it is removed again; it took %s.\n",
 		done.Took.Round(time.Millisecond))
 	if !done.Recovery {
 		fmt.Fprintln(g.Out, "The recovery key was not tried: for that, --recovery-file F where it is at hand.")

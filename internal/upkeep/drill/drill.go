@@ -6,24 +6,30 @@
 // signs. Only a drill with the recovery key proves that this key opens it, and it can be of a backup that lies elsewhere.
 //
 // What is restored is never served: no port is opened, and its directory is gone at the end, also that of a drill that was killed
-// before. The certificate that it signs is for a name that cannot exist, for ten minutes, of a key that nobody keeps; its
-// CRL leaves this process no more than it does.
+// before. The authority's own keys sign no certificate and no CRL, which no record of the authority would have: each signs a text
+// that says what it is, and its certificate verifies that. Issuing is tried under an issuer of the scratch place, whose key is made there
+// and is gone with it.
 package drill
 
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -102,6 +108,11 @@ func Run(ctx context.Context, s *setup.Services, o Options) (*Drilled, error) {
 }
 
 func (r *run) try(ctx context.Context) (err error) {
+	lock, err := onlyOne(r.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	if err := sweep(r.Dir); err != nil {
 		return err
 	}
@@ -137,34 +148,37 @@ func (r *run) try(ctx context.Context) (err error) {
 	return r.verify(ctx, s)
 }
 
-// sweep removes what drills before left that were killed.
+// onlyOne takes the place where drills are made for one, before anything is looked at or made there. The kernel gives it back when the
+// process ends, however it does.
+func onlyOne(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "."+prefix+"lock")
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the place of drills: %w", err)
+	}
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = fault.New(fault.Conflict, "another drill runs in %s", dir)
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// sweep removes what drills before left that were killed. Who calls it holds the lock, so none of them runs.
 func sweep(dir string) error {
 	left, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
 	if err != nil {
 		return err
 	}
 	for _, path := range left {
-		if held(filepath.Join(path, "chancery.db")) {
-			return fault.New(fault.Conflict, "another drill runs in %s", path)
-		}
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("remove what an earlier drill left: %w", err)
 		}
 	}
 	return nil
-}
-
-// held says whether a process has a scratch database open, which its lock tells.
-func held(path string) bool {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	d, err := db.Open(context.Background(), db.Options{URL: "sqlite:" + path})
-	if err != nil {
-		return fault.Is(err, fault.Conflict)
-	}
-	_ = d.Close()
-	return false
 }
 
 // take takes a backup, for the recovery key where that is here and else for one that lives as long as the drill.
@@ -262,7 +276,7 @@ func (r *run) lendTokens(s *setup.Services) {
 	}
 }
 
-// sign has every key that is there sign, and one certificate and one CRL made and verified.
+// sign has every issuer's key that is there sign a text, and an issuer of the scratch place a certificate and a CRL.
 func (r *run) sign(ctx context.Context, s *setup.Services) error {
 	problems, looked, err := s.CA.KeyProblems(ctx)
 	if err != nil {
@@ -271,7 +285,66 @@ func (r *run) sign(ctx context.Context, s *setup.Services) error {
 	if len(problems) > 0 {
 		return fault.New(fault.Conflict, "issuer %s: %s", problems[0].Issuer, problems[0].Message)
 	}
-	r.done.Issuers = looked
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range issuers {
+		if i.Certificate == nil || i.KeyID == "" {
+			continue
+		}
+		if err := r.prove(ctx, s, i); err != nil {
+			return fmt.Errorf("the key of issuer %s: %w", i.Name, err)
+		}
+		r.done.Issuers++
+	}
+	if looked == 0 || r.done.Issuers == 0 {
+		return fault.New(fault.Conflict, "no issuer of %d has a key that could sign", len(issuers))
+	}
+	return r.issue(ctx, s)
+}
+
+// prove has a key sign what is no certificate, no CRL and no OCSP response, and its certificate verify that.
+func (r *run) prove(ctx context.Context, s *setup.Services, i *ca.Issuer) error {
+	signer, err := s.Keys.SignerFor(ctx, i.KeyID, i.Certificate)
+	if err != nil {
+		return err
+	}
+	text := fmt.Appendf(nil, "chancery backup drill of issuer %s on %s at %s: this text is no certificate", i.ID, r.from.Audit.Node(),
+		r.done.At.UTC().Format(time.RFC3339Nano))
+	digest, hash := text, crypto.Hash(0) // Ed25519 signs the text itself
+	if _, pure := i.Certificate.PublicKey.(ed25519.PublicKey); !pure {
+		sum := sha256.Sum256(text)
+		digest, hash = sum[:], crypto.SHA256
+	}
+	signature, err := signer.Sign(rand.Reader, digest, hash)
+	if err != nil {
+		return err
+	}
+	good := false
+	switch public := i.Certificate.PublicKey.(type) {
+	case *rsa.PublicKey:
+		good = rsa.VerifyPKCS1v15(public, hash, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		good = ecdsa.VerifyASN1(public, digest, signature)
+	case ed25519.PublicKey:
+		good = ed25519.Verify(public, text, signature)
+	}
+	if !good {
+		return fault.New(fault.Conflict, "its certificate does not verify what it signed")
+	}
+	return nil
+}
+
+// issue makes an issuer in the scratch place, and has it issue a certificate and sign a CRL. Both verify under it, and under nothing else.
+func (r *run) issue(ctx context.Context, s *setup.Services) error {
+	// Who may have any name, in the scratch place alone: its rows are gone with it.
+	by := access.Principal{ID: "drill", Name: "drill", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+	name := "drill-" + strings.ToLower(rand.Text()[:8])
+	own, _, err := s.CA.CreateIssuer(ctx, by, ca.IssuerSpec{Name: name, Subject: "CN=Drill " + name, Validity: time.Hour})
+	if err != nil {
+		return fmt.Errorf("make an issuer: %w", err)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -280,10 +353,8 @@ func (r *run) sign(ctx context.Context, s *setup.Services) error {
 	if err != nil {
 		return err
 	}
-	// Who may have any name, in the scratch place alone: its rows are gone with it.
-	by := access.Principal{ID: "drill", Name: "drill", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
 	made, err := s.CA.Issue(ctx, by, ca.Order{
-		Profile: "server", PublicKey: spki, Names: []string{"dns:drill.invalid"}, Validity: 10 * time.Minute,
+		Issuer: own.ID, Profile: "server", PublicKey: spki, Names: []string{"dns:drill.invalid"}, Validity: 10 * time.Minute,
 	})
 	if err != nil {
 		return fmt.Errorf("issue a certificate: %w", err)
@@ -292,14 +363,16 @@ func (r *run) sign(ctx context.Context, s *setup.Services) error {
 	if err != nil {
 		return err
 	}
-	issuer := made.Issuer
-	if err := certificate.CheckSignatureFrom(issuer.Certificate); err != nil {
+	if made.Issuer.ID != own.ID {
+		return fault.New(fault.Internal, "issuer %s issued what the scratch place's was asked for", made.Issuer.Name)
+	}
+	if err := certificate.CheckSignatureFrom(own.Certificate); err != nil {
 		return fmt.Errorf("the certificate that was issued does not verify: %w", err)
 	}
-	return r.list(ctx, s, issuer, certificate.SerialNumber)
+	return r.list(ctx, s, own, certificate.SerialNumber)
 }
 
-// list signs a CRL with the certificate on it. It is held in memory, and no more.
+// list signs a CRL with the certificate on it. The issuer is of the scratch place, and the list is held in memory only.
 func (r *run) list(ctx context.Context, s *setup.Services, issuer *ca.Issuer, serial *big.Int) error {
 	signer, err := s.Keys.SignerFor(ctx, issuer.KeyID, issuer.Certificate)
 	if err != nil {
