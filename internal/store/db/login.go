@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"database/sql"
+	_ "embed" // logins.sql
 	"errors"
 	"fmt"
 
@@ -15,93 +16,68 @@ import (
 // maxRole is how long PostgreSQL lets a role's name be, in octets.
 const maxRole = 63
 
-// insufficientPrivilege is the SQLSTATE of what the role may not do.
-const insufficientPrivilege = "42501"
+// LoginFunctions is what the administrator of PostgreSQL installs, so that nodes can have logins of their own. It is also in
+// deploy/patroni.
+//
+//go:embed logins.sql
+var LoginFunctions string
 
-// AddLogin gives a node a login of its own at PostgreSQL: a role that may do what the owner of the tables may, and whose tables are that
-// owner's (ALTER ROLE … SET role), so that they stay when the login goes. It has no password: pg_hba.conf lets it in by certificate.
-// Where this node's own login may not make others, the error's hint is the SQL for one who may. What is there already is left as it is.
-func (d *DB) AddLogin(ctx context.Context, role string) error {
+// AddLogin gives a node a login of its own at PostgreSQL, or makes the one that it has what it must be: a role that may do what the
+// owner of the tables may, and whose tables are that owner's; or, limited, one that reads, and says of itself how it is. No node's
+// login may change roles: the functions of LoginFunctions do it, and where they are missing nothing does.
+func (d *DB) AddLogin(ctx context.Context, role string, limited bool) error {
 	if role == "" || len(role) > maxRole {
 		return fault.New(fault.Invalid, "the login %q has %d octets; PostgreSQL takes 1 to %d", role, len(role), maxRole)
 	}
-	return d.asLogin(ctx, func(tx *sql.Tx, self, owner string) error {
-		var there bool
-		err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member JOIN pg_roles o ON o.oid = m.roleid
-			WHERE r.rolname = $1 AND o.rolname = $2 AND r.rolcanlogin)`, role, owner).Scan(&there)
-		if err != nil || there {
+	return d.asOwner(ctx, func(tx *sql.Tx, owner string) error {
+		if _, err := tx.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
 			return err
 		}
-		statements := loginStatements(role, owner)
-		for _, statement := range statements {
+		for _, statement := range readerRights(pgx.Identifier{owner + "_reader"}.Sanitize()) {
 			if _, err := tx.ExecContext(ctx, statement); err != nil {
-				return refusedLogin(err, self, statements)
+				return fmt.Errorf("%s: %w", statement, err)
 			}
 		}
 		return nil
 	})
 }
 
-// loginStatements are what gives a node its login. It may give others theirs, since every node may be the one that approves.
-func loginStatements(role, owner string) []string {
-	quoted, of := pgx.Identifier{role}.Sanitize(), pgx.Identifier{owner}.Sanitize()
-	return []string{
-		"CREATE ROLE " + quoted + " LOGIN CREATEROLE",
-		"GRANT " + of + " TO " + quoted + " WITH ADMIN OPTION",
-		"ALTER ROLE " + quoted + " SET role = " + of,
+// readerRights are what the tables' owner lets the logins of nodes do that do not issue: read, and write of themselves. Policies of rows do
+// not bind the owner, and whoever else may read goes on reading all.
+func readerRights(reader string) []string {
+	rights := []string{
+		"GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + reader,
+		"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO " + reader,
+		"GRANT UPDATE (report, seen_at, started_at) ON node TO " + reader,
+		"GRANT INSERT, UPDATE ON write_mark TO " + reader,
 	}
+	// The name of a node's login is chancery_ and the node's.
+	for table, column := range map[string]string{"node": "name", "write_mark": "node"} {
+		own := column + " = substr(session_user, 10)"
+		rights = append(rights, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY",
+			"DROP POLICY IF EXISTS readers ON "+table, "CREATE POLICY readers ON "+table+" FOR SELECT USING (true)",
+			"DROP POLICY IF EXISTS first ON "+table, "CREATE POLICY first ON "+table+" FOR INSERT TO "+reader+" WITH CHECK ("+own+")",
+			"DROP POLICY IF EXISTS own ON "+table, "CREATE POLICY own ON "+table+" FOR UPDATE TO "+reader+" USING ("+own+")")
+	}
+	return rights
 }
 
-func refusedLogin(err error, self string, statements []string) error {
-	var refused *pgconn.PgError
-	if !errors.As(err, &refused) || refused.Code != insufficientPrivilege {
-		return err
-	}
-	text := ""
-	for _, s := range statements {
-		text += s + "; "
-	}
-	return fault.New(fault.Denied, "the database's role %s may not change logins (it needs CREATEROLE, and membership of the tables' owner with ADMIN OPTION): %s",
-		self, refused.Message).WithHint("have the database's administrator run: %s", text)
-}
+// dropTries is how often DropLogin calls: once to shut the login, and again until nobody is left who came in before.
+const dropTries = 5
 
-// DropLogin takes a node's login away: it may no longer do what the owner of the tables may, no longer connects, and its connections are
-// ended. left says what could not be done and does not matter for the tables: a login without rights may stay.
-func (d *DB) DropLogin(ctx context.Context, role string) (left []string, err error) {
-	quoted := pgx.Identifier{role}.Sanitize()
-	err = d.asLogin(ctx, func(tx *sql.Tx, self, owner string) error {
-		var there bool
-		if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = $1)`, role).Scan(&there); err != nil || !there {
-			return err
-		}
-		revoke := "REVOKE " + pgx.Identifier{owner}.Sanitize() + " FROM " + quoted
-		if _, err := tx.ExecContext(ctx, revoke); err != nil {
-			return refusedLogin(err, self, []string{revoke, "DROP ROLE " + quoted})
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, statement := range []string{
-		"ALTER ROLE " + quoted + " NOLOGIN",
-		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = " + quoteText(role),
-		"DROP ROLE IF EXISTS " + quoted,
-	} {
-		err := d.asLogin(ctx, func(tx *sql.Tx, _, _ string) error {
-			_, err := tx.ExecContext(ctx, statement)
-			return err
+// DropLogin takes a node's login away: it has no rights any more, no longer connects, its connections are ended, and it is removed.
+// As long as that is not done, it is an error.
+func (d *DB) DropLogin(ctx context.Context, role string) error {
+	for range dropTries {
+		var gone bool
+		err := d.asOwner(ctx, func(tx *sql.Tx, _ string) error {
+			return tx.QueryRowContext(ctx, `SELECT chancery_logins.drop($1)`, role).Scan(&gone)
 		})
-		var refused *pgconn.PgError
-		switch {
-		case errors.As(err, &refused) && refused.Code == insufficientPrivilege:
-			left = append(left, fmt.Sprintf("%s: %s", statement, refused.Message))
-		case errors.As(err, &refused) && refused.Code == "42704": // there is no such role: done before
-		case err != nil:
-			return left, err
+		if err != nil || gone {
+			return err
 		}
 	}
-	return left, nil
+	return fault.New(fault.Unavailable, "the login %s is shut, and is not removed yet", role)
 }
 
 // Reach connects once to the primary that a URL of PostgreSQL leads to, and has it answer: a login is tried before it is relied on.
@@ -118,20 +94,18 @@ func Reach(ctx context.Context, url string) error {
 	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
 }
 
-// quoteText is a text as a literal; the name of a role has been a quoted identifier before.
-func quoteText(text string) string {
-	quoted := []byte{'\''}
-	for _, c := range []byte(text) {
-		if c == '\'' {
-			quoted = append(quoted, '\'')
-		}
-		quoted = append(quoted, c)
-	}
-	return string(append(quoted, '\''))
+// loginPrefix is what the names of nodes' logins begin with.
+const loginPrefix = "chancery_"
+
+// standForOwner has a node's login act as the owner of the database, if it may: what it makes is the owner's, and stays when the login goes.
+// PostgreSQL lets no function set that for another role.
+func standForOwner(ctx context.Context, conn *pgconn.PgConn) error {
+	return conn.Exec(ctx, `SELECT set_config('role', o.rolname, false) FROM pg_database d JOIN pg_roles o ON o.oid = d.datdba
+		WHERE d.datname = current_database() AND current_user = session_user AND pg_has_role(session_user, o.oid, 'MEMBER')`).Close()
 }
 
-// asLogin runs fn in a transaction as the role that logged in, and not as the owner of the tables that it stands for.
-func (d *DB) asLogin(ctx context.Context, fn func(tx *sql.Tx, self, owner string) error) error {
+// asOwner runs fn in a transaction, as the owner of the tables.
+func (d *DB) asOwner(ctx context.Context, fn func(tx *sql.Tx, owner string) error) error {
 	if d.dialect != Postgres {
 		return fault.New(fault.Conflict, "SQLite has no logins: its file is this node's alone")
 	}
@@ -140,15 +114,34 @@ func (d *DB) asLogin(ctx context.Context, fn func(tx *sql.Tx, self, owner string
 		return d.explain(err)
 	}
 	defer tx.Rollback()
-	var self, owner string
-	if err := tx.QueryRowContext(ctx, `SELECT session_user, current_user`).Scan(&self, &owner); err != nil {
-		return err
+	var self, owner, database, owns string
+	err = tx.QueryRowContext(ctx, `SELECT session_user, current_user, current_database(),
+		(SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database())`).Scan(&self, &owner, &database, &owns)
+	if err != nil {
+		return d.explain(err)
 	}
-	if _, err := tx.ExecContext(ctx, `SET LOCAL ROLE NONE`); err != nil {
-		return err
-	}
-	if err := fn(tx, self, owner); err != nil {
-		return err
+	if err := fn(tx, owner); err != nil {
+		return d.refusedLogin(err, self, owner, database, owns)
 	}
 	return tx.Commit()
+}
+
+// refusedLogin says what to do where a login could not be changed.
+func (d *DB) refusedLogin(err error, self, owner, database, owns string) error {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	switch refused.Code {
+	case "42883", "3F000", "42501": // undefined_function, invalid_schema_name, insufficient_privilege
+		if owner != owns {
+			return fault.New(fault.Denied, "%s stands for %s at the database, and %s, which owns the database %s, alone may change logins",
+				self, owner, owns, database).WithHint("have the database's administrator run: ALTER ROLE %s SET role = %s", self, owns)
+		}
+		return fault.New(fault.Denied, "the database %s lacks the functions by which nodes have logins of their own: %s", database, refused.Message).
+			WithHint("have the database's administrator run this there, as a superuser (it is deploy/patroni/logins.sql):\n%s", LoginFunctions)
+	case "P0001": // raise_exception, in the functions
+		return fault.New(fault.Conflict, "PostgreSQL refuses: %s", refused.Message).WithHint("%s", refused.Hint)
+	}
+	return d.explain(err)
 }

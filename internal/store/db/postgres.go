@@ -131,6 +131,9 @@ func configure(url string, primary bool) (*pgx.ConnConfig, error) {
 	if primary {
 		cfg.ValidateConnect = validatePrimary
 	}
+	if strings.HasPrefix(cfg.User, loginPrefix) {
+		cfg.AfterConnect = standForOwner
+	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second
 		if len(cfg.Fallbacks) > 0 {

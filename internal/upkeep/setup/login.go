@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"chancery/internal/authority/ca"
@@ -15,6 +16,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 )
 
 const (
@@ -40,7 +42,11 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 		return clone.Login{}, err
 	}
 	role := LoginRole(node)
-	if err := s.DB.AddLogin(ctx, role); err != nil {
+	limited, err := s.limited(ctx, node)
+	if err != nil {
+		return clone.Login{}, err
+	}
+	if err := s.DB.AddLogin(ctx, role, limited); err != nil {
 		return clone.Login{}, err
 	}
 	sum := sha256.Sum256([]byte(csr))
@@ -61,6 +67,20 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 	return login, err
 }
 
+// limited reports whether a node is one that issues nothing: its login reads, and does not write for others.
+func (s *Services) limited(ctx context.Context, node string) (bool, error) {
+	recipients, err := s.Keys.Recipients(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range recipients {
+		if r.ID == node && r.Kind == keys.KindNode {
+			return !slices.Contains(r.Subsystems, keys.SubsystemCA), nil
+		}
+	}
+	return true, nil
+}
+
 // DatabaseRoots are what certifies PostgreSQL's servers, in PEM: the roots of their pool, all of them while one is replaced. They are
 // empty where there is no such pool.
 func (s *Services) DatabaseRoots(ctx context.Context) (string, error) { return s.databaseRoots(ctx) }
@@ -79,11 +99,11 @@ func (s *Services) databaseRoots(ctx context.Context) (string, error) {
 	return text, nil
 }
 
-// closeLogin ends a node's login. That a login without rights stays behind is said, and is not a failure.
+// closeLogin ends a node's login.
 func (s *Services) closeLogin(ctx context.Context, role string, logger *slog.Logger) error {
-	left, err := s.DB.DropLogin(ctx, role)
-	if len(left) > 0 {
-		logger.WarnContext(ctx, "a login at the database has lost its rights, and could not be removed altogether", "role", role, "left", left)
+	if err := s.DB.DropLogin(ctx, role); err != nil {
+		return err
 	}
-	return err
+	logger.InfoContext(ctx, "the login of a node that is gone is removed from the database", "role", role)
+	return nil
 }
