@@ -105,7 +105,7 @@ type rescueExpiredCommand struct {
 	DatabaseFile   string   `type:"path" placeholder:"F" help:"File (mode 0600) with another way into PostgreSQL for this once, where TLS lets nobody in: the URL of its Unix socket, on the machine of the primary."`
 	RootFile       []string `type:"path" placeholder:"F" help:"The sealed key of a root that is offline, where only the issuer under it ended. May be repeated."`
 	PassphraseFile string   `placeholder:"F|-" help:"Passphrase of the roots' keys, and of the one that is made where a root ended too."`
-	Server         []string `placeholder:"NAME" help:"DNS name or address of a PostgreSQL server that gets a new certificate, for you to put there. May be repeated."`
+	Server         []string `placeholder:"NAME[/OTHER]" help:"Name of a member of the database, and after slashes its other names and addresses: it gets new certificates for PostgreSQL, etcd and Patroni, for you to put there. May be repeated."`
 	ServerOut      string   `type:"path" placeholder:"DIR" help:"Where those go, with their keys and the roots."`
 }
 
@@ -172,7 +172,7 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 		fmt.Fprintln(g.Out, "Hosts knew the old root of identities: they join again (chancery host replace NAME), and keep what they hold meanwhile.")
 	}
 	if c.ServerOut != "" {
-		fmt.Fprintf(g.Out, "Put the servers' files of %s where PostgreSQL reads them, and have it reload.\n", c.ServerOut)
+		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL and Patroni's own port, NAME-peer for etcd, NAME-client for what Patroni asks with.\n", c.ServerOut)
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts\n", g.Dir)
 }

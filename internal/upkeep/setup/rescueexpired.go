@@ -40,7 +40,8 @@ type ExpiredOptions struct {
 	RootKeys []crypto.Signer
 	// Passphrase seals the key of a new root that is offline; empty makes one, which is written beside it.
 	Passphrase []byte
-	// Servers are the names of PostgreSQL's servers that get a new certificate, in a file of ServerDir each, with its key.
+	// Servers are the members of the database that get new certificates, with their keys, in files of ServerDir: each is its name, as the
+	// others know it, and after slashes the other names and addresses that it is reached by.
 	Servers   []string
 	ServerDir string
 }
@@ -123,6 +124,10 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := s.DB.CheckClock(now); err != nil {
 		return err
 	}
+	// First, so that a rescue that is cut short is known of too; what it did is in the events of each step.
+	if err := s.recordRescue(ctx, by, now, map[string]any{"begins": true, "servers": o.Servers, "root_keys": len(o.RootKeys)}); err != nil {
+		return err
+	}
 	for _, name := range []string{pool.Identity, DatabasePool} {
 		if err := o.revive(ctx, s, by, name, done, now); err != nil {
 			return err
@@ -150,8 +155,12 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := o.certifyServers(ctx, s, by, done); err != nil {
 		return err
 	}
+	return s.recordRescue(ctx, by, now, done)
+}
+
+func (s *Services) recordRescue(ctx context.Context, by access.Principal, now time.Time, detail any) error {
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "authority.rescue", Object: by.Name, Detail: done})
+		return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "authority.rescue", Object: by.Name, Detail: detail})
 	})
 }
 
@@ -298,7 +307,7 @@ func (s *Services) renewLogin(ctx context.Context, dir datadir.Dir, done *Brough
 	return dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
 }
 
-// certifyServers makes keys and certificates for PostgreSQL's servers, for the operator to put there: their agents cannot ask for any
+// certifyServers makes keys and certificates for the members of the database, for the operator to put there: their agents cannot ask for any
 // before the node is back, and the node does not come back before they have some.
 func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by access.Principal, done *Brought) error {
 	if len(o.Servers) == 0 {
@@ -310,33 +319,27 @@ func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by acc
 	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
 		return err
 	}
-	for _, name := range o.Servers {
-		if name != filepath.Base(name) {
-			return fault.New(fault.Invalid, "%q is no name of a server", name)
+	// Whoever runs this has the node's key; as a node he would have no host's name.
+	owner := access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+	for _, server := range o.Servers {
+		called := strings.Split(server, "/")
+		var names []string
+		for _, name := range called {
+			if name == "" || name == "." || name == ".." {
+				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
+			}
+			names = append(names, generalName(name))
 		}
-		text, csr, err := newRequest()
-		if err != nil {
-			return err
+		// What its PostgreSQL and Patroni show to who calls, what its etcd shows to members, and what its Patroni shows to etcd and to others.
+		for suffix, order := range map[string]ca.Order{
+			"":        {Profile: "server", Names: names},
+			"-peer":   {Profile: "peer", Names: names},
+			"-client": {Profile: "client", Subject: cert.CommonName(called[0]).String()},
+		} {
+			if err := o.certifyOne(ctx, s, owner, order, filepath.Join(o.ServerDir, called[0]+suffix), done); err != nil {
+				return fmt.Errorf("certify the server %s (profile %s): %w", server, order.Profile, err)
+			}
 		}
-		// Whoever runs this has the node's key; as a node he would have no host's name.
-		owner := access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
-		issued, err := s.CA.Issue(ctx, owner, ca.Order{Pool: DatabasePool, Profile: "server", CSR: csr, Names: []string{generalName(name)}})
-		if err != nil {
-			return fmt.Errorf("certify the server %s: %w", name, err)
-		}
-		var path []byte
-		for _, der := range identity.Path(issued) {
-			path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-		}
-		base := filepath.Join(o.ServerDir, name)
-		if err := keyfile.WriteFile(base+".key", text, 0o600); err != nil {
-			return err
-		}
-		if err := keyfile.WriteFile(base+".crt", path, 0o644); err != nil {
-			return err
-		}
-		clear(text)
-		done.Files = append(done.Files, base+".key", base+".crt")
 	}
 	roots, err := s.DatabaseRoots(ctx)
 	if err != nil {
@@ -345,6 +348,29 @@ func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by acc
 	file := filepath.Join(o.ServerDir, "roots.crt")
 	done.Files = append(done.Files, file)
 	return keyfile.ReplaceFile(file, []byte(roots), 0o644)
+}
+
+// certifyOne makes a key and has it certified in the pool of the database. What a run before made is replaced.
+func (o *ExpiredOptions) certifyOne(ctx context.Context, s *Services, by access.Principal, order ca.Order, base string, done *Brought) error {
+	text, csr, err := newRequest()
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	order.Pool, order.CSR = DatabasePool, csr
+	issued, err := s.CA.Issue(ctx, by, order)
+	if err != nil {
+		return err
+	}
+	var path []byte
+	for _, der := range identity.Path(issued) {
+		path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	if err := keyfile.ReplaceFile(base+".key", text, 0o600); err != nil {
+		return err
+	}
+	done.Files = append(done.Files, base+".key", base+".crt")
+	return keyfile.ReplaceFile(base+".crt", path, 0o644)
 }
 
 // newRequest makes a key, as PEM, and a request for it.

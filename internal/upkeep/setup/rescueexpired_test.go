@@ -3,6 +3,7 @@ package setup_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net/url"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +25,7 @@ import (
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pkitest"
+	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
@@ -154,12 +157,41 @@ func TestAllCertificatesEnded(t *testing.T) {
 	}
 	socket := databaseFile(t, server.URL("ended"))
 	out := filepath.Join(t.TempDir(), "servers")
-	done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, DatabaseFile: socket, Servers: []string{"localhost"}, ServerDir: out})
+	if err := os.MkdirAll(filepath.Join(out, "roots.crt", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// One that is cut at its last file is known of, and is simply run again.
+	members := []string{"localhost/127.0.0.1"}
+	first, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, DatabaseFile: socket, Servers: members, ServerDir: out})
+	if err == nil {
+		t.Fatalf("nothing was in the way: %+v", first)
+	}
+	if err := os.RemoveAll(filepath.Join(out, "roots.crt")); err != nil {
+		t.Fatal(err)
+	}
+	done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, DatabaseFile: socket, Servers: members, ServerDir: out})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(done.Pools) != 2 || len(done.NewRoots) != 2 || done.Administrator != "admin" || !done.AgentsJoin || len(done.Offline) != 0 {
-		t.Errorf("brought back: %+v", done)
+	if len(done.Pools) != 0 || done.Administrator != "admin" || len(done.Offline) != 0 {
+		t.Errorf("brought back by the second run: %+v", done)
+	}
+	for suffix, usage := range map[string][]x509.ExtKeyUsage{
+		"": {x509.ExtKeyUsageServerAuth}, "-peer": {x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, "-client": {x509.ExtKeyUsageClientAuth},
+	} {
+		if _, err := tls.LoadX509KeyPair(filepath.Join(out, "localhost"+suffix+".crt"), filepath.Join(out, "localhost"+suffix+".key")); err != nil {
+			t.Error(err)
+		}
+		made, err := keyfile.ParseCertificates(readFile(t, filepath.Join(out, "localhost"+suffix+".crt")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(made[0].ExtKeyUsage, usage) {
+			t.Errorf("%s has the usages %v", suffix, made[0].ExtKeyUsage)
+		}
+		if suffix != "-client" && (made[0].VerifyHostname("localhost") != nil || made[0].VerifyHostname("127.0.0.1") != nil) {
+			t.Errorf("%s is for %v and %v", suffix, made[0].DNSNames, made[0].IPAddresses)
+		}
 	}
 	install(readFile(t, filepath.Join(out, "localhost.key")), readFile(t, filepath.Join(out, "localhost.crt")), readFile(t, filepath.Join(out, "roots.crt")))
 
@@ -184,6 +216,10 @@ func TestAllCertificatesEnded(t *testing.T) {
 	}
 	if _, err := s.Identity.Serve(t.Context(), "node1", spki.Public(), []string{"dns:localhost"}); err != nil {
 		t.Errorf("the node's certificate: %v", err)
+	}
+	page, err := s.Audit.Search(t.Context(), audit.Filter{Action: "authority.rescue"}, "", 10)
+	if err != nil || len(page.Events) != 3 {
+		t.Errorf("the audit has %d events of the run that was cut and of the one that was not: %v", len(page.Events), err)
 	}
 	var role string
 	if err := s.DB.Migrator().QueryRow("SELECT session_user").Scan(&role); err != nil || role != "chancery_node1" {
