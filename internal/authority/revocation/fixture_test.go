@@ -33,6 +33,8 @@ type office struct {
 	service  *Service
 	issuer   *ca.Issuer
 	by       access.Principal
+	name     string        // of a node that joined
+	key      *keys.NodeKey // and its own
 }
 
 const publicURL = "http://pki.example"

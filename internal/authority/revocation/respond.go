@@ -145,9 +145,9 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 		return all, asOf, nil
 	}
 	all := make([]ca.Status, len(ids))
-	lacks := false
+	lacks, lacksFormer := false, false
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		lacks = tx.Lacks()
+		lacks, lacksFormer = tx.Lacks(), tx.LacksFormer()
 		for i := range ids {
 			if all[i], err = ca.StatusOf(ctx, tx, issuer, ids[i].Serial); err != nil {
 				return err
@@ -171,6 +171,9 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 		case lacks && status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial):
 			return nil, time.Time{}, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not "+
 				"have that yet", ids[i].Serial)
+		case lacksFormer && status.State != ca.Revoked: // which nothing takes back
+			return nil, time.Time{}, fault.New(fault.Unavailable, "the standby may lack what this node acknowledged before it was started, and "+
+				"so a revocation of %x", ids[i].Serial)
 		case !status.Issued && (lacks || asOf.Before(now)):
 			return nil, time.Time{}, fault.New(fault.Unavailable, "serial %x is not in data that are %s old; it may have been issued since",
 				ids[i].Serial, now.Sub(asOf).Round(time.Second))

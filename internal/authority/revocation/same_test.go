@@ -75,7 +75,15 @@ func (a *office) join(d *db.DB, name string) *office {
 	}))
 	_, err = a.keys.Rewrap(t.Context(), name, "test")
 	must(t, err)
-	b := &office{t: t, db: d, by: a.by, issuer: a.issuer}
+	return a.start(d, name, key)
+}
+
+// start is a node that has joined.
+func (a *office) start(d *db.DB, name string, key *keys.NodeKey) *office {
+	t := a.t
+	t.Helper()
+	b := &office{t: t, db: d, by: a.by, issuer: a.issuer, name: name, key: key}
+	var err error
 	b.audit, err = audit.New(d, name)
 	must(t, err)
 	b.keys = keys.New(d, b.audit, name, key)
@@ -256,7 +264,9 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 	a := newOffice(t, d, ca.CRLMode{}, nil)
 	a.run()
 	standby := primary.Standby(t, "n1", "fsync=off")
-	near := pkitest.Open(t, db.Options{URL: primary.TCP("chancery"), ReadURL: standby.URL("chancery"), Node: "near", Patience: time.Second})
+	options := db.Options{URL: primary.TCP("chancery"), ReadURL: standby.URL("chancery"), Node: "near", Patience: time.Second,
+		MarkFile: filepath.Join(t.TempDir(), "mark")}
+	near := pkitest.Open(t, options)
 	b := a.join(near, "near")
 	b.follow()
 	for _, one := range []*db.DB{d, near} {
@@ -268,7 +278,7 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 	asked, unasked, bad := a.issue("asked.example"), a.issue("unasked.example"), a.issue("bad.example")
 	a.revoke(bad, crl.Superseded)
 	a.list(Complete, has(bad.SerialNumber, crl.Superseded))
-	must(t, d.Heartbeat(t.Context(), time.Now()))
+	must(t, near.Heartbeat(t.Context(), time.Now()))
 	standby.Replayed(t, primary)
 	for _, o := range []*office{a, b} {
 		o.respond(asked, xocsp.Good)
@@ -315,6 +325,24 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 	never.SerialNumber = big.NewInt(424242)
 	if _, r := b.ask(&never, crypto.SHA1); r.Status != ocsp.TryLater {
 		t.Errorf("what may have been issued since: %v", r.Status)
+	}
+	// The node is started again, and remembers nothing: its own revocation might be of any serial that is not known to be revoked.
+	started := pkitest.Open(t, options)
+	must(t, started.LearnClock(t.Context()))
+	b = a.start(started, b.name, b.key)
+	answers(b, bad, xocsp.Revoked)
+	for _, c := range []*x509.Certificate{own, unasked} {
+		if _, r := b.ask(c, crypto.SHA1); r.Status != ocsp.TryLater {
+			t.Errorf("after a start, of what a standby may know too little: %v", r.Status)
+		}
+	}
+	standby.Exec(t, "SELECT pg_wal_replay_resume()")
+	await(t, "the revocation at the standby", func() bool { got, _ := b.ask(own, crypto.SHA1); return got != nil && got.Status == xocsp.Revoked })
+	answers(b, unasked, xocsp.Good)
+	// A standby that never showed how old it is: what it says is of no time.
+	silent := pkitest.Open(t, options)
+	if age := silent.Age(time.Now()); silent.Away() == nil || age < 24*time.Hour {
+		t.Errorf("data of unknown age are called %v old", age)
 	}
 	// What is known ends.
 	set, err := b.settings.Get(t.Context())

@@ -139,8 +139,10 @@ func (b *batch) try() (kind disposition, err error) {
 	}
 	mark := int64(0)
 	if err == nil {
-		mark = b.sendMark()
-		kind, err = b.flushLast(conn)
+		defer b.d.kept.end()
+		if mark, err = b.sendMark(); err == nil {
+			kind, err = b.flushLast(conn)
+		}
 	}
 	if err != nil {
 		if kind != broken {

@@ -71,7 +71,7 @@ func (d *DB) LearnClock(ctx context.Context) error {
 		high, err := readClock(ctx, tx)
 		if err == nil {
 			d.highWater.Store(high)
-			if d.standby != nil {
+			if tx.standby { // what the primary showed says nothing of it
 				d.standby.seen.Store(max(high, d.standby.seen.Load()))
 			}
 		}

@@ -57,6 +57,9 @@ type Options struct {
 	// Node names this process where ReadURL is set, so that Read shows what it has written itself though the standby does not
 	// have it yet. Empty leaves that out.
 	Node string
+	// MarkFile keeps, where ReadURL is set, the number of Node's newest write for the process after this one. It belongs to one process
+	// at a time. Empty leaves that out: then a node that starts while the primary is away cannot tell what its standby lacks.
+	MarkFile string
 	// Beside opens SQLite while another process, its node, has it: for a short act that no cache of the node holds anything of. SQLite
 	// itself keeps the writers of both apart. The file must be there.
 	Beside bool
@@ -80,10 +83,11 @@ type DB struct {
 
 	primary, standby *server // of PostgreSQL; standby is nil where Read goes to the primary
 
-	patience       time.Duration
-	node           string       // Options.Node
-	lastMark       int64        // the number of the newest write; used by the lane's leader only
-	floor, reached atomic.Int64 // the newest number that was acknowledged, and the newest that the standby showed
+	patience      time.Duration
+	node          string       // Options.Node
+	lastMark      int64        // the number of the newest write; used by the lane's leader only
+	floor, former atomic.Int64 // no number above was acknowledged, and none above before this process; nobodyKnows
+	kept          keptMark
 
 	lane       lane
 	beginWrite string
@@ -134,6 +138,7 @@ func (d *DB) Close() error {
 		return nil
 	}
 	d.lane.drain()
+	d.kept.settle(d.floor.Load())
 	var errs []error
 	for _, s := range []*server{d.primary, d.standby} {
 		if s != nil && s.asking != nil {

@@ -15,37 +15,62 @@ import (
 var errBehind = errors.New("the standby lacks what this node has written")
 
 // sendMark adds the number of this transaction to what a batch sends, and returns it; 0 where none is needed.
-func (b *batch) sendMark() int64 {
+func (b *batch) sendMark() (int64, error) {
 	d := b.d
 	if d.standby == nil || d.node == "" || !b.wrote && len(b.sent) == 0 {
-		return 0
+		return 0, nil
 	}
 	d.lastMark = max(d.lastMark+1, Micros(time.Now()))
+	if err := d.kept.begin(d.lastMark); err != nil {
+		return 0, err
+	}
 	b.sent = append(b.sent, sent{query: `INSERT INTO write_mark (node, number) VALUES ($1, $2)
 		ON CONFLICT (node) DO UPDATE SET number = excluded.number`, args: []any{d.node, d.lastMark}})
-	return d.lastMark
+	return d.lastMark, nil
 }
 
 // acknowledged notes that a transaction with a number was committed.
 func (d *DB) acknowledged(mark int64) {
-	if mark > d.floor.Load() { // only the leader of the lane is here
+	if floor := d.floor.Load(); mark > floor || mark > 0 && floor == nobodyKnows { // only the leader of the lane is here
+		d.former.CompareAndSwap(nobodyKnows, mark) // a state that has this write has all before it
 		d.floor.Store(mark)
 	}
 }
 
-// caughtUp says whether the state that tx sees has all that this process has acknowledged.
+// caughtUp says whether the state that tx sees has all that this process has acknowledged. What a connection has shown once, it shows
+// from then on: it leads to one server. Another may lead to another server of the same name, or to the same one made anew.
 func (d *DB) caughtUp(ctx context.Context, tx *Tx, floor int64) (bool, error) {
+	if shown(tx.conn, 0) >= floor {
+		return true, nil
+	}
 	var number int64
 	err := tx.QueryRow(ctx, `SELECT number FROM write_mark WHERE node = $1`, d.node).Scan(&number)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
-	for reached := d.reached.Load(); err == nil && number > reached && !d.reached.CompareAndSwap(reached, number); {
-		reached = d.reached.Load()
+	if err != nil {
+		return false, err
 	}
-	return number >= floor, err
+	tx.lacksFormer = number < d.former.Load()
+	return shown(tx.conn, number) >= floor, nil
+}
+
+// shown is the newest number that a connection has shown, with the one that it shows now.
+func shown(conn *sql.Conn, number int64) int64 {
+	_ = conn.Raw(func(inner any) error {
+		if c, ok := inner.(*postgresConn); ok {
+			c.shown = max(c.shown, number)
+			number = c.shown
+		}
+		return nil
+	})
+	return number
 }
 
 // Lacks reports whether the state that tx sees lacks a write that this process has acknowledged. That is so only while the primary
 // is away, since it is asked otherwise.
 func (tx *Tx) Lacks() bool { return tx.lacks }
+
+// LacksFormer reports whether what tx sees lacks, or may lack, a write that was acknowledged before this process started, so that
+// nothing in its memory tells which.
+func (tx *Tx) LacksFormer() bool { return tx.lacksFormer }

@@ -72,7 +72,19 @@ func (d *DB) openPostgres(ctx context.Context, o Options) error {
 }
 
 // openStandby opens the connections of Read to a server of its own.
-func (d *DB) openStandby(o Options) (err error) {
+func (d *DB) openStandby(o Options) error {
+	if err := CheckReadURL(o.ReadURL); err != nil {
+		return err
+	}
+	former, err := d.kept.load(o.MarkFile)
+	if err != nil {
+		return err
+	}
+	d.former.Store(former)
+	d.floor.Store(former)
+	if former != nobodyKnows {
+		d.lastMark = former
+	}
 	s := newServer("the standby that is read", o.ReadConns, false)
 	if d.reader, err = d.postgresPool(o, o.ReadURL, s, o.ReadConns); err != nil {
 		return err
@@ -82,6 +94,23 @@ func (d *DB) openStandby(o Options) (err error) {
 	}
 	s.pools = []*sql.DB{d.reader}
 	d.standby = s
+	return nil
+}
+
+// CheckReadURL refuses a URL of several servers as the one that is read. How old data are is asked on one connection, and read on
+// others: of several servers each would be at another place, and an answer could be dated after what it was read from.
+func CheckReadURL(url string) error {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return fault.New(fault.Invalid, "the URL of database_read cannot be read: %w", err)
+	}
+	for _, other := range cfg.Fallbacks {
+		if other.Host != cfg.Host || other.Port != cfg.Port { // the same again is without TLS
+			return fault.New(fault.Invalid, "database_read names several servers, %s and %s; how old an answer is can be said of one only",
+				net.JoinHostPort(cfg.Host, fmt.Sprint(cfg.Port)), net.JoinHostPort(other.Host, fmt.Sprint(other.Port))).
+				WithHint("name the standby beside this node alone; while it is away the node reads at the primary")
+		}
+	}
 	return nil
 }
 
@@ -210,6 +239,7 @@ type postgresConn struct {
 	warning   *pgconn.Notice // set by OnNotice, on the goroutine that runs the statement
 	asked     Durability     // what the session was told
 	standbys  time.Time      // when a synchronous standby was last seen to be waited for
+	shown     int64          // the newest number of this node's writes that a read has shown here
 }
 
 func (c *postgresConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {

@@ -127,6 +127,9 @@ func (d *DB) watch(ctx context.Context, s *server) {
 				d.gone(s, begun, err)
 			}
 		}
+		if s == d.standby {
+			d.settleIdle(time.Now())
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -231,7 +234,8 @@ func (d *DB) readFrom(ctx context.Context) (*sql.DB, error) {
 
 // Age is how old what Read sees may be, and what was read before, where nothing can be read now: since the newest heartbeat that
 // has arrived there. It is 0 where that is the primary, or a standby beside one that answers and no more than two heartbeats
-// behind. It costs nothing.
+// behind. Where the primary is away and no heartbeat was ever seen at what is read, it is as old as the epoch: nothing that depends on
+// the time can be said from it. It costs nothing.
 func (d *DB) Age(now time.Time) time.Duration {
 	if d.primary == nil {
 		return 0
@@ -242,7 +246,7 @@ func (d *DB) Age(now time.Time) time.Duration {
 		reads = d.standby
 	}
 	seen := reads.seen.Load()
-	if reads == d.primary && !absent || seen == 0 {
+	if !absent && (reads == d.primary || seen == 0) {
 		return 0
 	}
 	age := max(0, now.Sub(FromMicros(seen)))

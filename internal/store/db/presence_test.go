@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -84,7 +87,8 @@ func TestAwayAndBehind(t *testing.T) {
 		test func(*testing.T, pair)
 	}{
 		{"a standby given as the primary", standbyAsPrimary}, {"the standby frozen", standbyFrozen}, {"the primary frozen", primaryFrozen},
-		{"the first host silent", firstHostSilent},
+		{"the first host silent", firstHostSilent}, {"several servers to read", severalToRead},
+		{"started while the primary is away", startedWithout},
 		{"the standby behind, and the primary killed", standbyBehind},
 	} {
 		t.Run(one.name, func(t *testing.T) {
@@ -172,6 +176,112 @@ func primaryFrozen(t *testing.T, p pair) {
 		if got, _, err := look(t, one); err != nil || got != 5 {
 			t.Fatalf("read %d, %v", got, err)
 		}
+	}
+}
+
+// startedWithout has a node acknowledge what its standby does not have, and start again while the primary is away: it knows that
+// something is lacking, and not what.
+func startedWithout(t *testing.T, p pair) {
+	o := p.options
+	o.Node, o.MarkFile = "n3", filepath.Join(t.TempDir(), "mark")
+	kept := func() int64 {
+		t.Helper()
+		text, err := os.ReadFile(o.MarkFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		number, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return number
+	}
+	row := func(d *db.DB) (number int64) {
+		t.Helper()
+		if err := d.ReadSnapshot(t.Context(), func(tx *db.Tx) error {
+			return tx.QueryRow(t.Context(), `SELECT number FROM write_mark WHERE node = 'n3'`).Scan(&number)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return number
+	}
+	former := func(d *db.DB) (lacks bool) {
+		t.Helper()
+		if err := d.Read(t.Context(), func(tx *db.Tx) error { lacks = tx.LacksFormer(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return lacks
+	}
+	first, err := db.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := put(t, first, 20); err != nil {
+		t.Fatal(err)
+	}
+	if number := row(first); kept() < number {
+		t.Fatalf("acknowledged %d, and kept %d", number, kept())
+	}
+	p.standby.Replayed(t, p.primary)
+	p.standby.Exec(t, "SELECT pg_wal_replay_pause()")
+	if err := put(t, first, 21); err != nil {
+		t.Fatal(err)
+	}
+	number := row(first)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if kept() != number {
+		t.Fatalf("acknowledged %d and ended, and kept %d", number, kept())
+	}
+	p.primary.Freeze(t)
+	second, forgot := pkitest.Open(t, o), o
+	forgot.MarkFile = filepath.Join(t.TempDir(), "mark")
+	third := pkitest.Open(t, forgot)
+	for _, d := range []*db.DB{second, third} {
+		watch(t, d)
+		if got, lacks, err := look(t, d); err != nil || got != 20 || !lacks || !former(d) {
+			t.Fatalf("read %d, lacking %t and of before %t: %v", got, lacks, former(d), err)
+		}
+	}
+	p.standby.Exec(t, "SELECT pg_wal_replay_resume()")
+	await(t, "the last write at the standby", func() bool { got, lacks, err := look(t, second); return err == nil && got == 21 && !lacks })
+	if former(second) {
+		t.Error("the standby has everything, and is said to lack something")
+	}
+	if !former(third) {
+		t.Error("a node whose file is lost says that nothing is lacking")
+	}
+	p.primary.Thaw(t)
+	await(t, "the primary", func() bool { return put(t, third, 22) == nil })
+	p.standby.Replayed(t, p.primary)
+	if got, lacks, err := look(t, third); err != nil || got != 22 || lacks || former(third) {
+		t.Fatalf("read %d, lacking %t and of before %t: %v", got, lacks, former(third), err)
+	}
+	for i := int64(23); i < 40; i++ { // many in a moment
+		if err := put(t, second, i); err != nil {
+			t.Fatal(err)
+		}
+		if kept() < row(second) {
+			t.Fatal("a number was acknowledged that is not kept")
+		}
+	}
+	await(t, "the exact number", func() bool { return kept() == row(second) })
+	// What cannot be kept is not acknowledged.
+	o.MarkFile = filepath.Join(t.TempDir(), "none", "mark")
+	if err := put(t, pkitest.Open(t, o), 41); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Fatalf("a write that cannot be kept: %v", err)
+	}
+}
+
+func severalToRead(t *testing.T, p pair) {
+	o := p.options
+	o.ReadURL = fmt.Sprintf("postgres://chancery@127.0.0.1:%d,127.0.0.1:%d/chancery?sslmode=prefer", p.standby.Port, p.primary.Port)
+	if d, err := db.Open(t.Context(), o); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "names several servers") {
+		t.Fatalf("%v, %v", d, err)
+	}
+	if err := db.CheckReadURL("postgres://chancery@127.0.0.1:5432/chancery?sslmode=prefer"); err != nil {
+		t.Error(err)
 	}
 }
 

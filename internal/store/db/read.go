@@ -65,7 +65,7 @@ func (d *DB) floorOf(pool *sql.DB, alone bool) demand {
 		return anyState
 	}
 	floor := d.floor.Load()
-	if floor <= d.reached.Load() {
+	if floor == 0 {
 		return anyState
 	}
 	return demand{floor, !alone && d.primary.away.Load() == nil}
@@ -77,7 +77,7 @@ func (d *DB) readOnce(ctx context.Context, pool *sql.DB, wanted demand, fn func(
 	if err != nil {
 		return judge(err), err
 	}
-	tx := &Tx{d: d, conn: conn}
+	tx := &Tx{d: d, conn: conn, standby: d.standby != nil && pool == d.reader}
 	clean := false
 	defer func() { // also when fn panics
 		tx.finish()

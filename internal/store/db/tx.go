@@ -27,6 +27,9 @@ type Tx struct {
 	rows   []*sql.Rows // what Query returned; closed with the function, since a neighbour needs the connection
 	added  []addition  // what the function gave to BeforeCommit
 	lacks  bool        // see Lacks
+
+	lacksFormer bool // see LacksFormer
+	standby     bool // it reads at the standby
 }
 
 type addition struct {

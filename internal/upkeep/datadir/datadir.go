@@ -6,6 +6,7 @@
 //	node.key                the node's age identity, which opens its wraps (mode 0600)
 //	node-tls.pem            the node's TLS key and certificate, made anew when it is missing (mode 0600)
 //	chancery.db             the store, where it is SQLite; .lock beside it is held by the process that has it open
+//	database-mark           where database_read is set: no write that the node acknowledged has a number above it
 //	ca/identity-root.pem    the root of identities: what clients pin
 //	ca/audit-key.pem        the public key of checkpoints and backups: keep a copy where the database's owner cannot change it
 //	ca/recipients           version and hash of the newest list of key recipients that the node has seen; an older one is refused
@@ -31,6 +32,7 @@ import (
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/db"
 	"chancery/internal/store/token"
 	"github.com/goccy/go-yaml"
 )
@@ -43,6 +45,7 @@ func (d Dir) Config() string       { return filepath.Join(string(d), "node.yaml"
 func (d Dir) NodeKey() string      { return filepath.Join(string(d), "node.key") }
 func (d Dir) TLS() string          { return filepath.Join(string(d), "node-tls.pem") }
 func (d Dir) Database() string     { return filepath.Join(string(d), "chancery.db") }
+func (d Dir) DatabaseMark() string { return filepath.Join(string(d), "database-mark") }
 func (d Dir) IdentityRoot() string { return filepath.Join(string(d), "ca", "identity-root.pem") }
 func (d Dir) AuditKey() string     { return filepath.Join(string(d), "ca", "audit-key.pem") }
 func (d Dir) Recipients() string   { return filepath.Join(string(d), "ca", "recipients") }
@@ -346,10 +349,13 @@ func (c *Config) DatabaseURLs(d Dir) (write, read string, err error) {
 	if write, err = urlFromFile(d, c.DatabaseFile); err != nil {
 		return "", "", err
 	}
-	if c.ReadDatabaseFile != "" {
-		read, err = urlFromFile(d, c.ReadDatabaseFile)
+	if c.ReadDatabaseFile == "" {
+		return write, "", nil
 	}
-	return write, read, err
+	if read, err = urlFromFile(d, c.ReadDatabaseFile); err != nil {
+		return "", "", err
+	}
+	return write, read, db.CheckReadURL(read)
 }
 
 // urlFromFile is lineFromFile with the node's own login.

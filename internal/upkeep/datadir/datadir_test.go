@@ -76,3 +76,21 @@ func TestDatabaseURLComesFromAPrivateFile(t *testing.T) {
 		t.Fatalf("%q, %v", write, err)
 	}
 }
+
+// TestSeveralStandbys: what is read is one server, and the configuration that says otherwise is refused.
+func TestSeveralStandbys(t *testing.T) {
+	dir := Dir(t.TempDir())
+	for name, hosts := range map[string]string{"write": "db1,db2,db3", "one": "db1", "several": "db1,db2"} {
+		if err := os.WriteFile(dir.Within(name), []byte("postgres://chancery@"+hosts+"/chancery?sslmode=prefer\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := Config{DatabaseFile: "write", ReadDatabaseFile: "one"}
+	if _, read, err := c.DatabaseURLs(dir); err != nil || read == "" {
+		t.Errorf("%q, %v", read, err)
+	}
+	c.ReadDatabaseFile = "several"
+	if _, _, err := c.DatabaseURLs(dir); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "db1:5432 and db2:5432") {
+		t.Errorf("several servers to read: %v", err)
+	}
+}

@@ -159,7 +159,11 @@ func openServices(ctx context.Context, dir datadir.Dir, config *datadir.Config, 
 	if err != nil {
 		return nil, err
 	}
-	d, err := db.Open(ctx, db.Options{URL: write, ReadURL: read, Node: config.Name, Logger: logger, Beside: beside})
+	options := db.Options{URL: write, ReadURL: read, Node: config.Name, Logger: logger, Beside: beside}
+	if !beside { // it is the node's
+		options.MarkFile = dir.DatabaseMark()
+	}
+	d, err := db.Open(ctx, options)
 	if err != nil {
 		return nil, err
 	}
