@@ -215,6 +215,10 @@ func (d *DB) explain(err error) error {
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: cannotWrite(e.Code) + "; nothing was changed"}).
 			WithHint("see to the database server; the node goes on by itself")
 	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "42501" { // insufficient_privilege
+		return &fault.Error{Kind: fault.Conflict, Err: fmt.Errorf("%w: %w", ErrReadsOnly, err),
+			Message: "this node's login at the database may not write that; nothing was changed"}
+	}
 	switch judge(err) {
 	case broken:
 		if errors.Is(err, errStandby) {

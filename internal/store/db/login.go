@@ -42,18 +42,25 @@ func (d *DB) AddLogin(ctx context.Context, role string, limited bool) error {
 	})
 }
 
+// ErrReadsOnly is within what a write is refused with for which this node's login has no right: a node that does not issue writes of itself
+// alone.
+var ErrReadsOnly = errors.New("the login of this node reads only")
+
 // readerRights are what the tables' owner lets the logins of nodes do that do not issue: read, and write of themselves. Policies of rows do
 // not bind the owner, and whoever else may read goes on reading all.
 func readerRights(reader string) []string {
 	rights := []string{
 		"GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + reader,
 		"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO " + reader,
-		"GRANT UPDATE (report, seen_at, started_at) ON node TO " + reader,
-		"GRANT INSERT, UPDATE ON write_mark TO " + reader,
+		"GRANT UPDATE (report, seen_at, started_at, address) ON node TO " + reader,
+		"GRANT INSERT, UPDATE ON write_mark, clock, host_seen TO " + reader,
 	}
-	// The name of a node's login is chancery_ and the node's.
-	for table, column := range map[string]string{"node": "name", "write_mark": "node"} {
-		own := column + " = substr(session_user, 10)"
+	// The name of a node's login is chancery_ and the node's. No mark of time may be one that has not come: all nodes would stop for it.
+	const future = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 60000000"
+	for table, own := range map[string]string{
+		"node": "name = substr(session_user, 10)", "write_mark": "node = substr(session_user, 10)",
+		"clock": "high_water <= " + future, "host_seen": "seen_at <= " + future,
+	} {
 		rights = append(rights, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY",
 			"DROP POLICY IF EXISTS readers ON "+table, "CREATE POLICY readers ON "+table+" FOR SELECT USING (true)",
 			"DROP POLICY IF EXISTS first ON "+table, "CREATE POLICY first ON "+table+" FOR INSERT TO "+reader+" WITH CHECK ("+own+")",

@@ -72,6 +72,7 @@ func (l *logins) tables(d *db.DB) {
 	for _, statement := range []string{
 		"CREATE TABLE node (name TEXT PRIMARY KEY, state TEXT, address TEXT, report TEXT, seen_at BIGINT, started_at BIGINT)",
 		"INSERT INTO node (name) VALUES ('one'), ('near')", "CREATE TABLE write_mark (node TEXT PRIMARY KEY, number BIGINT)",
+		"CREATE TABLE clock (name TEXT PRIMARY KEY, high_water BIGINT)", "CREATE TABLE host_seen (host TEXT PRIMARY KEY, seen_at BIGINT)",
 		"CREATE TABLE access_token (id TEXT)", "CREATE TABLE key_recipient (id TEXT)",
 	} {
 		if err := runSQL(l.Context(), d, statement); err != nil {
@@ -222,7 +223,8 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, statement := range []string{
-		"SELECT * FROM made_later", "SELECT * FROM access_token", "UPDATE node SET report = 'well', seen_at = 1, started_at = 1 WHERE name = 'near'",
+		"SELECT * FROM made_later", "SELECT * FROM access_token", "UPDATE node SET report = 'well', seen_at = 1, started_at = 1, address = 'x' WHERE name = 'near'",
+		"INSERT INTO clock (name, high_water) VALUES ('authority', 1) ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water",
 		"INSERT INTO write_mark (node, number) VALUES ('near', 1) ON CONFLICT (node) DO UPDATE SET number = excluded.number",
 		"INSERT INTO write_mark (node, number) VALUES ('near', 2) ON CONFLICT (node) DO UPDATE SET number = excluded.number",
 	} {
@@ -246,7 +248,7 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 	for _, statement := range []string{
 		"INSERT INTO access_token (id) VALUES ('x')", "INSERT INTO key_recipient (id) VALUES ('x')", "DELETE FROM key_recipient", "DELETE FROM node",
 		"INSERT INTO node (name) VALUES ('x')", "UPDATE node SET state = 'active' WHERE name = 'near'", "UPDATE node SET name = 'one' WHERE name = 'near'",
-		"UPDATE node SET address = 'https://ca1' WHERE name = 'near'", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
+		"INSERT INTO clock (name, high_water) VALUES ('x', 99999999999999999)", "DELETE FROM clock", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
 		"ALTER TABLE node DISABLE ROW LEVEL SECURITY", "DROP POLICY own ON node", "SET ROLE pki", "SET SESSION AUTHORIZATION chancery_one",
 		"SELECT chancery_logins.add('chancery_near', false)", "SELECT chancery_logins.drop('chancery_one')",
 	} {

@@ -11,6 +11,7 @@ import (
 	"chancery/client"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
+	"chancery/internal/store/db"
 	"chancery/internal/surface/problem"
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -80,6 +81,11 @@ func register[I, O any](s *Server, r route, handle func(context.Context, *I) (*O
 			return nil, c.refuse(err)
 		}
 		out, err := handle(ctx, in)
+		if errors.Is(err, db.ErrReadsOnly) {
+			if elsewhere := s.runsCA(ctx); elsewhere != nil {
+				err = elsewhere
+			}
+		}
 		if err != nil {
 			return nil, c.refuse(err)
 		}

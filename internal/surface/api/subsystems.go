@@ -20,8 +20,8 @@ func (s *Server) runsCA(ctx context.Context) error {
 	for _, one := range s.options.Subsystems {
 		runs = append(runs, string(one))
 	}
-	refused := fault.New(fault.Conflict, "this node runs %s, and what needs an issuer's key is done where ca runs: "+
-		"this node never has such a key", strings.Join(runs, " and "))
+	refused := fault.New(fault.Conflict, "this node runs %s, and what needs an issuer's key, or writes more than how "+
+		"the node is, is done where ca runs: this node never has such a key", strings.Join(runs, " and "))
 	others, err := s.caNodes(ctx)
 	if err != nil || len(others) == 0 {
 		return refused // where that is, nobody can say now

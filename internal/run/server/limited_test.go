@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"chancery/client"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
+	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
+)
+
+// TestNodeWithLimitedLogin: a node that runs ocsp alone does all that it is there for with a login that only reads, and refuses the rest
+// with the name of a node that would do it.
+func TestNodeWithLimitedLogin(t *testing.T) {
+	pg := pkitest.Postgres(t)
+	for _, statement := range []string{"CREATE ROLE pki NOLOGIN", "CREATE DATABASE fleet OWNER pki", "CREATE ROLE chancery_one LOGIN IN ROLE pki"} {
+		pg.Exec(t, statement)
+	}
+	if said, err := exec.Command("psql", "-XqvON_ERROR_STOP=1", "-c", db.LoginFunctions, pg.URL("fleet")).CombinedOutput(); err != nil {
+		t.Fatalf("psql: %v\n%s", err, said)
+	}
+	as := func(role string) string {
+		file := filepath.Join(t.TempDir(), role)
+		must(t, os.WriteFile(file, []byte(strings.Replace(pg.URL("fleet"), "//chancery@", "//"+role+"@", 1)+"\n"), 0o600))
+		return file
+	}
+	url := as("chancery_one")
+	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
+	_, err := setup.Init(t.Context(), setup.Options{
+		Dir: dir, Address: "https://ca1.test:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
+		DatabaseFile: url, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+	})
+	must(t, err)
+	first := start(t, dir)
+	issued, err := first.admin().Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+	must(t, err)
+	leaf, above := first.certificates(issued)
+	agent := first.agent("web1.test")
+	config, err := dir.Load()
+	must(t, err)
+	one, err := setup.Open(context.Background(), dir, config, slog.New(slog.DiscardHandler))
+	must(t, err)
+	t.Cleanup(func() { must(t, one.DB.Close()) })
+	until(t, "the responder", func() bool {
+		_, err := (&stream{t: t, public: first.Public, leaf: leaf, ca: above}).once(true, 3) // SHA-1
+		return err == nil
+	})
+	near := addNode(t, one, dir, "ocsp1", url, keys.SubsystemOCSP)
+	must(t, start(t, near).stop()) // it registers, as an approval would have it
+	must(t, one.DB.AddLogin(t.Context(), "chancery_ocsp1", true))
+	text, err := os.ReadFile(near.Config())
+	must(t, err)
+	must(t, os.WriteFile(near.Config(), []byte(strings.ReplaceAll(string(text), url, as("chancery_ocsp1"))), 0o644))
+	second := start(t, near)
+
+	until(t, "readiness", func() bool { code, _ := fetch(t, "http://"+second.Metrics+"/readyz"); return code == http.StatusOK })
+	if _, err := (&stream{t: t, public: second.Public, leaf: leaf, ca: above}).once(true, 5); err != nil { // SHA-256
+		t.Errorf("OCSP: %v", err)
+	}
+	admin := second.client(true)
+	until(t, "a report of its own", func() bool {
+		c, err := admin.Clone(t.Context(), "ocsp1")
+		must(t, err)
+		return c.Ready
+	})
+	if _, err := agent.Desired(t.Context(), "", 0); err != nil {
+		t.Errorf("an agent's poll: %v", err)
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if p := problemOf(err); p.Status != http.StatusConflict || !strings.Contains(p.Hint, config.Name+" at https://ca1.test:8443") ||
+			strings.Contains(p.Detail, "permission denied") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err = admin.Revoke(t.Context(), "", issued.Certificate.Serial, client.RevokeRequest{Reason: "superseded"})
+	refused("revoking", err)
+	_, err = admin.InviteClone(t.Context(), client.CloneInvitation{Subsystems: []string{"ca"}})
+	refused("inviting a node", err)
+	now, err := admin.Settings(t.Context())
+	must(t, err)
+	_, err = admin.ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "durability", Value: "provider"}}}, now.ETag)
+	refused("settings", err)
+}
