@@ -83,6 +83,12 @@ func (c *Client) RemoveClone(ctx context.Context, name string, force bool) error
 	return c.do(ctx, k, nil)
 }
 
+// RemoveCompromisedClone removes a node that fell into wrong hands, whether or not it was seen just now.
+func (c *Client) RemoveCompromisedClone(ctx context.Context, name string) error {
+	k := call{method: http.MethodDelete, path: path("clones", name)}
+	return c.do(ctx, k.where(url.Values{"compromised": {"true"}}), nil)
+}
+
 // TurnClone gives a node a lease ("promote") or takes it away ("demote").
 func (c *Client) TurnClone(ctx context.Context, name, verb string, in CloneTurn) (*Clone, error) {
 	var out Clone

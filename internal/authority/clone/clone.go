@@ -54,8 +54,10 @@ type Service struct {
 
 	asking sync.Mutex // held by the one caller who asks whether this node is registered
 
-	mu    sync.Mutex // guards what follows
-	known registered
+	mu      sync.Mutex // guards what follows
+	known   registered
+	heard   map[string]heard // by node
+	started int64            // node.started_at as this process wrote it; 0 before it is registered
 }
 
 // New returns the service of the node whose key recipient o.Keys is.

@@ -238,7 +238,7 @@ func TestWhoMay(t *testing.T) {
 		refused(t, err, fault.Denied)
 		_, err = a.Clones.Leave(ctx, p, "n1", once.Call{})
 		refused(t, err, fault.Denied)
-		refused(t, a.Clones.Remove(ctx, p, "n2", true, once.Call{}), fault.Denied)
+		refused(t, a.Clones.Remove(ctx, p, "n2", clone.Removal{Force: true}, once.Call{}), fault.Denied)
 		_, err = a.Clones.RenewIdentity(ctx, p, client.CloneIdentity{CSR: m.in.CSR}, "")
 		refused(t, err, fault.Denied, "is no node")
 	}
@@ -333,11 +333,11 @@ func TestRemoved(t *testing.T) {
 		a.exec(`CREATE TABLE kept_` + table + ` AS SELECT * FROM ` + table)
 	}
 
-	refused(t, a.Clones.Remove(ctx, a.admin, "n3", false, once.Call{}), fault.Conflict, "was seen")
-	refused(t, a.Clones.Remove(ctx, a.admin, "n1", true, once.Call{}), fault.Conflict, "to remove itself")
+	refused(t, a.Clones.Remove(ctx, a.admin, "n3", clone.Removal{}, once.Call{}), fault.Conflict, "was seen")
+	refused(t, a.Clones.Remove(ctx, a.admin, "n1", clone.Removal{Force: true}, once.Call{}), fault.Conflict, "to remove itself")
 	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now()))
-	must(t, a.Clones.Remove(ctx, a.admin, "n3", true, once.Call{}))
-	refused(t, a.Clones.Remove(ctx, a.admin, "n3", true, once.Call{}), fault.Conflict, "has been gone since")
+	must(t, a.Clones.Remove(ctx, a.admin, "n3", clone.Removal{Force: true}, once.Call{}))
+	refused(t, a.Clones.Remove(ctx, a.admin, "n3", clone.Removal{Force: true}, once.Call{}), fault.Conflict, "has been gone since")
 
 	// It is nobody, has nothing, and writes nothing.
 	if err := a.Identity.Good(ctx, issuer, crt.SerialNumber); err == nil {
@@ -447,7 +447,7 @@ func TestRenewIdentity(t *testing.T) {
 	}
 	_, err = a.Clones.RenewIdentity(ctx, self, client.CloneIdentity{CSR: next.in.CSR, Names: []string{"dns:pki.test"}}, "")
 	refused(t, err, fault.Denied)
-	must(t, a.Clones.Remove(ctx, a.admin, "o1", true, once.Call{}))
+	must(t, a.Clones.Remove(ctx, a.admin, "o1", clone.Removal{Force: true}, once.Call{}))
 	_, err = a.Clones.RenewIdentity(ctx, self, client.CloneIdentity{CSR: next.in.CSR}, "")
 	refused(t, err, fault.Denied)
 	for _, path := range [][]string{joined.Certificate, renewed.Certificate} {

@@ -111,10 +111,23 @@ func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) 
 		WithHint("start another node, then try again; chancery clone list shows them")
 }
 
+// Removal says how a node is removed.
+type Removal struct {
+	Force       bool // also one that was seen just now
+	Compromised bool // it fell into wrong hands: its identity is revoked as compromised, whether or not it runs
+}
+
+func (r Removal) reason() crl.Reason {
+	if r.Compromised {
+		return crl.KeyCompromise
+	}
+	return crl.CessationOfOperation
+}
+
 // Remove takes a node out that is dead, and refuses one that waits. One that was seen just now is removed by force only: it should
 // leave by itself. Its identity is revoked, its wraps are deleted, its leases released, its login ended, and the next list of key
 // recipients does not name it. What it has opened it may have kept: if it is not trusted, the keys must be replaced.
-func (s *Service) Remove(ctx context.Context, by access.Principal, name string, force bool, call once.Call) error {
+func (s *Service) Remove(ctx context.Context, by access.Principal, name string, how Removal, call once.Call) error {
 	if err := by.May(access.ManageNodes); err != nil {
 		return err
 	}
@@ -129,12 +142,12 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name string, 
 		return fault.New(fault.Conflict, "node %s has been gone since %s", r.name, r.gone.UTC().Format(time.RFC3339))
 	case r.name == s.node:
 		return fault.New(fault.Conflict, "node %s was asked to remove itself", r.name).WithHint("chancery clone leave %s, or ask another node", r.name)
-	case !force && now.Sub(r.seen) < aliveFor:
+	case !how.Force && !how.Compromised && now.Sub(r.seen) < aliveFor:
 		return fault.New(fault.Conflict, "node %s was seen %s ago, and a node that runs leaves by itself", r.name, now.Sub(r.seen).Round(time.Second)).
 			WithHint("chancery clone leave %s; or remove it all the same, by chancery clone remove %s --yes, where it is not to be trusted", r.name, r.name)
 	default:
 		if err = s.needsCA(ctx); err == nil {
-			err = s.end(ctx, by, r, "clone.remove", call, now)
+			err = s.end(ctx, by, r, "clone.remove", how.reason(), call, now)
 		}
 	}
 	if err != nil {
@@ -164,7 +177,7 @@ func (s *Service) refuse(ctx context.Context, by access.Principal, r *row, call 
 var errEnded = errors.New("the node is gone already")
 
 // end takes all from a node that a node had, in one transaction, and then its login.
-func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, call once.Call, now time.Time) error {
+func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, call once.Call, now time.Time) error {
 	issuers, err := s.Identity.Issuers(ctx)
 	if err != nil {
 		return err
@@ -180,7 +193,9 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 		if err := s.lastCA(ctx, tx, current, now); err != nil {
 			return err
 		}
-		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) { return once.Done{}, s.take(ctx, tx, by, current, action, issuers, now) })
+		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) {
+			return once.Done{}, s.take(ctx, tx, by, current, action, reason, issuers, now)
+		})
 		return err
 	})
 	if errors.Is(err, errEnded) {
@@ -197,9 +212,9 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 	return nil
 }
 
-func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *row, action string, issuers []string, now time.Time) error {
+func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *row, action string, reason crl.Reason, issuers []string, now time.Time) error {
 	revoke := func(ref ca.Ref) error {
-		return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now)
+		return s.CA.RevokeSerial(ctx, tx, ref, reason, by.Actor(), now)
 	}
 	if err := s.Identity.EndNode(ctx, tx, by, r.principal, r.name, issuers, revoke, now); err != nil {
 		return err
@@ -214,7 +229,7 @@ func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *r
 	if err != nil {
 		return err
 	}
-	return s.audit(ctx, tx, by.Actor(), action, r.name, map[string]any{"fingerprint": r.fingerprint, "subsystems": r.subsystems}, now)
+	return s.audit(ctx, tx, by.Actor(), action, r.name, map[string]any{"fingerprint": r.fingerprint, "subsystems": r.subsystems, "reason": reason.String()}, now)
 }
 
 // closeLogin ends a gone node's login, if it has one still.

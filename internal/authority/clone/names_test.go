@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/clone"
 	"chancery/internal/fault"
 	"chancery/internal/store/once"
 )
@@ -69,7 +70,7 @@ func TestFingerprintCoversAll(t *testing.T) {
 	m := a.machine("n2", a.invite())
 	waits, err := a.Clones.Join(ctx, m.in)
 	must(t, err)
-	must(t, a.Clones.Remove(ctx, a.admin, "n2", true, once.Call{}))
+	must(t, a.Clones.Remove(ctx, a.admin, "n2", clone.Removal{Force: true}, once.Call{}))
 	for what, change := range map[string]func(in *client.CloneJoin){
 		"address":        func(in *client.CloneJoin) { in.Address = "https://elsewhere.test" },
 		"names":          func(in *client.CloneJoin) { in.Names = []string{"dns:elsewhere.test"} },
@@ -82,7 +83,7 @@ func TestFingerprintCoversAll(t *testing.T) {
 		must(t, err)
 		_, err = a.Clones.Approve(ctx, a.admin, "n2", client.CloneApproval{Fingerprint: waits.Fingerprint})
 		refused(t, err, fault.Conflict, waits.Fingerprint, other.Fingerprint)
-		must(t, a.Clones.Remove(ctx, a.admin, "n2", true, once.Call{}))
+		must(t, a.Clones.Remove(ctx, a.admin, "n2", clone.Removal{Force: true}, once.Call{}))
 		t.Logf("%s: %s", what, other.Fingerprint)
 	}
 }

@@ -39,9 +39,9 @@ type registered struct {
 }
 
 const (
-	// believeFor is how long a node goes on with what it knows of its own row. It asks every two seconds, so what is older was
-	// learnt before it stood still.
-	believeFor = 5 * time.Second
+	// believeFor is how long a node goes on with what it knows of its own row: for so long it may work after its removal, or after
+	// another process of its name has started. A report, every two seconds, is such a look too.
+	believeFor = 2 * time.Second
 
 	// reportedFor is how long after its last report a node is taken for ready.
 	reportedFor = 10 * time.Second
@@ -56,7 +56,9 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 		return err
 	}
 	actor := access.System(s.node).Actor()
+	var started int64
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		started = db.Micros(now)
 		r, err := find(ctx, tx, `name = $1`, s.node)
 		switch {
 		case err != nil:
@@ -69,15 +71,32 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 			return fault.New(fault.Conflict, "node %s is known with the public key %s, and its key file has %s", s.node, r.publicKey, s.Keys.Public()).
 				WithHint("bring the node's own node.key back; if it is lost, remove the node by another one, and join this machine with a new name")
 		}
-		_, err = tx.Exec(ctx, `UPDATE node SET address = $1, started_at = $2 WHERE name = $3`, address, db.Micros(now), s.node)
+		started = max(started, micros(r.started)+1) // no two processes have one
+		_, err = tx.Exec(ctx, `UPDATE node SET address = $1, started_at = $2 WHERE name = $3`, address, started, s.node)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("register node %s: %w", s.node, err)
 	}
 	s.Access.Forget()
+	s.mu.Lock()
+	s.started = started
+	s.mu.Unlock()
 	s.learn(nil, now)
 	return nil
+}
+
+// superseded refuses where another process has started as this node since: the machine was started twice from one snapshot, or its data
+// directory was copied. The newest goes on.
+func (s *Service) superseded(r *row) error {
+	s.mu.Lock()
+	own := s.started
+	s.mu.Unlock()
+	if own == 0 || micros(r.started) == own {
+		return nil
+	}
+	return fault.New(fault.Denied, "another process started as node %s at %s, and goes on in its place", s.node, r.started.UTC().Format(time.RFC3339)).
+		WithHint("a node runs once: find out which machine has a copy of this data directory, and remove it there")
 }
 
 func (s *Service) registerFirst(ctx context.Context, tx *db.Tx, recipients []keys.Recipient, p access.Principal,
@@ -127,14 +146,11 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		return err
 	}
 	var r *row
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		n, err := tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3 AND state = 'active'`, text, db.Micros(now), s.node)
-		if r = nil; err != nil || n > 0 {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
+		if r, err = named(ctx, tx, s.node); err != nil || s.superseded(r) != nil || r.state != client.CloneActive && r.state != client.CloneLeaving {
 			return err
 		}
-		if r, err = named(ctx, tx, s.node); err == nil && r.state == client.CloneLeaving {
-			_, err = tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3`, text, db.Micros(now), s.node)
-		}
+		_, err = tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3`, text, db.Micros(now), s.node)
 		return err
 	})
 	if err != nil {
@@ -143,8 +159,10 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		}
 		return err
 	}
-	if r != nil {
+	if r.state != client.CloneActive {
 		err = goneError(r)
+	} else {
+		err = s.superseded(r)
 	}
 	s.learn(err, now)
 	return err
@@ -177,6 +195,8 @@ func (s *Service) Registered(ctx context.Context) error {
 		return err
 	case err == nil && r.state != client.CloneActive && r.state != client.CloneLeaving:
 		err = goneError(r)
+	case err == nil:
+		err = s.superseded(r)
 	}
 	s.learn(err, now)
 	return err

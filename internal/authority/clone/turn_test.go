@@ -155,7 +155,7 @@ func TestPromoteAndDemote(t *testing.T) {
 	_, err = a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{Pin: true}, once.Call{})
 	must(t, err)
 	stop()
-	if vacant, err := a.DB.Vacant(ctx, revocation.Lease, "n1", time.Now().Add(time.Hour)); err != nil || vacant {
+	if vacant, err := a.DB.Vacant(ctx, revocation.Lease, "n1", time.Minute, time.Now().Add(time.Hour)); err != nil || vacant {
 		t.Errorf("it is pinned to n2, and n1 may have it: %v", err)
 	}
 	_, err = a.Clones.Demote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{})

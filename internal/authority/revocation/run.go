@@ -66,7 +66,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // acquire takes the lease, if it is free and this node may open issuers' keys. One that only answers OCSP requests may not.
 func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err error) {
-	if vacant, err := s.db.Vacant(ctx, Lease, s.audit.Node(), time.Now()); err != nil || !vacant {
+	if vacant, err := s.db.Vacant(ctx, Lease, s.audit.Node(), leaseTime, time.Now()); err != nil || !vacant {
 		return db.Lease{}, false, err
 	}
 	all, err := s.keys.Recipients(ctx)

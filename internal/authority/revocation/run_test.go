@@ -52,20 +52,25 @@ func TestHandedOverWhileItWorks(t *testing.T) {
 			lease, err = db.HandOver(t.Context(), tx, Lease, to, i == 2, leaseTime, time.Now())
 			return err
 		}))
-		if epoch++; lease.Epoch != epoch {
-			t.Fatalf("to %s: epoch %d, not %d", to, lease.Epoch, epoch)
+		if lease.Epoch <= epoch {
+			t.Fatalf("to %s: epoch %d, after %d", to, lease.Epoch, epoch)
 		}
+		epoch = lease.Epoch
 		c := a.issue(fmt.Sprintf("h%d.example", i))
 		a.revoke(c, crl.Superseded)
 		l := a.list(Complete, has(c.SerialNumber, crl.Superseded))
 		must(t, l.CheckSuccessor(newest))
 		newest = l
-		if held, err := a.db.Held(t.Context(), lease); err != nil || !held {
-			t.Fatalf("%s lost the lease that it was given: %v", to, err)
+		must(t, a.db.Tx(t.Context(), func(tx *db.Tx) (err error) {
+			lease, err = db.LeaseOf(t.Context(), tx, Lease)
+			return err
+		}))
+		if lease.Holder != to || lease.Epoch != epoch+1 { // taken up, under an epoch of that process's own
+			t.Fatalf("%s was given epoch %d, and the lease is %+v", to, epoch, lease)
 		}
 	}
 	stopB()
-	if vacant, err := a.db.Vacant(t.Context(), Lease, "node-a", time.Now().Add(time.Hour)); err != nil || vacant {
+	if vacant, err := a.db.Vacant(t.Context(), Lease, "node-a", time.Minute, time.Now().Add(time.Hour)); err != nil || vacant {
 		t.Fatalf("it is pinned to node-b, and node-a may have it: %v", err)
 	}
 	c := a.issue("late.example")

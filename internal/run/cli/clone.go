@@ -349,8 +349,9 @@ func (c *cloneLeaveCommand) Run(ctx context.Context, g *globals) error {
 }
 
 type cloneRemoveCommand struct {
-	cloneArg `embed:""`
-	Yes      bool `help:"Remove it although it was seen just now, and do not ask."`
+	cloneArg    `embed:""`
+	Yes         bool `help:"Remove it although it was seen just now, and do not ask."`
+	Compromised bool `help:"It fell into wrong hands: revoke its identity as compromised, and remove it although it was seen just now."`
 }
 
 // Run removes a node.
@@ -360,7 +361,12 @@ func (c *cloneRemoveCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
-	if err := api.RemoveClone(ctx, c.Node, c.Yes); err != nil {
+	if c.Compromised {
+		err = api.RemoveCompromisedClone(ctx, c.Node)
+	} else {
+		err = api.RemoveClone(ctx, c.Node, c.Yes)
+	}
+	if err != nil {
 		return err
 	}
 	g.say("node %s is gone: its identity is revoked, and its copies of the keys are deleted.", printable(c.Node))

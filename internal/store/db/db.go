@@ -90,6 +90,7 @@ type DB struct {
 	kept          keptMark
 
 	lane       lane
+	leases     leaseMemory
 	beginWrite string
 	beginRead  string
 }

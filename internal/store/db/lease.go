@@ -19,8 +19,9 @@ type Lease struct {
 	Pinned  string    // the only one who may take it, even while he is away; empty for whoever comes first
 }
 
-// Acquire takes the lease, or renews it where holder has it already. ok is false while another holder's has not expired, or while it
-// is pinned to another; the lease returned is then as it stands.
+// Acquire takes the lease, or renews it where this process has it already as holder; one that another process of that name had, or that
+// was handed over, gets a new epoch. ok is false while another holder's has not expired, or while it is pinned to another; the lease
+// returned is then as it stands.
 func (d *DB) Acquire(ctx context.Context, name, holder string, ttl time.Duration) (l Lease, ok bool, err error) {
 	return d.acquireAt(ctx, name, holder, ttl, time.Now())
 }
@@ -32,7 +33,7 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 	err = d.Tx(ctx, func(tx *Tx) error {
 		l, ok = Lease{Name: name, Holder: holder, Epoch: 1, Expires: FromMicros(Micros(now.Add(ttl)))}, false
 		have, err := leaseOf(ctx, tx, name)
-		switch live := err == nil && have.Expires.After(now); {
+		switch live := err == nil && d.leases.live(have, ttl, now); {
 		case errors.Is(err, sql.ErrNoRows):
 			ok = true
 			_, err = tx.Exec(ctx, "INSERT INTO leases (name, holder, epoch, expires_at) VALUES ($1, $2, $3, $4)",
@@ -43,9 +44,9 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 		case have.Holder != holder && live, have.Pinned != "" && have.Pinned != holder:
 			l = have
 			return nil
-		case have.Holder == holder && live:
+		case have.Holder == holder && live && d.leases.own(have):
 			l.Epoch = have.Epoch
-		default:
+		default: // also where it is another process's of the same name
 			l.Epoch = have.Epoch + 1
 		}
 		ok, l.Pinned = true, have.Pinned
@@ -53,7 +54,10 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 			name, holder, l.Epoch, Micros(l.Expires))
 		return err
 	})
-	return l, ok && err == nil, err
+	if ok = ok && err == nil; ok {
+		d.leases.began(l, now)
+	}
+	return l, ok, err
 }
 
 // Renew prolongs the lease by ttl from now. It is a Conflict when another holder has taken it since.
@@ -107,14 +111,14 @@ func Dismiss(ctx context.Context, tx *Tx, holder string) error {
 
 // Vacant reports whether holder could take the lease, or has it, as far as what is read shows. It writes nothing, so a node may ask
 // often whether Acquire is worth a transaction.
-func (d *DB) Vacant(ctx context.Context, name, holder string, now time.Time) (vacant bool, err error) {
+func (d *DB) Vacant(ctx context.Context, name, holder string, ttl time.Duration, now time.Time) (vacant bool, err error) {
 	err = d.Read(ctx, func(tx *Tx) error {
 		have, err := leaseOf(ctx, tx, name)
 		if errors.Is(err, sql.ErrNoRows) {
 			vacant = true
 			return nil
 		}
-		vacant = have.Holder == holder || !have.Expires.After(now) && (have.Pinned == "" || have.Pinned == holder)
+		vacant = have.Holder == holder || !d.leases.live(have, ttl, now) && (have.Pinned == "" || have.Pinned == holder)
 		return err
 	})
 	return vacant, err

@@ -76,7 +76,7 @@ func TestLeaseIsHandedOver(t *testing.T) {
 		}
 		take := func(who string, at time.Time, want bool) db.Lease {
 			t.Helper()
-			if vacant, err := d.Vacant(ctx, "crl", who, at); err != nil || vacant != want {
+			if vacant, err := d.Vacant(ctx, "crl", who, ttl, at); err != nil || vacant != want {
 				t.Errorf("vacant for %s: %v, %v", who, vacant, err)
 			}
 			l, ok, err := db.AcquireAt(d, ctx, "crl", who, ttl, at)
@@ -91,22 +91,22 @@ func TestLeaseIsHandedOver(t *testing.T) {
 		}
 		was := take("b", now, true)
 		l := give("a", false)
-		if l.Epoch != 2 || check(was) == nil || check(l) != nil {
+		if l.Epoch != 3 || check(was) == nil || check(l) != nil {
 			t.Errorf("handed over: %+v; the old holder's check: %v; the new one's: %v", l, check(was), check(l))
 		}
 		if held, err := d.Held(ctx, was); err != nil || held {
 			t.Errorf("the old holder: %v, %v", held, err)
 		}
 		take("b", now, false)
-		if again := give("a", false); again.Epoch != 2 {
+		if again := give("a", false); again.Epoch != 3 {
 			t.Errorf("to the one who has it: %+v", again)
 		}
 		take("b", now.Add(2*ttl), true) // not pinned: who comes first
-		if l := give("a", true); l.Epoch != 4 || l.Pinned != "a" {
+		if l := give("a", true); l.Epoch != 5 || l.Pinned != "a" {
 			t.Errorf("pinned: %+v", l)
 		}
 		take("b", now.Add(2*ttl), false)
-		if l := take("a", now.Add(2*ttl), true); l.Pinned != "a" || l.Epoch != 5 {
+		if l := take("a", now.Add(2*ttl), true); l.Pinned != "a" || l.Epoch != 6 {
 			t.Errorf("taken up: %+v", l)
 		}
 		all, err := d.Leases(ctx)
@@ -116,10 +116,63 @@ func TestLeaseIsHandedOver(t *testing.T) {
 		if err := d.Tx(ctx, func(tx *db.Tx) error { return db.Dismiss(ctx, tx, "a") }); err != nil {
 			t.Fatal(err)
 		}
-		if l := take("b", now, true); l.Epoch != 7 || l.Pinned != "" {
+		if l := take("b", now, true); l.Epoch != 8 || l.Pinned != "" {
 			t.Errorf("after a was dismissed: %+v", l)
 		}
 	})
+}
+
+// TestTwoProcessesOfOneName has two processes hold a lease under one name, as after a machine was started twice from one snapshot: they
+// never share an epoch.
+func TestTwoProcessesOfOneName(t *testing.T) {
+	url, ctx := pkitest.URL(t, db.Postgres), t.Context()
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	take := func(d *db.DB) db.Lease {
+		t.Helper()
+		l, ok, err := d.Acquire(ctx, "crl", "n1", time.Minute)
+		if err != nil || !ok {
+			t.Fatal(l, ok, err)
+		}
+		return l
+	}
+	check := func(d *db.DB, l db.Lease) error { return d.Tx(ctx, func(tx *db.Tx) error { return l.Check(ctx, tx) }) }
+	first := take(one)
+	if again := take(one); again.Epoch != first.Epoch {
+		t.Errorf("one process began %d after %d", again.Epoch, first.Epoch)
+	}
+	second := take(two)
+	if second.Epoch <= first.Epoch || check(one, first) == nil || check(two, second) != nil {
+		t.Errorf("the second has %+v, of %+v; %v, %v", second, first, check(one, first), check(two, second))
+	}
+	if _, err := one.Renew(ctx, first, time.Minute); !fault.Is(err, fault.Conflict) {
+		t.Errorf("the first renews: %v", err)
+	}
+	if third := take(one); third.Epoch <= second.Epoch || check(two, second) == nil {
+		t.Errorf("the first took %+v, of %+v", third, second)
+	}
+}
+
+// TestClocksApart has a node reach for a lease whose clock is ahead of its holder's by more than the lease lasts.
+func TestClocksApart(t *testing.T) {
+	url, ctx, ttl := pkitest.URL(t, db.Postgres), t.Context(), 15*time.Second
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	ahead := 20 * time.Second
+	now := time.Now()
+	for i := range 10 { // the holder renews, and the other looks
+		at := now.Add(time.Duration(i) * ttl / 3)
+		if _, ok, err := db.AcquireAt(one, ctx, "crl", "a", ttl, at); err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		if vacant, err := two.Vacant(ctx, "crl", "b", ttl, at.Add(ahead)); err != nil || vacant {
+			t.Fatalf("turn %d: it is free, %v", i, err)
+		}
+		if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, at.Add(ahead)); err != nil || ok {
+			t.Fatalf("turn %d: it took %+v, %v", i, l, err)
+		}
+	}
+	if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, now.Add(3*ttl+ahead+ttl)); err != nil || !ok {
+		t.Fatalf("the holder is silent: %+v, %v", l, err)
+	}
 }
 
 // TestOneHolder has nodes of one PostgreSQL reach for a lease that has expired.

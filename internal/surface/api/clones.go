@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/clone"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/once"
@@ -152,11 +153,12 @@ func (s *Server) turnClone(ctx context.Context, in *namedIn[client.CloneTurn],
 
 func (s *Server) removeClone(ctx context.Context, in *struct {
 	Keyed
-	Name  string `path:"name" maxLength:"255"`
-	Force bool   `query:"force" doc:"also one that was seen just now"`
+	Name        string `path:"name" maxLength:"255"`
+	Force       bool   `query:"force" doc:"also one that was seen just now"`
+	Compromised bool   `query:"compromised" doc:"it fell into wrong hands: its identity is revoked as compromised, whether or not it was seen just now"`
 }) (*outNone, error) {
 	_, err := act(ctx, s, in, func(call once.Call) (done once.Done, err error) {
-		return done, s.Clones.Remove(ctx, access.From(ctx), in.Name, in.Force, call)
+		return done, s.Clones.Remove(ctx, access.From(ctx), in.Name, clone.Removal{Force: in.Force, Compromised: in.Compromised}, call)
 	})
 	return nil, err
 }
