@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 
@@ -16,9 +17,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// compare holds every row of both sides against each other, and has both verified.
-func (m *mover) compare(ctx context.Context, tables []db.Table) error {
+// sameRows holds every row of both sides against each other.
+func (m *mover) sameRows(ctx context.Context, tables []db.Table) error {
 	m.Tell("comparing every row")
+	m.done.Rows = 0
 	digests := [2]map[string]digest{}
 	g, inner := errgroup.WithContext(ctx)
 	for i, d := range []*db.DB{m.source, m.target} {
@@ -41,9 +43,17 @@ func (m *mover) compare(ctx context.Context, tables []db.Table) error {
 			m.done.Certificates = ours.rows
 		}
 	}
+	return nil
+}
+
+// compare is sameRows, and has both sides verified.
+func (m *mover) compare(ctx context.Context, tables []db.Table) error {
+	if err := m.sameRows(ctx, tables); err != nil {
+		return err
+	}
 	m.Tell("verifying both")
 	var found [2]map[finding.Finding]bool
-	g, inner = errgroup.WithContext(ctx)
+	g, inner := errgroup.WithContext(ctx)
 	for i, s := range []*setup.Services{m.from, m.to} {
 		g.Go(func() (err error) {
 			found[i], err = errorsIn(inner, s)
@@ -64,6 +74,55 @@ func (m *mover) compare(ctx context.Context, tables []db.Table) error {
 	}
 	if both > maxBoth {
 		m.done.Warnings = append(m.done.Warnings, fmt.Sprintf("chancery verify finds %d more errors on both sides", both-maxBoth))
+	}
+	return nil
+}
+
+// counts are of the tables that are moved, in the source.
+func (m *mover) counts(ctx context.Context) (map[string]int64, error) {
+	tables, err := m.sourceTables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]int64{}
+	err = m.source.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		for _, t := range tables {
+			if all[t.Name], err = t.Count(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// errLost is in the chain of an error that says that rows were there and are no longer.
+var errLost = errors.New("another server took the place of the one that had them")
+
+// stillThere counts the target's rows once more: all were there when they were compared, but a standby that was promoted since may not
+// have had the last of them.
+func (m *mover) stillThere(ctx context.Context, tx *db.Tx, want map[string]int64) error {
+	tables, err := db.Tables(ctx, tx)
+	if err != nil {
+		return err
+	}
+	counted := 0
+	for _, t := range tables {
+		rows, moved := want[t.Name]
+		if !moved {
+			continue
+		}
+		n, err := t.Count(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if n != rows {
+			return fault.New(fault.Unavailable, "table %s had %d rows in %s when they were compared, and has %d: %w", t.Name, rows, m.done.Target, n, errLost)
+		}
+		counted++
+	}
+	if counted != len(want) {
+		return fault.New(fault.Unavailable, "%d of %d tables are in %s: %w", counted, len(want), m.done.Target, errLost)
 	}
 	return nil
 }

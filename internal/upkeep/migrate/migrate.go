@@ -279,41 +279,74 @@ func (m *mover) cut(err error) error {
 // finish leaves the source, opens the target, and switches node.yaml. Each step may have been done by a run before.
 func (m *mover) finish(ctx context.Context) error {
 	m.Tell("switching")
-	if m.mark.State != move.Left {
-		left := move.Mark{ID: m.mark.ID, State: move.Left, Peer: m.done.Target, Changed: time.Now()}
-		m.source.OnlyRead(nil) // Answer has ended, and nobody else has the source
-		err := m.source.TxAlone(ctx, func(tx *db.Tx) error {
-			if changed, err := move.Change(ctx, tx, m.mark, left); err != nil || !changed {
-				return err
-			}
-			return schema.Shut(ctx, tx, time.Now())
-		})
-		m.source.OnlyRead(move.Leave(m.mark))
-		if err != nil {
-			return fmt.Errorf("leave the source: %w", err)
-		}
-		m.mark = left
-	}
-	theirs, err := move.Read(ctx, m.target)
+	want, err := m.counts(ctx)
 	if err != nil {
 		return err
 	}
-	arrived := move.Mark{ID: m.mark.ID, State: move.Arrived, Peer: "sqlite:" + m.source.Path(), Changed: time.Now()}
-	if theirs.State != move.Arrived {
-		err := m.retried(ctx, func() error {
-			return m.target.TxAlone(ctx, func(tx *db.Tx) error {
-				if changed, err := move.Change(ctx, tx, theirs, arrived); err != nil || !changed {
-					return err
-				}
-				return m.to.Audit.Append(ctx, tx, audit.Event{Time: arrived.Changed, Actor: access.System(m.config.Name).Actor(), Action: "store.arrived",
-					Object: arrived.ID, Detail: map[string]string{"from": arrived.Peer, "to": m.done.Target}})
-			})
-		})
-		if err != nil {
-			return fmt.Errorf("open the target: %w", err)
+	if m.mark.State != move.Left {
+		if err := m.target.ReadSnapshot(ctx, func(tx *db.Tx) error { return m.stillThere(ctx, tx, want) }); err != nil {
+			return m.cut(err)
+		}
+		if err := m.leave(ctx); err != nil {
+			return fmt.Errorf("leave the source: %w", err)
 		}
 	}
+	m.Tell("opening " + m.done.Target)
+	err = m.openUp(ctx, want)
+	if errors.Is(err, errLost) {
+		// The source is as it was, but for its mark, and the target knows how far each of its tables has come: what is lost goes over once more.
+		var tables []db.Table
+		if tables, err = m.copyAll(ctx); err == nil {
+			err = m.sameRows(ctx, tables)
+		}
+		if err == nil {
+			err = m.openUp(ctx, want)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("open the target: %w", err)
+	}
 	return m.Dir.SetDatabaseFile(m.URLFile)
+}
+
+// leave marks the source as one that no node starts on again.
+func (m *mover) leave(ctx context.Context) error {
+	left := move.Mark{ID: m.mark.ID, State: move.Left, Peer: m.done.Target, Changed: time.Now()}
+	m.source.OnlyRead(nil) // Answer has ended, and nobody else has the source
+	err := m.source.TxAlone(ctx, func(tx *db.Tx) error {
+		if changed, err := move.Change(ctx, tx, m.mark, left); err != nil || !changed {
+			return err
+		}
+		return schema.Shut(ctx, tx, time.Now())
+	})
+	m.source.OnlyRead(move.Leave(m.mark))
+	if err == nil {
+		m.mark = left
+	}
+	return err
+}
+
+// openUp makes the target the authority, if all of it is there: both in one transaction.
+func (m *mover) openUp(ctx context.Context, want map[string]int64) error {
+	theirs, err := move.Read(ctx, m.target)
+	if err != nil || theirs.State == move.Arrived {
+		return err
+	}
+	arrived := move.Mark{ID: m.mark.ID, State: move.Arrived, Peer: "sqlite:" + m.source.Path(), Changed: time.Now()}
+	return m.retried(ctx, func() error {
+		return m.target.TxAlone(ctx, func(tx *db.Tx) error {
+			// Changed only once: where an earlier try was committed after all, the mark is there, and so is the event.
+			changed, err := move.Change(ctx, tx, theirs, arrived)
+			if err != nil || !changed {
+				return err
+			}
+			if err := m.stillThere(ctx, tx, want); err != nil {
+				return err
+			}
+			return m.to.Audit.Append(ctx, tx, audit.Event{Time: arrived.Changed, Actor: access.System(m.config.Name).Actor(), Action: "store.arrived",
+				Object: arrived.ID, Detail: map[string]string{"from": arrived.Peer, "to": m.done.Target}})
+		})
+	})
 }
 
 // retried repeats a transaction of the target whose outcome is not known. It must find out by itself that it was done already.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
@@ -111,6 +113,8 @@ func TestCutBetweenTheLastSteps(t *testing.T) {
 			default:
 				t.Error("somebody answers from a source that is left")
 			}
+		}
+		if strings.HasPrefix(step, "opening") {
 			server.Exec(t, "ALTER DATABASE cut SET default_transaction_read_only = on")
 			server.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'cut'")
 		}
@@ -150,3 +154,83 @@ func TestCutBetweenTheLastSteps(t *testing.T) {
 		t.Errorf("%s, %v", text, err)
 	}
 }
+
+// TestTargetLosesRows has rows that were compared go with the server that had them, as a standby's promotion does: before the source is left
+// the move is refused and goes on when it is repeated; after it, what is lost goes over again before the target is opened.
+func TestTargetLosesRows(t *testing.T) {
+	server := pkitest.Postgres(t)
+	for name, step := range map[string]string{"before": "switching", "after": "opening"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filled(t, 1)
+			url := empty(t, server, "lost_"+name)
+			o := migrate.Options{Dir: dir, URLFile: urlFile(t, url)}
+			o.Tell = func(now string) {
+				if strings.HasPrefix(now, step) {
+					d := pkitest.Open(t, db.Options{URL: url})
+					if _, err := d.Migrator().Exec("DELETE FROM move_table WHERE name = 'audit_event'; DELETE FROM audit_event"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if name == "before" {
+				refused(t, o, fault.Unavailable, "another server took the place")
+				s := open(t, dir)
+				if s.DB.Dialect() != db.SQLite {
+					t.Error("the source was left")
+				}
+				_ = s.DB.Close()
+				o.Tell = nil
+			}
+			done, err := migrate.Run(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done.Copied == 0 {
+				t.Error("nothing went over again")
+			}
+			s := open(t, dir)
+			defer s.DB.Close()
+			sound(t, s)
+		})
+	}
+}
+
+// TestTargetThatWaitsForNobody is refused while it has a standby: what is acknowledged there goes with the primary.
+func TestTargetThatWaitsForNobody(t *testing.T) {
+	server := pkitest.Postgres(t, "wal_level=replica", "max_wal_senders=3")
+	dir := filled(t, 1)
+	o := migrate.Options{Dir: dir, URLFile: urlFile(t, empty(t, server, "alone"))}
+	receiver := exec.Command("/usr/lib/postgresql/15/bin/pg_receivewal", "--no-password", "-D", t.TempDir(), "-d", server.URL("alone"))
+	if err := receiver.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d := pkitest.Open(t, db.Options{URL: server.URL("alone")})
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		var n int
+		if err := d.Migrator().QueryRow("SELECT COUNT(*) FROM pg_stat_replication").Scan(&n); err != nil || time.Now().After(end) {
+			t.Fatal(n, err)
+		}
+		if n > 0 {
+			break
+		}
+	}
+	refused(t, o, fault.Conflict, "has standbys and waits for none")
+	if err := errors.Join(receiver.Process.Kill(), ignored(receiver.Wait())); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		var n int
+		if err := d.Migrator().QueryRow("SELECT COUNT(*) FROM pg_stat_replication").Scan(&n); err != nil || time.Now().After(end) {
+			t.Fatal(n, err)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	if _, err := migrate.Run(t.Context(), o); err != nil {
+		t.Errorf("one server without standbys: %v", err)
+	}
+}
+
+// ignored is for a process that was killed.
+func ignored(error) error { return nil }

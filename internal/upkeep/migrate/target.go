@@ -12,6 +12,7 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/move"
 	"chancery/internal/store/schema"
+	"chancery/internal/store/settings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -73,6 +74,9 @@ func (m *mover) checkTarget(ctx context.Context) error {
 		return fault.New(fault.Conflict, "%s is a standby: nothing can be written there", m.done.Target).
 			WithHint("name the primary, or all members with target_session_attrs=read-write")
 	}
+	if err := m.waits(ctx, report); err != nil {
+		return err
+	}
 	theirs, err := move.Read(ctx, m.target)
 	if err != nil {
 		return err
@@ -91,6 +95,24 @@ func (m *mover) checkTarget(ctx context.Context) error {
 			WithHint("move into an empty database")
 	}
 	return m.checkEmpty(ctx)
+}
+
+// waits refuses a server that has standbys and waits for none of them: what is moved there, and then left here for good, would be lost with
+// that server, and a standby that lacks it would be the authority. One server without standbys loses nothing by being replaced, and
+// durability=provider is the operator's word for one whose copies PostgreSQL does not know of.
+func (m *mover) waits(ctx context.Context, report db.DurabilityReport) error {
+	named := strings.TrimSpace(report.SynchronousStandbys) != ""
+	commits := report.SynchronousCommit != "off" && report.SynchronousCommit != "local"
+	if len(report.Standbys) == 0 && !named || named && commits || m.from == nil {
+		return nil
+	}
+	set, err := m.from.Settings.Get(ctx)
+	if err != nil || set.Durability == settings.Provider {
+		return err
+	}
+	return fault.New(fault.Conflict, "%s has standbys and waits for none (synchronous_standby_names is %q, synchronous_commit is %s): what a commit "+
+		"acknowledged there is lost with the primary", m.done.Target, report.SynchronousStandbys, report.SynchronousCommit).
+		WithHint("have PostgreSQL name a synchronous standby, as Patroni's synchronous_mode does; or vouch for it, before the node is stopped: chancery settings set durability=provider")
 }
 
 // checkEmpty refuses a database with anything in it but tables of ours without rows, which a move that was cut short early leaves.
