@@ -12,6 +12,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/pkitest"
+	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
@@ -90,4 +91,26 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 	must(t, err)
 	_, err = admin.ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "durability", Value: "provider"}}}, now.ETag)
 	refused("settings", err)
+
+	// A login's certificates end with it.
+	_, err = first.admin().AddPool(t.Context(), client.AddPoolRequest{Name: setup.DatabasePool, Online: true})
+	must(t, err)
+	two, err := setup.Open(context.Background(), dir, config, slog.New(slog.DiscardHandler)) // it knows the pool
+	must(t, err)
+	t.Cleanup(func() { must(t, two.DB.Close()) })
+	_, err = two.Clones.OpenLogin(t.Context(), access.System(config.Name), "ocsp1", csr(t))
+	must(t, err)
+	good := func() (n int) {
+		must(t, one.DB.Read(t.Context(), func(tx *db.Tx) error {
+			return tx.QueryRow(t.Context(), `SELECT COUNT(*) FROM certificate WHERE requester = $1 AND state <> 'revoked'`, "system:login chancery_ocsp1").Scan(&n)
+		}))
+		return n
+	}
+	if n := good(); n != 1 {
+		t.Errorf("the login has %d certificates", n)
+	}
+	must(t, two.Clones.CloseLogin(t.Context(), "chancery_ocsp1"))
+	if n := good(); n != 0 {
+		t.Errorf("%d certificates of a login that was ended are good", n)
+	}
 }

@@ -9,11 +9,13 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/clone"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -51,7 +53,7 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 	}
 	sum := sha256.Sum256([]byte(csr))
 	// An administrator has approved the node, and with it its login; a node that renews has no role that issues.
-	by := access.Principal{ID: "system:" + s.Keys.Self(), Name: s.Keys.Self(), Kind: access.KindNode, Roles: []access.Role{access.Admin}}
+	by := access.Principal{ID: loginRequester(role), Name: s.Keys.Self(), Kind: access.KindNode, Roles: []access.Role{access.Admin}}
 	issued, err := s.CA.Issue(ctx, by, ca.Order{
 		Pool: DatabasePool, Profile: loginProfile, CSR: []byte(csr), Subject: "CN=" + role,
 		IdempotencyKey: "login " + node + " " + hex.EncodeToString(sum[:]),
@@ -99,11 +101,34 @@ func (s *Services) databaseRoots(ctx context.Context) (string, error) {
 	return text, nil
 }
 
-// closeLogin ends a node's login.
+// loginRequester is who asked for the certificates of a login, so that they are found when it ends. No node's name has a space.
+func loginRequester(role string) string { return access.System("login " + role).ID }
+
+// maxLoginCertificates bounds the good certificates of one login: it gets one at two thirds of the life of the last.
+const maxLoginCertificates = 1000
+
+// closeLogin ends a node's login, and revokes its certificates.
 func (s *Services) closeLogin(ctx context.Context, role string, logger *slog.Logger) error {
 	if err := s.DB.DropLogin(ctx, role); err != nil {
 		return err
 	}
-	logger.InfoContext(ctx, "the login of a node that is gone is removed from the database", "role", role)
+	now := time.Now()
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		held, err := ca.CarriersOf(ctx, tx, loginRequester(role), now, maxLoginCertificates)
+		if err != nil {
+			return err
+		}
+		for _, c := range held {
+			if err := s.CA.RevokeSerial(ctx, tx, c.Ref, crl.CessationOfOperation, access.System(s.Keys.Self()).Actor(), now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("revoke the certificates of the login %s: %w", role, err)
+	}
+	s.CA.Announce()
+	logger.InfoContext(ctx, "the login of a node that is gone is removed from the database, and its certificates are revoked", "role", role)
 	return nil
 }
