@@ -193,6 +193,10 @@ func (s *Service) keepResponder(ctx context.Context, lease db.Lease, issuer *ca.
 }
 
 func (s *Service) makeResponder(ctx context.Context, lease db.Lease, issuer *ca.Issuer, now time.Time) error {
+	// Before the certificate is issued too: who lost the lease would leave one behind, each turn, whose key is stored nowhere.
+	if err := s.db.Tx(ctx, func(tx *db.Tx) error { return lease.Check(ctx, tx) }); err != nil {
+		return err
+	}
 	set, err := s.settings.Get(ctx)
 	if err != nil {
 		return err

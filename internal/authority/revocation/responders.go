@@ -16,7 +16,8 @@ type Responder struct {
 	Certificate *x509.Certificate
 }
 
-// Responders are those in force, the newest of each issuer, in the order of the issuers' ids.
+// Responders are those in force, in the order of the issuers' ids and of each the newest first: for a while after there is a new one, the one
+// before it signs still.
 func (s *Service) Responders(ctx context.Context, now time.Time) ([]Responder, error) {
 	var found []Responder
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
@@ -32,9 +33,6 @@ func (s *Service) Responders(ctx context.Context, now time.Time) ([]Responder, e
 			var der []byte
 			if err := rows.Scan(&r.Issuer, &r.KeyID, &der); err != nil {
 				return err
-			}
-			if len(found) > 0 && found[len(found)-1].Issuer == r.Issuer {
-				continue
 			}
 			if r.Certificate, err = x509.ParseCertificate(der); err != nil {
 				return fmt.Errorf("the certificate of issuer %s's responder: %w", r.Issuer, err)

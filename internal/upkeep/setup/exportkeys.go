@@ -173,7 +173,11 @@ func (s *Services) keysOf(ctx context.Context, of keys.Subsystem, now time.Time)
 			continue
 		}
 		i := issuers[at]
-		f := foundKey{id: r.KeyID, entry: entryOf("ocspSigningCert "+i.Name, r.Certificate, append([]*x509.Certificate{i.Certificate}, i.Chain...))}
+		alias := "ocspSigningCert " + i.Name
+		if slices.ContainsFunc(found, func(f foundKey) bool { return f.entry.Alias == alias }) {
+			alias += " " + r.Certificate.SerialNumber.Text(16) // one before the newest, which signs still or has just ceased to
+		}
+		f := foundKey{id: r.KeyID, entry: entryOf(alias, r.Certificate, append([]*x509.Certificate{i.Certificate}, i.Chain...))}
 		f.told = ExportedKey{Name: f.entry.Alias, Subject: r.Certificate.Subject.String()}
 		found = append(found, f)
 	}
