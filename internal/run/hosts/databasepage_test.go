@@ -44,11 +44,18 @@ func TestDatabasePage(t *testing.T) {
 	units := webUnits()
 	delete(units, "nginx")
 	units["chancery"] = unit{run: `setpriv --pdeathsig TERM chancery serve --dir "$CHANCERY_DIR"`, ready: "chancery status"}
+	units["chancery-agent-control"] = unit{
+		run:   "setpriv --pdeathsig TERM chancery agent run --state /opt/chancery-agent-control",
+		ready: "[ -e /run/chancery-agent-control.main ]",
+	}
 	units["etcd"] = service(t, "etcd", "set -a; . /etc/default/etcd;")
 	units["patroni"] = service(t, "patroni", "install -d -o postgres /run/postgresql;")
 	w := &world{dir: datadir.Dir(filepath.Join(t.TempDir(), "authority"))}
 	s := newStage(t, w, map[string]string{"authority": "192.0.2.10", "db1": "192.0.2.11", "db2": "192.0.2.12", "db3": "192.0.2.13"},
 		machine{pool: "database", users: []string{"chancery"}}, units)
+	for _, name := range []string{"db1", "db2", "db3"} {
+		s.aliases[name+"-control"] = name
+	}
 	s.words = map[string]string{
 		"/var/lib/postgresql": "/opt/postgresql", "/var/lib/etcd": "/opt/etcd", "/var/lib/chancery-agent": "/opt/chancery-agent",
 		// On one machine a member's packets come from 127.0.0.1, which is in nobody's certificate.
@@ -68,7 +75,7 @@ func TestDatabasePage(t *testing.T) {
 		output(t, exec.Command("cp", "-r", deployed, at))
 		s.reword(filepath.Join(at, "patroni"))
 	}
-	s.play("../../../docs/database.md", 21, 7)
+	s.play("../../../docs/database.md", 23, 9)
 }
 
 // reword puts the stage's addresses and words into the files of a directory.
