@@ -373,10 +373,52 @@ func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoin
 	if list != nil && list.Version >= joined.RecipientList && slices.ContainsFunc(list.Recipients, func(r keys.Listed) bool {
 		return r.ID == j.config.Name && r.PublicKey == j.node.Public()
 	}) {
-		return nil
+		return j.tryKeys(ctx, s)
 	}
 	return fault.New(fault.Conflict, "the database of %s does not know node %s with its key: it is another authority's, or a copy from before the node "+
 		"was approved", j.config.DatabaseFile, j.config.Name)
+}
+
+// keysArrive is how long the wraps may take that were made before the approval was told: where this node reads, they may come later.
+const keysArrive = 5 * time.Second
+
+// tryKeys opens every key that the node is entitled to, and holds each issuer's against its certificate, so that a node that could not
+// sign is never made.
+func (j *joining) tryKeys(ctx context.Context, s *Services) error {
+	for end := time.Now().Add(keysArrive); ; {
+		found, err := s.Keys.Openable(ctx)
+		if err != nil {
+			return err
+		}
+		inTokens, err := s.Keys.InTokens(ctx)
+		if err != nil {
+			return err
+		}
+		why := found.Why
+		if len(inTokens) > 0 {
+			why = nil // node.yaml names the tokens once it is there; the node says what it lacks when it starts
+		}
+		problems, _, err := s.CA.KeyProblems(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range problems {
+			why = append(why, p.Message)
+		}
+		if len(why) == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fault.New(fault.Conflict, "node %s was approved, and could not sign: of the %d keys that it is entitled to it opens %d: %s", j.config.Name,
+				found.Entitled, found.Open, strings.Join(why, "; ")).
+				WithHint("repair it on a node that runs (chancery doctor there says what is wrong), then give the same command again; nothing was made but %s", string(j.at))
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
 
 // settle makes it a data directory: node.yaml, by which it is known as one, comes last.
