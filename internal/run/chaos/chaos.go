@@ -252,7 +252,7 @@ func (w *world) verify(ctx context.Context, f *Final) error {
 		}
 	}
 	if err != nil && len(f.Findings) == 0 {
-		f.Findings = append(f.Findings, fmt.Sprintf("chancery verify: %v: %.300s", err, out))
+		f.Findings = append(f.Findings, fmt.Sprintf("verify says: %v: %.300s", err, out))
 	}
 	return nil
 }

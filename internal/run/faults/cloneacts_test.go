@@ -117,11 +117,12 @@ var cloneActs = []act{
 		}
 	}},
 	{name: "clone left", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
-		long := time.Now().Add(time.Hour) // they were never seen, and that is long ago
+		long := time.Now().Add(time.Hour)
 		must(f.t, f.Clones.Finish(f.t.Context(), long))
 		name := f.approved(n)
 		_, err := f.admin.LeaveClone(f.t.Context(), name)
 		must(f.t, err)
+		must(f.t, f.Clones.Finish(f.t.Context(), time.Now())) // its silence counts from here
 		return func(ctx context.Context) (string, error) { return "", unavailable(f.Clones.Finish(ctx, long)) }, f.cloneGone(name, "clone.left")
 	}},
 }

@@ -323,7 +323,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err := o.defaultPool(ctx, s, system, result); err != nil {
 		return err
 	}
-	if err := s.warnOfTokens(ctx, result); err != nil {
+	if err := s.tellOfTokens(ctx, result); err != nil {
 		return err
 	}
 	above := identities.Root.Certificate

@@ -184,6 +184,9 @@ func (o *RestoreOptions) fillStore(ctx context.Context, d *db.DB, lists []*crl.L
 	if err := o.writeNode(ctx, s, done); err != nil {
 		return nil, err
 	}
+	if err := warnOfTokens(ctx, s, done); err != nil {
+		return nil, err
+	}
 	system := access.System(done.Node)
 	for _, list := range lists {
 		merged, err := s.CA.MergeCRL(ctx, system, list)

@@ -42,8 +42,18 @@ func (o *Options) fillToken() error {
 	return nil
 }
 
-// warnOfTokens says what follows from keys in tokens.
-func (s *Services) warnOfTokens(ctx context.Context, result *Result) error {
+// warnOfTokens says what the node that was restored lacks: nothing of a backup leads to a token.
+func warnOfTokens(ctx context.Context, s *Services, done *Restored) error {
+	found, err := s.Keys.InTokens(ctx)
+	for _, k := range found {
+		done.Warnings = append(done.Warnings, fmt.Sprintf("the %s key %s lies in a PKCS #11 token and in no backup: this node signs with it once its node.yaml "+
+			"names the token under pkcs11, with library and PIN file", k.Purpose, k.Token))
+	}
+	return err
+}
+
+// tellOfTokens says what follows from keys in tokens.
+func (s *Services) tellOfTokens(ctx context.Context, result *Result) error {
 	found, err := s.Keys.InTokens(ctx)
 	if err != nil {
 		return err
