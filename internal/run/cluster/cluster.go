@@ -317,7 +317,7 @@ func (c *Cluster) healthy(ctx context.Context) error {
 	}
 	noted, err := c.Members[0].successor(ctx)
 	if err == nil && streaming[noted] != "sync" && streaming[noted] != "quorum" {
-		err = fmt.Errorf("Patroni would promote %q, and standbys are %v", noted, streaming)
+		err = fmt.Errorf("the next to be promoted is %q, and standbys are %v", noted, streaming)
 	}
 	return err
 }
