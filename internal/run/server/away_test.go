@@ -240,8 +240,8 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 	away("primary killed", func() { primary.Kill(t) }, func() { must(t, primary.Restart()) })
 
 	// A node starts without its primary.
-	standby.Replayed(t, primary)
 	must(t, r.stop())
+	standby.Replayed(t, primary) // what the node wrote at its end, too: else it says tryLater
 	primary.Kill(t)
 	r = start(t, dir)
 	s := newStream(t, r.Public, leaf, above, 2)

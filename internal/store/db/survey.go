@@ -233,7 +233,7 @@ func (s *Server) readConnections(ctx context.Context, conn *pgx.Conn) error {
 		(SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user),
 		(SELECT datconnlimit FROM pg_database WHERE datname = current_database()),
 		(SELECT COUNT(DISTINCT usename) FROM pg_stat_activity WHERE datname = current_database()),
-		(SELECT COUNT(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND state_change < clock_timestamp() - INTERVAL '1 minute')`).
+		(SELECT COUNT(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND EXTRACT(EPOCH FROM clock_timestamp() - state_change) > 60)`).
 		Scan(&c.Most, &c.Reserved, &c.Used, &c.Role, &c.Database, &c.Logins, &s.Idle)
 	if err != nil {
 		return fmt.Errorf("count the connections: %w", err)
