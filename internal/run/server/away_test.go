@@ -236,6 +236,9 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 		until(t, "readiness", func() bool { code, _ := fetch(t, "http://"+r.Metrics+"/readyz"); return code == http.StatusOK })
 		must(t, agent.Report(t.Context(), client.Report{Agent: "held " + what}))
 	}
+	// The node looks at both servers twice a second, and dates what the standby has by that: nothing shows from outside that it has done so.
+	begun := time.Now()
+	until(t, "a look at both servers", func() bool { return time.Since(begun) > 2*time.Second })
 	away("primary frozen", func() { primary.Freeze(t) }, func() { primary.Thaw(t) })
 	away("primary killed", func() { primary.Kill(t) }, func() { must(t, primary.Restart()) })
 
