@@ -2,7 +2,7 @@
 -- readers from: 12
 
 -- The nodes of the authority. state is waiting, active, leaving or gone; subsystems is a sorted, comma-separated list. fingerprint
--- is the SHA-256 that an administrator compares, over public_key (age) and tls_spki. request is what the node asked to join with, and
+-- is the SHA-256 that an administrator compares, over all that the node asked for. request is what the node asked to join with, and
 -- answer what it was given, both JSON without secrets. report is what the node says of itself, JSON. seen_at is 0 before it first ran.
 CREATE TABLE node (
     name TEXT NOT NULL PRIMARY KEY,
