@@ -71,9 +71,25 @@ type floor struct {
 	file    string // empty keeps it in memory
 	anchors []crypto.PublicKey
 
-	mu      sync.Mutex // guards what follows
+	mu   sync.Mutex // guards what follows
+	seen mark
+}
+
+// mark names a list: its version, and the SHA-256 of its body. The zero mark is that of no list.
+type mark struct {
 	version int64
-	sum     [sha256.Size]byte // of the body
+	sum     [sha256.Size]byte
+}
+
+// mark is that of the newest list which the node has seen. It is taken before the transaction whose list is held against it begins:
+// that one may not see what was stored and remembered since, which would look like a database that was set back.
+func (s *Store) mark() mark {
+	if s.floor == nil {
+		return mark{}
+	}
+	s.floor.mu.Lock()
+	defer s.floor.mu.Unlock()
+	return s.floor.seen
 }
 
 // Anchor gives the node what it checks lists with: the audit's public keys, from a file of its own, and the file in which it keeps
@@ -95,11 +111,11 @@ func (s *Store) Anchor(auditKeys []crypto.PublicKey, file string) error {
 	}
 	version, sum, ok := strings.Cut(strings.TrimSpace(string(text)), " ")
 	octets, err := hex.DecodeString(sum)
-	if f.version, _ = strconv.ParseInt(version, 10, 64); !ok || err != nil || len(octets) != sha256.Size || f.version <= 0 {
+	if f.seen.version, _ = strconv.ParseInt(version, 10, 64); !ok || err != nil || len(octets) != sha256.Size || f.seen.version <= 0 {
 		return fault.New(fault.Invalid, "%s does not hold the version and the SHA-256 of a list of key recipients", file).
 			WithHint("if nobody has put an old list back, remove the file: the node takes the newest list that it then finds")
 	}
-	f.sum = [sha256.Size]byte(octets)
+	f.seen.sum = [sha256.Size]byte(octets)
 	s.floor = f
 	return nil
 }
@@ -112,8 +128,9 @@ type vouchers struct {
 	against string // why no recipient is to be trusted
 }
 
-// vouch reads the newest list and judges it. It changes nothing, since what a transaction sees may not last.
-func (s *Store) vouch(ctx context.Context, tx *db.Tx) (v vouchers, err error) {
+// vouch reads the newest list and judges it against the newest that the node had seen. It changes nothing, since what a transaction
+// sees may not last.
+func (s *Store) vouch(ctx context.Context, tx *db.Tx, seen mark) (v vouchers, err error) {
 	var body string
 	var signature []byte
 	err = tx.QueryRow(ctx, `SELECT version, body, signature FROM recipient_list ORDER BY version DESC LIMIT 1`).
@@ -126,19 +143,16 @@ func (s *Store) vouch(ctx context.Context, tx *db.Tx) (v vouchers, err error) {
 	if f == nil || len(f.anchors) == 0 {
 		return v, nil
 	}
-	f.mu.Lock()
-	version, sum := f.version, f.sum
-	f.mu.Unlock()
 	v.sum = sha256.Sum256([]byte(body))
 	switch {
-	case none && version == 0:
+	case none && seen.version == 0:
 		return v, nil
-	case none || v.newest < version:
+	case none || v.newest < seen.version:
 		v.against = fmt.Sprintf("the newest list of key recipients in the database is %d, and this node has seen %d: the database was set back, or "+
-			"somebody has put an old list there", v.newest, version)
+			"somebody has put an old list there", v.newest, seen.version)
 		return v, nil
-	case v.newest == version && v.sum != sum:
-		v.against = fmt.Sprintf("list %d of key recipients is not the one that this node has seen", version)
+	case v.newest == seen.version && v.sum != seen.sum:
+		v.against = fmt.Sprintf("list %d of key recipients is not the one that this node has seen", seen.version)
 		return v, nil
 	}
 	if v.list, err = openList([]byte(body), signature, f.anchors); err == nil && v.list.Version != v.newest {
@@ -191,7 +205,7 @@ func (s *Store) remember(v vouchers) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if v.list.Version <= f.version {
+	if v.list.Version <= f.seen.version {
 		return nil
 	}
 	if f.file != "" {
@@ -200,15 +214,16 @@ func (s *Store) remember(v vouchers) error {
 			return fmt.Errorf("keep the newest list of key recipients: %w", err)
 		}
 	}
-	f.version, f.sum = v.list.Version, v.sum
+	f.seen = mark{v.list.Version, v.sum}
 	return nil
 }
 
 // NewestList is the newest list that this node believes, and nil where there is none yet.
 func (s *Store) NewestList(ctx context.Context) (*List, error) {
 	var v vouchers
+	seen := s.mark()
 	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		v, err = s.vouch(ctx, tx)
+		v, err = s.vouch(ctx, tx, seen)
 		return err
 	})
 	if err != nil {
@@ -227,8 +242,9 @@ const listHint = "find out who wrote to the database; if it was set back on purp
 func (s *Store) SignList(ctx context.Context, add []Recipient, remove ...string) (*SignedList, error) {
 	var v vouchers
 	var all []Recipient
+	seen := s.mark()
 	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		all, v, err = s.recipientsBy(ctx, tx)
+		all, v, err = s.recipientsBy(ctx, tx, seen)
 		return err
 	})
 	if err != nil {
@@ -290,7 +306,7 @@ func (s *Store) PutList(ctx context.Context, tx *db.Tx, l *SignedList, actor str
 	if newest.Int64 != l.after {
 		return ErrListMoved
 	}
-	all, _, err := s.recipientsBy(ctx, tx)
+	all, err := s.recipients(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -351,8 +367,9 @@ func (s *Store) lists(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	var v vouchers
+	seen := s.mark()
 	err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		v, err = s.vouch(ctx, tx)
+		v, err = s.vouch(ctx, tx, seen)
 		return err
 	})
 	return v.newest > 0, err
@@ -368,7 +385,7 @@ func (s *Store) FirstList(ctx context.Context, actor string, now time.Time) (boo
 		return false, err
 	}
 	err := s.ChangeList(ctx, nil, nil, actor, now, func(tx *db.Tx) error {
-		v, err := s.vouch(ctx, tx)
+		v, err := s.vouch(ctx, tx, s.mark())
 		if err == nil && v.newest > 0 {
 			err = errHasList
 		}

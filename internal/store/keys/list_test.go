@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"chancery/internal/fault"
@@ -48,7 +49,7 @@ func join(t *testing.T, s *keys.Store, d *db.DB, id string) *keys.NodeKey {
 	r := keys.Recipient{ID: id, Kind: keys.KindNode, Name: id, Subsystems: []keys.Subsystem{"ca"}, PublicKey: key.Public()}
 	err := s.ChangeList(t.Context(), []keys.Recipient{r}, nil, actor, now, func(tx *db.Tx) error { return s.AddRecipient(t.Context(), tx, r, actor, now) })
 	if err != nil {
-		t.Fatal(err)
+		t.Errorf("%s: %v", id, err)
 	}
 	return key
 }
@@ -214,13 +215,11 @@ func TestListsAtOnce(t *testing.T) {
 		if err != keys.ErrListMoved {
 			t.Fatalf("a list upon an old one: %v", err)
 		}
-		ended := make(chan *keys.NodeKey)
+		var joins sync.WaitGroup
 		for _, id := range []string{"a", "b", "c", "d"} {
-			go func() { ended <- join(t, o.store, d, id) }()
+			joins.Go(func() { join(t, o.store, d, id) })
 		}
-		for range 4 {
-			<-ended
-		}
+		joins.Wait()
 		if got := trusted(t, o.store); got != "a b c d n1 n2 recovery" {
 			t.Errorf("trusted: %s", got)
 		}

@@ -185,8 +185,9 @@ func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string
 func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 	var all []Recipient
 	var v vouchers
+	seen := s.mark()
 	load := func(tx *db.Tx) (err error) {
-		all, v, err = s.recipientsBy(ctx, tx)
+		all, v, err = s.recipientsBy(ctx, tx, seen)
 		return err
 	}
 	err := s.db.ReadSnapshot(ctx, load)
@@ -200,13 +201,13 @@ func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 }
 
 func (s *Store) recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
-	all, _, err := s.recipientsBy(ctx, tx)
+	all, _, err := s.recipientsBy(ctx, tx, s.mark())
 	return all, err
 }
 
 // recipientsBy also returns what it judged them by.
-func (s *Store) recipientsBy(ctx context.Context, tx *db.Tx) ([]Recipient, vouchers, error) {
-	v, err := s.vouch(ctx, tx)
+func (s *Store) recipientsBy(ctx context.Context, tx *db.Tx, seen mark) ([]Recipient, vouchers, error) {
+	v, err := s.vouch(ctx, tx, seen)
 	if err != nil {
 		return nil, v, err
 	}
