@@ -30,6 +30,9 @@ type batch struct {
 	view    *view      // what reading ahead has seen; nil since a function wrote
 	viewed  bool       // something was read ahead in this transaction
 	wrote   bool       // something was sent that may have written
+	marked  bool       // the mark was sent
+	number  int64      // the transaction's, where it has one
+	fence   *fence     // that a function took
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -113,6 +116,8 @@ func (b *batch) try() (kind disposition, err error) {
 		return judge(err), err
 	}
 	b.sent, b.items, b.view, b.viewed, b.wrote = nil, nil, nil, false, false
+	b.marked, b.number, b.fence = false, 0, nil
+	defer b.d.kept.end()
 	clean := false
 	defer func() {
 		if !clean {
@@ -137,12 +142,8 @@ func (b *batch) try() (kind disposition, err error) {
 	if err == nil && len(failed) < len(b.calls) {
 		kind, err = b.writeItems(conn, b.items)
 	}
-	mark := int64(0)
 	if err == nil {
-		defer b.d.kept.end()
-		if mark, err = b.sendMark(); err == nil {
-			kind, err = b.flushLast(conn)
-		}
+		kind, err = b.flushLast(conn)
 	}
 	if err != nil {
 		if kind != broken {
@@ -161,7 +162,10 @@ func (b *batch) try() (kind disposition, err error) {
 		return kind, err
 	} else {
 		clean = true
-		b.d.acknowledged(mark)
+		b.d.acknowledged(b.number)
+		if b.fence != nil {
+			b.d.fence.Store(b.fence)
+		}
 	}
 	b.conclude(failed)
 	return final, nil

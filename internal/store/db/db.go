@@ -88,6 +88,7 @@ type DB struct {
 	lastMark      int64        // the number of the newest write; used by the lane's leader only
 	floor, former atomic.Int64 // no number above was acknowledged, and none above before this process; nobodyKnows
 	kept          keptMark
+	fence         atomic.Pointer[fence] // by which this process writes; nil where it took none
 
 	lane       lane
 	leases     leaseMemory

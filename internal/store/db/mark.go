@@ -14,19 +14,32 @@ import (
 // errBehind says that the standby lacks a write that this process has acknowledged.
 var errBehind = errors.New("the standby lacks what this node has written")
 
-// sendMark adds the number of this transaction to what a batch sends, and returns it; 0 where none is needed.
-func (b *batch) sendMark() (int64, error) {
-	d := b.d
-	if d.standby == nil || d.node == "" || !b.wrote && len(b.sent) == 0 {
-		return 0, nil
+// mark is the statement that a transaction carries which may have written, once: it says the transaction's number, where the node reads
+// at a standby, and holds the process against the fence. It is nil where neither is needed.
+func (b *batch) mark() (*sent, error) {
+	d, held := b.d, b.d.fence.Load()
+	if b.fence != nil {
+		held = b.fence // taken in this very transaction
 	}
+	numbered := d.standby != nil && d.node != ""
+	if b.marked || !numbered && held == nil {
+		return nil, nil
+	}
+	b.marked = true
 	d.lastMark = max(d.lastMark+1, Micros(time.Now()))
-	if err := d.kept.begin(d.lastMark); err != nil {
-		return 0, err
+	if numbered {
+		if err := d.kept.begin(d.lastMark); err != nil {
+			return nil, err
+		}
+		b.number = d.lastMark
 	}
-	b.sent = append(b.sent, sent{query: `INSERT INTO write_mark (node, number) VALUES ($1, $2)
-		ON CONFLICT (node) DO UPDATE SET number = excluded.number`, args: []any{d.node, d.lastMark}})
-	return d.lastMark, nil
+	if held == nil {
+		return &sent{query: `INSERT INTO write_mark (node, number) VALUES ($1, $2)
+			ON CONFLICT (node) DO UPDATE SET number = excluded.number`, args: []any{d.node, d.lastMark}}, nil
+	}
+	return &sent{fenced: true, query: `INSERT INTO write_mark (node, number, fence) VALUES ($1, $2, $3)
+		ON CONFLICT (node) DO UPDATE SET number = excluded.number WHERE write_mark.fence = excluded.fence`,
+		args: []any{held.node, d.lastMark, held.number}}, nil
 }
 
 // acknowledged notes that a transaction with a number was committed.

@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -12,6 +13,8 @@ type sent struct {
 	call  *call // whose function sent it; nil for a writer of BeforeCommit
 	query string
 	args  []any
+
+	fenced bool // that it touches no row means that this process may not write
 }
 
 // sender is a connection that takes several statements in one round trip. done is how many passed.
@@ -24,6 +27,11 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 	if len(b.sent) == 0 {
 		return nil, nil
 	}
+	if !b.careful { // a savepoint may take back what is sent after it
+		if err := b.addMark(); err != nil {
+			return nil, err
+		}
+	}
 	statements := b.sent
 	b.sent, b.wrote = nil, true
 	done, handled := 0, false
@@ -35,7 +43,14 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 		return err
 	})
 	for ; err == nil && !handled && done < len(statements); done++ { // a connector that a test has wrapped
-		if _, err = conn.ExecContext(context.Background(), statements[done].query, statements[done].args...); err != nil {
+		s, result := statements[done], driver.Result(nil)
+		if result, err = conn.ExecContext(context.Background(), s.query, s.args...); err == nil && s.fenced {
+			var n int64
+			if n, err = result.RowsAffected(); err == nil && n == 0 {
+				err = fenced()
+			}
+		}
+		if err != nil {
 			break
 		}
 	}
@@ -45,9 +60,23 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 	return nil, nil
 }
 
+// addMark has the mark sent with what waits, if it was not sent yet.
+func (b *batch) addMark() error {
+	s, err := b.mark()
+	if s != nil {
+		b.sent = append(b.sent, *s)
+	}
+	return err
+}
+
 // flushLast sends what waits before COMMIT. A function's statement that fails here has taken its neighbours' writes with
 // it, so the batch is run again with savepoints.
 func (b *batch) flushLast(conn *sql.Conn) (disposition, error) {
+	if b.wrote || len(b.sent) > 0 {
+		if err := b.addMark(); err != nil {
+			return judge(err), err
+		}
+	}
 	owner, err := b.flush(conn)
 	if err == nil {
 		return final, nil
@@ -69,8 +98,12 @@ func (c *postgresConn) send(ctx context.Context, statements []sent) (done int, e
 		queue.Queue(s.query, s.args...)
 	}
 	results := c.Conn.Conn().SendBatch(ctx, &queue)
-	for range statements {
-		if _, err = results.Exec(); err != nil {
+	for _, s := range statements {
+		tag, failed := results.Exec()
+		if failed == nil && s.fenced && tag.RowsAffected() == 0 {
+			failed = fenced()
+		}
+		if err = failed; err != nil {
 			break
 		}
 		done++

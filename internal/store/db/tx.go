@@ -78,7 +78,7 @@ func (tx *Tx) Send(ctx context.Context, query string, args ...any) error {
 		return err
 	}
 	tx.batch.view = nil
-	tx.batch.sent = append(tx.batch.sent, sent{tx.call, query, args})
+	tx.batch.sent = append(tx.batch.sent, sent{call: tx.call, query: query, args: args})
 	return nil
 }
 

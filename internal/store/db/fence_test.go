@@ -1,0 +1,117 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"chancery/internal/fault"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+	"chancery/internal/store/schema"
+)
+
+// TestFence: from the commit on by which its fence was raised or taken, nothing that a process sends is committed, though it remembers
+// nothing of it, and stood in the middle of a transaction.
+func TestFence(t *testing.T) {
+	ctx, url := t.Context(), pkitest.URL(t, db.Postgres)
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	if err := schema.Migrate(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	put := func(d *db.DB, name string, between func(), send bool) error {
+		return d.Tx(ctx, func(tx *db.Tx) error {
+			do := tx.Send
+			if !send {
+				do = func(ctx context.Context, query string, args ...any) error {
+					_, err := tx.Exec(ctx, query, args...)
+					return err
+				}
+			}
+			if err := do(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, 1)`, name); err != nil {
+				return err
+			}
+			if between != nil {
+				between()
+			}
+			return nil
+		})
+	}
+	take := func(d *db.DB, number int64) {
+		t.Helper()
+		err := d.Tx(ctx, func(tx *db.Tx) error {
+			db.TakeFence(tx, "n1", number)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	raise := func() {
+		if err := two.Tx(ctx, func(tx *db.Tx) error { return db.RaiseFence(ctx, tx, "n1") }); err != nil {
+			t.Error(err)
+		}
+	}
+	kept := func(name string) (n int64) {
+		t.Helper()
+		err := two.Read(ctx, func(tx *db.Tx) error {
+			return tx.QueryRow(ctx, `SELECT COUNT(*) FROM clock WHERE name = $1`, name).Scan(&n)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	refused := func(err error, name string) {
+		t.Helper()
+		if !fault.Is(err, fault.Denied) || !errors.Is(err, db.ErrFenced) || kept(name) != 0 {
+			t.Fatalf("%s: %v; %d rows", name, err, kept(name))
+		}
+	}
+	passes := func(err error, name string) {
+		t.Helper()
+		if err != nil || kept(name) != 1 {
+			t.Fatalf("%s: %v; %d rows", name, err, kept(name))
+		}
+	}
+	passes(put(one, "before it has one", nil, true), "before it has one")
+	take(one, 10)
+	passes(put(one, "sent", nil, true), "sent")
+	passes(put(one, "executed", nil, false), "executed")
+
+	tried := 0
+	refused(put(one, "in between", func() { // the function runs again, and the fence is raised once
+		if tried++; tried == 1 {
+			raise()
+		}
+	}, false), "in between")
+	if tried < 2 {
+		t.Errorf("the function ran %d times; what it stood in was committed at once", tried)
+	}
+	refused(put(one, "after", nil, true), "after")
+	passes(put(two, "another", nil, true), "another")
+	if err := one.Read(ctx, func(*db.Tx) error { return nil }); err != nil {
+		t.Errorf("it does not read: %v", err)
+	}
+	if err := one.Tx(ctx, func(tx *db.Tx) error { return nil }); err != nil {
+		t.Errorf("a transaction that writes nothing: %v", err)
+	}
+
+	// Many at once share transactions; each is refused.
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if err := put(one, db.NewID(), nil, true); !errors.Is(err, db.ErrFenced) {
+				t.Errorf("one of many: %v", err)
+			}
+		})
+	}
+	all.Wait()
+
+	take(one, 20)
+	passes(put(one, "taken again", nil, true), "taken again")
+	take(two, 30)
+	refused(put(one, "former", nil, true), "former")
+	passes(put(two, "latter", nil, false), "latter")
+}
