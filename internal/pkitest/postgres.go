@@ -23,8 +23,14 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the administrator's connection below
 )
 
-// postgresBin is where Debian puts the programs of PostgreSQL 15.
-const postgresBin = "/usr/lib/postgresql/15/bin"
+// postgresBin is where the programs of PostgreSQL are: where Debian puts those of 15, or in the directory that
+// CHANCERY_TEST_POSTGRES names, for a look at another release.
+func postgresBin() string {
+	if dir := os.Getenv("CHANCERY_TEST_POSTGRES"); dir != "" {
+		return dir
+	}
+	return "/usr/lib/postgresql/15/bin"
+}
 
 // PostgresServer is a PostgreSQL that a test started.
 type PostgresServer struct {
@@ -135,13 +141,13 @@ func startPostgres(owner *syscall.Credential, settings []string) (*PostgresServe
 			return nil, err
 		}
 	}
-	initdb := exec.Command(filepath.Join(postgresBin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "chancery", "-A", "trust",
+	initdb := exec.Command(filepath.Join(postgresBin(), "initdb"), "-D", filepath.Join(dir, "data"), "-U", "chancery", "-A", "trust",
 		"-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
 	initdb.Dir = dir
 	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		os.RemoveAll(dir)
-		return nil, fmt.Errorf("initdb (is postgresql-15 installed?): %w\n%s", err, out)
+		return nil, fmt.Errorf("initdb (is postgresql-15 installed, and CHANCERY_TEST_POSTGRES empty or right?): %w\n%s", err, out)
 	}
 	return launch(dir, owner, settings)
 }
@@ -151,7 +157,7 @@ func launch(dir string, owner *syscall.Credential, settings []string) (*Postgres
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"-c", watcher, "watcher", dir, postgresBin, "-p", strconv.Itoa(port), "-k", dir, "-h", "127.0.0.1"}
+	args := []string{"-c", watcher, "watcher", dir, postgresBin(), "-p", strconv.Itoa(port), "-k", dir, "-h", "127.0.0.1"}
 	for _, set := range slices.Concat([]string{"max_connections=100", "shared_buffers=64MB", "timezone=UTC", "log_timezone=UTC"}, settings) {
 		args = append(args, "-c", set)
 	}

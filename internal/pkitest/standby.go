@@ -47,7 +47,7 @@ func (s *PostgresServer) standby(name string, settings []string) (*PostgresServe
 			return nil, err
 		}
 	}
-	copied := exec.Command(filepath.Join(postgresBin, "pg_basebackup"), "-D", filepath.Join(dir, "data"), "-h", s.Dir, "-p", strconv.Itoa(s.Port),
+	copied := exec.Command(filepath.Join(postgresBin(), "pg_basebackup"), "-D", filepath.Join(dir, "data"), "-h", s.Dir, "-p", strconv.Itoa(s.Port),
 		"-U", "chancery", "-X", "stream", "-c", "fast", "--no-sync", "-R")
 	copied.Dir = dir
 	copied.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
