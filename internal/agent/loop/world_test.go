@@ -196,12 +196,19 @@ func plain(parameters map[string]string) client.PlacementOrder {
 // once runs one pass of an agent.
 func (m *machine) once() *loop.Result {
 	m.t.Helper()
-	a, err := loop.New(m.options)
-	must(m.t, err)
-	defer a.Close()
-	result, err := a.Once(m.t.Context())
+	result, err := m.pass()
 	must(m.t, err)
 	return result
+}
+
+// pass is once for goroutines that are not the test's.
+func (m *machine) pass() (*loop.Result, error) {
+	a, err := loop.New(m.options)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	return a.Once(m.t.Context())
 }
 
 // settled runs a pass that must leave everything in place.

@@ -306,13 +306,14 @@ func TestCutEverywhere(t *testing.T) {
 		var wait sync.WaitGroup
 		for _, dead := range []bool{true, false} {
 			wait.Go(func() {
-				for cut := 1; cut <= n; cut += step {
-					if err := st.cut(t, cut, dead); err != nil {
-						t.Errorf("%s, dead %v, cut %d of %d: %v", st.name, dead, cut, n, err)
-						return
+				t.Run(fmt.Sprintf("%s,dead=%v", st.name, dead), func(t *testing.T) {
+					for cut := 1; cut <= n; cut += step {
+						if err := st.cut(t, cut, dead); err != nil {
+							t.Fatalf("cut %d of %d: %v", cut, n, err)
+						}
+						total.Add(1)
 					}
-					total.Add(1)
-				}
+				})
 			})
 		}
 		wait.Wait()

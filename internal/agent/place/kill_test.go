@@ -52,12 +52,12 @@ func TestKilledEverywhere(t *testing.T) {
 		var wait sync.WaitGroup
 		for worker := range 4 {
 			wait.Go(func() {
-				for cut := 1 + worker*step; cut <= n; cut += 4 * step {
-					if !st.killed(t, i, cut) {
-						return
+				t.Run(fmt.Sprintf("%s,%d", st.name, worker), func(t *testing.T) {
+					for cut := 1 + worker*step; cut <= n; cut += 4 * step {
+						st.killed(t, i, cut)
+						kills.Add(1)
 					}
-					kills.Add(1)
-				}
+				})
 			})
 		}
 		wait.Wait()
@@ -69,7 +69,7 @@ func TestKilledEverywhere(t *testing.T) {
 }
 
 // killed plays a story until a kill and looks at what is left.
-func (st story) killed(t *testing.T, number, cut int) bool {
+func (st story) killed(t *testing.T, number, cut int) {
 	s := st.prepare(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %s %d", envKill, number, s.root, s.state, cut))
@@ -77,12 +77,9 @@ func (st story) killed(t *testing.T, number, cut int) bool {
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	at := fmt.Sprintf("%s, killed at %d", st.name, cut)
 	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
-		t.Errorf("%s: the process ended by itself: %v\n%s", at, err, out)
-		return false
+		t.Fatalf("%s: the process ended by itself: %v\n%s", at, err, out)
 	}
 	if err := st.sound(t.Context(), s); err != nil {
-		t.Errorf("%s: %v", at, err)
-		return false
+		t.Fatalf("%s: %v", at, err)
 	}
-	return true
 }

@@ -190,7 +190,9 @@ func TestNSSDatabaseOfAKilledAgent(t *testing.T) {
 	for range 3 {
 		wait.Go(func() {
 			for cut := range work {
-				was, ok := killedNSS(t, o, next, cut)
+				var was string
+				var ok bool
+				t.Run(fmt.Sprint(cut), func(t *testing.T) { was, ok = killedNSS(t, o, next, cut) })
 				mu.Lock()
 				if ok {
 					killed++

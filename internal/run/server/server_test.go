@@ -141,15 +141,21 @@ func (r *running) client(noRetry bool) *client.Client {
 
 func csr(t testing.TB) string {
 	t.Helper()
+	text, err := tryCSR()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// tryCSR is csr for goroutines that are not the test's.
+func tryCSR() (string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), err
 }
 
 func fetch(t testing.TB, url string) (int, string) {
@@ -426,8 +432,9 @@ func TestCallsInProgressEnd(t *testing.T) {
 	}
 	results := make(chan error, 8)
 	for range cap(results) {
+		request := csr(t)
 		go func() {
-			_, err := admin.Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
+			_, err := admin.Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: request, Names: &client.Names{SAN: []string{"dns:w.test"}}})
 			results <- err
 		}()
 	}

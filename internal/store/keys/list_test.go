@@ -46,12 +46,17 @@ func first(t *testing.T, s *keys.Store) bool {
 func join(t *testing.T, s *keys.Store, d *db.DB, id string) *keys.NodeKey {
 	t.Helper()
 	key := nodeKey(t)
+	joinWith(t, s, d, id, key)
+	return key
+}
+
+func joinWith(t *testing.T, s *keys.Store, d *db.DB, id string, key *keys.NodeKey) {
+	t.Helper()
 	r := keys.Recipient{ID: id, Kind: keys.KindNode, Name: id, Subsystems: []keys.Subsystem{"ca"}, PublicKey: key.Public()}
 	err := s.ChangeList(t.Context(), []keys.Recipient{r}, nil, actor, now, func(tx *db.Tx) error { return s.AddRecipient(t.Context(), tx, r, actor, now) })
 	if err != nil {
 		t.Errorf("%s: %v", id, err)
 	}
-	return key
 }
 
 func leave(t *testing.T, s *keys.Store, id string) {
@@ -217,7 +222,8 @@ func TestListsAtOnce(t *testing.T) {
 		}
 		var joins sync.WaitGroup
 		for _, id := range []string{"a", "b", "c", "d"} {
-			joins.Go(func() { join(t, o.store, d, id) })
+			key := nodeKey(t)
+			joins.Go(func() { joinWith(t, o.store, d, id, key) })
 		}
 		joins.Wait()
 		if got := trusted(t, o.store); got != "a b c d n1 n2 recovery" {

@@ -75,9 +75,10 @@ func TestLedElsewhere(t *testing.T) {
 	t.Parallel()
 	o := newOffice(t)
 	var asked atomic.Int32
+	list := o.issuer.list(t, time.Hour)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
-		_, _ = w.Write(o.issuer.list(t, time.Hour))
+		_, _ = w.Write(list)
 	}))
 	defer web.Close()
 	named := strings.Replace(web.URL, "127.0.0.1", "localhost", 1)

@@ -36,11 +36,11 @@ func tryIssue(t *testing.T, s *setup.Services, name string) (*ca.Certificate, er
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	return s.CA.Issue(t.Context(), officer, ca.Order{Profile: "server", PublicKey: spki, Names: []string{"dns:" + name}})
 }
