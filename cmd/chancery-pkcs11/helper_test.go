@@ -150,6 +150,8 @@ func TestRequests(t *testing.T) {
 	}{
 		{wire.Open, [][]byte{[]byte("{}"), nil}, wire.Module},
 		{wire.Open, [][]byte{[]byte("no JSON"), nil}, wire.Refused},
+		{wire.Look, [][]byte{[]byte("{}")}, wire.Module},
+		{wire.Look, [][]byte{[]byte("{}"), nil}, wire.Refused},
 		{wire.Open, nil, wire.Refused},
 		{wire.Sign, [][]byte{{0, 0, 0, 9}, {1}, []byte("digest")}, wire.Refused},
 		{wire.Sign, [][]byte{{9}, {1}, []byte("digest")}, wire.Refused},
@@ -158,7 +160,7 @@ func TestRequests(t *testing.T) {
 		if err := wire.Write(caller, c.verb, c.fields...); err != nil {
 			t.Fatal(err)
 		}
-		code, answer, err := wire.Read(in)
+		code, answer, err := wire.Read(in, wire.MaxAnswer)
 		if err != nil || wire.Code(code) != c.want || len(answer) != 1 || len(answer[0]) == 0 {
 			t.Errorf("verb %d: code %d, %q, %v", c.verb, code, answer, err)
 		}

@@ -112,7 +112,7 @@ func serve(conn *net.UnixConn, m *module) error {
 	defer own.close()
 	in := bufio.NewReader(conn)
 	for {
-		verb, fields, err := wire.Read(in)
+		verb, fields, err := wire.Read(in, wire.MaxMessage)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

@@ -69,14 +69,26 @@ func (m *module) ready() error {
 	return nil
 }
 
+// look finds the token that is selected, and asks nothing of it that needs a PIN.
+func (m *module) look(selector wire.Selector) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, err := m.selected(selector)
+	return err
+}
+
+func (m *module) selected(selector wire.Selector) (*token, error) {
+	if err := m.ready(); err != nil {
+		return nil, err
+	}
+	return m.token(selector)
+}
+
 // open finds the one key that is selected, and logs in where nobody did yet.
 func (m *module) open(selector wire.Selector, pin string) (*key, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.ready(); err != nil {
-		return nil, err
-	}
-	t, err := m.token(selector)
+	t, err := m.selected(selector)
 	if err != nil {
 		return nil, err
 	}
@@ -249,12 +261,16 @@ func (s *sessions) close() {
 }
 
 func (s *sessions) answer(verb byte, fields [][]byte) ([]byte, error) {
-	switch {
-	case verb == wire.Open && len(fields) == 2:
-		var selector wire.Selector
+	var selector wire.Selector
+	if verb != wire.Sign && len(fields) > 0 {
 		if err := json.Unmarshal(fields[0], &selector); err != nil {
-			return nil, refuse(wire.Refused, "open: %v", err)
+			return nil, refuse(wire.Refused, "which key is meant: %v", err)
 		}
+	}
+	switch {
+	case verb == wire.Look && len(fields) == 1:
+		return nil, s.module.look(selector)
+	case verb == wire.Open && len(fields) == 2:
 		k, err := s.module.open(selector, string(fields[1]))
 		if err != nil {
 			return nil, err

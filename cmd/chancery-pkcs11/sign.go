@@ -8,6 +8,9 @@ import (
 	"chancery/internal/store/token/wire"
 )
 
+// maxSignature is that of an RSA key of 32,768 bits.
+const maxSignature = 4096
+
 // sign signs with an opened key.
 func (s *sessions) sign(numbered []byte, mechanism wire.Mechanism, data []byte) ([]byte, error) {
 	k, err := s.module.key(binary.BigEndian.Uint32(numbered))
@@ -33,6 +36,9 @@ func (s *sessions) sign(numbered []byte, mechanism wire.Mechanism, data []byte) 
 	signature, err := lib.Sign(open.handle, data)
 	if err != nil {
 		return nil, judge("sign", err)
+	}
+	if len(signature) > maxSignature {
+		return nil, refuse(wire.Failed, "sign: the library says that the signature has %d octets", len(signature))
 	}
 	return signature, nil
 }

@@ -11,8 +11,9 @@ import (
 	"github.com/gofrs/flock"
 )
 
-// TokenHelper builds chancery-pkcs11 and returns its path, in bin/tests of this tree: packages whose tests run at once share
-// it, and where it is up to date nothing is built.
+// TokenHelper builds chancery-pkcs11 and returns the path of a copy. It is built in bin/tests of this tree: packages whose tests run at
+// once share that, and where it is up to date nothing is built. The copy belongs to this process's user, whoever the tree belongs to, and
+// no group may write to it, as a node wants of a helper.
 func TokenHelper(tb testing.TB) string {
 	tb.Helper()
 	_, self, _, _ := runtime.Caller(0)
@@ -31,7 +32,47 @@ func TokenHelper(tb testing.TB) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		tb.Fatalf("build the helper: %v\n%s", err, out)
 	}
-	return program
+	own := filepath.Join(privateDir(tb), "chancery-pkcs11")
+	// By a process of its own: what this one has open for writing, while another test starts a program, cannot be started.
+	if out, err := exec.Command("install", "-m", "0755", program, own).CombinedOutput(); err != nil {
+		tb.Fatalf("copy the helper: %v\n%s", err, out)
+	}
+	return own
+}
+
+// privateDir is a temporary directory that nobody else can write to, whatever the umask allows.
+func privateDir(tb testing.TB) string {
+	tb.Helper()
+	dir := tb.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o700); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// HostileLibrary builds a PKCS #11 library that passes what it is asked to SoftHSM, and misbehaves as the file of its name with .mode after
+// it says: see testdata/hostile.c. There is no such file yet.
+func HostileLibrary(tb testing.TB) string {
+	tb.Helper()
+	_, self, _, _ := runtime.Caller(0)
+	here := filepath.Dir(self)
+	list := exec.Command("go", "list", "-C", filepath.Join(here, "..", "..", "cmd", "chancery-pkcs11"), "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11")
+	headers, err := list.Output()
+	if err != nil {
+		tb.Fatalf("find the headers of PKCS #11: %v", err)
+	}
+	library := filepath.Join(privateDir(tb), "hostile.so")
+	build := exec.Command("cc", "-shared", "-fPIC", "-Wall", "-Werror", "-I", strings.TrimSpace(string(headers)), "-DBEHIND=\""+SoftHSMModule(tb)+"\"",
+		"-o", library, filepath.Join(here, "testdata", "hostile.c"), "-ldl")
+	if out, err := build.CombinedOutput(); err != nil {
+		tb.Fatalf("build a library: %v\n%s", err, out)
+	}
+	if err := os.Chmod(library, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return library
 }
 
 // SoftHSM is a directory of tokens of SoftHSM 2, a PKCS #11 library that keeps keys in files.

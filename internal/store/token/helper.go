@@ -2,6 +2,7 @@ package token
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -21,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"chancery/internal/fault"
 	"chancery/internal/store/token/wire"
 )
@@ -28,12 +31,9 @@ import (
 // errLost says that the helper, or its way to the token, was lost while it was asked: what was asked may be asked again.
 var errLost = errors.New("the helper was lost while it worked")
 
-// answerTime is how long one request may take before the helper is taken for hung. A hardware module answers in
+// answerTime is how long one request may take before the helper is taken for hung, and how long a new one may take until it listens. A hardware module answers in
 // milliseconds; generation of keys, which takes longer, is not asked of it.
 const answerTime = 10 * time.Second
-
-// startTime is how long a helper may take until it listens.
-const startTime = 10 * time.Second
 
 // helper is one process of chancery-pkcs11.
 type helper struct {
@@ -43,8 +43,10 @@ type helper struct {
 	remove string
 	dir    *os.File
 	ended  chan struct{} // closed when the process has ended
+	logger *slog.Logger
 
-	turns chan struct{} // one for each request at once
+	turns  chan struct{} // one for each request at once
+	answer time.Duration // how long one may take
 
 	found atomic.Int64 // keys that it has opened
 
@@ -62,43 +64,51 @@ type link struct {
 
 // opened is a key in one helper.
 type opened struct {
-	mu  sync.Mutex // guards key, and is held while it is being opened
-	key *wire.Key
+	opening turn // held while it is being opened; guards key
+	key     *wire.Key
 }
 
 func (h *helper) opened(uri string) *opened {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.keys[uri] == nil {
-		h.keys[uri] = &opened{}
+		h.keys[uri] = &opened{opening: newTurn()}
 	}
 	return h.keys[uri]
 }
 
+// starting says how a helper is started.
+type starting struct {
+	program, dir, library string
+	turns                 int
+	answer                time.Duration
+	logger                *slog.Logger
+}
+
 // start runs the helper and waits until it listens. The directory of its socket is private, and the socket is called
 // through a descriptor of that directory: the path of a socket may have 107 octets, and a data directory's may be longer.
-func start(ctx context.Context, program, dir, library string, turns int, logger *slog.Logger) (*helper, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func start(ctx context.Context, s starting) (*helper, error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the helper's socket: %w", err)
 	}
-	handle, err := os.Open(dir)
+	handle, err := os.Open(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := clean(dir, handle, time.Now()); err != nil {
+	if err := clean(s.dir, handle, time.Now()); err != nil {
 		_ = handle.Close()
 		return nil, fmt.Errorf("clean the directory of the helper's socket: %w", err)
 	}
 	name := rand.Text() + ".sock"
-	cmd := exec.Command(program, name, library)
-	cmd.Dir, cmd.Env = dir, environment()
+	cmd := exec.Command(s.program, name, s.library)
+	cmd.Dir, cmd.Env = s.dir, environment()
 	// A group of its own: what a terminal sends to the node's, such as an interrupt, is not for it; it ends with its input.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	h := &helper{
-		cmd: cmd, dir: handle, remove: filepath.Join(dir, name), ended: make(chan struct{}), turns: make(chan struct{}, turns), keys: map[string]*opened{},
-		socket: through(handle, name),
+		cmd: cmd, dir: handle, remove: filepath.Join(s.dir, name), ended: make(chan struct{}), turns: make(chan struct{}, s.turns), keys: map[string]*opened{},
+		socket: through(handle, name), answer: s.answer, logger: s.logger,
 	}
-	if err := h.run(ctx, logger); err != nil {
+	if err := h.run(ctx); err != nil {
 		h.stop()
 		return nil, err
 	}
@@ -146,62 +156,104 @@ func environment() []string {
 	return kept
 }
 
-func (h *helper) run(ctx context.Context, logger *slog.Logger) error {
+func (h *helper) run(ctx context.Context) error {
 	var err error
 	if h.stdin, err = h.cmd.StdinPipe(); err != nil {
 		return err
 	}
-	out, err := h.cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	errs, err := h.cmd.StderrPipe()
-	if err != nil {
-		return err
-	}
+	ready := make(chan struct{})
+	h.cmd.Stdout, h.cmd.Stderr = &readyLine{ready: ready}, &said{logger: h.logger}
+	h.cmd.WaitDelay = time.Second // for what a library started, and left our pipes to
 	if err := h.cmd.Start(); err != nil {
 		return fault.New(fault.Unavailable, "the helper %s cannot be started: %w", h.cmd.Path, err)
 	}
-	var reading sync.WaitGroup
-	ready := make(chan struct{})
-	reading.Go(func() {
-		lines := bufio.NewReader(out)
-		if line, _ := lines.ReadString('\n'); line == "ready\n" {
-			close(ready)
-		}
-		_, _ = io.Copy(io.Discard, lines)
-	})
-	reading.Go(func() { logLines(errs, logger) })
-	go func() {
-		reading.Wait()
-		err := h.cmd.Wait()
-		logger.Info("the PKCS #11 helper ended", "pid", h.cmd.Process.Pid, "state", fmt.Sprint(err))
-		close(h.ended)
-	}()
-	timer := time.NewTimer(startTime)
+	go h.wait()
+	timer := time.NewTimer(h.answer)
 	defer timer.Stop()
 	select {
 	case <-ready:
-		logger.Info("the PKCS #11 helper runs", "pid", h.cmd.Process.Pid)
+		h.logger.Info("the PKCS #11 helper runs", "pid", h.cmd.Process.Pid)
 		return nil
 	case <-h.ended:
 		return fault.New(fault.Unavailable, "the helper %s ended as soon as it was started; the node's log has what it said", h.cmd.Path)
 	case <-timer.C:
-		return fault.New(fault.Unavailable, "the helper %s did not listen within %s", h.cmd.Path, startTime)
+		return fault.New(fault.Unavailable, "the helper %s did not listen within %s", h.cmd.Path, h.answer)
 	case <-ctx.Done():
-		return ctx.Err()
+		return fault.New(fault.Unavailable, "the helper %s did not listen in the time that was left", h.cmd.Path)
 	}
 }
 
-// logLines passes on what the helper and the library in it print, in lines of bounded length.
-func logLines(r io.Reader, logger *slog.Logger) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 4<<10), 4<<10)
-	for lines.Scan() {
-		logger.Warn("the PKCS #11 helper says", "text", lines.Text())
+// wait has the process reaped when it ends, however it does, and what it started in its group end with it: while the process is not yet
+// reaped, the number of its group is nobody else's.
+func (h *helper) wait() {
+	pid := h.cmd.Process.Pid
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
-	_, _ = io.Copy(io.Discard, r) // a line that is too long ends the scanner; the helper must not wait for a reader
+	_ = syscall.Kill(-pid, syscall.SIGKILL)
+	err := h.cmd.Wait()
+	h.logger.Info("the PKCS #11 helper ended", "pid", pid, "state", fmt.Sprint(err))
+	close(h.ended)
 }
+
+// readyLine waits for the first line, which says that the helper listens; it keeps nothing of what follows.
+type readyLine struct {
+	ready chan struct{}
+	first []byte
+	done  bool
+}
+
+const readyText = "ready\n"
+
+func (r *readyLine) Write(p []byte) (int, error) {
+	if !r.done {
+		r.first = append(r.first, p[:min(len(p), len(readyText)-len(r.first))]...)
+		if r.done = len(r.first) == len(readyText); r.done && string(r.first) == readyText {
+			close(r.ready)
+		}
+	}
+	return len(p), nil
+}
+
+// said passes on what the helper and the library in it print: lines of bounded length, and so many in a minute at most.
+type said struct {
+	logger *slog.Logger
+	line   []byte
+	since  time.Time
+	lines  int
+}
+
+const (
+	maxLine  = 4 << 10
+	maxLines = 100
+)
+
+func (s *said) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		text, after, whole := bytes.Cut(rest, []byte{'\n'})
+		s.line = append(s.line, text[:min(len(text), maxLine-len(s.line))]...)
+		if rest = after; whole {
+			s.log(time.Now())
+		}
+	}
+	return len(p), nil
+}
+
+func (s *said) log(now time.Time) {
+	if now.Sub(s.since) > time.Minute {
+		s.since, s.lines = now, 0
+	}
+	switch s.lines++; {
+	case s.lines <= maxLines:
+		s.logger.Warn("the PKCS #11 helper says", "text", string(s.line))
+	case s.lines == maxLines+1:
+		s.logger.Warn("the PKCS #11 helper says more than is kept", "lines a minute", maxLines)
+	}
+	s.line = s.line[:0]
+}
+
+// stopTime is how long the end of a process that was killed is waited for. One that is in a driver which does not come back ends
+// whenever that does.
+const stopTime = 5 * time.Second
 
 // stop ends the process. It may be called again, and by several.
 func (h *helper) stop() {
@@ -222,7 +274,11 @@ func (h *helper) stop() {
 	}
 	if h.cmd.Process != nil {
 		_ = h.cmd.Process.Kill()
-		<-h.ended
+		select {
+		case <-h.ended:
+		case <-time.After(stopTime):
+			h.logger.Error("the PKCS #11 helper was killed and does not end: its library waits in a driver", "pid", h.cmd.Process.Pid)
+		}
 	}
 	_ = os.Remove(h.remove)
 	_ = h.dir.Close()
@@ -250,9 +306,9 @@ func (h *helper) call(ctx context.Context, verb byte, fields ...[]byte) (wire.Co
 	defer func() { <-h.turns }()
 	conn, err := h.connection()
 	if err != nil {
-		return 0, nil, errors.Join(errLost, err)
+		return 0, nil, fmt.Errorf("%w: %w", errLost, err)
 	}
-	deadline := time.Now().Add(answerTime)
+	deadline := time.Now().Add(h.answer)
 	own := false
 	if until, ok := ctx.Deadline(); ok && until.Before(deadline) {
 		deadline, own = until, true
@@ -263,7 +319,7 @@ func (h *helper) call(ctx context.Context, verb byte, fields ...[]byte) (wire.Co
 		if own && errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, nil, errors.New("the token did not answer in the time that was left")
 		}
-		return 0, nil, errors.Join(errLost, err)
+		return 0, nil, fmt.Errorf("%w: %w", errLost, err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -282,7 +338,7 @@ func ask(conn *link, deadline time.Time, verb byte, fields [][]byte) (wire.Code,
 	if err := wire.Write(conn, verb, fields...); err != nil {
 		return 0, nil, err
 	}
-	code, answer, err := wire.Read(conn.in)
+	code, answer, err := wire.Read(conn.in, wire.MaxAnswer)
 	if err == nil && len(answer) != 1 {
 		err = wire.ErrFrame
 	}
@@ -337,6 +393,16 @@ func (h *helper) checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
+// look has the helper find a token, without a PIN.
+func (h *helper) look(ctx context.Context, s wire.Selector) (wire.Code, string, error) {
+	asked, err := json.Marshal(s)
+	if err != nil {
+		return 0, "", err
+	}
+	code, answer, err := h.call(ctx, wire.Look, asked)
+	return code, printable(answer), err
+}
+
 // open has the helper find a key.
 func (h *helper) open(ctx context.Context, s wire.Selector, pin string) (wire.Code, string, *wire.Key, error) {
 	asked, err := json.Marshal(s)
@@ -349,7 +415,7 @@ func (h *helper) open(ctx context.Context, s wire.Selector, pin string) (wire.Co
 	}
 	var k wire.Key
 	if err := json.Unmarshal(answer, &k); err != nil {
-		return 0, "", nil, errors.Join(errLost, err)
+		return 0, "", nil, fmt.Errorf("%w: %w", errLost, err)
 	}
 	return code, "", &k, nil
 }

@@ -148,8 +148,10 @@ func (k *Key) locate(ctx context.Context) (found *wire.Key, err error) {
 // in returns the key as a helper knows it, which finds it when it is first asked.
 func (k *Key) in(ctx context.Context, l *library, h *helper) (*wire.Key, error) {
 	o := h.opened(k.asked.String())
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	if o.opening.take(ctx) != nil {
+		return nil, k.away("it is being opened, and the token did not answer yet", nil)
+	}
+	defer o.opening.give()
 	if o.key != nil {
 		return o.key, nil
 	}

@@ -1,11 +1,6 @@
 package token
 
 import (
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +10,6 @@ import (
 	"syscall"
 
 	"chancery/internal/fault"
-	"chancery/internal/pki/keyfile"
 )
 
 // Place is a token as one node reaches it.
@@ -109,92 +103,6 @@ func readPIN(path string) (string, error) {
 		return "", fault.New(fault.Invalid, "the PIN file %s does not hold one line of at most %d octets", path, maxPIN)
 	}
 	return pin, nil
-}
-
-// A token locks itself after a few wrong PINs, some after three, and a node that restarts by itself would have them tried
-// within a minute. So the PIN that a token refused is remembered beyond the process, as what a password is stored as, and
-// is not tried again until the file holds another one.
-type refusedPIN struct {
-	Salt []byte `json:"salt"`
-	Hash []byte `json:"hash"`
-}
-
-const refusedRounds = 200_000
-
-func refusedOf(pin string, salt []byte) refusedPIN {
-	hash, err := pbkdf2.Key(sha256.New, pin, salt, refusedRounds, sha256.Size)
-	if err != nil {
-		panic(err) // the lengths are constant and allowed
-	}
-	return refusedPIN{salt, hash}
-}
-
-func (r refusedPIN) is(pin string) bool {
-	return len(r.Salt) > 0 && subtle.ConstantTimeCompare(r.Hash, refusedOf(pin, r.Salt).Hash) == 1
-}
-
-// refusals is the file in which they are kept.
-type refusals string
-
-func (r refusals) load() map[string]refusedPIN {
-	all := map[string]refusedPIN{}
-	if r == "" {
-		return all
-	}
-	text, err := os.ReadFile(string(r))
-	if err == nil {
-		err = json.Unmarshal(text, &all)
-	}
-	if err != nil || all == nil {
-		return map[string]refusedPIN{} // without it one more try is made, which a token survives
-	}
-	return all
-}
-
-// note keeps the PIN that a token refused; an empty one forgets.
-func (r refusals) note(place, pin string) error {
-	if r == "" {
-		return nil
-	}
-	all := r.load()
-	if _, known := all[place]; pin == "" && !known {
-		return nil
-	}
-	delete(all, place)
-	if pin != "" {
-		salt := make([]byte, 16)
-		rand.Read(salt)
-		all[place] = refusedOf(pin, salt)
-	}
-	text, err := json.Marshal(all)
-	if err != nil {
-		return err
-	}
-	if err := keyfile.ReplaceFile(string(r), text, 0o600); err != nil {
-		return fmt.Errorf("remember a refused PIN: %w", err)
-	}
-	return nil
-}
-
-// checkModule refuses a library that somebody else could have put there: it runs as this user, and is given the PIN.
-func checkModule(path string) error {
-	if !filepath.IsAbs(path) {
-		return fault.New(fault.Invalid, "the PKCS #11 library %q is not an absolute path", path)
-	}
-	stat, err := os.Stat(path)
-	if err != nil {
-		return fault.New(fault.Unavailable, "the PKCS #11 library cannot be used: %w", err)
-	}
-	owner, known := stat.Sys().(*syscall.Stat_t)
-	switch {
-	case !stat.Mode().IsRegular():
-		return fault.New(fault.Invalid, "the PKCS #11 library %s is not a regular file", path)
-	case stat.Mode().Perm()&0o022 != 0:
-		return fault.New(fault.Invalid, "the PKCS #11 library %s has mode %04o: others could put code there that is given the PIN", path, stat.Mode().Perm())
-	case known && owner.Uid != 0 && int(owner.Uid) != os.Geteuid():
-		return fault.New(fault.Invalid, "the PKCS #11 library %s belongs to user %d; it must belong to root or to the user that runs the node", path, owner.Uid)
-	}
-	return nil
 }
 
 // modulePlaces are where distributions put libraries of PKCS #11.

@@ -8,8 +8,10 @@
 //     fault or on purpose, is an error and not a certificate.
 //   - A call whose helper died, hung or lost its token is made again with a new helper, up to a bound, and then fails: it
 //     never waits for ever, and a failure is never taken for a signature.
-//   - A PIN that a token refused is not tried again, by this process or a later one on the same directory, until the PIN's
-//     file holds another.
+//   - A PIN that a token refused is not tried again, by this process or another one on the same directory, until the PIN's
+//     file holds another. A library that hangs before it shows the token is sent none.
+//   - The library and the helper are code that nobody but root and this process's user can exchange, on the whole way from
+//     the root of the file system.
 //   - Tokens are found by label and serial number. Slots are renumbered by many libraries when a token is added.
 //
 // Divergences from RFC 7512: pin-value is refused, because a URI stands in argument lists; attributes that are not known
@@ -22,27 +24,24 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
-	"chancery/internal/store/token/wire"
 )
 
 // Options are what Tokens works with.
 type Options struct {
-	Node   string // its name, for what is said to people
-	Dir    string // where the sockets and the refused PINs are kept; empty means a temporary directory, and no memory of PINs
-	Helper string // path of chancery-pkcs11; empty means beside this program, or where PATH has it
+	Node   string        // its name, for what is said to people
+	Dir    string        // where the sockets and the refused PINs are kept; empty means a temporary directory, and no memory of PINs
+	Helper string        // path of chancery-pkcs11; empty means beside this program, or where PATH has it
+	Answer time.Duration // how long one request, or the start of a helper, may take before it is taken for hung; 0 means 10 s
 	Places []Place
 	Logger *slog.Logger
 }
@@ -52,6 +51,7 @@ type Tokens struct {
 	node   string
 	dir    string
 	helper string
+	answer time.Duration
 	logger *slog.Logger
 	places []*reach
 
@@ -66,10 +66,11 @@ type reach struct {
 	Place
 	name string // under which a refused PIN is remembered
 
-	mu      sync.Mutex // held while a key is being opened, so that a wrong PIN is tried by one and not by all
-	refused string     // the PIN that the token refused
-	unknown int        // logins in a row whose outcome nobody knows, since the helper died meanwhile
-	missing bool       // the last look found no such token
+	opening  turn   // held while a key is being opened, so that a wrong PIN is tried by one and not by all; guards what follows
+	refused  string // the PIN that the token refused
+	accepted pinSum // of the PIN that it took last, in this process
+	unknown  int    // logins in a row whose outcome nobody knows, since the helper died meanwhile
+	missing  bool   // the last look found no such token
 
 	rest  sync.Mutex // guards what follows
 	why   string     // what the last look said, where it was in vain
@@ -105,12 +106,15 @@ func New(o Options) *Tokens {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	t := &Tokens{node: o.Node, dir: o.Dir, helper: o.Helper, logger: o.Logger, libraries: map[string]*library{}}
+	if o.Answer == 0 {
+		o.Answer = answerTime
+	}
+	t := &Tokens{node: o.Node, dir: o.Dir, helper: o.Helper, answer: o.Answer, logger: o.Logger, libraries: map[string]*library{}}
 	for _, p := range o.Places {
 		if p.Sessions == 0 {
 			p.Sessions = defaultSessions
 		}
-		t.places = append(t.places, &reach{Place: p, name: p.Module + "\n" + p.Token + "\n" + p.Serial})
+		t.places = append(t.places, &reach{Place: p, name: p.Module + "\n" + p.Token + "\n" + p.Serial, opening: newTurn()})
 	}
 	return t
 }
@@ -213,249 +217,5 @@ func (t *Tokens) away(u *URI, why string, cause error) error {
 	e.Err = cause
 	return e
 }
-
-// library is a PKCS #11 library and the helper that has it loaded.
-type library struct {
-	path  string
-	turns int
-
-	mu      sync.Mutex // guards what follows; held while a helper is being started
-	current *helper
-	fails   int // helpers in a row that were lost before they did anything
-	again   time.Time
-	closed  bool
-}
-
-func (t *Tokens) library(r *reach) (*library, error) {
-	if err := checkModule(r.Module); err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return nil, fault.New(fault.Unavailable, "node %s is ending", t.node)
-	}
-	l := t.libraries[r.Module]
-	if l == nil {
-		turns := 0
-		for _, other := range t.places {
-			if other.Module == r.Module {
-				turns += other.Sessions
-			}
-		}
-		l = &library{path: r.Module, turns: min(turns, MaxSessions)}
-		t.libraries[r.Module] = l
-	}
-	return l, nil
-}
-
-// maxRest is how long nothing is started at most, after helpers were lost one after the other.
-const maxRest = 5 * time.Second
-
-// running returns the helper, and starts one where none runs.
-func (l *library) running(ctx context.Context, t *Tokens) (*helper, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, fault.New(fault.Unavailable, "node %s is ending", t.node)
-	}
-	if l.current != nil && !l.current.isLost() {
-		return l.current, nil
-	}
-	if l.current != nil {
-		l.current.stop()
-		l.current = nil
-	}
-	if err := rest(ctx, time.Until(l.again)); err != nil {
-		return nil, fault.New(fault.Unavailable, "the PKCS #11 helper was lost %d times in a row, and the next one is not started yet", l.fails)
-	}
-	program, err := t.program()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := t.sockets()
-	if err != nil {
-		return nil, err
-	}
-	l.lost()
-	l.current, err = start(ctx, program, dir, l.path, l.turns, t.logger)
-	return l.current, err
-}
-
-// lost counts a helper as lost until it did something.
-func (l *library) lost() {
-	if l.fails++; l.fails > 1 {
-		l.again = time.Now().Add(min(maxRest, 25*time.Millisecond<<min(l.fails, 16)))
-	}
-}
-
-// works is told when a helper did something.
-func (l *library) works(h *helper) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.current == h {
-		l.fails, l.again = 0, time.Time{}
-	}
-}
-
-// drop ends a helper that is of no use any more.
-func (l *library) drop(h *helper) {
-	h.stop()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.current == h {
-		l.current = nil
-	}
-}
-
-func (l *library) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
-	if l.current != nil {
-		l.current.stop()
-		l.current = nil
-	}
-}
-
-func rest(ctx context.Context, pause time.Duration) error {
-	if pause <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-const programName = "chancery-pkcs11"
-
-// program finds the helper.
-func (t *Tokens) program() (string, error) {
-	if t.helper != "" {
-		return t.helper, nil
-	}
-	if own, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(own), programName)
-		if stat, err := os.Stat(beside); err == nil && stat.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(programName)
-	if err != nil {
-		return "", fault.New(fault.Unavailable, "the helper %s, which keys in PKCS #11 tokens need, is neither beside this program nor in PATH", programName).
-			WithHint("install it, or name it in node.yaml: pkcs11.helper")
-	}
-	return filepath.Abs(path)
-}
-
-// sockets is the directory of the helpers' sockets.
-func (t *Tokens) sockets() (string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.dir == "" {
-		dir, err := os.MkdirTemp("", "chancery-pkcs11-")
-		if err != nil {
-			return "", err
-		}
-		t.dir, t.temporary = dir, true
-	}
-	return t.dir, nil
-}
-
-// refusals is where refused PINs are remembered.
-func (t *Tokens) refusals() refusals {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.dir == "" || t.temporary {
-		return ""
-	}
-	return refusals(filepath.Join(t.dir, "refused-pins.json"))
-}
-
-// pin returns the PIN of a place, unless the token refused it already. The caller holds r.mu.
-func (t *Tokens) pin(r *reach) (string, error) {
-	pin, err := readPIN(r.PINFile)
-	if err != nil || pin == "" {
-		return "", err
-	}
-	if r.refused == pin || t.refusals().load()[r.name].is(pin) {
-		r.refused = pin
-		return "", fault.New(fault.Unavailable, "the token %s refused the PIN in %s, which is not tried again, since a few wrong ones lock it", r, r.PINFile).
-			WithHint("write the right PIN into %s: it is read anew by the next call", r.PINFile)
-	}
-	return pin, nil
-}
-
-// attempt asks a helper to open a key, and learns from the answer. why says what is wrong with the token.
-func (t *Tokens) attempt(ctx context.Context, r *reach, l *library, h *helper, u *URI) (key *wire.Key, why string, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if why := r.resting(time.Now()); why != "" { // the one before us was in vain
-		return nil, why, nil
-	}
-	pin, err := t.pin(r)
-	if err != nil {
-		return nil, "", err
-	}
-	if r.unknown >= maxUnknown {
-		return nil, fmt.Sprintf("the helper was lost %d times while it logged in to it; as each may have counted as a wrong PIN, it is not tried "+
-			"again before the node is started anew", r.unknown), nil
-	}
-	asked := u.selector()
-	asked.Careful = r.unknown > 0
-	r.unknown++
-	code, text, key, err := h.open(ctx, asked, pin)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		r.restFor(shortRest, fmt.Sprintf("it did not answer within %s", answerTime))
-	}
-	if err != nil {
-		if errors.Is(err, errLost) {
-			l.drop(h)
-		}
-		return nil, "", err
-	}
-	r.unknown = 0
-	if code != wire.Absent && code != wire.Gone {
-		r.missing = false
-	}
-	switch code {
-	case wire.OK:
-		r.refused = ""
-		return key, "", t.refusals().note(r.name, "")
-	case wire.Object, wire.Unable, wire.Refused:
-		return nil, "", fault.New(fault.Invalid, "the token %s on node %s: %s", r, t.node, text)
-	case wire.PIN:
-		r.refused = pin
-		if err := t.refusals().note(r.name, pin); err != nil {
-			t.logger.Error("a refused PIN is remembered until the node ends only", "error", err)
-		}
-		return nil, fmt.Sprintf("%s; the one in %s is not tried again", text, r.PINFile), nil
-	case wire.Absent, wire.Gone:
-		// A library that is loaded anew sees what has come since, so the first time it is looked once more.
-		l.works(h)
-		others := h.found.Load() > 0
-		l.drop(h)
-		if !r.missing {
-			r.missing = true
-			return nil, "", errors.Join(errLost, errors.New(text))
-		}
-		pause := shortRest
-		if others {
-			pause = longRest
-		}
-		r.restFor(pause, text)
-		return nil, text, nil
-	}
-	r.restFor(shortRest, text)
-	return nil, text, nil
-}
-
-// maxUnknown is how many logins in a row may end without anybody knowing how.
-const maxUnknown = 5
 
 var _ crypto.Signer = (*Key)(nil)

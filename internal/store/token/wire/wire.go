@@ -13,11 +13,12 @@ import (
 	"io"
 )
 
-// The verbs. Open answers with a Key in JSON; Sign takes the key's number, a Mechanism and what is signed, and answers with
+// The verbs. Look finds the token and logs in to nothing, and has an empty answer; Open answers with a Key in JSON; Sign takes the key's number, a Mechanism and what is signed, and answers with
 // the signature as PKCS #11 gives it.
 const (
 	Open byte = iota + 1
 	Sign
+	Look
 )
 
 // Code says how a request ended. Every Code but OK comes with one field, a sentence for people.
@@ -50,7 +51,7 @@ const (
 	EdDSA
 )
 
-// Selector says which key is meant, as JSON in Open's first field; the PIN is its second. What is empty fits anything.
+// Selector says which key is meant, as JSON in Open's first field, whose second is the PIN, and in Look's only one. What is empty fits anything.
 type Selector struct {
 	Token        string  `json:"token,omitempty"`
 	Serial       string  `json:"serial,omitempty"`
@@ -80,6 +81,9 @@ type Key struct {
 // MaxMessage bounds a frame: EdDSA signs whole messages, and a CRL may have so many octets.
 const MaxMessage = 64<<20 + 64<<10
 
+// MaxAnswer bounds what the helper answers: a key, a signature or a sentence.
+const MaxAnswer = 64 << 10
+
 const maxFields = 8
 
 // Write sends a frame in one call of w.
@@ -104,14 +108,14 @@ func Write(w io.Writer, what byte, fields ...[]byte) error {
 // ErrFrame is returned for what is no frame.
 var ErrFrame = errors.New("what was sent is no frame of the helper's protocol")
 
-// Read receives a frame. Memory is taken as octets come and not as the length promises.
-func Read(r io.Reader) (what byte, fields [][]byte, err error) {
+// Read receives a frame whose body has so many octets at most. Memory is taken as octets come and not as the length promises.
+func Read(r io.Reader, most uint32) (what byte, fields [][]byte, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, nil, err
 	}
 	size := binary.BigEndian.Uint32(head[:])
-	if size == 0 || size > MaxMessage {
+	if size == 0 || size > most {
 		return 0, nil, ErrFrame
 	}
 	body, err := readBody(r, int(size))

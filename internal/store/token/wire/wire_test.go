@@ -15,7 +15,7 @@ func TestFramesComeBackAsTheyWere(t *testing.T) {
 		if err := Write(&frame, Sign, fields...); err != nil {
 			t.Fatal(err)
 		}
-		what, got, err := Read(iotest.HalfReader(&frame))
+		what, got, err := Read(iotest.HalfReader(&frame), MaxMessage)
 		if err != nil || what != Sign || len(got) != len(fields) {
 			t.Fatalf("%d fields came back as %d, verb %d: %v", len(fields), len(got), what, err)
 		}
@@ -28,6 +28,13 @@ func TestFramesComeBackAsTheyWere(t *testing.T) {
 	if err := Write(io.Discard, Sign, make([]byte, MaxMessage)); err == nil {
 		t.Error("a message over the limit was sent")
 	}
+	var frame bytes.Buffer
+	if err := Write(&frame, byte(OK), make([]byte, MaxAnswer)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Read(&frame, MaxAnswer); !errors.Is(err, ErrFrame) {
+		t.Errorf("an answer over its limit is read: %v", err)
+	}
 }
 
 // FuzzRead holds that whatever is read, written again gives the same octets, and that nothing is read beyond the frame.
@@ -38,7 +45,7 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x06\x01\x00\x00\x00\xffx"))
 	f.Add([]byte("\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		what, fields, err := Read(bytes.NewReader(in))
+		what, fields, err := Read(bytes.NewReader(in), MaxMessage)
 		if err != nil {
 			if !errors.Is(err, ErrFrame) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Fatalf("an error of another kind: %v", err)
