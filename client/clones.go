@@ -81,6 +81,7 @@ type Clone struct {
 	Leases          []CloneLease  `json:"leases,omitempty"`
 	Database        CloneDatabase `json:"database"`
 	Keys            CloneKeys     `json:"keys"`
+	Issuers         CloneIssuers  `json:"issuers" doc:"whose certificates' status it answers"`
 	Switches        []CloneSwitch `json:"switches,omitempty" doc:"what each switch of RHCS section 9.5 would be on this node"`
 	Differences     []string      `json:"differences,omitempty" doc:"in what it differs from the other nodes"`
 }
@@ -108,6 +109,12 @@ type CloneDatabase struct {
 type CloneKeys struct {
 	Entitled int `json:"entitled"`
 	Open     int `json:"open"`
+}
+
+// CloneIssuers says for which issuers a node answers OCSP requests. Nodes that have one digest have one list.
+type CloneIssuers struct {
+	Count  int    `json:"count"`
+	Digest string `json:"digest,omitempty" doc:"SHA-256 over the SHA-256 of each issuer's certificate, sorted"`
 }
 
 // CloneSwitch is a switch that RHCS has in CS.cfg, as it stands on a node here.

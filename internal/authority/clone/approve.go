@@ -185,10 +185,26 @@ func (s *Service) giveAnswer(ctx context.Context, by access.Principal, r *row) e
 	if err != nil {
 		return err
 	}
-	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE node SET answer = $1, database_role = $2 WHERE name = $3 AND state = 'active'`, text, login.Role, r.name)
+	return s.remember(ctx, r.name, login, `answer = $3`, text)
+}
+
+// remember writes that a node has a login, so that the login ends with the node, and what else is given. Where the node ended while it was
+// made, it has ended with it.
+func (s *Service) remember(ctx context.Context, name string, login Login, and string, args ...any) error {
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE node SET database_role = $1, `+and+` WHERE name = $2 AND state = 'active'`, append([]any{login.Role, name}, args...)...)
+		if err == nil && n == 0 {
+			err = fault.New(fault.Denied, "node %s is none any more", name)
+		}
 		return err
 	})
+	if !fault.Is(err, fault.Denied) || errors.Is(err, db.ErrFenced) || login.Role == "" || s.CloseLogin == nil {
+		return err
+	}
+	if end := s.CloseLogin(ctx, login.Role); end != nil {
+		s.Logger.ErrorContext(ctx, "the login of a node that ended while it was made is still there", "node", name, "role", login.Role, "error", end)
+	}
+	return err
 }
 
 func (s *Service) login(ctx context.Context, by access.Principal, node, csr string) (Login, error) {
@@ -320,14 +336,10 @@ func (s *Service) keepLogin(ctx context.Context, by access.Principal, name, csr 
 	if err != nil || login.Role == "" {
 		return login, err
 	}
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		n, err := tx.Exec(ctx, `UPDATE node SET database_role = $1 WHERE name = $2 AND state = 'active'`, login.Role, name)
-		if err == nil && n == 0 {
-			err = fault.New(fault.Denied, "node %s is none any more", name)
-		}
-		return err
-	})
-	return login, err
+	if err := s.remember(ctx, name, login, `state = state`); err != nil {
+		return Login{}, err
+	}
+	return login, nil
 }
 
 // self is the node that calls.

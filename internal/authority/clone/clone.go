@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -54,10 +55,11 @@ type Service struct {
 
 	asking sync.Mutex // held by the one caller who asks whether this node is registered
 
-	mu      sync.Mutex // guards what follows
-	known   registered
-	heard   map[string]heard // by node
-	started int64            // node.started_at as this process wrote it; 0 before it is registered
+	mu       sync.Mutex // guards what follows
+	known    registered
+	heard    map[string]heard // by node
+	approved map[string]bool  // nodes behind whose approval a commit was seen
+	started  int64            // node.started_at as this process wrote it; 0 before it is registered
 }
 
 // New returns the service of the node whose key recipient o.Keys is.
@@ -249,11 +251,24 @@ func (s *Service) needsCA(ctx context.Context) error {
 		where = append(where, r.name+" at "+r.address)
 	}
 	self := slices.IndexFunc(all, func(r *row) bool { return r.name == s.node })
-	if self < 0 {
-		return nil // it is not registered: a node that is being made, or a command on this machine
-	}
-	if all[self].state != client.CloneActive {
+	runs := ""
+	switch {
+	case self >= 0 && all[self].state != client.CloneActive:
 		return goneError(all[self])
+	case self >= 0:
+		runs = strings.Join(all[self].subsystems, ",")
+	default:
+		// It is not registered: a node that is being made, a command on this machine, or one whose row was taken away. The signed list tells.
+		own, entry, err := s.ownEntry(ctx)
+		switch {
+		case err != nil:
+			return err
+		case !own:
+			return s.noneOfUs()
+		case entry == nil || slices.Contains(strings.Split(entry.Subsystems, ","), string(keys.SubsystemCA)):
+			return nil
+		}
+		runs = entry.Subsystems
 	}
-	return fault.New(fault.Conflict, "node %s runs %s only; ca runs on %s", s.node, strings.Join(all[self].subsystems, ","), strings.Join(where, ", "))
+	return fault.New(fault.Conflict, "node %s runs %s only; ca runs on %s", s.node, runs, cmp.Or(strings.Join(where, ", "), "no node"))
 }

@@ -252,7 +252,11 @@ func TestWhoMay(t *testing.T) {
 func TestDurability(t *testing.T) {
 	t.Parallel()
 	a, ctx := newLocal(t, pkitest.URL(t, db.Postgres)), t.Context()
+	_, err := a.Clones.Invite(ctx, a.admin, client.CloneInvitation{}, "")
+	refused(t, err, fault.Conflict, "durability is local")
+	must(t, a.set("durability", "provider"))
 	m := a.machine("n2", a.invite())
+	must(t, a.set("durability", "local"))
 	waits, err := a.Clones.Join(ctx, m.in)
 	must(t, err)
 	approval := client.CloneApproval{Fingerprint: waits.Fingerprint}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"chancery/client"
@@ -62,7 +63,7 @@ func (s *Service) Leave(ctx context.Context, by access.Principal, name string, c
 			case client.CloneLeaving, client.CloneGone:
 				return done, nil
 			}
-			if err := s.lastCA(ctx, tx, r, now); err != nil {
+			if err := s.lastCA(ctx, tx, r); err != nil {
 				return done, err
 			}
 			if _, err := tx.Exec(ctx, `UPDATE node SET state = 'leaving' WHERE name = $1`, r.name); err != nil {
@@ -78,17 +79,26 @@ func (s *Service) Leave(ctx context.Context, by access.Principal, name string, c
 	if err != nil {
 		return nil, fmt.Errorf("have node %.80q leave: %w", access.Redact(name), err)
 	}
-	r, err := s.read(ctx, name)
+	p, err := s.picture(db.AtPrimary(ctx))
 	if err != nil {
 		return nil, err
 	}
-	return s.wire(r, nil, now), nil
+	at := slices.IndexFunc(p.all, func(r *row) bool { return r.name == name })
+	if at < 0 {
+		return nil, noNode(name)
+	}
+	p.leases = nil
+	return s.wire(p.all[at], &p, now), nil
 }
 
 // lastCA refuses to let the last node go that can issue, or the last that is alive; this one is.
-func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row) error {
 	if !r.runs(keys.SubsystemCA) {
 		return nil
+	}
+	now, err := tx.Clock(ctx)
+	if err != nil {
+		return err
 	}
 	all, err := nodes(ctx, tx, "", maxNodes)
 	if err != nil {
@@ -132,7 +142,16 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name string, 
 		return err
 	}
 	now := time.Now()
-	r, err := s.read(ctx, name)
+	var r *row
+	var seen time.Duration // ago
+	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		if r, err = named(ctx, tx, name); err != nil {
+			return err
+		}
+		at, err := tx.Clock(ctx)
+		seen = at.Sub(r.seen)
+		return err
+	})
 	switch {
 	case err != nil:
 		return err
@@ -142,8 +161,8 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name string, 
 		return fault.New(fault.Conflict, "node %s has been gone since %s", r.name, r.gone.UTC().Format(time.RFC3339))
 	case r.name == s.node:
 		return fault.New(fault.Conflict, "node %s was asked to remove itself", r.name).WithHint("chancery clone leave %s, or ask another node", r.name)
-	case !how.Force && !how.Compromised && now.Sub(r.seen) < aliveFor:
-		return fault.New(fault.Conflict, "node %s was seen %s ago, and a node that runs leaves by itself", r.name, now.Sub(r.seen).Round(time.Second)).
+	case !how.Force && !how.Compromised && seen < aliveFor:
+		return fault.New(fault.Conflict, "node %s was seen %s ago, and a node that runs leaves by itself", r.name, max(seen, 0).Round(time.Second)).
 			WithHint("chancery clone leave %s; or remove it all the same, by chancery clone remove %s --yes, where it is not to be trusted", r.name, r.name)
 	default:
 		if err = s.needsCA(ctx); err == nil {
@@ -190,7 +209,7 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 		if current.state == client.CloneGone {
 			return errEnded
 		}
-		if err := s.lastCA(ctx, tx, current, now); err != nil {
+		if err := s.lastCA(ctx, tx, current); err != nil {
 			return err
 		}
 		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) {
@@ -223,6 +242,9 @@ func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *r
 		return err
 	}
 	if err := db.Dismiss(ctx, tx, r.name); err != nil {
+		return err
+	}
+	if err := db.RaiseFence(ctx, tx, r.name); err != nil {
 		return err
 	}
 	_, err := tx.Exec(ctx, `UPDATE node SET state = 'gone', gone_at = $1, principal = '' WHERE name = $2`, db.Micros(now), r.name)
@@ -265,6 +287,9 @@ func (s *Service) EndAll(ctx context.Context, tx *db.Tx, by access.Principal, is
 			return err
 		}
 		if err := db.Dismiss(ctx, tx, r.name); err != nil {
+			return err
+		}
+		if err := db.RaiseFence(ctx, tx, r.name); err != nil {
 			return err
 		}
 	}

@@ -104,6 +104,13 @@ func (s *Service) Invite(ctx context.Context, by access.Principal, in client.Clo
 	if err := s.shared(); err != nil {
 		return nil, err
 	}
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := durable(set); err != nil { // which would refuse the approval, when a machine has come that far
+		return nil, err
+	}
 	subsystems, err := subsystemsOf(in.Subsystems)
 	if err != nil {
 		return nil, err

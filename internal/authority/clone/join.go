@@ -113,7 +113,7 @@ func (s *Service) joinedBefore(ctx context.Context, i *invitation, in *client.Cl
 	switch { // what promises nothing, and is asked every other second, writes nothing
 	case err != nil:
 		return nil, err
-	case same(r) && r.joined().State != client.CloneActive:
+	case same(r) && (r.joined().State != client.CloneActive || s.confirmed(r.name, false)):
 		return r.joined(), nil
 	case !same(r) && i.refused >= auditedRefusals:
 		return nil, noToken()
@@ -142,7 +142,24 @@ func (s *Service) joinedBefore(ctx context.Context, i *invitation, in *client.Cl
 	if r == nil {
 		return nil, noToken()
 	}
+	if r.joined().State == client.CloneActive {
+		s.confirmed(r.name, true)
+	}
 	return r.joined(), nil
+}
+
+// confirmed reports whether this process has seen a commit behind which a node is approved, or notes it: then whoever asks on, with a
+// token that was used, has nothing written any more.
+func (s *Service) confirmed(node string, note bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if note && s.approved == nil {
+		s.approved = map[string]bool{}
+	}
+	if note && len(s.approved) < maxNodes {
+		s.approved[node] = true
+	}
+	return s.approved[node]
 }
 
 // joined is how far a node has come. It is active when the approval has gone to its end, and not before.

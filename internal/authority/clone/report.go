@@ -2,6 +2,7 @@ package clone
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -20,6 +21,7 @@ type Self struct {
 	Release         string
 	CertificateEnds time.Time
 	Database        client.CloneDatabase
+	Issuers         client.CloneIssuers
 	NotReady        []string          // why it does not answer as it should; Report adds what it knows itself
 	Configuration   map[string]string `json:",omitempty"` // what may differ between nodes, by the key's name
 	Stopped         bool              `json:",omitempty"` // it does no more work
@@ -39,8 +41,9 @@ type registered struct {
 }
 
 const (
-	// believeFor is how long a node goes on with what it knows of its own row: for so long it may work after its removal, or after
-	// another process of its name has started. A report, every two seconds, is such a look too.
+	// believeFor is how long a node goes on with what it knows of its own row before it looks again. For so long it may try to write after
+	// its removal, or after another process of its name has started; what it sends is refused by the fence. A report, every two seconds, is
+	// such a look too.
 	believeFor = 2 * time.Second
 
 	// reportedFor is how long after its last report a node is taken for ready.
@@ -55,6 +58,10 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 	if err != nil {
 		return err
 	}
+	onList, err := s.listed(ctx)
+	if err != nil {
+		return err
+	}
 	actor := access.System(s.node).Actor()
 	var started int64
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
@@ -63,15 +70,19 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 		switch {
 		case err != nil:
 			return err
-		case r == nil:
-			return s.registerFirst(ctx, tx, recipients, p, address, actor, now)
-		case r.state != client.CloneActive:
+		case r != nil && r.state != client.CloneActive:
 			return goneError(r)
+		case !onList: // a row that was put back, or none
+			return s.noneOfUs()
+		case r == nil:
+			db.TakeFence(tx, s.node, started)
+			return s.registerFirst(ctx, tx, recipients, p, address, actor, now)
 		case r.publicKey != s.Keys.Public():
 			return fault.New(fault.Conflict, "node %s is known with the public key %s, and its key file has %s", s.node, r.publicKey, s.Keys.Public()).
 				WithHint("bring the node's own node.key back; if it is lost, remove the node by another one, and join this machine with a new name")
 		}
 		started = max(started, micros(r.started)+1) // no two processes have one
+		db.TakeFence(tx, s.node, started)
 		_, err = tx.Exec(ctx, `UPDATE node SET address = $1, started_at = $2 WHERE name = $3`, address, started, s.node)
 		return err
 	})
@@ -80,10 +91,38 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 	}
 	s.Access.Forget()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.started = started
-	s.mu.Unlock()
-	s.learn(nil, now)
+	s.known = registered{at: now}
 	return nil
+}
+
+// listed reports whether the newest signed list of key recipients names this node with its key, or there is none yet. Rows of a node that
+// was removed may be put back by who can write to the database, or with a part of a backup; a list cannot.
+func (s *Service) listed(ctx context.Context) (bool, error) {
+	own, _, err := s.ownEntry(ctx)
+	return own, err
+}
+
+// ownEntry is this node's entry of the newest list that it believes, with its key; own is true where there is no list.
+func (s *Service) ownEntry(ctx context.Context) (own bool, entry *keys.Listed, err error) {
+	list, err := s.Keys.NewestList(ctx)
+	switch {
+	case fault.Is(err, fault.Conflict):
+		return true, nil, nil // the list itself is in doubt, which the node reports; it decides nothing
+	case err != nil || list == nil:
+		return err == nil, nil, err
+	}
+	at := slices.IndexFunc(list.Recipients, func(r keys.Listed) bool { return r.ID == s.node && r.PublicKey == s.Keys.Public() })
+	if at < 0 {
+		return false, nil, nil
+	}
+	return true, &list.Recipients[at], nil
+}
+
+func (s *Service) noneOfUs() error {
+	return fault.New(fault.Denied, "node %s is none of this authority: the newest signed list of key recipients does not name it with the public key %s",
+		s.node, s.Keys.Public()).WithHint("a machine joins by chancery clone invite and join, with a new name")
 }
 
 // superseded refuses where another process has started as this node since: the machine was started twice from one snapshot, or its data
@@ -127,6 +166,9 @@ func (s *Service) registerFirst(ctx context.Context, tx *db.Tx, recipients []key
 // Report writes what this node says of itself, and learns whether it is one still: the error says why it must stop. A database
 // that does not answer is no reason to stop.
 func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
+	if err := s.ended(); err != nil {
+		return err
+	}
 	said := report{Self: self, Schema: schema.Newest()}
 	openable, err := s.Keys.Openable(ctx)
 	if err != nil {
@@ -150,7 +192,11 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		if r, err = named(ctx, tx, s.node); err != nil || s.superseded(r) != nil || r.state != client.CloneActive && r.state != client.CloneLeaving {
 			return err
 		}
-		_, err = tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3`, text, db.Micros(now), s.node)
+		at, err := tx.Clock(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3`, text, db.Micros(at), s.node)
 		return err
 	})
 	if err != nil {
@@ -171,14 +217,32 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 // Ended reports whether an error of Report or Registered says that the node must stop: it left, was removed, or was never one.
 func Ended(err error) bool { return fault.Is(err, fault.Denied) || fault.Is(err, fault.NotFound) }
 
+// learn keeps what this node learnt of its own row. That it is none any more is kept for good: a row that is there again later, with
+// an older state, makes nobody a node who was removed.
 func (s *Service) learn(err error, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.known = registered{at: now, err: err}
+	if errors.Is(err, ErrLeaving) {
+		err = nil // it finishes what it does, and says at last that it has stopped
+	}
+	if !Ended(s.known.err) {
+		s.known = registered{at: now, err: err}
+	}
+}
+
+// ended is why this process is no node any more, as far as it has learnt.
+func (s *Service) ended() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if Ended(s.known.err) {
+		return s.known.err
+	}
+	return nil
 }
 
 // Registered refuses where this node is none of the authority's any more. It remembers for some seconds, which Report keeps fresh; a
-// node that stood still longer asks first. It is asked before each write, so a removed node that comes back to life writes nothing.
+// node that stood still longer asks first. It is asked before each write, so that a node which was removed hears why; what makes sure of it
+// is the fence, which each write is held against where it is made.
 func (s *Service) Registered(ctx context.Context) error {
 	if err, fresh := s.remembered(); fresh {
 		return err
@@ -208,6 +272,9 @@ func (s *Service) remembered() (refused error, fresh bool) {
 	s.mu.Lock()
 	known := s.known
 	s.mu.Unlock()
+	if Ended(known.err) {
+		return known.err, true
+	}
 	if known.at.IsZero() {
 		return nil, false
 	}
@@ -215,39 +282,46 @@ func (s *Service) remembered() (refused error, fresh bool) {
 	return known.err, age >= 0 && age < believeFor && wall > -believeFor && wall < believeFor
 }
 
+// picture is what one moment of the database shows of all nodes.
+type picture struct {
+	all    []*row
+	leases []db.Lease
+	at     time.Time // by the database's clock, as the times at which nodes were seen are
+}
+
+func (s *Service) picture(ctx context.Context) (p picture, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		if p.at, err = tx.Clock(ctx); err != nil {
+			return err
+		}
+		if p.all, err = nodes(ctx, tx, "", maxNodes); err != nil {
+			return err
+		}
+		p.leases, err = db.LeasesIn(ctx, tx)
+		return err
+	})
+	return p, err
+}
+
 // List lists the nodes in the order of their names, from after the one given; next is the name to continue with.
 func (s *Service) List(ctx context.Context, by access.Principal, after string, limit int) (found []client.Clone, next string, err error) {
 	if err := by.May(access.ReadStatus); err != nil {
 		return nil, "", err
 	}
-	var all []*row
-	var leases []db.Lease
-	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		all, err = nodes(ctx, tx, after, limit+1)
-		return err
-	})
-	if err == nil {
-		leases, err = s.DB.Leases(ctx)
-	}
+	p, err := s.picture(ctx)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(all) > limit {
-		all = all[:limit]
-		next = all[limit-1].name
+	page := slices.DeleteFunc(slices.Clone(p.all), func(r *row) bool { return r.name <= after })
+	if len(page) > limit {
+		page = page[:limit]
+		next = page[limit-1].name
 	}
-	now := time.Now()
-	var wired []*client.Clone
-	for _, r := range all {
-		wired = append(wired, s.wire(r, leases, now))
-	}
-	if err := s.stand(ctx, wired, leases, now); err != nil {
-		return nil, "", err
-	}
+	wired, err := s.wired(ctx, page, &p)
 	for _, c := range wired {
 		found = append(found, *c)
 	}
-	return found, next, nil
+	return found, next, err
 }
 
 // Show shows one node.
@@ -255,36 +329,44 @@ func (s *Service) Show(ctx context.Context, by access.Principal, name string) (*
 	if err := by.May(access.ReadStatus); err != nil {
 		return nil, err
 	}
-	var r *row
-	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		r, err = named(ctx, tx, name)
-		return err
-	})
+	p, err := s.picture(ctx)
 	if err != nil {
 		return nil, err
 	}
-	leases, err := s.DB.Leases(ctx)
+	at := slices.IndexFunc(p.all, func(r *row) bool { return r.name == name })
+	if at < 0 {
+		return nil, noNode(name)
+	}
+	wired, err := s.wired(ctx, p.all[at:at+1], &p)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	shown := s.wire(r, leases, now)
-	return shown, s.stand(ctx, []*client.Clone{shown}, leases, now)
+	return wired[0], nil
 }
 
-func (s *Service) wire(r *row, leases []db.Lease, now time.Time) *client.Clone {
+// wired shows nodes as they stand among all.
+func (s *Service) wired(ctx context.Context, rows []*row, p *picture) ([]*client.Clone, error) {
+	now := time.Now()
+	var found []*client.Clone
+	for _, r := range rows {
+		found = append(found, s.wire(r, p, now))
+	}
+	return found, s.stand(ctx, found, p, now)
+}
+
+func (s *Service) wire(r *row, p *picture, now time.Time) *client.Clone {
 	out := &client.Clone{
 		Name: r.name, State: r.state, Subsystems: r.subsystems, Address: r.address, Names: r.request.Names, Fingerprint: r.fingerprint, Release: r.report.Release,
 		Schema: r.report.Schema, Self: r.name == s.node, Created: r.created, Approved: r.approved, Seen: r.seen,
-		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys,
+		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys, Issuers: r.report.Issuers,
 	}
 	if r.seen.IsZero() {
 		out.Release, out.Schema = r.request.Release, r.request.Schema
 	}
 	out.Database.Role = r.databaseRole
-	out.NotReady = r.notReady(now)
+	out.NotReady = r.notReady(p.at)
 	out.Ready = len(out.NotReady) == 0
-	for _, l := range leases {
+	for _, l := range p.leases {
 		if (l.Holder == r.name && l.Expires.After(now)) || l.Pinned == r.name {
 			out.Leases = append(out.Leases, client.CloneLease{Name: l.Name, Holder: l.Holder, Epoch: l.Epoch, Expires: l.Expires, Pinned: l.Pinned})
 		}
@@ -292,7 +374,7 @@ func (s *Service) wire(r *row, leases []db.Lease, now time.Time) *client.Clone {
 	return out
 }
 
-// notReady is why a node does not answer as it should, as far as others see.
+// notReady is why a node does not answer as it should, as far as others see; now is the database's.
 func (r *row) notReady(now time.Time) []string {
 	switch {
 	case r.state != client.CloneActive:

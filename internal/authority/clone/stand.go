@@ -11,20 +11,11 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
-	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 )
 
 // stand adds to nodes what only a look at all of them tells: where each stands beside the one that signs CRLs, and in what it differs.
-func (s *Service) stand(ctx context.Context, found []*client.Clone, leases []db.Lease, now time.Time) error {
-	var all []*row
-	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		all, err = nodes(ctx, tx, "", maxNodes)
-		return err
-	})
-	if err != nil {
-		return err
-	}
+func (s *Service) stand(ctx context.Context, found []*client.Clone, p *picture, now time.Time) error {
 	known, err := s.CA.Issuers(ctx)
 	if err != nil {
 		return err
@@ -37,14 +28,14 @@ func (s *Service) stand(ctx context.Context, found []*client.Clone, leases []db.
 	}
 	slices.Sort(issuers)
 	holder, address := "", ""
-	for _, l := range leases {
-		at := slices.IndexFunc(all, func(r *row) bool { return r.name == l.Holder })
+	for _, l := range p.leases {
+		at := slices.IndexFunc(p.all, func(r *row) bool { return r.name == l.Holder })
 		if l.Name == revocation.Lease && at >= 0 && l.Expires.After(now) {
-			holder, address = l.Holder, all[at].address
+			holder, address = l.Holder, p.all[at].address
 		}
 	}
 	for _, n := range found {
-		n.Differences = differences(n.Name, all)
+		n.Differences = differences(n.Name, p.all)
 		if n.State == client.CloneActive {
 			n.Switches = Switches(n.Name, namedSubsystems(n.Subsystems), holder, address, issuers)
 		}
@@ -76,6 +67,9 @@ func differences(name string, all []*row) []string {
 		}
 		note("release", r.report.Release, r.name)
 		note("schema", fmt.Sprint(r.report.Schema), r.name)
+		if i := r.report.Issuers; i.Digest != "" && r.runs(keys.SubsystemOCSP) {
+			note("the list of issuers that it answers for", fmt.Sprintf("%d, %.16s", i.Count, i.Digest), r.name)
+		}
 		for key, value := range r.report.Configuration {
 			note("node.yaml "+key, value, r.name)
 		}

@@ -32,8 +32,12 @@ const (
 // issuer's list is asked for anew, so that the first list of the new holder shows that it signs. It waits until the holder has taken
 // the lease up; a call that did not see that may be repeated.
 func (s *Service) Promote(ctx context.Context, by access.Principal, name string, in client.CloneTurn, call once.Call) (*client.Clone, error) {
-	return s.turn(ctx, by, in, call, "clone.promote", func(ctx context.Context, tx *db.Tx, _ db.Lease, now time.Time) (string, error) {
+	return s.turn(ctx, by, in, call, "clone.promote", func(ctx context.Context, tx *db.Tx, _ db.Lease) (string, error) {
 		r, err := named(ctx, tx, name)
+		if err != nil {
+			return "", err
+		}
+		now, err := tx.Clock(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -47,12 +51,16 @@ func (s *Service) Demote(ctx context.Context, by access.Principal, name string, 
 	if in.Pin {
 		return nil, fault.New(fault.Invalid, "a lease is pinned to the node that gets it").At("/pin").WithHint("chancery clone promote NODE --pin")
 	}
-	return s.turn(ctx, by, in, call, "clone.demote", func(ctx context.Context, tx *db.Tx, l db.Lease, now time.Time) (string, error) {
+	return s.turn(ctx, by, in, call, "clone.demote", func(ctx context.Context, tx *db.Tx, l db.Lease) (string, error) {
 		if _, err := named(ctx, tx, name); err != nil {
 			return "", err
 		}
 		if l.Holder != name && l.Pinned != name {
 			return "", nil
+		}
+		now, err := tx.Clock(ctx)
+		if err != nil {
+			return "", err
 		}
 		all, err := nodes(ctx, tx, "", maxNodes)
 		if err != nil {
@@ -67,7 +75,7 @@ func (s *Service) Demote(ctx context.Context, by access.Principal, name string, 
 	}, name)
 }
 
-// mayHold refuses a node that could not do what only one node does.
+// mayHold refuses a node that could not do what only one node does; now is the database's.
 func mayHold(r *row, now time.Time) error {
 	switch {
 	case r.state != client.CloneActive:
@@ -83,7 +91,7 @@ func mayHold(r *row, now time.Time) error {
 
 // turn hands a lease over to whom choose names; to nobody where that is empty. shown is the node that the answer is about.
 func (s *Service) turn(ctx context.Context, by access.Principal, in client.CloneTurn, call once.Call, action string,
-	choose func(context.Context, *db.Tx, db.Lease, time.Time) (string, error), shown string) (*client.Clone, error) {
+	choose func(context.Context, *db.Tx, db.Lease) (string, error), shown string) (*client.Clone, error) {
 	if err := by.May(access.ManageNodes); err != nil {
 		return nil, err
 	}
@@ -120,12 +128,12 @@ func (s *Service) turn(ctx context.Context, by access.Principal, in client.Clone
 }
 
 func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, in client.CloneTurn, action string,
-	choose func(context.Context, *db.Tx, db.Lease, time.Time) (string, error), issuers []*ca.Issuer, now time.Time) (db.Lease, error) {
+	choose func(context.Context, *db.Tx, db.Lease) (string, error), issuers []*ca.Issuer, now time.Time) (db.Lease, error) {
 	had, err := db.LeaseOf(ctx, tx, in.Lease)
 	if err != nil {
 		return db.Lease{}, err
 	}
-	to, err := choose(ctx, tx, had, now)
+	to, err := choose(ctx, tx, had)
 	if err != nil || to == "" {
 		return db.Lease{}, err
 	}

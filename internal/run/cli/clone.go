@@ -107,7 +107,7 @@ func (c *cloneJoinCommand) Run(ctx context.Context, g *globals) error {
 	case g.Address == "":
 		return usage("clone join needs --address: https://HOST:PORT, where clients will reach this node")
 	}
-	token, err := g.secret(g.TokenFile, "token")
+	token, err := g.guarded(g.TokenFile, "token")
 	if err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (g *globals) showClone(n *client.Clone) error {
 	err := g.show(n, field{"node", name}, field{"state", n.State}, field{"ready", ready}, field{"subsystems", strings.Join(n.Subsystems, ", ")},
 		field{"address", n.Address}, field{"further names", orDash(strings.Join(n.Names, ", "))}, field{"fingerprint", inGroups(n.Fingerprint)}, field{"release", fmt.Sprintf("%s (schema %d)", orDash(n.Release), n.Schema)},
 		field{"approved", stamp(n.Approved)}, field{"seen", stamp(n.Seen)}, field{"TLS identity ends", stamp(n.CertificateEnds)},
-		field{"keys", fmt.Sprintf("%d of %d open", n.Keys.Open, n.Keys.Entitled)}, field{"database", database(n)}, field{"reads are", age(n) + " old"})
+		field{"keys", fmt.Sprintf("%d of %d open", n.Keys.Open, n.Keys.Entitled)}, field{"database", database(n)}, field{"answers OCSP for", answersFor(n)}, field{"reads are", age(n) + " old"})
 	if err != nil {
 		return err
 	}
@@ -330,6 +330,14 @@ func database(n *client.Clone) string {
 		parts = append(parts, "primary "+n.Database.Primary)
 	}
 	return printable(strings.Join(parts, ", "))
+}
+
+// answersFor tells lists of issuers apart by the beginning of their digests.
+func answersFor(n *client.Clone) string {
+	if n.Issuers.Digest == "" {
+		return "-"
+	}
+	return fmt.Sprintf("%d issuers (list %.16s)", n.Issuers.Count, printable(n.Issuers.Digest))
 }
 
 func pinned(l client.CloneLease) string {

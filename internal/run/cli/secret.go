@@ -29,6 +29,18 @@ func (g *globals) secret(file, what string) ([]byte, error) {
 	return []byte(line), nil
 }
 
+// guarded is secret for a file that nobody else may read: it makes this machine a node, once, and whoever has read it may be faster.
+func (g *globals) guarded(file, what string) ([]byte, error) {
+	if file != "-" {
+		text, err := keyfile.ReadSecret(file, maxSecret)
+		clear(text)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", what, err)
+		}
+	}
+	return g.secret(file, what)
+}
+
 // key reads a file with a private key, which may be encrypted, or standard input when the name is -.
 func (g *globals) key(file string) ([]byte, error) {
 	return g.private(file, "private key", keyfile.MaxFile)

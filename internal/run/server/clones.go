@@ -98,6 +98,9 @@ func (n *node) self(ctx context.Context, now time.Time, stopped bool) clone.Self
 	self := clone.Self{Release: n.Version, Stopped: stopped, Configuration: n.config.Shared(), Database: client.CloneDatabase{
 		Engine: string(d.Dialect()), LocalReads: n.config.ReadDatabaseFile != "", Age: d.Age(now).Seconds(), Primary: "reached",
 	}}
+	if n.runs(keys.SubsystemOCSP) {
+		self.Issuers.Count, self.Issuers.Digest = n.services.Revocation.Answered(ctx, now)
+	}
 	if err := d.Away(); err != nil {
 		self.Database.Primary = err.Error()
 	}

@@ -118,6 +118,17 @@ func (d *DB) ReadAge(ctx context.Context, now time.Time) (time.Duration, error) 
 	return max(0, now.Sub(FromMicros(high))), nil
 }
 
+// Clock is the time by the clock of the server that tx is at. It is for what several nodes write of when they did something, and hold
+// against each other: their own clocks may be apart. What is dated for others is dated by the node's.
+func (tx *Tx) Clock(ctx context.Context) (time.Time, error) {
+	if tx.d.dialect == SQLite {
+		return FromMicros(Micros(time.Now())), nil
+	}
+	var now int64
+	err := tx.QueryRow(ctx, `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`).Scan(&now)
+	return FromMicros(now), err
+}
+
 func readClock(ctx context.Context, tx *Tx) (high int64, err error) {
 	err = tx.QueryRow(ctx, "SELECT high_water FROM clock WHERE name = $1", clockRow).Scan(&high)
 	if errors.Is(err, sql.ErrNoRows) {

@@ -146,25 +146,31 @@ func (d *DB) Release(ctx context.Context, l Lease) error {
 // Leases lists all leases, by name; one that has expired is nobody's, whoever held it last.
 func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 	var all []Lease
-	err := d.Read(ctx, func(tx *Tx) error {
-		all = nil
-		rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at, pinned FROM leases ORDER BY name")
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var l Lease
-			var expires int64
-			if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires, &l.Pinned); err != nil {
-				return err
-			}
-			l.Expires = FromMicros(expires)
-			all = append(all, l)
-		}
-		return rows.Err()
+	err := d.Read(ctx, func(tx *Tx) (err error) {
+		all, err = LeasesIn(ctx, tx)
+		return err
 	})
 	return all, err
+}
+
+// LeasesIn is Leases as tx sees them.
+func LeasesIn(ctx context.Context, tx *Tx) ([]Lease, error) {
+	rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at, pinned FROM leases ORDER BY name")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []Lease
+	for rows.Next() {
+		var l Lease
+		var expires int64
+		if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires, &l.Pinned); err != nil {
+			return nil, err
+		}
+		l.Expires = FromMicros(expires)
+		all = append(all, l)
+	}
+	return all, rows.Err()
 }
 
 // LeaseOf reads a lease; the zero value but for its name where nobody ever had it.
