@@ -23,12 +23,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	fmt.Fprintf(o.Out, "chaos for %s, CHAOS_SEED=%d\n", o.Length, o.Seed)
 	w, err := newWorld(ctx, o)
 	defer func() {
-		if err != nil {
-			for _, n := range w.nodes { // what it said is kept beside the history
-				if text, read := os.ReadFile(n.log); read == nil && o.History != "" {
-					_ = os.WriteFile(o.History+"."+n.name+".log", text, 0o644)
-				}
-			}
+		if err != nil && o.History != "" {
+			err = errors.Join(err, w.keepLogs())
 		}
 		err = errors.Join(err, w.close())
 	}()

@@ -29,7 +29,7 @@ var bounds = []struct {
 	name  string
 	bound float64
 }{
-	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
+	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"primary-frozen", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
 }
 
 // of is the node on a member's machine.
@@ -84,6 +84,33 @@ func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*c
 			return "", nil, err
 		}
 		return m.Name, func() error { return m.Thaw(cluster.Machine) }, m.Freeze(cluster.Machine)
+	}}
+}
+
+// freezeMachine stops a member and the node beside it: both go on believing what they held when they stopped.
+func (w *world) freezeMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
+	return strike{"freeze machine", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := which(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		n := w.of(m)
+		if err := errors.Join(m.Freeze(cluster.Machine), n.signal(syscall.SIGSTOP)); err != nil {
+			return "", nil, err
+		}
+		return m.Name, func() error { return errors.Join(m.Thaw(cluster.Machine), n.signal(syscall.SIGCONT)) }, nil
+	}}
+}
+
+// freezePatroni stops the primary's Patroni alone: another is promoted while PostgreSQL goes on there, and takes writes whose outcome nobody
+// is told.
+func (w *world) freezePatroni(hold time.Duration) strike {
+	return strike{"freeze Patroni", "", false, hold, func(ctx context.Context) (string, func() error, error) {
+		m, err := w.cluster.Primary(ctx)
+		if err != nil {
+			return "", nil, err
+		}
+		return m.Name, func() error { return m.Thaw(cluster.Patroni) }, m.Freeze(cluster.Patroni)
 	}}
 }
 
@@ -159,7 +186,7 @@ func (w *world) random() strike {
 	long := func(from, to time.Duration) time.Duration { return from + time.Duration(w.dice.Int64N(int64(to-from))) }
 	member := w.cluster.Members[w.dice.IntN(len(w.cluster.Members))]
 	one := func(context.Context) (*cluster.Member, error) { return member, nil }
-	switch w.dice.IntN(12) {
+	switch w.dice.IntN(14) {
 	case 0, 1:
 		return w.killNode(long(time.Second/2, 8*time.Second))
 	case 2:
@@ -180,6 +207,10 @@ func (w *world) random() strike {
 		return w.cut(long(time.Second, 10*time.Second), w.cluster.Synchronous, "standby-cut")
 	case 10:
 		return w.cut(long(time.Second, 40*time.Second), one, "")
+	case 11:
+		return w.freezeMachine(long(time.Second, 40*time.Second), w.cluster.Primary, "primary-frozen")
+	case 12:
+		return w.freezePatroni(long(15*time.Second, 45*time.Second))
 	default:
 		return w.turn(w.dice.IntN(2) == 0)
 	}
@@ -194,16 +225,17 @@ func (w *world) opening() []strike {
 		w.freezeMember(time.Second, w.cluster.Synchronous, "standby-frozen"),
 		w.cut(time.Second, w.cluster.Synchronous, "standby-cut"),
 		w.killMachine(time.Second, w.cluster.Primary, "primary-machine"),
+		w.freezeMachine(time.Second, w.cluster.Primary, "primary-frozen"), // until another was promoted, and has acknowledged
 	}
 	w.dice.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	return append([]strike{w.turn(true)}, all...)
 }
 
-// schedule strikes until the time is over, one fault after the other, and sometimes one of a node within one of a member. A cluster of three
+// schedule strikes until the opening is done and the time is over, one fault after the other, and sometimes one of a node within one of a member. A cluster of three
 // bears the loss of one: each member is well again before the next is struck.
 func (w *world) schedule(ctx context.Context, end time.Time) error {
 	opening := w.opening()
-	for i := 0; time.Now().Before(end); i++ {
+	for i := 0; i < len(opening) || time.Now().Before(end); i++ {
 		s := w.random()
 		if i < len(opening) {
 			s = opening[i]
@@ -303,14 +335,8 @@ func (w *world) restart(ctx context.Context, why error) error {
 	}
 	w.say("%v; machine %s is started anew", why, m.Name)
 	w.restarts++
-	for _, one := range w.cluster.Members {
-		text, err := os.ReadFile(filepath.Join(one.Dir, "patroni.log"))
-		if err == nil {
-			err = os.WriteFile(w.History+"."+one.Name+".patroni.log", text, 0o644)
-		}
-		if err != nil {
-			return err
-		}
+	if err := w.keepLogs(); err != nil {
+		return err
 	}
 	n := w.of(m)
 	if err := errors.Join(n.signal(syscall.SIGKILL), m.Kill(cluster.Machine)); err != nil {
@@ -321,4 +347,29 @@ func (w *world) restart(ctx context.Context, why error) error {
 		return err
 	}
 	return w.cluster.WaitHealthy(ctx)
+}
+
+// keepLogs copies what nodes and members have said to where the history is.
+func (w *world) keepLogs() error {
+	logs := map[string]string{}
+	for _, n := range w.nodes {
+		logs[n.name] = n.log
+	}
+	if w.cluster != nil {
+		for _, m := range w.cluster.Members {
+			for _, program := range []string{"patroni", "etcd"} {
+				logs[m.Name+"."+program] = filepath.Join(m.Dir, program+".log")
+			}
+		}
+	}
+	for name, path := range logs {
+		text, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := errors.Join(err, os.WriteFile(w.History+"."+name+".log", text, 0o644)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ package cluster
 
 import (
 	"context"
+	_ "embed" // patroni-fenced
 	"errors"
 	"fmt"
 	"os"
@@ -76,6 +77,9 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	if err := errors.Join(c.own(c.Dir), os.Chmod(c.Dir, 0o755)); err != nil {
 		return err
 	}
+	if err := errors.Join(os.WriteFile(c.launcher(), fenced, 0o755), os.Chmod(c.launcher(), 0o755)); err != nil {
+		return err
+	}
 	if err := c.makeMembers(); err != nil {
 		return err
 	}
@@ -99,6 +103,13 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	}
 	return c.WaitHealthy(ctx)
 }
+
+// fenced starts Patroni; it is the one of deploy/patroni.
+//
+//go:embed patroni-fenced
+var fenced []byte
+
+func (c *Cluster) launcher() string { return filepath.Join(c.Dir, "patroni-fenced") }
 
 func (c *Cluster) makeMembers() (err error) {
 	var addresses []string

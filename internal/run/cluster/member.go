@@ -25,6 +25,7 @@ type What string
 // The parts of a member.
 const (
 	Process What = "process" // the postmaster alone; Patroni sees to it
+	Patroni What = "patroni" // Patroni alone: PostgreSQL goes on as it was, and nobody keeps its lock
 	Machine What = "machine" // PostgreSQL with all its processes, Patroni and etcd
 )
 
@@ -151,12 +152,12 @@ func (m *Member) configure() error {
 }
 
 func (m *Member) startEtcd() (err error) {
-	m.etcd, err = m.run("etcd", "--config-file", filepath.Join(m.Dir, "etcd.yml"))
+	m.etcd, err = m.run("etcd", "etcd", "--config-file", filepath.Join(m.Dir, "etcd.yml"))
 	return err
 }
 
 func (m *Member) startPatroni() (err error) {
-	m.patroni, err = m.run("patroni", filepath.Join(m.Dir, "patroni.yml"))
+	m.patroni, err = m.run("patroni", m.cluster.launcher(), filepath.Join(m.Dir, "patroni.yml"))
 	return err
 }
 
@@ -169,13 +170,12 @@ type program struct {
 }
 
 // run starts a program of the member, as the cluster's user and in the member's namespace.
-func (m *Member) run(name string, args ...string) (*program, error) {
+func (m *Member) run(name string, command ...string) (*program, error) {
 	log, err := os.OpenFile(filepath.Join(m.Dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	command := append([]string{name}, args...)
 	var as *syscall.Credential
 	if m.Link != nil { // ip and setpriv become the program: the process stays the same
 		u := m.cluster.owner
@@ -225,8 +225,11 @@ func (m *Member) reap() {
 }
 
 // Kill ends a part of the member by SIGKILL. Of a machine, nothing is left that could answer any more; with namespaces its link
-// goes first, so that its peers hear nothing, as when the power fails: Restart brings it back.
+// goes first, so that its peers hear nothing, as when the power fails: Restart brings it back. Patroni is not killed alone.
 func (m *Member) Kill(what What) error {
+	if what == Patroni {
+		return errors.New("of Patroni alone only Freeze is to be had")
+	}
 	if what == Process {
 		pid, err := m.Postmaster()
 		if err != nil {
@@ -268,7 +271,7 @@ func (m *Member) Local(user, database string) string {
 	return fmt.Sprintf("postgres://%s@/%s?host=%s&port=%d", user, database, m.Dir, PostgresPort)
 }
 
-// Freeze stops a part of the member by SIGSTOP: its sockets stay open and nothing answers. Process means all processes of
+// Freeze stops a part of the member by SIGSTOP: its sockets stay open and it does not answer. Process means all processes of
 // PostgreSQL here.
 func (m *Member) Freeze(what What) error { return m.signal(what, syscall.SIGSTOP) }
 
@@ -312,27 +315,21 @@ func (m *Member) Postmaster() (int, error) {
 // signal signals PostgreSQL with its children and, of a machine, Patroni and etcd before.
 func (m *Member) signal(what What, s syscall.Signal) error {
 	var pids []int
-	if what == Machine {
-		for _, p := range []*program{m.patroni, m.etcd} {
-			if p != nil {
-				pids = append(pids, p.cmd.Process.Pid)
-			}
+	for _, p := range []*program{m.patroni, m.etcd} {
+		if p != nil && (what == Machine || what == Patroni && p == m.patroni) {
+			pids = append(pids, p.cmd.Process.Pid)
 		}
 	}
-	if postmaster, err := m.Postmaster(); err == nil {
-		pids = append(pids, postmaster)
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
+	postmaster, err := m.Postmaster()
+	switch {
+	case what == Patroni:
+	case err == nil:
+		children, err := stopped(postmaster)
 		if err != nil {
 			return err
 		}
-		for _, word := range strings.Fields(string(text)) {
-			child, err := strconv.Atoi(word)
-			if err != nil {
-				return err
-			}
-			pids = append(pids, child)
-		}
-	} else if what == Process {
+		pids = append(append(pids, children...), postmaster)
+	case what == Process:
 		return err
 	}
 	for _, pid := range pids {
@@ -341,4 +338,35 @@ func (m *Member) signal(what What, s syscall.Signal) error {
 		}
 	}
 	return nil
+}
+
+// stopped stops a process and returns its children, so that it has no others afterwards: one that was forked meanwhile would go on
+// while all else stands still.
+func stopped(pid int) (children []int, err error) {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return nil, err
+	}
+	for { // the signal is sent, and the process is not yet stopped
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return nil, err
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		if rest == "" || strings.ContainsAny(rest[:1], "TtZX") {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return nil, err
+	}
+	for word := range strings.FieldsSeq(string(text)) {
+		child, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, err
+		}
+		children = append(children, child)
+	}
+	return children, nil
 }

@@ -55,6 +55,7 @@ bootstrap:
         wal_log_hints: "on"
         synchronous_commit: remote_apply
         wal_sender_timeout: 4s
+        wal_retrieve_retry_interval: 1s
         hot_standby: "on"
         shared_buffers: 32MB
         max_connections: 100

@@ -72,6 +72,10 @@ type Connections struct {
 const surveyed = `'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names', 'wal_log_hints', 'wal_sender_timeout',
 	'max_slot_wal_keep_size'`
 
+// Takeover is the setting of ours by which a server says what keeps a primary that stood still from taking over again: "fenced", as
+// deploy/patroni/patroni-fenced sets it, or "checked", as an administrator does whose Patroni and etcd need no fence.
+const Takeover = "chancery.takeover"
+
 // Survey asks each server that a URL of PostgreSQL names, one after the other, on connections of their own. It changes nothing.
 func Survey(ctx context.Context, url string, patience time.Duration) ([]Server, error) {
 	all, err := pgx.ParseConfig(url)
@@ -178,11 +182,18 @@ func (s *Server) readSettings(ctx context.Context, conn *pgx.Conn) error {
 	}
 	s.Settings = map[string]string{}
 	var name, value, unit string
-	_, err = pgx.ForEachRow(rows, []any{&name, &value, &unit}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&name, &value, &unit}, func() error {
 		s.Settings[name] = value + unit
 		return nil
-	})
-	return err
+	}); err != nil {
+		return err
+	}
+	// One that belongs to no extension is not among pg_settings.
+	if err := conn.QueryRow(ctx, "SELECT COALESCE(current_setting($1, true), '')", Takeover).Scan(&value); err != nil {
+		return err
+	}
+	s.Settings[Takeover] = value
+	return nil
 }
 
 func (s *Server) readLog(ctx context.Context, conn *pgx.Conn) error {

@@ -270,6 +270,9 @@ func (r *databaseReport) judgeDurability(wanted db.Durability, primary db.Server
 	default:
 		r.ok("failover", primary.Address, "it would lose nothing that was acknowledged: commits wait for a standby, and Patroni promotes no other")
 	}
+	if by := primary.Settings[db.Takeover]; waits && wanted != db.Provider && standbys > 0 && by != "fenced" && by != "checked" {
+		r.tell("takeover.unfenced", primary.Address, fmt.Sprintf("%s %q", db.Takeover, by), "", "systemctl cat patroni")
+	}
 	timeout, err := time.ParseDuration(primary.Settings["wal_sender_timeout"])
 	if waits && err == nil && (timeout == 0 || timeout > senderTimeout) {
 		r.tell("sender.slow", primary.Address, "wal_sender_timeout "+timeout.String(), "", "patronictl edit-config -s postgresql.parameters.wal_sender_timeout=4s")

@@ -16,7 +16,7 @@ import (
 func sound() []db.Server {
 	settings := func() map[string]string {
 		return map[string]string{"fsync": "on", "full_page_writes": "on", "synchronous_commit": "remote_apply", "synchronous_standby_names": "n2",
-			"wal_log_hints": "on", "wal_sender_timeout": "4000ms"}
+			"wal_log_hints": "on", "wal_sender_timeout": "4000ms", db.Takeover: "fenced"}
 	}
 	one := func(address string, standby bool) db.Server {
 		return db.Server{Address: address, Remote: true, Version: "15.18", Number: 150018, Standby: standby, Settings: settings(), TLS: "TLSv1.3",
@@ -68,6 +68,9 @@ func TestEachRuleOfTheDatabase(t *testing.T) {
 		{"", db.Synchronous, func(all []db.Server) { all[0].Settings["wal_log_hints"], all[0].Checksums = "off", true }},
 		{"sender.slow", db.Synchronous, set("wal_sender_timeout", "60000ms", 0)},
 		{"sender.slow", db.Synchronous, set("wal_sender_timeout", "0ms", 0)},
+		{"takeover.unfenced", db.Synchronous, set(db.Takeover, "", 0)},
+		{"", db.Synchronous, set(db.Takeover, "checked", 0)},
+		{"", db.Provider, set(db.Takeover, "", 0)},
 		{"privileges", db.Synchronous, func(all []db.Server) { all[0].SeesAll, all[0].Standbys[0] = false, db.Follower{Name: "n2"} }},
 		{"fsync.off", db.Synchronous, set("fsync", "off", 1)},
 		{"pages.off", db.Synchronous, set("full_page_writes", "off", 1)},

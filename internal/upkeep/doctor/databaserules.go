@@ -52,6 +52,9 @@ func durableRules() []examine.Rule {
 			Do: "set synchronous_commit to on or remote_apply, or durability to synchronous"},
 		{ID: "database.failover.loses", Level: finding.Error, About: "a failover now would lose acknowledged commits",
 			Do: "see to synchronous replication first; do not fail over by hand"},
+		{ID: "database.takeover.unfenced", Level: finding.Warning, About: "nothing says that a primary whose machine stood still is kept from taking over again, which " +
+			"would lose what was acknowledged meanwhile",
+			Do: "start Patroni by deploy/patroni/patroni-fenced, or where Patroni is 3.1 and etcd 3.4.31, 3.5.13 or newer, set chancery.takeover to checked"},
 		{ID: "database.standby.behind", Level: finding.Warning, About: "a standby is behind",
 			Do: "look at its disk and its network; a standby that reads are answered from shows old data"},
 		{ID: "database.standby.severed", Level: finding.Warning, About: "a standby answers and does not follow the primary",
