@@ -124,7 +124,7 @@ func TestIssuers(t *testing.T) {
 		if c := must[*Certificate](t)(a.Revoke(ctx, admin(), Ref{Serial: c.Serial}, RevokeOrder{})); c.State != Revoked {
 			t.Errorf("it is %s", c.State)
 		}
-		if _, err := a.IssueResponder(ctx, must[*Issuer](t)(a.Issuer(ctx, "second")), spkiOf(t, newKey(t)), time.Now().Add(time.Hour)); err != nil {
+		if _, err := a.IssueResponder(ctx, must[*Issuer](t)(a.Issuer(ctx, "second")), spkiOf(t, newKey(t)), time.Now().Add(time.Hour), nil); err != nil {
 			t.Errorf("a retired issuer's responder: %v", err)
 		}
 		// An issuer's own certificate is in its parent's inventory, and so can be revoked.

@@ -211,7 +211,7 @@ func TestTheAuthoritysOwnCertificatesAreNotCountedAsEnding(t *testing.T) {
 		a := newAuthority(t, d)
 		ctx := context.Background()
 		ends := time.Now().Add(5 * 24 * time.Hour)
-		_, err := a.IssueResponder(ctx, a.issuer, spkiOf(t, newKey(t)), ends)
+		_, err := a.IssueResponder(ctx, a.issuer, spkiOf(t, newKey(t)), ends, nil)
 		check(t, err)
 		must[*Certificate](t)(a.Issue(ctx, admin(), Order{Profile: "server", Names: []string{"dns:web.example.com"},
 			PublicKey: spkiOf(t, newKey(t)), Validity: 5 * 24 * time.Hour}))

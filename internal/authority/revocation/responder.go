@@ -193,10 +193,6 @@ func (s *Service) keepResponder(ctx context.Context, lease db.Lease, issuer *ca.
 }
 
 func (s *Service) makeResponder(ctx context.Context, lease db.Lease, issuer *ca.Issuer, now time.Time) error {
-	// Before the certificate is issued too: who lost the lease would leave one behind, each turn, whose key is stored nowhere.
-	if err := s.db.Tx(ctx, func(tx *db.Tx) error { return lease.Check(ctx, tx) }); err != nil {
-		return err
-	}
 	set, err := s.settings.Get(ctx)
 	if err != nil {
 		return err
@@ -213,31 +209,31 @@ func (s *Service) makeResponder(ctx context.Context, lease db.Lease, issuer *ca.
 	if ends.After(issuer.Certificate.NotAfter) {
 		ends = issuer.Certificate.NotAfter
 	}
-	certificate, err := s.ca.IssueResponder(ctx, issuer, spki, ends)
-	if err != nil {
-		return fmt.Errorf("issue the certificate of the OCSP responder of issuer %s: %w", issuer.Name, err)
-	}
 	sealed, err := s.keys.Seal(ctx, key, keys.OCSP, issuer.ID)
 	if err != nil {
 		return fmt.Errorf("seal the key of the OCSP responder of issuer %s: %w", issuer.Name, err)
 	}
 	actor := "system:" + s.audit.Node()
-	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+	// One transaction, so that whoever lost the lease meanwhile leaves no certificate behind whose key is stored nowhere.
+	certificate, err := s.ca.IssueResponder(ctx, issuer, spki, ends, func(ctx context.Context, tx *db.Tx, issued *ca.Certificate) error {
 		if err := lease.Check(ctx, tx); err != nil {
 			return err
 		}
 		if err := s.keys.Insert(ctx, tx, sealed, actor, now); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO ocsp_responder (id, issuer, key_id, certificate, not_before, not_after) VALUES ($1, $2, $3, $4, $5, $6)`,
+		certificate, err := issued.Parsed()
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO ocsp_responder (id, issuer, key_id, certificate, not_before, not_after) VALUES ($1, $2, $3, $4, $5, $6)`,
 			db.NewID(), issuer.ID, sealed.ID, certificate.Raw, db.Micros(certificate.NotBefore), db.Micros(certificate.NotAfter))
 		if err != nil {
 			return fmt.Errorf("store the OCSP responder of issuer %s: %w", issuer.Name, err)
 		}
 		return s.audit.Append(ctx, tx, audit.Event{
 			Time: now, Actor: actor, Action: "ocsp.responder", Object: issuer.ID,
-			Detail: map[string]any{"serial": certificate.SerialNumber.Text(16), "key": sealed.ID,
-				"notAfter": certificate.NotAfter},
+			Detail: map[string]any{"serial": certificate.SerialNumber.Text(16), "key": sealed.ID, "notAfter": certificate.NotAfter},
 		})
 	})
 	if err == nil {

@@ -170,6 +170,12 @@ func Parse(text []byte) (*Config, error) {
 	return &c, c.Validate()
 }
 
+// Filled is the configuration with the defaults in place of what it leaves out.
+func (c Config) Filled() *Config {
+	c.fill()
+	return &c
+}
+
 func (c *Config) fill() {
 	for _, f := range []struct {
 		value    *string
