@@ -95,9 +95,9 @@ func (p *Process) wait(started chan<- error) {
 	close(p.done)
 }
 
-// await asks ready until it succeeds, the program ends, or a minute and a half has gone by.
+// await asks ready until it succeeds, the program ends, or four minutes have gone by: programs start slowly where much else runs.
 func (p *Process) await(ctx context.Context, ready func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 	for {
 		err := ready(ctx)

@@ -36,13 +36,18 @@ func (w *witness) work(ctx context.Context, c *client.Client, name string, ackno
 		if !w.issue(ctx, c, key) {
 			return
 		}
-		select {
-		case acknowledged <- struct{}{}:
-		default:
-		}
 		if i%3 == 0 && !w.revoke(ctx, c, key) {
 			return
 		}
+		tell(acknowledged)
+	}
+}
+
+// tell wakes who waits for the first of them.
+func tell(acknowledged chan<- struct{}) {
+	select {
+	case acknowledged <- struct{}{}:
+	default:
 	}
 }
 
@@ -192,7 +197,10 @@ func TestKilledNodeLosesNothing(t *testing.T) {
 				var group sync.WaitGroup
 				for n := range clients {
 					c := p.admin()
-					group.Go(func() { w.work(ctx, c, fmt.Sprintf("r%d-c%d", round, n), acknowledged) })
+					group.Go(func() {
+						w.work(ctx, c, fmt.Sprintf("r%d-c%d", round, n), acknowledged)
+						tell(acknowledged) // or nobody kills the node of which all clients despair
+					})
 				}
 				<-acknowledged
 				<-time.After(time.Duration(random.Int64N(int64(250 * time.Millisecond)))) // the random moment

@@ -87,7 +87,7 @@ func TestQEMUDisplays(t *testing.T) {
 	hold, err := net.Dial("unix", h.path(sockets+"/web2"))
 	must(t, err)
 	defer hold.Close()
-	must(t, hold.SetReadDeadline(time.Now().Add(30*time.Second)))
+	must(t, hold.SetReadDeadline(time.Now().Add(time.Minute)))
 	_, err = hold.Read(make([]byte, 1))
 	must(t, err)
 	w.chancery(t, "host", "set", h.name, "--dns", "screen-"+h.name)
@@ -174,6 +174,7 @@ func viewerOf(h *host, address string, trust []byte, own *peer) (*tls.Conn, erro
 // draws asks for a picture, over the connection that was opened before.
 func (v *viewer) draws() {
 	v.t.Helper()
+	must(v.t, v.conn.SetDeadline(time.Now().Add(time.Minute)))
 	ask := []byte{3, 0, 0, 0, 0, 0, 0, 16, 0, 16}
 	_, err := v.conn.Write(ask)
 	must(v.t, err)
