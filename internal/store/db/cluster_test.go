@@ -183,6 +183,7 @@ func TestCluster(t *testing.T) {
 	}{
 		{"each server is asked", (*theCluster).eachIsAsked},
 		{"a standby is no primary", (*theCluster).standbyIsRefused},
+		{"a primary that was replaced is none", (*theCluster).replacedIsRefused},
 		{"the synchronous standby stands still", (*theCluster).standbyStandsStill},
 		{"the process of the primary is lost", (*theCluster).processIsLost},
 		{"the primary is cut off with its node", (*theCluster).primaryIsCutOff},
@@ -224,6 +225,21 @@ func (c *theCluster) eachIsAsked(t *testing.T) {
 	if len(all) != 3 || standbys != 2 || synchronous != 1 {
 		t.Errorf("%d servers, %d standbys, %d of them synchronous: %+v", len(all), standbys, synchronous, all)
 	}
+}
+
+// replacedIsRefused: who has seen a primary of a higher timeline does not write to one of a lower.
+func (c *theCluster) replacedIsRefused(t *testing.T) {
+	d, err := db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous})
+	must(t, err)
+	defer d.Close()
+	must(t, once(t.Context(), d, "before it is replaced"))
+	d.ReplacedBy(1000)
+	err = d.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "replaced.1", 1) })
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "was replaced by another") {
+		t.Errorf("a primary of a lower timeline: %v", err)
+	}
+	d.ReplacedBy(0)
+	must(t, once(t.Context(), d, "after"))
 }
 
 // standbyIsRefused: a URL that names no primary is refused in words that say so; one that names a standby first is not.

@@ -81,6 +81,7 @@ type DB struct {
 	closed     atomic.Bool
 	guard      atomic.Pointer[func(context.Context) error]
 
+	url              string  // of PostgreSQL's servers that are written to; it may hold a password
 	primary, standby *server // of PostgreSQL; standby is nil where Read goes to the primary
 
 	patience      time.Duration

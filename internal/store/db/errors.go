@@ -66,7 +66,7 @@ func judge(err error) disposition {
 	if err == nil {
 		return final
 	}
-	if errors.Is(err, errStandby) {
+	if errors.Is(err, errStandby) || errors.Is(err, errReplaced) {
 		return broken
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
@@ -221,6 +221,12 @@ func (d *DB) explain(err error) error {
 	}
 	switch judge(err) {
 	case broken:
+		if errors.Is(err, errReplaced) {
+			return (&fault.Error{Kind: fault.Unavailable, Err: err,
+				Message: "the database server that takes writes was replaced by another, which does not answer; nothing was changed"}).
+				WithHint("after a failover the node goes on by itself; if the database was put back to an earlier time, restart the node; " +
+					"chancery doctor database says who takes writes")
+		}
 		if errors.Is(err, errStandby) {
 			return (&fault.Error{Kind: fault.Unavailable, Err: err,
 				Message: "no database server that answers takes writes: the one that was given is a standby; nothing was changed"}).

@@ -20,3 +20,9 @@ var AcquireAt = (*DB).acquireAt
 
 // Anonymous is the text of a statement that SQLite is given.
 func Anonymous(query string) string { return anonymous(query) }
+
+// ReplacedBy has this process have seen a primary of another timeline, and connect anew.
+func (d *DB) ReplacedBy(timeline int64) {
+	d.primary.timeline.highest.Store(timeline)
+	d.primary.open.closeAll()
+}

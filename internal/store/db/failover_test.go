@@ -22,6 +22,7 @@ func TestFailover(t *testing.T) {
 		{"the synchronous standby is cut off", (*theCluster).standbyIsCutOff},
 		{"the machine of the primary is lost", (*theCluster).machineIsLost},
 		{"the cut-off primary refuses while another writes", (*theCluster).cutOffSideRefuses},
+		{"the primary's Patroni stands still", (*theCluster).patroniStandsStill},
 	} {
 		must(t, c.WaitHealthy(t.Context()))
 		if !t.Run(part.name, func(t *testing.T) { part.do(c, t) }) {
@@ -85,14 +86,7 @@ func (c *theCluster) cutOffSideRefuses(t *testing.T) {
 		if standby, err := old.Ask(t.Context(), "postgres", "SELECT pg_is_in_recovery()"); old.Link == nil && err == nil && standby == "false" {
 			return fmt.Errorf("%s is a primary", old.Name)
 		}
-		for _, m := range c.Members {
-			if m != old {
-				if standby, err := m.Ask(t.Context(), "postgres", "SELECT pg_is_in_recovery()"); err == nil && standby == "false" {
-					return nil
-				}
-			}
-		}
-		return fmt.Errorf("no other member was promoted")
+		return c.promoted(t, old)
 	})
 	close(stop)
 	if n := <-refused; n == 0 {
@@ -111,4 +105,27 @@ func (c *theCluster) cutOffSideRefuses(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// promoted is an error until another member than the one takes writes, whatever that one does.
+func (c *theCluster) promoted(t *testing.T, old *cluster.Member) error {
+	for _, m := range c.Members {
+		if m != old {
+			if standby, err := m.Ask(t.Context(), "postgres", "SELECT pg_is_in_recovery()"); err == nil && standby == "false" {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("no other member was promoted")
+}
+
+// patroniStandsStill: another member is promoted while PostgreSQL goes on at the old primary, and takes writes there that nobody confirms. The
+// node goes to the other, though the URL names the old one first.
+func (c *theCluster) patroniStandsStill(t *testing.T) {
+	old := c.primary(t)
+	c.gap(t, "primary's Patroni stands still", func() error { return old.Freeze(cluster.Patroni) }, func() error { return c.promoted(t, old) })
+	if standby, err := old.Ask(t.Context(), "postgres", "SELECT pg_is_in_recovery()"); err != nil || standby != "false" {
+		t.Errorf("%s is no primary any more: %s %v", old.Name, standby, err)
+	}
+	must(t, old.Thaw(cluster.Patroni))
 }

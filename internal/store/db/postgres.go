@@ -55,7 +55,9 @@ func (d *DB) openPostgres(ctx context.Context, o Options) error {
 	if d.writer, err = d.postgresPool(o, o.URL, d.primary, 8); err != nil {
 		return err
 	}
-	if d.primary.asking, err = d.postgresPool(o, o.URL, newServer("", 1, true), 1); err != nil {
+	asks := newServer("", 1, true)
+	asks.timeline, d.url = d.primary.timeline, o.URL
+	if d.primary.asking, err = d.postgresPool(o, o.URL, asks, 1); err != nil {
 		return err
 	}
 	d.primary.pools = []*sql.DB{d.writer}
@@ -206,6 +208,9 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	cfg, err := configure(c.url, c.of.primary) // anew, since the certificates that it names are renewed while we run
 	if err != nil {
 		cfg = c.config.Copy()
+	}
+	if c.of.primary && c.durability.Load().(Durability) == Synchronous {
+		cfg.ValidateConnect = c.of.timeline.validate
 	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {

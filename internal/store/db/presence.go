@@ -39,6 +39,9 @@ type server struct {
 	seen atomic.Int64            // microseconds: the newest heartbeat that it showed; of a primary, when it last answered
 
 	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
+
+	timeline *timeline // of a primary; shared with those who ask it
+	compared time.Time // when it was last held against the other servers; Watch's alone
 }
 
 // absence is a server that does not answer.
@@ -59,7 +62,7 @@ func newStay() *stay {
 }
 
 func newServer(name string, idle int, primary bool) *server {
-	s := &server{name: name, idle: idle, primary: primary}
+	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}}
 	s.here.Store(newStay())
 	return s
 }
@@ -116,6 +119,11 @@ func (d *DB) watch(ctx context.Context, s *server) {
 	for failed := 0; ; {
 		begun := time.Now()
 		err := s.ask(ctx, min(watchPatience, d.patience))
+		if err == nil && s == d.primary {
+			if err = d.replaced(ctx, begun); err != nil {
+				failed = watchTries
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
