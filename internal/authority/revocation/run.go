@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -127,12 +128,26 @@ func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
 type worker struct {
 	s       *Service
 	lease   db.Lease
-	long    bool               // this loop makes the long lists, the other one the rest
-	seen    map[string]int64   // the newest change of each issuer when nothing was due any more
-	noticed time.Time          // when a change was first seen that is not in the lists
-	next    time.Time          // when something is due although nothing changed
-	failing map[string]failing // issuers whose lists could not be made; they hold up nobody else's
+	long    bool                 // this loop makes the long lists, the other one the rest
+	seen    map[string]int64     // the newest change of each issuer when nothing was due any more
+	noticed time.Time            // when a change was first seen that is not in the lists
+	next    time.Time            // when something is due although nothing changed
+	failing map[string]failing   // issuers whose lists could not be made; they hold up nobody else's
+	busy    map[string]chan made // issuers whose lists take long
+	running sync.WaitGroup       // what is in busy
 }
+
+// made is what became of an issuer's lists.
+type made struct {
+	issuer *ca.Issuer
+	change int64 // up to which they are
+	next   time.Time
+	err    error
+}
+
+// patience is how long the loop of short lists waits for one issuer's before it turns to the next. A key may lie in a token, and a token may
+// hang; nobody else's revocations wait for that.
+const patience = time.Second
 
 type failing struct {
 	again time.Time
@@ -142,8 +157,13 @@ type failing struct {
 // maxPause is how long an issuer waits at most after a list could not be made.
 const maxPause = time.Minute
 
+func newWorker(s *Service, lease db.Lease, long bool) *worker {
+	return &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing), busy: make(map[string]chan made)}
+}
+
 func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
-	w := &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing)}
+	w := newWorker(s, lease, long)
+	defer w.running.Wait()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -179,14 +199,15 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	moved := false
+	moved, err := w.collect(ctx, now)
+	if err != nil {
+		return err
+	}
 	for issuer, change := range changes {
-		_, fails := w.failing[issuer]
-		moved = moved || change != w.seen[issuer] && !fails
+		moved = moved || change != w.seen[issuer] && !w.waits(issuer)
 	}
 	for issuer := range wanted {
-		_, fails := w.failing[issuer]
-		moved = moved || !fails
+		moved = moved || !w.waits(issuer)
 	}
 	if !moved && now.Before(w.next) {
 		return nil
@@ -203,18 +224,13 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 	}
 	w.noticed, w.next = time.Time{}, now.Add(look)
 	for _, issuer := range issuers {
-		if !signs(issuer, now) {
+		if !signs(issuer, now) || w.busy[issuer.ID] != nil {
 			continue
 		}
 		next := w.failing[issuer.ID].again
 		if !now.Before(next) {
-			if next, err = w.issuer(ctx, issuer, set, changes[issuer.ID], wanted[issuer.ID], now); err != nil {
-				if next, err = w.failed(ctx, issuer, err, now); err != nil {
-					return err
-				}
-			} else {
-				delete(w.failing, issuer.ID)
-				w.seen[issuer.ID] = changes[issuer.ID]
+			if next, err = w.begin(ctx, issuer, set, changes[issuer.ID], wanted[issuer.ID], now); err != nil {
+				return err
 			}
 		}
 		if next.Before(w.next) {
@@ -222,6 +238,60 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// waits reports whether an issuer is not to be looked at for now.
+func (w *worker) waits(issuer string) bool {
+	_, fails := w.failing[issuer]
+	return fails || w.busy[issuer] != nil
+}
+
+// begin makes an issuer's lists, and returns when to look again. Where that takes long it goes on, and collect learns what became of it.
+func (w *worker) begin(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, change int64, wish Wish, now time.Time) (time.Time, error) {
+	done, seen := make(chan made, 1), w.seen[issuer.ID]
+	w.running.Go(func() {
+		next, err := w.issuer(ctx, issuer, set, seen, wish, now)
+		done <- made{issuer, change, next, err}
+	})
+	var enough <-chan time.Time
+	if !w.long {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		enough = timer.C
+	}
+	select {
+	case m := <-done:
+		return w.settle(ctx, m, now)
+	case <-enough:
+		w.busy[issuer.ID] = done
+		return now.Add(look), nil
+	}
+}
+
+// collect settles what took long and has ended. It reports whether anything has.
+func (w *worker) collect(ctx context.Context, now time.Time) (ended bool, err error) {
+	for issuer, done := range w.busy {
+		select {
+		case m := <-done:
+			ended = true
+			delete(w.busy, issuer)
+			if _, err := w.settle(ctx, m, now); err != nil {
+				return ended, err
+			}
+		default:
+		}
+	}
+	return ended, nil
+}
+
+// settle notes what became of an issuer's lists, and returns when to look again.
+func (w *worker) settle(ctx context.Context, m made, now time.Time) (time.Time, error) {
+	if m.err != nil {
+		return w.failed(ctx, m.issuer, m.err, now)
+	}
+	delete(w.failing, m.issuer.ID)
+	w.seen[m.issuer.ID] = m.change
+	return m.next, nil
 }
 
 // failed notes that a list could not be made, and returns when to try again. The error it returns is a lost lease.
@@ -248,9 +318,9 @@ func signs(issuer *ca.Issuer, now time.Time) bool {
 		now.Before(issuer.Certificate.NotAfter)
 }
 
-func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, last int64, wish Wish,
-	now time.Time) (next time.Time, err error) {
-	st, err := w.s.standing(ctx, issuer, w.seen[issuer.ID])
+// issuer makes an issuer's lists that are due. seen is a change up to which they are known to be.
+func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, seen int64, wish Wish, now time.Time) (next time.Time, err error) {
+	st, err := w.s.standing(ctx, issuer, seen)
 	if err != nil {
 		return now, err
 	}

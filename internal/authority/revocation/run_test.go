@@ -118,7 +118,7 @@ func TestAnIssuerThatFailsHoldsUpNobody(t *testing.T) {
 			_, err := tx.Exec(t.Context(), `DELETE FROM key_wrap WHERE key_id = $1`, broken.KeyID)
 			return err
 		}))
-		w := &worker{s: o.service, lease: o.lease(), long: true, seen: make(map[string]int64), failing: make(map[string]failing)}
+		w := newWorker(o.service, o.lease(), true)
 		now := time.Now()
 		must(t, w.once(t.Context(), now))
 		if f := w.failing[broken.ID]; f.pause != time.Second || len(w.failing) != 1 {

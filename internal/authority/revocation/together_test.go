@@ -43,7 +43,7 @@ func line(t *testing.T, text, what string) string {
 func TestDeltaAndCompleteOfOneMomentHadTwoNumbers(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d, ca.CRLMode{Delta: true}, nil)
-		w := &worker{s: o.service, lease: o.lease(), seen: make(map[string]int64), failing: make(map[string]failing)}
+		w := newWorker(o.service, o.lease(), false)
 		base := o.make(w.lease, Complete, true)
 		alone := o.make(w.lease, Delta, true)
 		if alone.Number.Cmp(base.Number) <= 0 {

@@ -13,7 +13,7 @@
  *   flood            C_Initialize writes without end to both outputs, or until they are closed
  *   child            C_Initialize leaves a process behind that has both outputs open
  *
- * Each C_Login, whatever becomes of it, adds an octet to the file whose name ends in .logins, and each C_Initialize to the one in .starts.
+ * Each C_Login, whatever becomes of it, adds an octet to the file whose name ends in .logins, and each C_Sign to the one in .signs.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -67,7 +67,6 @@ static void count(const char *what)
 
 static CK_RV initialize(CK_VOID_PTR args)
 {
-	count("starts");
 	while_is("hang-initialize");
 	if (is("removed"))
 		return CKR_DEVICE_REMOVED;
@@ -109,6 +108,7 @@ static CK_RV sign_init(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE
 
 static CK_RV sign(CK_SESSION_HANDLE s, CK_BYTE_PTR text, CK_ULONG size, CK_BYTE_PTR signature, CK_ULONG_PTR n)
 {
+	count("signs");
 	while_is("hang-sign");
 	if (is("removed"))
 		return CKR_DEVICE_REMOVED;

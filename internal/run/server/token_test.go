@@ -44,20 +44,27 @@ type authorityInToken struct {
 // newAuthorityInToken makes one on PostgreSQL, so that a second node can join it.
 func newAuthorityInToken(t *testing.T) *authorityInToken {
 	t.Helper()
-	a := &authorityInToken{SoftHSM: pkitest.NewSoftHSM(t), t: t, dir: datadir.Dir(filepath.Join(t.TempDir(), "d"))}
+	database := filepath.Join(t.TempDir(), "database")
+	if err := os.WriteFile(database, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	soft := pkitest.NewSoftHSM(t)
+	return newAuthorityBehind(t, soft, soft.Module, database)
+}
+
+// newAuthorityBehind makes one that reaches its token by a library, on SQLite where no file names a database.
+func newAuthorityBehind(t *testing.T, soft *pkitest.SoftHSM, library, database string) *authorityInToken {
+	t.Helper()
+	a := &authorityInToken{SoftHSM: soft, t: t, dir: datadir.Dir(filepath.Join(t.TempDir(), "d")), database: database}
 	pins := a.Init("authority", tokenPIN)
 	a.Generate("authority", tokenPIN, "EC:prime256v1", "issuer", "01")
 	a.Generate("authority", tokenPIN, "EC:secp384r1", "second", "02")
 	a.Generate("authority", tokenPIN, "EC:prime256v1", "next", "03")
-	a.database = filepath.Join(t.TempDir(), "database")
-	if err := os.WriteFile(a.database, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	var err error
 	a.result, err = setup.Init(t.Context(), setup.Options{
 		Dir: a.dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0",
 		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), DatabaseFile: a.database, TokenHelper: pkitest.TokenHelper(t),
-		Token: "pkcs11:token=authority;object=issuer?module-path=" + a.Module + "&pin-source=" + pins,
+		Token: "pkcs11:token=authority;object=issuer?module-path=" + library + "&pin-source=" + pins,
 	})
 	if err != nil {
 		t.Fatal(err)
