@@ -210,7 +210,8 @@ func (c *Cluster) URL(user, database string) string {
 	return fmt.Sprintf("postgres://%s@%s/%s?target_session_attrs=read-write&sslmode=disable&connect_timeout=2", user, strings.Join(hosts, ","), database)
 }
 
-// Database makes an empty database that belongs to the role chancery, and returns the URL that names all members.
+// Database makes an empty database that belongs to the role chancery, and returns the URL that names all members, when all of them have
+// it: a client that meets one that lacks the database asks no other.
 func (c *Cluster) Database(ctx context.Context, name string) (string, error) {
 	primary, err := c.Primary(ctx)
 	if err != nil {
@@ -232,6 +233,21 @@ func (c *Cluster) Database(ctx context.Context, name string) (string, error) {
 	}
 	if _, err := admin.ExecContext(ctx, "CREATE DATABASE "+name+" OWNER chancery"); err != nil {
 		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, m := range c.Members {
+		for {
+			have, err := m.Ask(ctx, "postgres", "SELECT COUNT(*) FROM pg_database WHERE datname = '"+name+"'")
+			if err == nil && have == "1" {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return "", fmt.Errorf("%s has no database %s: %w", m.Name, name, errors.Join(err, ctx.Err()))
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
 	}
 	return c.URL("chancery", name), nil
 }

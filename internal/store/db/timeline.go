@@ -80,9 +80,7 @@ func (d *DB) replaced(ctx context.Context, now time.Time) error {
 	if err != nil || followers > 0 || ours == "" {
 		return nil
 	}
-	if err := askRivals(ctx, d.url, s.timeline); err != nil {
-		return err
-	}
+	askRivals(ctx, d.url, s.timeline)
 	if err := s.timeline.met(ours); err != nil {
 		discard(conn)
 		return err
@@ -90,11 +88,11 @@ func (d *DB) replaced(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// askRivals connects to each server that a URL names, for its timeline alone.
-func askRivals(ctx context.Context, url string, t *timeline) error {
+// askRivals connects to each server that a URL names, for its timeline alone. Who cannot be asked is no rival.
+func askRivals(ctx context.Context, url string, t *timeline) {
 	all, err := configure(url, true)
 	if err != nil {
-		return err
+		return // the certificates that it names are being renewed
 	}
 	var asked sync.WaitGroup
 	for i := -1; i < len(all.Fallbacks); i++ {
@@ -110,5 +108,4 @@ func askRivals(ctx context.Context, url string, t *timeline) error {
 		})
 	}
 	asked.Wait()
-	return nil
 }
