@@ -38,6 +38,8 @@ type Options struct {
 	Namespaces bool
 	// Parameters are added to PostgreSQL's, for example max_connections.
 	Parameters map[string]string
+	// Disk gives each member's data directory a disk of its own of that size, such as 256m, which can be filled. It needs root.
+	Disk string
 }
 
 // Cluster is a running cluster.
@@ -157,6 +159,7 @@ for m in "$dir"/n*; do
 done
 for n in "$@"; do ip netns del "$n"; done 2>/dev/null
 [ $# -eq 0 ] || ip link del "${1%-*}" 2>/dev/null
+for m in "$dir"/n*; do umount -l "$m/data"; done 2>/dev/null
 cd /; rm -rf "$dir"
 `
 

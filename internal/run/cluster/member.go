@@ -135,6 +135,9 @@ func (m *Member) configure() error {
 	if err := m.cluster.own(m.Dir); err != nil {
 		return err
 	}
+	if err := m.mountDisk(); err != nil {
+		return err
+	}
 	text, err := plain(m.cluster, m)
 	if err != nil {
 		return err
@@ -147,6 +150,24 @@ func (m *Member) configure() error {
 		if err := m.cluster.own(path); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// mountDisk puts a small disk under PostgreSQL's data directory, where the options want one. The watcher takes it away.
+func (m *Member) mountDisk() error {
+	if m.cluster.options.Disk == "" {
+		return nil
+	}
+	if m.cluster.owner == nil {
+		return errors.New("a disk for each member needs root, who may mount one")
+	}
+	if err := os.Mkdir(m.Data(), 0o700); err != nil {
+		return err
+	}
+	options := fmt.Sprintf("size=%s,mode=0700,uid=%d,gid=%d", m.cluster.options.Disk, m.cluster.owner.Uid, m.cluster.owner.Gid)
+	if err := syscall.Mount("tmpfs", m.Data(), "tmpfs", 0, options); err != nil {
+		return fmt.Errorf("mount a disk of %s for %s: %w", m.cluster.options.Disk, m.Name, err)
 	}
 	return nil
 }
