@@ -18,6 +18,9 @@ import (
 	"chancery/internal/store/schema"
 )
 
+// RecoveryWork is at what the recovery files of tests' authorities are sealed (setup.Options): in a millisecond, not in a second.
+const RecoveryWork = 10
+
 // EachDB runs test on a fresh, migrated database of each engine: SQLite, and a real PostgreSQL. The database is closed when
 // the test ends.
 func EachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {

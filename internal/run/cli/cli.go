@@ -53,6 +53,8 @@ type globals struct {
 
 	Streams `kong:"-"`
 	ctx     context.Context // of the command; kong gives it to Run, and connect needs it too
+
+	recoveryWork int // of init, as setup.Options has it: nothing but a test sets it
 }
 
 // commands is the whole command line, on one screen.
@@ -98,10 +100,13 @@ type commands struct {
 
 // Run runs the command line and returns its exit code.
 func Run(ctx context.Context, args []string, streams Streams) int {
-	var c commands
+	return new(commands).run(ctx, args, streams)
+}
+
+func (c *commands) run(ctx context.Context, args []string, streams Streams) int {
 	c.Streams, c.ctx = streams, ctx
 	exited := -1
-	parser, err := newParser(&c,
+	parser, err := newParser(c,
 		kong.Writers(streams.Out, streams.Err),
 		kong.Exit(func(code int) { exited = code }),
 		kong.UsageOnError(),

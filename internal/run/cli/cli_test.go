@@ -18,11 +18,11 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"chancery": chancery})
 }
 
-// chancery is cmd/chancery's main: scripts run it as a process of its own.
+// chancery is cmd/chancery's main but for the work of a recovery key: scripts run it as a process of its own.
 func chancery() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(cli.Run(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+	os.Exit(cli.RunQuick(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }
 
 // TestScripts plays the scripts. Those in local need no node, or make their own; those in node share one that runs, and

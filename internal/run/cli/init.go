@@ -70,7 +70,7 @@ func (c *initCommand) Run(ctx context.Context, g *globals) error {
 func (c *initCommand) options(g *globals) (*setup.Options, error) {
 	o := &setup.Options{
 		Dir: datadir.Dir(g.Dir), Node: c.Node, Organization: c.Organization, Address: g.Address, Listen: c.Listen, PublicURL: c.PublicURL,
-		PublicListen: c.PublicListen, Metrics: c.Metrics, DatabaseFile: c.DatabaseFile, Online: c.Root == "online", PathLen: c.PathLen,
+		PublicListen: c.PublicListen, Metrics: c.Metrics, DatabaseFile: c.DatabaseFile, Online: c.Root == "online", PathLen: c.PathLen, RecoveryWork: g.recoveryWork,
 		Constraints: c.NameConstraint, Outside: c.RootCSROut != "", Token: c.Key,
 	}
 	var err error

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/pkitest"
 	"chancery/internal/run/consumer"
 	"chancery/internal/run/server"
 	"chancery/internal/upkeep/datadir"
@@ -25,7 +26,7 @@ func TestIdentityIsRenewedByBeingUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Online: true, Address: "https://" + address, PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0"}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Online: true, Address: "https://" + address, PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0"}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())

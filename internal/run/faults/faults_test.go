@@ -124,7 +124,7 @@ func authorityOn(t *testing.T, url string) datadir.Dir {
 func initialize(ctx context.Context, base, url string) (datadir.Dir, error) {
 	o := setup.Options{
 		Dir: datadir.Dir(filepath.Join(base, "d")), Address: "https://localhost:8443", Online: true, PublicURL: "http://pki.test",
-		Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Passphrase: []byte(passphrase),
+		Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Passphrase: []byte(passphrase), RecoveryWork: pkitest.RecoveryWork,
 	}
 	if url != "" {
 		o.DatabaseFile = filepath.Join(base, "url")

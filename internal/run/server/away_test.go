@@ -199,7 +199,7 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 	dir := datadir.Dir(filepath.Join(parent, "d"))
 	_, err := setup.Init(t.Context(), setup.Options{
 		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: file("write", primary.TCP("chancery")), PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+		DatabaseFile: file("write", primary.TCP("chancery")), PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
 	})
 	must(t, err)
 	standby := primary.Standby(t, "n1", "fsync=off")

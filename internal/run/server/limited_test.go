@@ -38,7 +38,7 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
 	_, err := setup.Init(t.Context(), setup.Options{
 		Dir: dir, Address: "https://ca1.test:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: url, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+		DatabaseFile: url, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
 	})
 	must(t, err)
 	first := start(t, dir)

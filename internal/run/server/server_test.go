@@ -43,7 +43,7 @@ func run(m *testing.M) int {
 	pristine = filepath.Join(parent, "d")
 	_, err = setup.Init(context.Background(), setup.Options{
 		Dir: datadir.Dir(pristine), Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0",
-		Metrics: "127.0.0.1:0", Online: true, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"),
+		Metrics: "127.0.0.1:0", Online: true, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -288,7 +288,7 @@ func TestNodeOnPostgres(t *testing.T) {
 	dir := datadir.Dir(filepath.Join(parent, "d"))
 	_, err := setup.Init(t.Context(), setup.Options{
 		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: file, Passphrase: []byte("correct horse battery staple"),
+		DatabaseFile: file, Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
 	})
 	if err != nil {
 		t.Fatal(err)

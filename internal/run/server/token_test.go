@@ -63,7 +63,7 @@ func newAuthorityBehind(t *testing.T, soft *pkitest.SoftHSM, library, database s
 	var err error
 	a.result, err = setup.Init(t.Context(), setup.Options{
 		Dir: a.dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0",
-		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), DatabaseFile: a.database, TokenHelper: pkitest.TokenHelper(t),
+		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork, DatabaseFile: a.database, TokenHelper: pkitest.TokenHelper(t),
 		Token: "pkcs11:token=authority;object=issuer?module-path=" + library + "&pin-source=" + pins,
 	})
 	if err != nil {

@@ -1,8 +1,5 @@
 package keys
 
-// SealCheaply is Recovery.Seal with a low cost of guessing, which a test need not pay.
-func (r *Recovery) SealCheaply(passphrase []byte) ([]byte, error) { return r.seal(passphrase, 10) }
-
 // Opened says how many keys are in memory.
 func (s *Store) Opened() int {
 	s.mu.Lock()

@@ -122,7 +122,7 @@ func TestRecoveryFile(t *testing.T) {
 	if err != nil || read.Public() != made.Public() || read.Secret() != made.Secret() {
 		t.Fatalf("read %v, %v", read, err)
 	}
-	cheap, err := made.SealCheaply(passphrase)
+	cheap, err := made.SealAt(passphrase, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestRecoveryFile(t *testing.T) {
 		}
 	}
 	for _, weak := range []string{"", "elevenchars", "line one of\ntwo lines", "not \xff utf-8 at all", "nul \x00 in the middle"} {
-		if _, err := made.SealCheaply([]byte(weak)); !fault.Is(err, fault.Invalid) {
+		if _, err := made.SealAt([]byte(weak), 10); !fault.Is(err, fault.Invalid) {
 			t.Errorf("passphrase %q: %v", weak, err)
 		}
 	}

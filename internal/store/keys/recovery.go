@@ -61,11 +61,16 @@ const (
 )
 
 // Seal returns the offline file of the recovery key: an armored age file under the passphrase.
-func (r *Recovery) Seal(passphrase []byte) ([]byte, error) { return r.seal(passphrase, recoveryWork) }
+func (r *Recovery) Seal(passphrase []byte) ([]byte, error) { return r.SealAt(passphrase, recoveryWork) }
 
-func (r *Recovery) seal(passphrase []byte, work int) ([]byte, error) {
+// SealAt is Seal at a cost of guessing that the caller chooses, as the logarithm of scrypt's N: for keys of authorities that live for
+// seconds, since each sealing and opening at Seal's takes a second of a processor and 256 MiB.
+func (r *Recovery) SealAt(passphrase []byte, work int) ([]byte, error) {
 	if err := checkPassphrase(passphrase); err != nil {
 		return nil, err
+	}
+	if work < 1 || work > maxRecoveryWork {
+		return nil, fault.New(fault.Invalid, "the recovery key is to be sealed at work %d; 1 to %d pass", work, maxRecoveryWork)
 	}
 	recipient, err := age.NewScryptRecipient(string(passphrase))
 	if err != nil {

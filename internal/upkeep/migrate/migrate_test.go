@@ -55,7 +55,7 @@ var officer = access.Principal{ID: "t", Name: "t", Kind: access.KindOperator, Ro
 // filled makes an authority with certificates, one of them revoked, and events with what is odd in texts.
 func filled(t *testing.T, events int) datadir.Dir {
 	t.Helper()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: datadir.Dir(filepath.Join(t.TempDir(), "d")), Online: true})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: datadir.Dir(filepath.Join(t.TempDir(), "d")), Online: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func TestRefusedTargets(t *testing.T) {
 	refused(t, foreign, fault.Conflict, "holds tables that are none of ours")
 
 	other := at("other")
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: datadir.Dir(t.TempDir() + "/o"), DatabaseFile: other.URLFile}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: datadir.Dir(t.TempDir() + "/o"), DatabaseFile: other.URLFile}); err != nil {
 		t.Fatal(err)
 	}
 	refused(t, other, fault.Conflict, "holds an authority already: its table ")

@@ -65,6 +65,10 @@ type Options struct {
 	// Passphrase seals the offline keys. Empty makes one, which is then written beside them.
 	Passphrase []byte
 	Logger     *slog.Logger
+
+	// RecoveryWork is what guessing the recovery file's passphrase costs, as keys.Recovery.SealAt has it; 0 is what the command gives,
+	// which no flag, setting or variable lessens. Tests that make many authorities do.
+	RecoveryWork int
 }
 
 // Result says what was made.
@@ -307,7 +311,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err != nil {
 		return err
 	}
-	if err := o.offline(result, "recovery.age", func() ([]byte, error) { return recovery.Seal(o.Passphrase) }); err != nil {
+	if err := o.offline(result, "recovery.age", func() ([]byte, error) { return o.sealRecovery(recovery) }); err != nil {
 		return err
 	}
 	system := access.System(o.Node)
@@ -437,6 +441,13 @@ func sealRoot(key crypto.Signer, root *ca.Issuer, passphrase []byte) ([]byte, er
 		return nil, err
 	}
 	return append(sealed, keyfile.EncodeCertificates(root.Certificate)...), nil
+}
+
+func (o *Options) sealRecovery(recovery *keys.Recovery) ([]byte, error) {
+	if o.RecoveryWork == 0 {
+		return recovery.Seal(o.Passphrase)
+	}
+	return recovery.SealAt(o.Passphrase, o.RecoveryWork)
 }
 
 // offline writes a file that belongs off this machine.

@@ -1,10 +1,15 @@
 package setup_test
 
 import (
+	"bytes"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"filippo.io/age/armor"
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
@@ -50,6 +55,14 @@ func TestInit(t *testing.T) {
 		}
 		if len(result.Offline) != 5 {
 			t.Errorf("offline files %v", result.Offline)
+		}
+		sealed, err := os.ReadFile(filepath.Join(dir.Offline(), "recovery.age"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, _ := io.ReadAll(armor.NewReader(bytes.NewReader(sealed)))
+		if stanza, _, _ := bytes.Cut(bytes.TrimPrefix(header, []byte("age-encryption.org/v1\n")), []byte("\n")); !regexp.MustCompile(`^-> scrypt \S+ 18$`).Match(stanza) {
+			t.Errorf("the recovery key is sealed as %q, not at the work that nobody lessens", stanza)
 		}
 		s := open(t, dir)
 		issuers, err := s.CA.Issuers(t.Context())
@@ -112,7 +125,7 @@ func recovery(t *testing.T, result *setup.Result) *keys.Recovery {
 // TestOfflineRootOpens reads the file that belongs off the machine: key and certificate of the root are a pair.
 func TestOfflineRootOpens(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +148,7 @@ func TestOfflineRootOpens(t *testing.T) {
 
 func TestOutsideRoot(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Outside: true})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), Outside: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +163,7 @@ func TestOutsideRoot(t *testing.T) {
 
 func TestOnlineRoots(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Online: true, Passphrase: []byte("correct horse battery staple")})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), Online: true, Passphrase: []byte("correct horse battery staple")})
 	if err != nil {
 		t.Fatal(err)
 	}

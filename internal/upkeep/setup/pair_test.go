@@ -50,7 +50,7 @@ func TestReKeyReachesEveryNode(t *testing.T) {
 	t.Parallel()
 	url := pkitest.URL(t, db.Postgres)
 	dir := newDir(t)
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
 		t.Fatal(err)
 	}
 	one := open(t, dir)
@@ -92,7 +92,7 @@ func TestKeyOfAnotherCertificate(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
 			t.Fatal(err)
 		}
 		s := open(t, dir)

@@ -50,7 +50,7 @@ func tryIssue(t *testing.T, s *setup.Services, name string) (*ca.Certificate, er
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
-		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
+		result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func TestRestore(t *testing.T) {
 
 func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,11 +176,11 @@ func auditKeys(t *testing.T, file string) []crypto.PublicKey {
 // its rows to the recipient. Such a file changes nothing, not even an empty database.
 func TestRestoreTookABackupThatAStrangerWrote(t *testing.T) {
 	t.Parallel()
-	victim, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	victim, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	stranger, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestRestoreTookABackupThatAStrangerWrote(t *testing.T) {
 // TestRestoredNodePointedAtTheOldOne: what is told where it listens is spoken to there.
 func TestRestoredNodePointedAtTheOldOne(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Address: "https://old.example:8443"})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), Address: "https://old.example:8443"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 // acknowledged before it began, whose chains are whole, and which restores to an authority that verifies and issues, on PostgreSQL too.
 func TestBackupWhileTwoNodesIssue(t *testing.T) {
 	url := pkitest.URL(t, db.Postgres)
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url), Online: true})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), DatabaseFile: databaseFile(t, url), Online: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -137,7 +137,7 @@ var admin = access.Principal{ID: "ada", Name: "ada", Kind: access.KindOperator, 
 func opened(t *testing.T, url string) *setup.Services {
 	t.Helper()
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	o := setup.Options{Dir: dir, Passphrase: []byte("correct horse battery staple")}
+	o := setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Passphrase: []byte("correct horse battery staple")}
 	if strings.HasPrefix(url, "postgres") {
 		o.DatabaseFile = filepath.Join(t.TempDir(), "url")
 		if err := os.WriteFile(o.DatabaseFile, []byte(url+"\n"), 0o600); err != nil {

@@ -12,6 +12,7 @@ import (
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pki/root"
+	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/once"
 	"chancery/internal/upkeep/datadir"
@@ -22,7 +23,7 @@ import (
 // TestStatus looks at an authority as init makes it, with offline roots and no public URL, now and in years.
 func TestStatus(t *testing.T) {
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	_, err := setup.Init(t.Context(), setup.Options{Dir: dir, Passphrase: []byte("correct horse battery staple")})
+	_, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Passphrase: []byte("correct horse battery staple")})
 	if err != nil {
 		t.Fatal(err)
 	}

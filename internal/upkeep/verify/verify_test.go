@@ -16,6 +16,7 @@ import (
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
+	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -34,7 +35,7 @@ func services(t *testing.T) *setup.Services {
 
 func servicesIn(t *testing.T, dir datadir.Dir) *setup.Services {
 	t.Helper()
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Online: true}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Online: true}); err != nil {
 		t.Fatal(err)
 	}
 	config, err := dir.Load()
