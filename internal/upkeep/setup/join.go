@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -176,10 +177,10 @@ func (j *joining) begin() error {
 	} else if j.node, err = keys.LoadNodeKey(j.at.NodeKey()); err != nil {
 		return err
 	}
-	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key")); err != nil {
+	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key"), j.at.TLS()); err != nil {
 		return err
 	}
-	j.base, err = ownKey(filepath.Join(string(j.at), "database.key"))
+	j.base, err = ownKey(filepath.Join(string(j.at), "database.key"), j.at.DatabaseLogin())
 	return err
 }
 
@@ -199,8 +200,9 @@ func (j *joining) sameToken() error {
 	return nil
 }
 
-// ownKey reads the key in file, or makes one there.
-func ownKey(file string) (crypto.Signer, error) {
+// ownKey reads the key in file, or makes one there. Where a join was cut short after settle had removed the file, it is the one of the
+// pair that was kept before: the authority has certified no other.
+func ownKey(file, pair string) (crypto.Signer, error) {
 	text, err := os.ReadFile(file)
 	if err == nil {
 		return keyfile.ParsePrivateKey(text, nil)
@@ -208,7 +210,10 @@ func ownKey(file string) (crypto.Signer, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := keyOfPair(pair)
+	if err == nil && key == nil {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
@@ -217,6 +222,27 @@ func ownKey(file string) (crypto.Signer, error) {
 		return nil, err
 	}
 	return key, keyfile.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// keyOfPair is the key in a file that has its certificate as well; nil where there is no such file.
+func keyOfPair(file string) (crypto.Signer, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	pair, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	key, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a key that does not sign", file)
+	}
+	return key, nil
 }
 
 // ask shows the keys and waits for the approval.
