@@ -13,13 +13,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
-	"chancery/internal/store/access"
 	"chancery/internal/store/keys"
 )
 
@@ -90,14 +88,10 @@ func (n *node) ask(ctx context.Context, in client.CloneIdentity) (*client.CloneJ
 	if err != nil {
 		return nil, err
 	}
-	all, _, err := n.services.Clones.List(ctx, access.System(n.config.Name), "", maxNodes)
+	all, err := n.runCA(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look for a node that runs ca: %w", err)
+		return nil, err
 	}
-	all = slices.DeleteFunc(all, func(c client.Clone) bool {
-		return c.State != client.CloneActive || c.Self || !slices.Contains(c.Subsystems, string(keys.SubsystemCA))
-	})
-	slices.SortStableFunc(all, func(a, b client.Clone) int { return cmp.Compare(rank(a), rank(b)) })
 	sum := sha256.Sum256([]byte(in.CSR + in.DatabaseCSR))
 	ctx = client.WithIdempotencyKey(ctx, hex.EncodeToString(sum[:])) // whoever answers
 	failed := []error{fault.New(fault.Unavailable, "no node that runs ca renewed this node's certificates")}
@@ -110,6 +104,8 @@ func (n *node) ask(ctx context.Context, in client.CloneIdentity) (*client.CloneJ
 	}
 	return nil, errors.Join(failed...)
 }
+
+func byReadiness(a, b client.Clone) int { return cmp.Compare(rank(a), rank(b)) }
 
 // rank puts nodes that are ready before others.
 func rank(c client.Clone) int {

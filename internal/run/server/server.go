@@ -247,6 +247,7 @@ func (n *node) loops() []func(context.Context) error {
 		func(ctx context.Context) error { return heartbeat(ctx, s, n.logger) },
 		func(ctx context.Context) error { return watchdog(ctx, n.logger, n.alive) },
 		s.DB.Watch, n.certificate.Run, n.login.Run, s.Access.Run, s.Revocation.Follow, s.Hosts.Run, s.Hosts.Follow, collect, n.goOn,
+		n.stillOne,
 	}
 	if n.runs(keys.SubsystemCA) { // what takes leases, or issues
 		loops = append(loops, n.checkpoints.Run, prune.Run, s.Revocation.Run, s.Rollouts.Run, s.Trust.Run, n.finish, n.drills)

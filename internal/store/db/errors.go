@@ -219,6 +219,11 @@ func (d *DB) explain(err error) error {
 		return &fault.Error{Kind: fault.Conflict, Err: fmt.Errorf("%w: %w", ErrReadsOnly, err),
 			Message: "this node's login at the database may not write that; nothing was changed"}
 	}
+	if LoginRefused(err) {
+		e, _ := errors.AsType[*pgconn.PgError](err)
+		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "PostgreSQL does not let this login in (" + e.Message + "); nothing was changed"}).
+			WithHint("the login of a node that left or was removed has ended: chancery clone list, on another node; else see to pg_hba.conf and the login's certificate")
+	}
 	switch judge(err) {
 	case broken:
 		if errors.Is(err, errReplaced) {

@@ -6,6 +6,7 @@ import (
 	_ "embed" // logins.sql
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -99,6 +100,18 @@ func Reach(ctx context.Context, url string) error {
 		return err
 	}
 	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
+}
+
+// LoginRefused reports whether PostgreSQL answered that it does not let this login in, whyever.
+func LoginRefused(err error) bool {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && strings.HasPrefix(refused.Code, "28") // invalid_authorization_specification, and invalid_password
+}
+
+// Forbidden reports whether PostgreSQL answered that this login may not do what was asked of it.
+func Forbidden(err error) bool {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && refused.Code == "42501" // insufficient_privilege
 }
 
 // loginPrefix is what the names of nodes' logins begin with.

@@ -134,7 +134,10 @@ func (v *versions) up(ctx context.Context, d *db.DB, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("read the migrations: %w", err)
 	}
-	if _, err := p.Up(ctx); err != nil {
+	if _, err := p.Up(ctx); db.Forbidden(err) {
+		return fault.New(fault.Conflict, "the database has schema %d and this program's is %d, and this node's login may not change it: %w", have, v.newest, err).
+			WithHint("start this release on a node that runs ca first")
+	} else if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
 	return nil
