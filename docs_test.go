@@ -321,7 +321,7 @@ var testName = regexp.MustCompile(`\b[a-z0-9]+\.(?:Test|Fuzz)[A-Za-z0-9_]+`)
 // every test that is named exists.
 func TestProofsExist(t *testing.T) {
 	tests := testsOfTree(t)
-	for name, least := range map[string]int{"docs/threat-model.md": 30, "docs/divergences.md": 60} {
+	for name, least := range map[string]int{"docs/threat-model.md": 30, "docs/divergences.md": 60, "docs/from-rhcs.md": 24} {
 		rows := 0
 		inTable, proven := false, false
 		for line := range strings.Lines(string(mustRead(t, name))) {
@@ -349,6 +349,40 @@ func TestProofsExist(t *testing.T) {
 				t.Errorf("%s names the test %s, which does not exist", name, named)
 			}
 		}
+	}
+}
+
+var partName = regexp.MustCompile("`([a-z0-9]+)\\.Test[A-Za-z0-9_]+/([^`]+)`")
+
+// TestPartsOfTestsExist holds the parts of tests that documents name: each is a name in its package's tests, or a script there.
+func TestPartsOfTestsExist(t *testing.T) {
+	texts, scripts := map[string]string{}, map[string]bool{}
+	err := filepath.WalkDir("internal", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if pkg, script, ok := strings.Cut(filepath.ToSlash(name), "/testdata/script/"); ok {
+			scripts[path.Base(pkg)+" "+strings.TrimSuffix(script, ".txtar")] = true
+		} else if strings.HasSuffix(name, "_test.go") {
+			pkg := path.Base(path.Dir(filepath.ToSlash(name)))
+			texts[pkg] += string(mustRead(t, name))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for name, page := range documents(t) {
+		for _, m := range partName.FindAllStringSubmatch(page, -1) {
+			count++
+			if !scripts[m[1]+" "+m[2]] && !strings.Contains(texts[m[1]], `"`+m[2]+`"`) {
+				t.Errorf("%s names %s of package %s, which does not exist", name, m[2], m[1])
+			}
+		}
+	}
+	if count < 15 {
+		t.Errorf("documents name %d parts of tests", count)
 	}
 }
 

@@ -1,0 +1,273 @@
+package hosts_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/pkitest"
+	"chancery/internal/run/consumer"
+	"chancery/internal/upkeep/datadir"
+)
+
+// nodes are the nodes of an authority on one PostgreSQL that takes TLS alone, and knows each node by its own certificate.
+type nodes struct {
+	whole *testing.T // whose machines end with it, and not with a phase
+	pg    *pkitest.PostgresServer
+	first *world
+	url   string // a file with the URL of the nodes that joined; it names no user
+	all   map[string]*member
+	admin string // the directory of the administrator's credential, who is on none of the machines
+	kept  func() (*tls.Certificate, error)
+}
+
+// member is a node as its own process.
+type member struct {
+	*node
+	public string
+	admin  *client.Client // who waits for something to be so on this node
+}
+
+// TestClones has an authority grow by a clone and a clone of that, which share its work; loses the machine that it began on; grows
+// again; and loses the one that both others came by. What an administrator does is typed: each command and each node is a process.
+func TestClones(t *testing.T) {
+	t.Parallel()
+	n := &nodes{whole: t, pg: pkitest.Postgres(t, "fsync=off"), all: map[string]*member{}}
+	n.begin(t)
+	n.certified(t)
+	n.join(t, "node1", "node2", 6, "ca,ocsp")
+	n.join(t, "node2", "node3", 2, "ocsp", "--tls-name", "ocsp.example.test")
+	for _, phase := range []struct {
+		name string
+		run  func(t *testing.T)
+	}{
+		{"logins", n.logins}, {"keys", n.keys}, {"revocation", n.revocation}, {"fresh CRL", n.freshCRL}, {"schedule", n.schedule},
+		{"two promote at once", n.promotions}, {"node killed while it issues", n.killed}, {"renewal", n.renewal}, {"releases", n.releases}, {"issuer re-keyed", n.rekeyed},
+		{"first machine lost", n.lost}, {"the one between removed", n.removed}, {"verify", n.verified},
+	} {
+		if !t.Run(phase.name, phase.run) {
+			break // the next would build on what is not there
+		}
+	}
+}
+
+func (n *nodes) sql(t *testing.T, query string) string {
+	t.Helper()
+	return strings.TrimSpace(output(t, exec.Command("psql", "-XAtwc", query, n.pg.URL("authority"))))
+}
+
+// begin makes the authority, whose first node logs in by a role that the database's administrator made.
+func (n *nodes) begin(t *testing.T) {
+	t.Helper()
+	for _, statement := range []string{
+		`CREATE ROLE pki NOLOGIN`, `CREATE ROLE chancery_node1 LOGIN IN ROLE pki`, `CREATE DATABASE authority OWNER pki`,
+	} {
+		n.pg.Exec(t, statement)
+	}
+	output(t, exec.Command("psql", "-Xqw", "-v", "ON_ERROR_STOP=1", "-f", filepath.Join(deployed, "logins.sql"), n.pg.URL("authority")))
+	n.first = ownWorld(t, fmt.Sprintf("postgres://chancery_node1@localhost:%d/authority", n.pg.Port), nil)
+	n.url = filepath.Join(t.TempDir(), "url")
+	must(t, os.WriteFile(n.url, fmt.Appendf(nil, "postgres://localhost:%d/authority\n", n.pg.Port), 0o600))
+	w := n.first
+	n.admin = filepath.Join(t.TempDir(), "admin")
+	must(t, os.Mkdir(n.admin, 0o700))
+	for name, file := range map[string]string{"cert.pem": w.dir.AdminCert(), "key.pem": w.dir.AdminKey(), "identity-root.pem": w.dir.IdentityRoot()} {
+		must(t, copyFile(file, filepath.Join(n.admin, name), 0o600))
+	}
+	n.kept = client.CertificateFiles(filepath.Join(n.admin, "cert.pem"), filepath.Join(n.admin, "key.pem"))
+	n.all["node1"] = &member{node: &node{name: "node1", dir: w.dir, api: w.API, process: w.process}, public: w.Public, admin: w.admin}
+	n.types(t, "node1", "settings", "set", "durability=provider")
+}
+
+// asked is a command of the administrator's, who has a node carry it out.
+func (n *nodes) asked(t *testing.T, at string, args ...string) *exec.Cmd {
+	t.Helper()
+	return exec.Command(program(t), append(append(args, "--cert", filepath.Join(n.admin, "cert.pem"), "--cert-key", filepath.Join(n.admin, "key.pem")), n.node(at)...)...)
+}
+
+// node are the flags by which a command finds a node.
+func (n *nodes) node(at string) []string {
+	_, port, _ := strings.Cut(n.all[at].api, ":")
+	return []string{"--address", "https://localhost:" + port, "--identity-root", filepath.Join(n.admin, "identity-root.pem")}
+}
+
+// types runs a command that must succeed, and returns what it prints.
+func (n *nodes) types(t *testing.T, at string, args ...string) string {
+	t.Helper()
+	return output(t, n.asked(t, at, args...))
+}
+
+// certified gives PostgreSQL a certificate of the pool database, has it let nodes in by theirs alone, and has the first node get one.
+func (n *nodes) certified(t *testing.T) {
+	t.Helper()
+	data, work := filepath.Join(n.pg.Dir, "data"), t.TempDir()
+	n.types(t, "node1", "pool", "add", "database", "--root", "online")
+	key, pair, chain := filepath.Join(work, "key.pem"), filepath.Join(work, "server.pem"), filepath.Join(work, "chain.pem")
+	n.types(t, "node1", "key", "generate", "--out", key)
+	n.types(t, "node1", "cert", "issue", "--pool", "database", "--profile", "server", "--key", key, "--name", "localhost", "--out", pair, "--chain")
+	n.types(t, "node1", "issuer", "chain", "database-root", "--out", chain)
+	for name, file := range map[string]string{"server.key": key, "server.crt": pair, "roots.crt": chain} {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		place(t, filepath.Join(data, name), text)
+	}
+	hba := "local all all trust\nhostssl all all 127.0.0.1/32 cert\n"
+	place(t, filepath.Join(data, "pg_hba.conf"), []byte(hba+"hostnossl all chancery_node1 127.0.0.1/32 trust\n"))
+	n.pg.Exec(t, "ALTER SYSTEM SET ssl_ca_file = 'roots.crt'")
+	n.pg.Exec(t, "ALTER SYSTEM SET ssl = on")
+	n.pg.Exec(t, "SELECT pg_reload_conf()")
+	until(t, "PostgreSQL takes TLS", func() bool { return n.sql(t, "SHOW ssl") == "on" })
+
+	one := n.all["node1"]
+	must(t, one.process.Stop())
+	n.start(t, one) // it looks for a login at its start, and every ten minutes
+	until(t, "the first node has a login of its own", func() bool {
+		leaf, err := one.dir.LoginCertificate()
+		must(t, err)
+		return leaf != nil && leaf.Subject.CommonName == "chancery_node1"
+	})
+	place(t, filepath.Join(data, "pg_hba.conf"), []byte(hba))
+	n.pg.Exec(t, "SELECT pg_reload_conf()")
+	must(t, one.process.Stop())
+	n.start(t, one)
+}
+
+// place writes a file that is the server's.
+func place(t *testing.T, file string, text []byte) {
+	t.Helper()
+	must(t, os.WriteFile(file, text, 0o600))
+	st, err := os.Stat(filepath.Dir(file))
+	must(t, err)
+	owner := st.Sys().(*syscall.Stat_t)
+	must(t, os.Chown(file, int(owner.Uid), int(owner.Gid)))
+}
+
+// newRequest is a file with a request for a new key.
+func newRequest(t *testing.T) string {
+	t.Helper()
+	made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, made)
+	must(t, err)
+	file := filepath.Join(t.TempDir(), "csr.pem")
+	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}), 0o644))
+	return file
+}
+
+func (n *nodes) start(t *testing.T, m *member) {
+	t.Helper()
+	var err error
+	m.process, err = consumer.Start(context.Background(), consumer.Program{
+		Path: program(t), Args: []string{"serve", "--dir", string(m.dir)}, Ready: consumer.Listening(m.api),
+	})
+	must(t, err)
+	if m.name == "node1" {
+		n.first.process = m.process
+	}
+}
+
+var approval = regexp.MustCompile(`chancery clone approve (\S+) ([0-9a-f]{64})\n`)
+
+// join has a machine join by an invitation of another node. The command on it is killed some times, before and after the approval.
+func (n *nodes) join(t *testing.T, by, name string, kills int, subsystems string, more ...string) *member {
+	t.Helper()
+	work := n.whole.TempDir()
+	m := &member{node: &node{name: name, dir: datadir.Dir(filepath.Join(work, name)), api: freeAddress(t)}, public: freeAddress(t)}
+	_, port, _ := strings.Cut(m.api, ":")
+	token := filepath.Join(work, "token")
+	n.types(t, by, "clone", "invite", "--subsystems", subsystems, "--out", token)
+	args := append([]string{"clone", "join", "--token-file", token, "--dir", string(m.dir), "--name", name, "--address", "https://localhost:" + port,
+		"--listen", m.api, "--public-listen", m.public, "--metrics-listen", freeAddress(t)}, more...)
+	begin := func() *consumer.Process {
+		p, err := consumer.Start(context.Background(), consumer.Program{Path: program(t), Args: append(args, "--database-file", n.url)})
+		must(t, err)
+		return p
+	}
+	for range kills {
+		cut(t, begin())
+	}
+	last := begin()
+	t.Cleanup(func() { must(t, last.Stop()) })
+	var shown []string
+	until(t, name+" waits for its approval", func() bool {
+		shown = approval.FindStringSubmatch(last.Output() + "\n")
+		select {
+		case <-last.Done():
+			t.Fatalf("join ended before it was approved:\n%s", last.Output())
+		default:
+		}
+		return shown != nil
+	})
+	if kills > 0 { // the approval comes while nobody asks
+		kill(t, last)
+	}
+	key, err := os.ReadFile(filepath.Join(string(m.dir)+".joining", "node.key"))
+	must(t, err)
+	fails(t, n.asked(t, by, "clone", "approve", name), "nothing is approved: give the fingerprint")
+	fails(t, n.asked(t, by, "clone", "approve", name, strings.Repeat("0", 64)), "asked to join with the fingerprint "+shown[2])
+	n.types(t, by, "clone", "approve", shown[1], shown[2])
+	if kills > 0 {
+		other := filepath.Join(work, "other")
+		must(t, os.WriteFile(other, fmt.Appendf(nil, "postgres://localhost:%d/postgres\n", n.pg.Port), 0o600))
+		fails(t, exec.Command(program(t), append(args, "--database-file", other)...), "holds no authority")
+		for _, file := range []string{"tls.key", "database.key", "token.sha256"} { // as if it had been cut short in its last steps
+			must(t, os.Remove(filepath.Join(string(m.dir)+".joining", file)))
+		}
+		cut(t, begin())
+		if _, err := os.Stat(m.dir.Config()); errors.Is(err, os.ErrNotExist) { // cut short after all was done, it is done
+			last = begin()
+		}
+	}
+	select {
+	case <-last.Done():
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("join does not end:\n%s", last.Output())
+	}
+	mine, err := os.ReadFile(m.dir.NodeKey())
+	if err != nil || string(mine) != string(key) {
+		t.Fatalf("%s has another key than the one that was approved (%v):\n%s", name, err, last.Output())
+	}
+	n.run(t, m)
+	n.types(t, by, "clone", "status", name, "--wait", "2m")
+	return m
+}
+
+// run starts the node of a machine that joined.
+func (n *nodes) run(t *testing.T, m *member) {
+	t.Helper()
+	n.start(t, m)
+	n.whole.Cleanup(func() { must(n.whole, m.process.Stop()) })
+	roots, err := client.RootsFile(m.dir.IdentityRoot())
+	must(t, err)
+	_, port, _ := strings.Cut(m.api, ":")
+	m.admin, err = client.New(client.Options{Address: "https://localhost:" + port, Roots: roots, Certificate: n.kept})
+	must(t, err)
+	n.whole.Cleanup(m.admin.Close)
+	n.all[m.name] = m
+}
+
+// cut kills a command within the time that it usually takes, unless it has ended.
+func cut(t *testing.T, p *consumer.Process) {
+	t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(time.Duration(mathrand.IntN(300)) * time.Millisecond):
+		kill(t, p)
+	}
+}

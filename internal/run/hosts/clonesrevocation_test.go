@@ -1,0 +1,299 @@
+package hosts_test
+
+import (
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"chancery/client"
+)
+
+// issue has a node issue from the default pool.
+func (n *nodes) issue(t *testing.T, at string) *client.Certificate {
+	t.Helper()
+	return decode[client.IssueResult](t, n.types(t, at, "cert", "issue", "--profile", "server", "--csr", newRequest(t), "--name", "w.test", "-o", "json")).Certificate
+}
+
+func (n *nodes) revoke(t *testing.T, at string, c *client.Certificate) {
+	t.Helper()
+	n.types(t, at, "cert", "revoke", c.Serial, "--reason", "keyCompromise")
+}
+
+// shown writes a certificate, its issuer and the issuer's path to files.
+func (n *nodes) shown(t *testing.T, at string, c *client.Certificate) (leaf, above, path string) {
+	t.Helper()
+	work := t.TempDir()
+	leaf, above, path = filepath.Join(work, "leaf.pem"), filepath.Join(work, "above.pem"), filepath.Join(work, "path.pem")
+	chain, err := n.all[at].admin.Chain(t.Context(), c.Issuer)
+	must(t, err)
+	must(t, os.WriteFile(leaf, []byte(c.PEM), 0o644))
+	must(t, os.WriteFile(above, []byte(c.Chain), 0o644))
+	must(t, os.WriteFile(path, chain, 0o644))
+	return leaf, above, path
+}
+
+// status is what openssl learns of a certificate by a node's OCSP; empty while it learns nothing.
+func (n *nodes) status(t *testing.T, at string, c *client.Certificate) string {
+	t.Helper()
+	leaf, above, path := n.shown(t, at, c)
+	out, err := exec.Command("openssl", "ocsp", "-issuer", above, "-cert", leaf, "-url", "http://"+n.all[at].public+"/ocsp", "-CAfile", path).Output()
+	if err != nil {
+		return "" // a responder that is new
+	}
+	_, state, _ := strings.Cut(strings.SplitN(string(out), "\n", 2)[0], ": ")
+	return state
+}
+
+// gnutls is what ocsptool says of it.
+func (n *nodes) gnutls(t *testing.T, at string, c *client.Certificate) string {
+	t.Helper()
+	leaf, above, path := n.shown(t, at, c)
+	out, err := exec.Command("ocsptool", "--ask=http://"+n.all[at].public+"/ocsp", "--load-cert", leaf, "--load-issuer", above, "--load-trust", path).CombinedOutput()
+	if !strings.Contains(string(out), "Verifying OCSP Response: Success") {
+		t.Fatalf("ocsptool: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// crl is an issuer's list as a node publishes it, which openssl has verified, and the file that it is in.
+func (n *nodes) crl(t *testing.T, at, issuer string) (list *x509.RevocationList, file string) {
+	t.Helper()
+	var der []byte
+	until(t, "the list of "+issuer+" is published by "+at, func() bool {
+		answer, err := http.Get("http://" + n.all[at].public + "/crl/" + issuer + ".crl")
+		must(t, err)
+		defer answer.Body.Close()
+		der, err = io.ReadAll(answer.Body)
+		return err == nil && answer.StatusCode == http.StatusOK
+	})
+	work := t.TempDir()
+	chain, err := n.all[at].admin.Chain(t.Context(), issuer)
+	must(t, err)
+	path, file := filepath.Join(work, "path.pem"), filepath.Join(work, "crl")
+	must(t, os.WriteFile(path, chain, 0o644))
+	must(t, os.WriteFile(file, der, 0o644))
+	out, err := exec.Command("openssl", "crl", "-inform", "DER", "-in", file, "-noout", "-verify", "-CAfile", path).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "verify OK") {
+		t.Fatalf("openssl crl: %v\n%s", err, out)
+	}
+	list, err = x509.ParseRevocationList(der)
+	must(t, err)
+	return list, file
+}
+
+func (n *nodes) number(t *testing.T, at, issuer string) int64 {
+	t.Helper()
+	list, _ := n.crl(t, at, issuer)
+	return list.Number.Int64()
+}
+
+// listed reports whether the list that a node publishes has a certificate.
+func (n *nodes) listed(t *testing.T, at string, c *client.Certificate) bool {
+	t.Helper()
+	list, _ := n.crl(t, at, c.Issuer)
+	for _, e := range list.RevokedCertificateEntries {
+		if e.SerialNumber.Text(16) == strings.TrimLeft(c.Serial, "0") {
+			return true
+		}
+	}
+	return false
+}
+
+// nss imports the list that a node publishes into a database of NSS, which then holds it against a certificate.
+func (n *nodes) nss(t *testing.T, at string, c *client.Certificate) string {
+	t.Helper()
+	store := "sql:" + t.TempDir()
+	leaf, above, path := n.shown(t, at, c)
+	_, list := n.crl(t, at, c.Issuer)
+	text, err := os.ReadFile(path)
+	must(t, err)
+	root := filepath.Join(t.TempDir(), "root.pem")
+	must(t, os.WriteFile(root, text[strings.LastIndex(string(text), "-----BEGIN"):], 0o644))
+	output(t, exec.Command("certutil", "-N", "-d", store, "--empty-password"))
+	for _, c := range [][3]string{{"root", "CT,C,C", root}, {"issuer", ",,", above}, {"leaf", ",,", leaf}} {
+		output(t, exec.Command("certutil", "-A", "-d", store, "-n", c[0], "-t", c[1], "-i", c[2]))
+	}
+	output(t, exec.Command("crlutil", "-I", "-d", store, "-t", "1", "-i", list))
+	out, _ := exec.Command("certutil", "-V", "-d", store, "-n", "leaf", "-u", "V").CombinedOutput() // its exit code is another word for the same
+	return string(out)
+}
+
+// decided is a profile whose certificates somebody else than who asks decides on.
+const decided = `
+name: decided
+names:
+  common_name: names
+  required: true
+  rules:
+    - roles: [admin, operator]
+      dns: ["*.test"]
+usage:
+  key_usage: [digitalSignature]
+  extended: [serverAuth]
+validity:
+  default: 30d
+approval:
+  two_person: true
+`
+
+// revocation: what is requested, approved and fetched on one node, and revoked on another, is on the list that the holder signs without
+// being asked to, and every responder says so.
+func (n *nodes) revocation(t *testing.T) {
+	work := t.TempDir()
+	file, profile, token := filepath.Join(work, "leaf.pem"), filepath.Join(work, "decided.yaml"), filepath.Join(work, "token")
+	must(t, os.WriteFile(profile, []byte(decided), 0o644))
+	n.types(t, "node1", "profile", "save", "decided", profile)
+	n.types(t, "node1", "operator", "add", "olga", "--role", "operator")
+	n.types(t, "node1", "token", "add", "olga", "--out", token)
+	id := strings.TrimSpace(output(t, exec.Command(program(t), append([]string{"request", "submit", "--profile", "decided", "--csr", newRequest(t),
+		"--name", "asked.test", "--token-file", token}, n.node("node2")...)...)))
+	n.types(t, "node2", "request", "approve", id)
+	n.types(t, "node2", "request", "retrieve", id, "--out", file)
+	text, err := os.ReadFile(file)
+	must(t, err)
+	c := decode[*client.Certificate](t, n.types(t, "node1", "cert", "show", fmt.Sprintf("%x", parsed(t, text).SerialNumber), "-o", "json"))
+	for at := range n.all {
+		until(t, at+" says good", func() bool { return n.status(t, at, c) == "good" })
+		if said := n.gnutls(t, at, c); !strings.Contains(said, "Certificate Status: good") {
+			t.Errorf("%s, asked by ocsptool, says\n%s", at, said)
+		}
+	}
+	if said := n.nss(t, "node3", c); !strings.Contains(said, "certificate is valid") {
+		t.Errorf("NSS says\n%s", said)
+	}
+	before := n.number(t, "node3", c.Issuer)
+	n.revoke(t, "node2", c)
+	for at := range n.all {
+		until(t, at+" says revoked", func() bool { return n.status(t, at, c) == "revoked" })
+		if said := n.gnutls(t, at, c); !strings.Contains(said, "Certificate Status: revoked") {
+			t.Errorf("%s, asked by ocsptool, says\n%s", at, said)
+		}
+		until(t, "the list that "+at+" publishes has it", func() bool { return n.listed(t, at, c) })
+	}
+	if after := n.number(t, "node3", c.Issuer); after <= before {
+		t.Errorf("list %d has what list %d had not", after, before)
+	}
+	if said := n.nss(t, "node3", c); !strings.Contains(strings.ToLower(said), "revoked") {
+		t.Errorf("NSS says\n%s", said)
+	}
+}
+
+// holder is the node that signs CRLs, and another that could.
+func (n *nodes) holder(t *testing.T, at string) (holds, other string) {
+	t.Helper()
+	until(t, "a node signs CRLs", func() bool {
+		all, err := client.Collect(n.all[at].admin.Clones(t.Context()))
+		must(t, err)
+		holds, other = "", ""
+		for _, c := range all {
+			has := false
+			for _, l := range c.Leases {
+				has = has || l.Name == "crl" && l.Holder == c.Name
+			}
+			switch {
+			case has:
+				holds = c.Name
+			case c.State == client.CloneActive && len(c.Subsystems) == 2 && n.all[c.Name] != nil:
+				other = c.Name
+			}
+		}
+		return holds != "" && other != ""
+	})
+	return holds, other
+}
+
+// freshCRL asks the node that does not sign CRLs for a new one: the one that does signs it. Then the other is promoted.
+func (n *nodes) freshCRL(t *testing.T) {
+	at := "node3"
+	issuer := n.issue(t, n.someCA()).Issuer
+	for range 2 {
+		holds, other := n.holder(t, at)
+		before := n.number(t, at, issuer)
+		made := decode[client.CRL](t, n.types(t, other, "crl", "issue", "--issuer", issuer, "-o", "json"))
+		if number, err := strconv.ParseInt(made.Number, 10, 64); err != nil || number <= before {
+			t.Errorf("the list after %d has the number %s", before, made.Number)
+		}
+		if now, _ := n.holder(t, at); now != holds {
+			t.Errorf("the work went from %s to %s", holds, now)
+		}
+		until(t, "it is published", func() bool { return strconv.FormatInt(n.number(t, at, issuer), 10) >= made.Number })
+		n.types(t, holds, "clone", "promote", other)
+		if now, _ := n.holder(t, at); now != other {
+			t.Errorf("%s was promoted, and %s signs", other, now)
+		}
+	}
+}
+
+// someCA is a node that issues.
+func (n *nodes) someCA() string {
+	if n.all["node2"] != nil {
+		return "node2"
+	}
+	return "node4"
+}
+
+// schedule: an issuer that does not sign at each revocation signs at its time, and when it is asked to.
+func (n *nodes) schedule(t *testing.T) {
+	quiet := n.issue(t, "node2")
+	n.types(t, "node2", "issuer", "crls", quiet.Issuer, "--no-on-revocation")
+	made := decode[client.CRL](t, n.types(t, "node2", "crl", "issue", "--issuer", quiet.Issuer, "-o", "json"))
+	until(t, "it is published by the other", func() bool { return strconv.FormatInt(n.number(t, "node1", quiet.Issuer), 10) == made.Number })
+	n.revoke(t, "node1", quiet)
+	until(t, "OCSP says revoked at once", func() bool { return n.status(t, "node3", quiet) == "revoked" })
+
+	// What another issuer's certificate shows on its list shows that the holder has looked meanwhile.
+	loud := decode[client.IssueResult](t, n.types(t, "node2", "cert", "issue", "--pool", "database", "--profile", "client", "--csr", newRequest(t),
+		"--subject", "CN=someone", "-o", "json")).Certificate
+	n.revoke(t, "node2", loud)
+	until(t, "the other list has its entry", func() bool { return n.listed(t, "node1", loud) })
+	if now := strconv.FormatInt(n.number(t, "node1", quiet.Issuer), 10); now != made.Number || n.listed(t, "node1", quiet) {
+		t.Errorf("list %s was signed before its time, after %s", now, made.Number)
+	}
+	n.types(t, "node1", "crl", "issue", "--issuer", quiet.Issuer)
+	until(t, "the list that was asked for has it", func() bool { return n.listed(t, "node1", quiet) })
+	n.types(t, "node2", "issuer", "crls", quiet.Issuer, "--on-revocation")
+}
+
+// rekeyed: an issuer gets a new key on one node. Another issues with it without being told, and for what the old key signed there are
+// answers and lists as before.
+func (n *nodes) rekeyed(t *testing.T) {
+	old := n.issue(t, "node1")
+	n.types(t, "node1", "issuer", "issue", "default2", "--under", "default-root", "--subject", "CN=second issuer", "--pool", "default", "--default")
+	fresh := n.issue(t, "node2")
+	until(t, "node2 issues with the new key", func() bool {
+		fresh = n.issue(t, "node2")
+		return fresh.Issuer == "default2"
+	})
+	for _, c := range []*client.Certificate{old, fresh} {
+		until(t, "node3 says good of what "+c.Issuer+" signed", func() bool { return n.status(t, "node3", c) == "good" })
+		n.revoke(t, "node2", c)
+		until(t, "node3 says revoked", func() bool { return n.status(t, "node3", c) == "revoked" })
+		until(t, "the list of "+c.Issuer+" has it", func() bool { return n.listed(t, "node3", c) })
+		if said := n.nss(t, "node1", c); !strings.Contains(strings.ToLower(said), "revoked") {
+			t.Errorf("NSS says of what %s signed\n%s", c.Issuer, said)
+		}
+	}
+}
+
+// promotions are made by two operators at once: one comes last, and one node signs.
+func (n *nodes) promotions(t *testing.T) {
+	var both sync.WaitGroup
+	for _, to := range []string{"node1", "node2"} {
+		both.Go(func() {
+			if out, err := n.asked(t, to, "clone", "promote", to).CombinedOutput(); err != nil && !strings.Contains(string(out), "try again") {
+				t.Errorf("promote %s: %v\n%s", to, err, out)
+			}
+		})
+	}
+	both.Wait()
+	n.holder(t, "node3")
+	n.freshCRL(t)
+}
