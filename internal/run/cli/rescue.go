@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"chancery/internal/store/keys"
@@ -107,6 +108,7 @@ type rescueExpiredCommand struct {
 	PassphraseFile string   `placeholder:"F|-" help:"Passphrase of the roots' keys, and of the one that is made where a root ended too."`
 	Server         []string `placeholder:"NAME[/OTHER]" help:"Name of a member of the database, and after slashes its other names and addresses: it gets new certificates for PostgreSQL, etcd and Patroni, for you to put there. May be repeated."`
 	ServerOut      string   `type:"path" placeholder:"DIR" help:"Where those go, with their keys and the roots."`
+	Pool           []string `placeholder:"NAME" help:"One more pool to give a new issuer, and a new root where that ended too. May be repeated."`
 }
 
 // Run works where the node is, for who runs it and for root: it opens the node's key, and no network lets anybody in for it.
@@ -117,7 +119,7 @@ func (c *rescueExpiredCommand) Run(ctx context.Context, g *globals) error {
 	case (len(c.Server) > 0) != (c.ServerOut != ""):
 		return usage("--server and --server-out go together")
 	}
-	o := setup.ExpiredOptions{Dir: datadir.Dir(g.Dir), DatabaseFile: c.DatabaseFile, Servers: c.Server, ServerDir: c.ServerOut}
+	o := setup.ExpiredOptions{Dir: datadir.Dir(g.Dir), DatabaseFile: c.DatabaseFile, Servers: c.Server, ServerDir: c.ServerOut, Pools: c.Pool}
 	if c.PassphraseFile != "" {
 		var err error
 		if o.Passphrase, err = g.secret(c.PassphraseFile, "passphrase"); err != nil {
@@ -159,9 +161,13 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 		fmt.Fprintf(g.Out, "Pool %s has a new issuer.\n", name)
 	}
 	for _, name := range done.NewRoots {
-		fmt.Fprintf(g.Out, "Its root had ended too: %s is a new one.\n", name)
+		fmt.Fprintf(g.Out, "%s is a new root, since the one before had ended too.\n", name)
 	}
-	fmt.Fprintf(g.Out, "%s has a new identity. Written:\n", done.Administrator)
+	said := " has a new identity."
+	if done.Kept {
+		said = "'s identity is good, and stays."
+	}
+	fmt.Fprintf(g.Out, "%s%s Written:\n", done.Administrator, said)
 	for _, file := range append(done.Files, done.Offline...) {
 		fmt.Fprintln(g.Out, " ", file)
 	}
@@ -171,8 +177,12 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	if done.AgentsJoin {
 		fmt.Fprintln(g.Out, "Hosts knew the old root of identities: they join again (chancery host replace NAME), and keep what they hold meanwhile.")
 	}
+	if len(done.Ended) > 0 {
+		fmt.Fprintf(g.Out, "The issuers of these pools have ended too, and stay so until --pool names them: %s.\n", strings.Join(done.Ended, ", "))
+	}
 	if c.ServerOut != "" {
-		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL and Patroni's own port, NAME-peer for etcd, NAME-client for what Patroni asks with.\n", c.ServerOut)
+		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL's own port, NAME-client for its logins at the others, both with roots.crt; "+
+			"NAME-peer is for etcd and Patroni, with peer-roots.crt.\n", c.ServerOut)
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts\n", g.Dir)
 }

@@ -42,6 +42,34 @@ func blocksOf(t *testing.T, page string) (blocks []block) {
 	return blocks
 }
 
+// sectionOf is the blocks below one heading of a page.
+func sectionOf(t *testing.T, page, heading string) (blocks []block) {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	must(t, err)
+	from, to, fenced := 0, 0, false
+	for n, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(line, "```") {
+			fenced = !fenced
+		}
+		switch {
+		case line == heading:
+			from = n + 1
+		case from > 0 && to == 0 && !fenced && strings.HasPrefix(line, "#"):
+			to = n + 1
+		}
+	}
+	for _, b := range blocksOf(t, page) {
+		if from > 0 && b.line > from && (to == 0 || b.line < to) {
+			blocks = append(blocks, b)
+		}
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("%s has nothing to type below %q", page, heading)
+	}
+	return blocks
+}
+
 // stage is the machines of a page. What is put in the place of the world: loopback addresses for those of the page; an scp that
 // copies between directories; a systemctl for the units that the page has run; and a place for the agents' state.
 type stage struct {
@@ -84,11 +112,16 @@ func (s *stage) replaced() (real, printed []string) {
 // play types a page, word by word, and wants that it has that many blocks to type and to compare.
 func (s *stage) play(page string, types, compares int) {
 	s.t.Helper()
-	real, printed := s.replaced()
 	for _, m := range s.machines {
 		s.furnish(m)
 	}
-	blocks := blocksOf(s.t, page)
+	s.typeBlocks(blocksOf(s.t, page), types, compares)
+}
+
+// typeBlocks types blocks on machines that are furnished.
+func (s *stage) typeBlocks(blocks []block, types, compares int) {
+	s.t.Helper()
+	real, printed := s.replaced()
 	typed, compared := 0, 0
 	for i, b := range blocks {
 		text := strings.NewReplacer(real...).Replace(b.text)

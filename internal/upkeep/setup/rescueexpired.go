@@ -5,12 +5,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,10 +16,8 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
-	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
-	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
@@ -44,22 +40,30 @@ type ExpiredOptions struct {
 	// others know it, and after slashes the other names and addresses that it is reached by.
 	Servers   []string
 	ServerDir string
+	// Pools are more pools to bring back, whose hosts are others than the database's: without a word of who looks after them, they stay as
+	// they are, and are named in Brought.Ended.
+	Pools []string
 }
 
 // Brought says what an authority came back with.
 type Brought struct {
 	Administrator string   `json:"administrator"`
-	Pools         []string `json:"pools"`     // that have a new issuer
-	NewRoots      []string `json:"new_roots"` // of them, those with a new root
-	Files         []string `json:"files"`     // that were written
-	Offline       []string `json:"offline"`   // of them, those that belong off this machine
+	Kept          bool     `json:"administrator_kept"` // his identity is a good one, and stays
+	Pools         []string `json:"pools"`              // that have a new issuer
+	NewRoots      []string `json:"new_roots"`          // of them, those with a new root
+	Files         []string `json:"files"`              // that were written
+	Offline       []string `json:"offline"`            // of them, those that belong off this machine
+	Ended         []string `json:"ended"`              // pools whose issuer has ended and that nobody asked to bring back
 	AgentsJoin    bool     `json:"agents_join_again"`
 }
 
 // RescueExpired brings an authority back whose own certificates have ended, all of them or some: issuers and roots of identities and of
-// the pool of PostgreSQL, the node's TLS certificate, the administrator's, this node's login at PostgreSQL, and its servers'. It needs
-// the node's key, and so may be run by who runs the node, or root; nobody else is let in by it. Whoever has that key could issue all
-// of this anyway, and the audit shows it.
+// the pools of PostgreSQL and of etcd, the node's TLS certificate, the administrator's, this node's login at PostgreSQL, and its servers'.
+// It needs the node's key, and so may be run by who runs the node, or root; nobody else is let in by it. Whoever has that key could issue
+// all of this anyway, and the audit shows it.
+//
+// It may be cut anywhere and run again: each step looks first whether what it would make is there and good. Run once more on an authority
+// of which nothing has ended, it issues nothing.
 func RescueExpired(ctx context.Context, o ExpiredOptions) (*Brought, error) {
 	config, err := o.Dir.Load()
 	if err != nil {
@@ -73,7 +77,7 @@ func RescueExpired(ctx context.Context, o ExpiredOptions) (*Brought, error) {
 	}
 	s, err := Open(ctx, o.Dir, config, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, o.wayIn(err)
+		return nil, o.wayIn(config, err)
 	}
 	done := &Brought{}
 	if err = s.ready(ctx); err == nil {
@@ -88,16 +92,23 @@ func RescueExpired(ctx context.Context, o ExpiredOptions) (*Brought, error) {
 	return done, nil
 }
 
-// wayIn says which door is left where the one that node.yaml names is shut by certificates.
-func (o *ExpiredOptions) wayIn(err error) error {
+// wayIn says which door is left where the one that node.yaml names is shut by certificates: by those of PostgreSQL, or by those of etcd,
+// without which Patroni starts none.
+func (o *ExpiredOptions) wayIn(config *datadir.Config, err error) error {
 	cause := deepest(err)
 	text := strings.ToLower(cause)
-	if o.DatabaseFile != "" || !strings.Contains(text, "certificate") && !strings.Contains(text, "tls") && !strings.Contains(text, "ssl") {
+	certificates := strings.Contains(text, "certificate") || strings.Contains(text, "tls") || strings.Contains(text, "ssl")
+	if config.DatabaseFile == "" || o.DatabaseFile != "" || !certificates && !fault.Is(err, fault.Unavailable) {
 		return err
 	}
-	return fault.New(fault.Unavailable, "the database does not let this node in by TLS: %s", cause).
-		WithHint("its Unix socket needs no certificate: on the machine of the primary, write postgres:///NAME?host=/var/run/postgresql&user=OWNER into a file of " +
-			"mode 0600, and name it by --database-file; pg_hba.conf lets that user in by a line such as: local NAME OWNER peer map=chancery")
+	said := "the database cannot be reached: %s"
+	if certificates {
+		said = "the database does not let this node in by TLS: %s"
+	}
+	return fault.New(fault.Unavailable, said, cause).
+		WithHint("its Unix socket needs no certificate: on the machine of the primary, or of the member that Patroni does not start any more, write " +
+			"postgres:///NAME?host=/var/run/postgresql&user=OWNER into a file of mode 0600, and name it by --database-file; pg_hba.conf lets that user in by a " +
+			"line such as: local NAME OWNER peer map=chancery; docs/move-and-rescue.md has all steps for a cluster")
 }
 
 // deepest is what an error says at its root, which a refusal for operators leaves out.
@@ -128,34 +139,61 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := s.recordRescue(ctx, by, now, map[string]any{"begins": true, "servers": o.Servers, "root_keys": len(o.RootKeys)}); err != nil {
 		return err
 	}
-	for _, name := range []string{pool.Identity, DatabasePool} {
+	for _, name := range append([]string{pool.Identity, DatabasePool, ControlPool}, o.Pools...) {
 		if err := o.revive(ctx, s, by, name, done, now); err != nil {
 			return err
 		}
 	}
+	if err := s.listEnded(ctx, done, now); err != nil {
+		return err
+	}
 	if err := s.writeIdentityRoots(ctx, o.Dir, now, done); err != nil {
 		return err
 	}
-	admin, err := s.administrator(ctx, by)
-	if err != nil {
+	if err := o.renewAdministrator(ctx, s, by, done, now); err != nil {
 		return err
 	}
-	if err := enrolInto(ctx, s, by, o.Dir, admin, keyfile.ReplaceFile); err != nil {
-		return err
-	}
-	done.Administrator = admin.Name
-	done.Files = append(done.Files, o.Dir.AdminCert(), o.Dir.AdminKey())
 	// The node makes its own anew when it starts and finds none.
 	if err := os.Remove(o.Dir.TLS()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := s.renewLogin(ctx, o.Dir, done); err != nil {
-		return err
-	}
-	if err := o.certifyServers(ctx, s, by, done); err != nil {
-		return err
+	for _, step := range []func(context.Context, *Services, access.Principal, *Brought, time.Time) error{o.renewLogin, o.renewNamedLogin, o.certifyServers} {
+		if err := step(ctx, s, by, done, now); err != nil {
+			return err
+		}
 	}
 	return s.recordRescue(ctx, by, now, done)
+}
+
+// listEnded names the pools that go without an issuer still.
+func (s *Services) listEnded(ctx context.Context, done *Brought, now time.Time) error {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range issuers {
+		if i.Default && i.Certificate != nil && !now.Before(i.Certificate.NotAfter) {
+			done.Ended = append(done.Ended, i.Pool)
+		}
+	}
+	return nil
+}
+
+// renewAdministrator gives an administrator a new identity in the data directory, where the one that is there is no good one.
+func (o *ExpiredOptions) renewAdministrator(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
+	admin, err := s.administrator(ctx, by)
+	if err != nil {
+		return err
+	}
+	done.Administrator = admin.Name
+	if pair, err := adminPair(o.Dir); err == nil {
+		if issuer := s.signerOf(ctx, pair.Leaf, pool.Identity, now); issuer != nil && s.Identity.Good(ctx, issuer.ID, pair.Leaf.SerialNumber) == nil {
+			done.Kept = true
+			return nil
+		}
+	}
+	done.Files = append(done.Files, o.Dir.AdminCert(), o.Dir.AdminKey())
+	return enrolInto(ctx, s, by, o.Dir, admin, keyfile.ReplaceFile)
 }
 
 func (s *Services) recordRescue(ctx context.Context, by access.Principal, now time.Time, detail any) error {
@@ -166,8 +204,8 @@ func (s *Services) recordRescue(ctx context.Context, by access.Principal, now ti
 
 func (o *ExpiredOptions) revive(ctx context.Context, s *Services, by access.Principal, name string, done *Brought, now time.Time) error {
 	r, err := s.Pools.Revive(ctx, by, name, &rootKeys{o, done}, now)
-	if fault.Is(err, fault.NotFound) && name == DatabasePool {
-		return nil // not every authority has it
+	if fault.Is(err, fault.NotFound) && (name == DatabasePool || name == ControlPool) {
+		return nil // not every authority has them
 	}
 	if r == nil || err != nil {
 		return err
@@ -177,9 +215,6 @@ func (o *ExpiredOptions) revive(ctx context.Context, s *Services, by access.Prin
 		return nil
 	}
 	done.NewRoots = append(done.NewRoots, r.Root.Name)
-	if name == pool.Identity {
-		done.AgentsJoin = true
-	}
 	return nil
 }
 
@@ -277,6 +312,8 @@ func (s *Services) writeIdentityRoots(ctx context.Context, dir datadir.Dir, now 
 			good = append(good, c)
 		}
 	}
+	// Said by every run, since the one that made the new root may have been cut before it could.
+	done.AgentsJoin = len(good) < len(roots)
 	if len(good) == 0 {
 		return fault.New(fault.Conflict, "every root of identities has ended")
 	}
@@ -286,110 +323,4 @@ func (s *Services) writeIdentityRoots(ctx context.Context, dir datadir.Dir, now 
 	}
 	done.Files = append(done.Files, dir.IdentityRoot())
 	return keyfile.ReplaceFile(dir.IdentityRoot(), text, 0o644)
-}
-
-// renewLogin certifies this node's own login at PostgreSQL anew, where it has one.
-func (s *Services) renewLogin(ctx context.Context, dir datadir.Dir, done *Brought) error {
-	role, err := dir.DatabaseRole()
-	if err != nil || role == "" {
-		return err
-	}
-	text, csr, err := newRequest()
-	if err != nil {
-		return err
-	}
-	defer clear(text)
-	login, err := s.openLogin(ctx, s.Keys.Self(), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})))
-	if err != nil || login.Role == "" {
-		return err
-	}
-	done.Files = append(done.Files, dir.DatabaseLogin(), dir.DatabaseRoots())
-	return dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
-}
-
-// certifyServers makes keys and certificates for the members of the database, for the operator to put there: their agents cannot ask for any
-// before the node is back, and the node does not come back before they have some.
-func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by access.Principal, done *Brought) error {
-	if len(o.Servers) == 0 {
-		return nil
-	}
-	if _, err := s.Pools.Pool(ctx, DatabasePool); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
-		return err
-	}
-	// Whoever runs this has the node's key; as a node he would have no host's name.
-	owner := access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
-	for _, server := range o.Servers {
-		called := strings.Split(server, "/")
-		var names []string
-		for _, name := range called {
-			if name == "" || name == "." || name == ".." {
-				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
-			}
-			names = append(names, generalName(name))
-		}
-		// What its PostgreSQL and Patroni show to who calls, what its etcd shows to members, and what its Patroni shows to etcd and to others.
-		for suffix, order := range map[string]ca.Order{
-			"":        {Profile: "server", Names: names},
-			"-peer":   {Profile: "peer", Names: names},
-			"-client": {Profile: "client", Subject: cert.CommonName(called[0]).String()},
-		} {
-			if err := o.certifyOne(ctx, s, owner, order, filepath.Join(o.ServerDir, called[0]+suffix), done); err != nil {
-				return fmt.Errorf("certify the server %s (profile %s): %w", server, order.Profile, err)
-			}
-		}
-	}
-	roots, err := s.DatabaseRoots(ctx)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(o.ServerDir, "roots.crt")
-	done.Files = append(done.Files, file)
-	return keyfile.ReplaceFile(file, []byte(roots), 0o644)
-}
-
-// certifyOne makes a key and has it certified in the pool of the database. What a run before made is replaced.
-func (o *ExpiredOptions) certifyOne(ctx context.Context, s *Services, by access.Principal, order ca.Order, base string, done *Brought) error {
-	text, csr, err := newRequest()
-	if err != nil {
-		return err
-	}
-	defer clear(text)
-	order.Pool, order.CSR = DatabasePool, csr
-	issued, err := s.CA.Issue(ctx, by, order)
-	if err != nil {
-		return err
-	}
-	var path []byte
-	for _, der := range identity.Path(issued) {
-		path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	if err := keyfile.ReplaceFile(base+".key", text, 0o600); err != nil {
-		return err
-	}
-	done.Files = append(done.Files, base+".key", base+".crt")
-	return keyfile.ReplaceFile(base+".crt", path, 0o644)
-}
-
-// newRequest makes a key, as PEM, and a request for it.
-func newRequest() (text, csr []byte, err error) {
-	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	if text, err = keyfile.EncodePKCS8(key); err != nil {
-		return nil, nil, err
-	}
-	csr, err = cert.CreateCSR(&cert.CSRTemplate{}, key)
-	return text, csr, err
-}
-
-// generalName is a server's name as a certificate has it.
-func generalName(name string) string {
-	if _, err := netip.ParseAddr(name); err == nil {
-		return "ip:" + name
-	}
-	return "dns:" + name
 }

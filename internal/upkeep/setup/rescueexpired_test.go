@@ -225,12 +225,21 @@ func TestAllCertificatesEnded(t *testing.T) {
 	if err := s.DB.Migrator().QueryRow("SELECT session_user").Scan(&role); err != nil || role != "chancery_node1" {
 		t.Errorf("the node is known to the database as %q, %v", role, err)
 	}
-	// A second time there is nothing to bring back, and it does no harm.
+	// A second time there is nothing to bring back, and nothing is issued.
+	var before, after int
+	if err := s.DB.Migrator().QueryRow("SELECT COUNT(*) FROM certificate").Scan(&before); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.DB.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if done, err = setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir}); err != nil || len(done.Pools) != 0 {
+	again := setup.ExpiredOptions{Dir: dir, Servers: members, ServerDir: out}
+	if done, err = setup.RescueExpired(t.Context(), again); err != nil || len(done.Pools) != 0 || !done.Kept {
 		t.Errorf("a second time: %+v, %v", done, err)
+	}
+	s = open(t, dir)
+	if err := s.DB.Migrator().QueryRow("SELECT COUNT(*) FROM certificate").Scan(&after); err != nil || after != before {
+		t.Errorf("a second time has issued %d certificates, %v", after-before, err)
 	}
 }
 

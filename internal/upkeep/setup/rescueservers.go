@@ -1,0 +1,304 @@
+package setup
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"chancery/internal/authority/ca"
+	"chancery/internal/authority/identity"
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/store/access"
+	"chancery/internal/upkeep/datadir"
+)
+
+// ControlPool is the pool of what etcd and Patroni show, in which no node is: whoever is let in there rules the database's machines. An
+// authority whose members were set up without it has them in DatabasePool.
+const ControlPool = "database-control"
+
+// spare is what must be left of a certificate's life for it to be kept: enough for an operator to bring the rest back.
+const spare = 24 * time.Hour
+
+// signerOf is the issuer of a pool that signed a certificate which is good for a while yet; nil where there is none.
+func (s *Services) signerOf(ctx context.Context, c *x509.Certificate, pool string, now time.Time) *ca.Issuer {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil || now.Add(spare).After(c.NotAfter) {
+		return nil
+	}
+	for _, i := range issuers {
+		if i.Pool == pool && i.State == ca.IssuerActive && i.Certificate != nil && now.Before(i.Certificate.NotAfter) && c.CheckSignatureFrom(i.Certificate) == nil {
+			return i
+		}
+	}
+	return nil
+}
+
+// stands reports whether a key and a certification path, as files hold them, need no successors: what a run before made, or what has
+// not ended.
+func (s *Services) stands(ctx context.Context, key, path []byte, pool string, names []string, now time.Time) bool {
+	pair, err := tls.X509KeyPair(path, key)
+	if err != nil {
+		return false
+	}
+	i := s.signerOf(ctx, pair.Leaf, pool, now)
+	if i == nil {
+		return false
+	}
+	found, err := s.CA.Find(ctx, access.System(s.Keys.Self()), ca.Ref{Issuer: i.ID, Serial: pair.Leaf.SerialNumber})
+	if err != nil || found.State != ca.Valid {
+		return false
+	}
+	return !slices.ContainsFunc(names, func(name string) bool {
+		return pair.Leaf.VerifyHostname(strings.TrimPrefix(strings.TrimPrefix(name, "dns:"), "ip:")) != nil
+	})
+}
+
+// adminPair is the identity of the administrator in the data directory.
+func adminPair(dir datadir.Dir) (tls.Certificate, error) {
+	return tls.LoadX509KeyPair(dir.AdminCert(), dir.AdminKey())
+}
+
+// renewLogin certifies this node's own login at PostgreSQL anew, where it has one that has ended.
+func (o *ExpiredOptions) renewLogin(ctx context.Context, s *Services, _ access.Principal, done *Brought, now time.Time) error {
+	role, err := o.Dir.DatabaseRole()
+	if err != nil || role == "" {
+		return err
+	}
+	if pair, err := keyfile.ReadSecret(o.Dir.DatabaseLogin(), keyfile.MaxFile); err == nil {
+		defer clear(pair)
+		if s.stands(ctx, pair, pair, DatabasePool, nil, now) {
+			return nil
+		}
+	}
+	text, csr, err := newRequest()
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	login, err := s.openLogin(ctx, s.Keys.Self(), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})))
+	if err != nil || login.Role == "" {
+		return err
+	}
+	done.Files = append(done.Files, o.Dir.DatabaseLogin(), o.Dir.DatabaseRoots())
+	return o.Dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
+}
+
+// renewNamedLogin certifies anew what the node's URL names itself, in the files that it names: the first node of a cluster logs in as
+// a host of the pool, by what its agent places, and neither that agent nor the node could begin before the other has. A certificate that
+// is not of the pool is somebody else's affair.
+func (o *ExpiredOptions) renewNamedLogin(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
+	config, err := o.Dir.Load()
+	if err != nil || config.DatabaseFile == "" {
+		return err
+	}
+	text, err := keyfile.ReadSecret(o.Dir.Within(config.DatabaseFile), keyfile.MaxSecret)
+	if err != nil {
+		return fmt.Errorf("read database URL: %w", err)
+	}
+	defer clear(text)
+	u, err := url.Parse(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fault.New(fault.Invalid, "%s holds no URL", config.DatabaseFile)
+	}
+	path, key, roots := u.Query().Get("sslcert"), u.Query().Get("sslkey"), u.Query().Get("sslrootcert")
+	if path == "" || key == "" || path == key {
+		return nil
+	}
+	old, err := keyfile.ReadFile(path, keyfile.MaxFile)
+	if err != nil {
+		return fmt.Errorf("read the certificate that %s names: %w", config.DatabaseFile, err)
+	}
+	all, err := keyfile.ParseCertificates(old)
+	if err != nil || len(all) == 0 {
+		return fault.New(fault.Invalid, "%s, which %s names, holds no certificate", path, config.DatabaseFile)
+	}
+	if ours, err := s.ofPool(ctx, all[0], DatabasePool); err != nil || !ours {
+		return err
+	}
+	if secret, err := keyfile.ReadSecret(key, keyfile.MaxFile); err == nil {
+		defer clear(secret)
+		if s.stands(ctx, secret, old, DatabasePool, nil, now) {
+			return nil
+		}
+	}
+	order := ca.Order{Pool: DatabasePool, Profile: loginProfile, Subject: cert.CommonName(all[0].Subject.CommonName).String()}
+	if err := o.certify(ctx, s, asOperator(by), order, path, key, done); err != nil {
+		return fmt.Errorf("certify the node's login, %s: %w", path, err)
+	}
+	if roots == "" {
+		return nil
+	}
+	return s.writeRoots(ctx, DatabasePool, roots, now, done)
+}
+
+// ofPool reports whether an issuer of the pool signed a certificate, ended or not.
+func (s *Services) ofPool(ctx context.Context, c *x509.Certificate, pool string) (bool, error) {
+	issuers, err := s.CA.Issuers(ctx)
+	return slices.ContainsFunc(issuers, func(i *ca.Issuer) bool {
+		return i.Pool == pool && i.Certificate != nil && c.CheckSignatureFrom(i.Certificate) == nil
+	}), err
+}
+
+// asOperator is the node as an administrator: as a node it would have no host's name.
+func asOperator(by access.Principal) access.Principal {
+	return access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
+}
+
+// certifyServers makes keys and certificates for the members of the database, for the operator to put there: their agents cannot ask for any
+// before the node is back, and the node does not come back before they have some.
+func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
+	if len(o.Servers) == 0 {
+		return nil
+	}
+	if _, err := s.Pools.Pool(ctx, DatabasePool); err != nil {
+		return err
+	}
+	control := ControlPool
+	if _, err := s.Pools.Pool(ctx, control); fault.Is(err, fault.NotFound) {
+		control = DatabasePool
+	} else if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
+		return err
+	}
+	for _, server := range o.Servers {
+		called := strings.Split(server, "/")
+		var names []string
+		for _, name := range called {
+			if name == "" || name == "." || name == ".." {
+				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
+			}
+			names = append(names, generalName(name))
+		}
+		for _, one := range []struct {
+			suffix string
+			order  ca.Order
+		}{
+			{"", ca.Order{Pool: DatabasePool, Profile: "server", Names: names}},                                            // PostgreSQL's
+			{"-client", ca.Order{Pool: DatabasePool, Profile: loginProfile, Subject: cert.CommonName(called[0]).String()}}, // by which it and Patroni log in at the others
+			{"-peer", ca.Order{Pool: control, Profile: "peer", Names: names}},                                              // etcd's and Patroni's
+		} {
+			base := filepath.Join(o.ServerDir, called[0]+one.suffix)
+			if err := o.certifyOne(ctx, s, by, one.order, base, done, now); err != nil {
+				return fmt.Errorf("certify the server %s (profile %s): %w", server, one.order.Profile, err)
+			}
+		}
+	}
+	if err := s.writeRoots(ctx, DatabasePool, filepath.Join(o.ServerDir, "roots.crt"), now, done); err != nil {
+		return err
+	}
+	return s.writeRoots(ctx, control, filepath.Join(o.ServerDir, "peer-roots.crt"), now, done)
+}
+
+// certifyOne makes a key and has it certified, where no run before has.
+func (o *ExpiredOptions) certifyOne(ctx context.Context, s *Services, by access.Principal, order ca.Order, base string, done *Brought, now time.Time) error {
+	if path, err := keyfile.ReadFile(base+".crt", keyfile.MaxFile); err == nil {
+		if key, err := keyfile.ReadSecret(base+".key", keyfile.MaxFile); err == nil {
+			defer clear(key)
+			if s.stands(ctx, key, path, order.Pool, order.Names, now) {
+				done.Files = append(done.Files, base+".key", base+".crt")
+				return nil
+			}
+		}
+	}
+	return o.certify(ctx, s, asOperator(by), order, base+".crt", base+".key", done)
+}
+
+// certify makes a key, has it certified, and writes both. A file that is there is replaced, and its owner and group stay.
+func (o *ExpiredOptions) certify(ctx context.Context, s *Services, by access.Principal, order ca.Order, certFile, keyFile string, done *Brought) error {
+	text, csr, err := newRequest()
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	order.CSR = csr
+	issued, err := s.CA.Issue(ctx, by, order)
+	if err != nil {
+		return err
+	}
+	var path []byte
+	for _, der := range identity.Path(issued) {
+		path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	if err := replaceOwned(keyFile, text, 0o600); err != nil {
+		return err
+	}
+	done.Files = append(done.Files, keyFile, certFile)
+	return replaceOwned(certFile, path, 0o644)
+}
+
+// writeRoots writes the roots of a pool that have not ended.
+func (s *Services) writeRoots(ctx context.Context, pool, file string, now time.Time, done *Brought) error {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	var roots []*x509.Certificate
+	for _, i := range issuers {
+		if i.Pool == pool && i.Root() && i.State == ca.IssuerActive && now.Before(i.Certificate.NotAfter) {
+			roots = append(roots, i.Certificate)
+		}
+	}
+	if len(roots) == 0 {
+		return fault.New(fault.Conflict, "every root of pool %s has ended", pool)
+	}
+	done.Files = append(done.Files, file)
+	text := keyfile.EncodeCertificates(roots...)
+	if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, text) {
+		return nil
+	}
+	return replaceOwned(file, text, 0o644)
+}
+
+// replaceOwned is keyfile.ReplaceFile for a file that is another user's: for who reads a certificate when it ends is often not root.
+func replaceOwned(path string, content []byte, mode fs.FileMode) error {
+	before, err := os.Stat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := keyfile.ReplaceFile(path, content, mode); err != nil || before == nil {
+		return err
+	}
+	owner, ok := before.Sys().(*syscall.Stat_t)
+	if !ok || os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Lchown(path, int(owner.Uid), int(owner.Gid))
+}
+
+// newRequest makes a key, as PEM, and a request for it.
+func newRequest() (text, csr []byte, err error) {
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if text, err = keyfile.EncodePKCS8(key); err != nil {
+		return nil, nil, err
+	}
+	csr, err = cert.CreateCSR(&cert.CSRTemplate{}, key)
+	return text, csr, err
+}
+
+// generalName is a server's name as a certificate has it.
+func generalName(name string) string {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "ip:" + name
+	}
+	return "dns:" + name
+}
