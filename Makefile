@@ -35,10 +35,11 @@ demo: build
 packages:
 	.ci/packages
 
-# What the tests' probers saw while certificates and trust were changed is shown at the end: connections, and failures.
+# What the tests' probers saw while certificates and trust were changed is shown at the end: connections, and failures. Vet is left to
+# make vet, and the test programs go without what debuggers read.
 test: packages
 	@mkdir -p bin && rm -f bin/probed
-	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test -timeout 12m ./...
+	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test -timeout 12m -vet=off -ldflags=-w ./...
 	CGO_ENABLED=1 $(GO) test -C $(PKCS11) ./...
 	@[ ! -f bin/probed ] || sort bin/probed
 

@@ -47,6 +47,7 @@ type authority struct {
 	api    *api.Server
 	server *httptest.Server
 	log    *lockedBuffer
+	header time.Duration // how long a header may take
 	people map[access.Role]*person
 }
 
@@ -118,13 +119,21 @@ func makeAuthority(t testing.TB, d *db.DB) *authority {
 	for _, role := range []access.Role{access.Admin, access.Officer, access.Operator, access.Auditor, access.Host} {
 		a.addPerson("the-"+string(role), role)
 	}
+	a.wait(0, 0)
+	return a
+}
+
+// wait makes the API of an authority that is not served yet anew, with how long it waits for a header and a body: 0 is what nodes do.
+func (a *authority) wait(header, body time.Duration) {
+	a.t.Helper()
+	var err error
+	a.header = header
 	a.api, err = api.New(a.Services, api.Options{
-		Logger: logger, Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, BodyTimeout: time.Millisecond,
+		Logger: slog.New(slog.NewJSONHandler(a.log, nil)), Registry: prometheus.NewRegistry(), Version: "test", Expensive: 2, BodyTimeout: body,
 		Checkpoints: signer{a.Services},
 		Proxies:     []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")},
 	})
-	must(t, err)
-	return a
+	must(a.t, err)
 }
 
 // serve starts the loops and the listener.
@@ -137,8 +146,7 @@ func (a *authority) serve() {
 	a.server = httptest.NewUnstartedServer(a.api)
 	a.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	a.server.Config.ErrorLog = slog.NewLogLogger(slog.NewJSONHandler(io.Discard, nil), slog.LevelDebug)
-	a.server.Config.ReadHeaderTimeout = 300 * time.Millisecond
-	a.server.Config.ReadTimeout = 600 * time.Millisecond
+	a.server.Config.ReadHeaderTimeout, a.server.Config.ReadTimeout = a.header, a.header
 	a.server.StartTLS()
 	a.t.Cleanup(a.server.Close)
 }
