@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// The pairs of Red Hat's guide to re-keying a CA, and the corner values of Dogtag's own codec.
+// The five pairs of Red Hat's guide to re-keying a CA, and the eight values that Dogtag's own codec is tested with.
 func TestSignedKeyID(t *testing.T) {
 	for id, signed := range map[string]string{
 		"a7b0944b7b8397729a4c8c9af3a9c2b96f49c6f3":           "-584f6bb4847c688d65b373650c563d4690b6390d",
@@ -19,6 +19,7 @@ func TestSignedKeyID(t *testing.T) {
 		"2fe35d9d46b373efabe9ef01b8436667a70df096":           "2fe35d9d46b373efabe9ef01b8436667a70df096",
 		strings.Repeat("00", 20):                             "0",
 		strings.Repeat("00", 8) + "18604db6c7a073ff08338650": "18604db6c7a073ff08338650",
+		"446ed35d7e811e7f73d0d1f220afc60083deba74":           "446ed35d7e811e7f73d0d1f220afc60083deba74",
 		"7f" + strings.Repeat("ff", 19):                      "7f" + strings.Repeat("ff", 19),
 		strings.Repeat("ff", 20):                             "-1",
 		"ffffffffffffffffceb42c026f8ac01c9782ca73":           "-314bd3fd90753fe3687d358d",
@@ -48,7 +49,7 @@ func TestSignedKeyID(t *testing.T) {
 			t.Errorf("ParseDecimalKeyID(%q) = %s", text, id)
 		}
 	}
-	for _, text := range []string{"", "-", "xyz", "--1", "+1", "-+1", "1_0", strings.Repeat("f", 41), "-8" + strings.Repeat("0", 38) + "1"} {
+	for _, text := range []string{"", "-", "xyz", "--1", "+1", "-+1", "1_0", strings.Repeat("f", 41), strings.Repeat("f", 42), "garbage", strings.Repeat("9", 1<<20), "-8" + strings.Repeat("0", 38) + "1"} {
 		if id, err := ParseKeyID(text); err == nil {
 			t.Errorf("ParseKeyID(%q) = %s", text, id)
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/drill"
@@ -98,6 +99,8 @@ type backupDrillCommand struct {
 	Backup         string `type:"path" placeholder:"F" help:"A backup to try; a fresh one is taken when not given."`
 	RecoveryFile   string `type:"path" placeholder:"F" help:"The sealed recovery key: needed for --backup; without it a fresh backup is opened by a key made for the drill."`
 	PassphraseFile string `placeholder:"F|-" help:"Its passphrase; asked for on a terminal when not given."`
+
+	ScratchDatabaseFile string `type:"path" placeholder:"F" help:"File with the URL of a PostgreSQL database to restore into, in a schema that is removed again; without it a file of SQLite in the data directory."`
 }
 
 // Run works on the machine of the node, which may run.
@@ -116,6 +119,11 @@ func (c *backupDrillCommand) Run(ctx context.Context, g *globals) error {
 	o := drill.Options{Dir: g.Dir, Version: version, Backup: c.Backup}
 	if o.Node, err = keys.LoadNodeKey(dir.NodeKey()); err != nil {
 		return err
+	}
+	if c.ScratchDatabaseFile != "" {
+		if o.Scratch, err = db.URLFromFile(c.ScratchDatabaseFile); err != nil {
+			return err
+		}
 	}
 	if c.RecoveryFile != "" {
 		r := restoreCommand{RecoveryFile: c.RecoveryFile, PassphraseFile: c.PassphraseFile}
@@ -144,6 +152,9 @@ func (c *backupDrillCommand) Run(ctx context.Context, g *globals) error {
 	}
 	fmt.Fprintf(g.Out, "The backup of %s is good: %d rows in %d octets, %d keys opened, %d issuers' keys fit their certificates.\n",
 		stamp(done.Taken), done.Rows, done.Octets, done.Keys, done.Issuers)
+	if done.Engine == db.Postgres {
+		fmt.Fprintln(g.Out, "It was restored into a schema of its own on PostgreSQL.")
+	}
 	fmt.Fprintf(g.Out, "Each issuer's key signed a text that its certificate verifies, an issuer made there signed a certificate and a CRL, and verify found no error. "+
 		"All of it is removed again; it took %s.\n",
 		done.Took.Round(time.Millisecond))

@@ -76,9 +76,10 @@ func (s *Store) Check(ctx context.Context, recovery *Recovery) ([]Finding, Check
 				if !ok {
 					continue
 				}
-				done.Opened++
 				if f, bad := k.tryOpen(blob, by); bad {
 					findings = append(findings, f)
+				} else {
+					done.Opened++
 				}
 			}
 		}

@@ -52,6 +52,9 @@ type Options struct {
 	Node    *keys.NodeKey
 	Version string // of the program
 
+	// Scratch is the URL of a PostgreSQL database to restore into, in a schema of its own; empty means SQLite in the scratch directory.
+	Scratch string
+
 	// Backup is a file to try, with the Recovery key that opens it; without them a fresh backup is taken.
 	Backup   string
 	Recovery *keys.Recovery
@@ -59,9 +62,10 @@ type Options struct {
 
 // Drilled is how a drill went.
 type Drilled struct {
-	At       time.Time     `json:"at"`    // when it began
-	Taken    time.Time     `json:"taken"` // the backup
-	Fresh    bool          `json:"fresh"` // taken for the drill
+	At       time.Time     `json:"at"`     // when it began
+	Taken    time.Time     `json:"taken"`  // the backup
+	Fresh    bool          `json:"fresh"`  // taken for the drill
+	Engine   db.Dialect    `json:"engine"` // that it was restored into
 	Recovery bool          `json:"recovery_key_tried"`
 	Octets   int64         `json:"octets"`
 	Rows     int64         `json:"rows"`
@@ -130,11 +134,12 @@ func (r *run) try(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	d, err := db.Open(ctx, db.Options{URL: "sqlite:" + filepath.Join(r.dir, "chancery.db"), Logger: slog.New(slog.DiscardHandler)})
+	d, remove, err := r.scratch(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
+	defer func() { err = errors.Join(err, d.Close(), remove()) }()
+	r.done.Engine = d.Dialect()
 	if err := r.load(ctx, d, file, opener); err != nil {
 		return err
 	}
@@ -399,12 +404,8 @@ func (r *run) list(ctx context.Context, s *setup.Services, issuer *ca.Issuer, se
 
 // verify looks at what was restored as an outsider would.
 func (r *run) verify(ctx context.Context, s *setup.Services) error {
-	_, checked, err := s.Keys.Check(ctx, r.Recovery)
-	if err != nil {
+	if err := r.opened(ctx, s); err != nil {
 		return err
-	}
-	if r.done.Keys = checked.Opened; checked.Opened == 0 {
-		return fault.New(fault.Conflict, "no key of %d opens", checked.Keys)
 	}
 	seq, err := verify.Store(ctx, s, verify.Shown{})
 	if err != nil {
@@ -420,6 +421,38 @@ func (r *run) verify(ctx context.Context, s *setup.Services) error {
 	}
 	if r.done.Looked == 0 {
 		return fault.New(fault.Internal, "verify looked at nothing")
+	}
+	return nil
+}
+
+// opened has every key opened that can be, and fails where one cannot, or where the recovery key could not open it.
+func (r *run) opened(ctx context.Context, s *setup.Services) error {
+	found, checked, err := s.Keys.Check(ctx, r.Recovery)
+	if err != nil {
+		return err
+	}
+	all, err := s.Keys.Recipients(ctx)
+	if err != nil {
+		return err
+	}
+	// That another node lacks a wrap, or has one too many, is for doctor to say: a restored authority has none of those nodes.
+	matters := map[string]bool{s.Keys.Self(): true}
+	for _, to := range all {
+		matters[to.ID] = matters[to.ID] || to.Kind == keys.KindRecovery
+	}
+	for _, f := range found {
+		switch f.Rule {
+		case keys.SuperfluousWrap, keys.OrphanWrap:
+			continue
+		case keys.MissingWrap, keys.Unendorsed:
+			if !matters[f.Recipient] {
+				continue
+			}
+		}
+		return fault.New(fault.Conflict, "the keys of the backup are not good: %s", strings.TrimPrefix(f.Key+": "+f.Message, ": "))
+	}
+	if r.done.Keys = checked.Opened; checked.Opened == 0 {
+		return fault.New(fault.Conflict, "no key of %d opens", checked.Keys)
 	}
 	return nil
 }

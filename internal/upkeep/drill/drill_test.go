@@ -20,8 +20,21 @@ import (
 // authority makes one whose issuers' and roots' keys are of that algorithm.
 func authority(t *testing.T, algorithm keyfile.Algorithm) (*setup.Services, drill.Options) {
 	t.Helper()
+	return authorityAt(t, algorithm, "")
+}
+
+// authorityAt makes one in that database; in SQLite in its directory where none is named.
+func authorityAt(t *testing.T, algorithm keyfile.Algorithm, url string) (*setup.Services, drill.Options) {
+	t.Helper()
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Algorithm: algorithm, Online: true}); err != nil {
+	o := setup.Options{Dir: dir, Algorithm: algorithm, Online: true}
+	if strings.HasPrefix(url, "postgres") {
+		o.DatabaseFile = filepath.Join(t.TempDir(), "database")
+		if err := os.WriteFile(o.DatabaseFile, []byte(url), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := setup.Init(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	config, err := dir.Load()
