@@ -223,8 +223,8 @@ func nodes(ctx context.Context, tx *db.Tx, after string, limit int) ([]*row, err
 	return all, rows.Err()
 }
 
-// maxNodes is far above the nodes of any authority.
-const maxNodes = 1000
+// MaxNodes is far above the nodes of any authority.
+const MaxNodes = 1000
 
 func (s *Service) audit(ctx context.Context, tx *db.Tx, actor, action, node string, detail map[string]any, now time.Time) error {
 	return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: actor, Action: action, Object: node, Detail: detail})
@@ -234,7 +234,7 @@ func (s *Service) audit(ctx context.Context, tx *db.Tx, actor, action, node stri
 func (s *Service) needsCA(ctx context.Context) error {
 	var all []*row
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		all, err = nodes(ctx, tx, "", maxNodes)
+		all, err = nodes(ctx, tx, "", MaxNodes)
 		return err
 	})
 	if err != nil {

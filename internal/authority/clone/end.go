@@ -100,7 +100,7 @@ func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row) error {
 	if err != nil {
 		return err
 	}
-	all, err := nodes(ctx, tx, "", maxNodes)
+	all, err := nodes(ctx, tx, "", MaxNodes)
 	if err != nil {
 		return err
 	}
@@ -272,7 +272,7 @@ func (s *Service) closeLogin(ctx context.Context, name string) error {
 // EndAll takes all from every node but the keys, in the transaction that makes another authority of a backup: its nodes are none of
 // this one's, and what was about to join was about to join the other.
 func (s *Service) EndAll(ctx context.Context, tx *db.Tx, by access.Principal, issuers []string, now time.Time) error {
-	all, err := nodes(ctx, tx, "", maxNodes)
+	all, err := nodes(ctx, tx, "", MaxNodes)
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ const stoppedAfter = time.Minute
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		all, err = nodes(ctx, tx, "", maxNodes)
+		all, err = nodes(ctx, tx, "", MaxNodes)
 		return err
 	})
 	if err != nil {

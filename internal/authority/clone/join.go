@@ -156,7 +156,7 @@ func (s *Service) confirmed(node string, note bool) bool {
 	if note && s.approved == nil {
 		s.approved = map[string]bool{}
 	}
-	if note && len(s.approved) < maxNodes {
+	if note && len(s.approved) < MaxNodes {
 		s.approved[node] = true
 	}
 	return s.approved[node]
@@ -334,12 +334,8 @@ func serverNames(address string, more []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := "dns:" + u.Hostname()
-	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
-		host = "ip:" + u.Hostname()
-	}
 	var names []string
-	for i, text := range slices.Concat([]string{host}, more, []string{"dns:localhost", "ip:127.0.0.1", "ip:::1"}) {
+	for i, text := range slices.Concat([]string{cert.HostName(u.Hostname())}, more, []string{"dns:localhost", "ip:127.0.0.1", "ip:::1"}) {
 		name, err := cert.ParseGeneralName(text)
 		if err == nil && (name.Kind != cert.DNS && name.Kind != cert.IPAddress || strings.Contains(name.Value, "*")) {
 			err = fault.New(fault.Invalid, "%.100q is neither dns:NAME nor ip:ADDRESS", text)
@@ -366,7 +362,7 @@ func (s *Service) namesOfOthers(ctx context.Context, subsystems, names []string)
 	}
 	whose := map[string]string{hostOf(set.Address): "the authority"} // by host
 	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
-		all, err := nodes(ctx, tx, "", maxNodes)
+		all, err := nodes(ctx, tx, "", MaxNodes)
 		for _, r := range all {
 			if r.state == client.CloneGone || !r.runs(keys.SubsystemCA) {
 				continue

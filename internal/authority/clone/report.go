@@ -294,7 +294,7 @@ func (s *Service) picture(ctx context.Context) (p picture, err error) {
 		if p.at, err = tx.Clock(ctx); err != nil {
 			return err
 		}
-		if p.all, err = nodes(ctx, tx, "", maxNodes); err != nil {
+		if p.all, err = nodes(ctx, tx, "", MaxNodes); err != nil {
 			return err
 		}
 		p.leases, err = db.LeasesIn(ctx, tx)

@@ -62,7 +62,7 @@ func (s *Service) Demote(ctx context.Context, by access.Principal, name string, 
 		if err != nil {
 			return "", err
 		}
-		all, err := nodes(ctx, tx, "", maxNodes)
+		all, err := nodes(ctx, tx, "", MaxNodes)
 		if err != nil {
 			return "", err
 		}

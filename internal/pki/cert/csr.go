@@ -316,6 +316,15 @@ func CreateCSR(t *CSRTemplate, key crypto.Signer) ([]byte, error) {
 	return b.Bytes()
 }
 
+// ProofOfPossession is a request, in PEM, that proves the key and asks for nothing: whoever certifies it decides on the names.
+func ProofOfPossession(key crypto.Signer) (string, error) {
+	der, err := CreateCSR(&CSRTemplate{}, key)
+	if err != nil {
+		return "", fmt.Errorf("make a certificate request: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
 func (t *CSRTemplate) info(pub crypto.PublicKey) ([]byte, error) {
 	spki, err := MarshalPublicKey(pub)
 	if err != nil {

@@ -78,6 +78,14 @@ func DirName(n Name) (GeneralName, error) {
 	return GeneralName{Kind: DirectoryName, Value: n.String(), DER: der}, err
 }
 
+// HostName writes a host as ParseGeneralName reads it: ip:ADDRESS, or dns:NAME for all that is no address.
+func HostName(host string) string {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return "ip:" + host
+	}
+	return "dns:" + host
+}
+
 // ParseGeneralName reads "dns:NAME", "ip:ADDRESS" (or ADDRESS/BITS for a constraint), "email:MAILBOX", "uri:URI",
 // "dirname:RFC-4514", "rid:OID" and "othername:OID;utf8:TEXT" or "othername:OID;HEX", where HEX is the DER of the value.
 // Internationalised DNS names, and the domains of mailboxes, become A-labels. "x400:HEX" and "ediparty:HEX" carry

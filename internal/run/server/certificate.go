@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	certs "chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/upkeep/datadir"
 	"github.com/google/renameio/v2"
@@ -93,23 +94,34 @@ func renewal(leaf *x509.Certificate) time.Time {
 
 // Run renews until ctx ends. A failed renewal is tried again every minute; there is a third of a life for it.
 func (c *certificate) Run(ctx context.Context) error {
-	for {
-		wait := 5 * time.Second
-		if cert := c.current.Load(); cert != nil {
-			wait = max(time.Until(renewal(cert.Leaf)), time.Minute)
+	return again(ctx, c.wait(), func(ctx context.Context) time.Duration {
+		if cert := c.current.Load(); cert == nil || !time.Now().Before(renewal(cert.Leaf)) {
+			if err := c.renew(ctx); err != nil {
+				c.logger.Error("the TLS certificate was not renewed", "error", err)
+			}
 		}
-		t := time.NewTimer(min(wait, time.Hour)) // the clock may jump; look again within the hour
+		return c.wait()
+	})
+}
+
+// wait is how long nothing is to be done; the clock may jump, so it is looked at within the hour.
+func (c *certificate) wait() time.Duration {
+	if cert := c.current.Load(); cert != nil {
+		return min(max(time.Until(renewal(cert.Leaf)), time.Minute), time.Hour)
+	}
+	return 5 * time.Second
+}
+
+// again calls look after a while, and again after what it returns, until ctx ends.
+func again(ctx context.Context, first time.Duration, look func(context.Context) time.Duration) error {
+	t := time.NewTimer(first)
+	defer t.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return nil
 		case <-t.C:
-		}
-		if cert := c.current.Load(); cert != nil && time.Now().Before(renewal(cert.Leaf)) {
-			continue
-		}
-		if err := c.renew(ctx); err != nil {
-			c.logger.Error("the TLS certificate was not renewed", "error", err)
+			t.Reset(look(ctx))
 		}
 	}
 }
@@ -174,14 +186,13 @@ func serverNames(c *datadir.Config, issues bool) []string {
 	}
 	var names []string
 	for _, host := range hosts {
-		name := "dns:" + host
 		if ip, err := netip.ParseAddr(host); err == nil {
-			name = "ip:" + ip.WithZone("").Unmap().String()
 			if ip.IsUnspecified() {
 				continue
 			}
+			host = ip.WithZone("").Unmap().String()
 		}
-		if host != "" && !slices.Contains(names, name) {
+		if name := certs.HostName(host); host != "" && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

@@ -55,6 +55,10 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 		_, err := (&stream{t: t, public: first.Public, leaf: leaf, ca: above}).once(true, 3) // SHA-1
 		return err == nil
 	})
+	was, err := first.admin().Settings(t.Context())
+	must(t, err)
+	_, err = first.admin().ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "durability", Value: "provider"}}}, was.ETag)
+	must(t, err)
 	near := addNode(t, one, dir, "ocsp1", url, keys.SubsystemOCSP)
 	must(t, start(t, near).stop()) // it registers, as an approval would have it
 	must(t, one.DB.AddLogin(t.Context(), "chancery_ocsp1", true))
@@ -89,7 +93,7 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 	refused("inviting a node", err)
 	now, err := admin.Settings(t.Context())
 	must(t, err)
-	_, err = admin.ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "durability", Value: "provider"}}}, now.ETag)
+	_, err = admin.ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "organization", Value: "Other"}}}, now.ETag)
 	refused("settings", err)
 
 	// A login's certificates end with it.

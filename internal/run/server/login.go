@@ -19,6 +19,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/clone"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -63,24 +64,18 @@ const (
 // Run keeps the login good until ctx ends.
 func (l *login) Run(ctx context.Context) error {
 	failing := ""
-	for {
-		wait, err := lookAtLogin, l.look(ctx, time.Now())
-		said := ""
-		if err != nil && ctx.Err() == nil {
-			wait, said = loginAgain, err.Error()
-			if said != failing {
-				l.logger.Error("the node's login at the database is not as it should be", "error", err)
-			}
+	return again(ctx, 0, func(ctx context.Context) time.Duration {
+		err := l.look(ctx, time.Now())
+		if err == nil || ctx.Err() != nil {
+			failing = ""
+			return lookAtLogin
 		}
-		failing = said
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
+		if said := err.Error(); said != failing {
+			l.logger.Error("the node's login at the database is not as it should be", "error", err)
+			failing = said
 		}
-	}
+		return loginAgain
+	})
 }
 
 // look renews what is due.
@@ -142,7 +137,7 @@ func (l *login) obtain(ctx context.Context, next datadir.Dir) (*x509.Certificate
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
-	csr, err := request(key)
+	csr, err := cert.ProofOfPossession(key)
 	if err != nil {
 		return nil, err
 	}

@@ -139,11 +139,10 @@ func (b *batch) try() (kind disposition, err error) {
 		}
 	}()
 	failed, kind, err := b.runAll(conn)
-	if err == nil && len(failed) < len(b.calls) {
-		kind, err = b.writeItems(conn, b.items)
-	}
-	if err == nil {
-		kind, err = b.flushLast(conn)
+	if err == nil && len(failed) < len(b.calls) { // else nothing is committed, and a statement may have ended the transaction
+		if kind, err = b.writeItems(conn, b.items); err == nil {
+			kind, err = b.flushLast(conn)
+		}
 	}
 	if err != nil {
 		if kind != broken {

@@ -80,6 +80,15 @@ func TestFence(t *testing.T) {
 	passes(put(one, "sent", nil, true), "sent")
 	passes(put(one, "executed", nil, false), "executed")
 
+	// What a function was refused is what its caller hears, though the mark would have followed it.
+	err := one.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES ('executed', 1)`)
+		return err
+	})
+	if !db.IsUnique(err) {
+		t.Fatalf("a row that is there: %v", err)
+	}
+
 	tried := 0
 	refused(put(one, "in between", func() { // the function runs again, and the fence is raised once
 		if tried++; tried == 1 {
