@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/clone"
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -70,7 +71,7 @@ func (n *node) askWhether(ctx context.Context, others []client.Clone) error {
 
 // runCA are the other nodes that run ca, those that are ready before the others.
 func (n *node) runCA(ctx context.Context) ([]client.Clone, error) {
-	all, _, err := n.services.Clones.List(ctx, access.System(n.config.Name), "", maxNodes)
+	all, _, err := n.services.Clones.List(ctx, access.System(n.config.Name), "", clone.MaxNodes)
 	if err != nil {
 		return nil, fmt.Errorf("look for a node that runs ca: %w", err)
 	}

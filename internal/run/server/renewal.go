@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,11 +17,9 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/keys"
 )
-
-// maxNodes is far above the nodes of any authority.
-const maxNodes = 1000
 
 // askFor is how long one node may take to renew another's certificates.
 const askFor = 20 * time.Second
@@ -36,7 +33,7 @@ func (n *node) enrol(ctx context.Context, key crypto.Signer, names []string) ([]
 		}
 		return identity.Path(issued), nil
 	}
-	csr, err := request(key)
+	csr, err := cert.ProofOfPossession(key)
 	if err != nil {
 		return nil, err
 	}
@@ -63,15 +60,6 @@ func (n *node) enrol(ctx context.Context, key crypto.Signer, names []string) ([]
 		return nil, errors.New("the other node certified another key")
 	}
 	return path, nil
-}
-
-// request is a PKCS #10 request that proves the key and asks for nothing: the authority decides on the names.
-func request(key crypto.Signer) (string, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return "", fmt.Errorf("make a certificate request: %w", err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
 
 // ask has a node with the subsystem ca renew this node's certificates, the first that answers. This node shows the TLS identity it has.

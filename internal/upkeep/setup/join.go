@@ -26,6 +26,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -120,18 +121,7 @@ func (o *JoinOptions) config() (datadir.Config, error) {
 			return c, err
 		}
 	}
-	filled := c
-	if filled.Listen.API == "" {
-		filled.Listen.API = datadir.DefaultAPI
-	}
-	if filled.Listen.Public == "" {
-		filled.Listen.Public = datadir.DefaultPublic
-	}
-	if filled.Listen.Metrics == "" {
-		filled.Listen.Metrics = datadir.DefaultMetrics
-	}
-	filled.LogLevel, filled.Expensive = "info", 2
-	if err := filled.Validate(); err != nil {
+	if err := c.Filled().Validate(); err != nil {
 		return c, err
 	}
 	if _, _, err := c.DatabaseURLs(o.Dir); err != nil { // before anybody is asked to approve
@@ -265,10 +255,10 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 		Secret: j.token.Secret, Name: j.config.Name, Address: j.config.Address, PublicKey: j.node.Public(),
 		Release: j.Release, Schema: schema.Newest(), Names: generalNames(j.config),
 	}
-	if in.CSR, err = request(j.tls); err != nil {
+	if in.CSR, err = cert.ProofOfPossession(j.tls); err != nil {
 		return nil, err
 	}
-	if in.DatabaseCSR, err = request(j.base); err != nil {
+	if in.DatabaseCSR, err = cert.ProofOfPossession(j.base); err != nil {
 		return nil, err
 	}
 	spki, err := x509.MarshalPKIXPublicKey(j.tls.Public())
@@ -316,24 +306,11 @@ func passes(err error) bool {
 	return !ok || problem.Status >= 500 || problem.Status == http.StatusTooManyRequests
 }
 
-// request is a PKCS #10 request that proves the key and asks for nothing: the authority decides on the names.
-func request(key crypto.Signer) (string, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return "", fmt.Errorf("make a certificate request: %w", err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
-}
-
 // generalNames are the names of the node's TLS certificate that the configuration adds to its address.
 func generalNames(c datadir.Config) []string {
 	var names []string
 	for _, host := range c.TLSNames {
-		if net.ParseIP(host) != nil {
-			names = append(names, "ip:"+host)
-		} else {
-			names = append(names, "dns:"+host)
-		}
+		names = append(names, cert.HostName(host))
 	}
 	return names
 }
