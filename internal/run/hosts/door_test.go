@@ -160,7 +160,7 @@ func (d *door) line() *line {
 	config := &tls.Config{RootCAs: roots, ServerName: d.h.name, Certificates: []tls.Certificate{d.good.pair}}
 	transport := &http.Transport{TLSClientConfig: config, MaxConnsPerHost: 1}
 	d.h.t.Cleanup(transport.CloseIdleConnections)
-	return &line{d: d, page: &http.Client{Transport: transport, Timeout: time.Minute}}
+	return &line{d: d, page: &http.Client{Transport: transport, Timeout: 5 * time.Minute}}
 }
 
 // shows asks for the page, and returns the certificate with which the connection began.

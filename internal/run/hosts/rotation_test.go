@@ -159,6 +159,7 @@ func (r *ring) follow(id string, at func(*client.Rollout)) *client.Rollout {
 			if at != nil && !seen[where] {
 				seen[where] = true
 				at(now)
+				deadline = time.Now().Add(3 * time.Minute) // it goes on, however slow the machine
 			}
 		}
 		if time.Now().After(deadline) {

@@ -98,7 +98,7 @@ func (s *webServer) get(trust []byte, own *peer, path string) (*http.Response, e
 	if own != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own.pair, nil }
 	}
-	page := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: time.Minute}
+	page := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: 5 * time.Minute}
 	return page.Get("https://" + s.address + path)
 }
 

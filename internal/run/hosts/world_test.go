@@ -304,7 +304,7 @@ func parsed(t testing.TB, text []byte) *x509.Certificate {
 // failed once.
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	for !done() {
 		select {

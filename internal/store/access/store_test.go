@@ -233,7 +233,7 @@ func TestDisablingTakesEffectAtOnce(t *testing.T) {
 		}
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
-		for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+		for deadline := time.Now().Add(time.Minute); ; <-tick.C {
 			if a, b := works(there); !a && !b {
 				break
 			}

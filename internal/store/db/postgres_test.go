@@ -24,7 +24,7 @@ func awaitSyncWait(t *testing.T, s *pkitest.PostgresServer, n int) (pid int) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		var have int

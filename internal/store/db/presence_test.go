@@ -137,9 +137,7 @@ func primaryFrozen(t *testing.T, p pair) {
 	if err := put(t, d, 1); err != nil {
 		t.Fatal(err)
 	}
-	if age := d.Age(time.Now()); age != 0 {
-		t.Fatalf("beside its primary, a standby's data are called %v old", age)
-	}
+	await(t, "that data beside a primary have no age", func() bool { return d.Age(time.Now()) == 0 })
 	p.standby.Replayed(t, p.primary)
 	p.primary.Freeze(t)
 	hanging := make(chan error, 1)
