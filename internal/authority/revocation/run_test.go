@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"crypto/x509"
 	"fmt"
 	"testing"
 	"time"
@@ -131,4 +132,19 @@ func TestAnIssuerThatFailsHoldsUpNobody(t *testing.T) {
 			t.Fatalf("failing %+v", w.failing)
 		}
 	})
+}
+
+// TestRetiredIssuerSignsUntilItsEnd holds that the lists of an old key go on as long as anything that it issued may be good, which is no longer
+// than its own certificate is.
+func TestRetiredIssuerSignsUntilItsEnd(t *testing.T) {
+	end := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, state := range []ca.IssuerState{ca.IssuerActive, ca.IssuerRetired, ca.IssuerPending} {
+		i := &ca.Issuer{KeyID: "k", Certificate: &x509.Certificate{NotAfter: end}, State: state}
+		if got := signs(i, end.Add(-time.Second)); got != (state != ca.IssuerPending) {
+			t.Errorf("one that is %s, at its last second: %v", state, got)
+		}
+		if signs(i, end) {
+			t.Errorf("one that is %s, at its end", state)
+		}
+	}
 }
