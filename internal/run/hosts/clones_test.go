@@ -48,6 +48,7 @@ type member struct {
 // again; and loses the one that both others came by. What an administrator does is typed: each command and each node is a process.
 func TestClones(t *testing.T) {
 	t.Parallel()
+	program(t) // before anything is started beside: a file that is written while others are forked is busy for a while
 	n := &nodes{whole: t, pg: pkitest.Postgres(t, "fsync=off"), all: map[string]*member{}}
 	n.begin(t)
 	n.certified(t)
@@ -59,6 +60,7 @@ func TestClones(t *testing.T) {
 	}{
 		{"logins", n.logins}, {"keys", n.keys}, {"revocation", n.revocation}, {"fresh CRL", n.freshCRL}, {"schedule", n.schedule},
 		{"two promote at once", n.promotions}, {"node killed while it issues", n.killed}, {"renewal", n.renewal}, {"releases", n.releases}, {"issuer re-keyed", n.rekeyed},
+		{"issuer certified again", n.certifiedAgain},
 		{"first machine lost", n.lost}, {"the one between removed", n.removed}, {"verify", n.verified},
 	} {
 		if !t.Run(phase.name, phase.run) {

@@ -29,6 +29,7 @@ type desk struct {
 // under both, where there is a pool database.
 func TestClonesPages(t *testing.T) {
 	t.Parallel()
+	program(t) // before anything is started beside: a file that is written while others are forked is busy for a while
 	n := &nodes{whole: t, pg: pkitest.Postgres(t, "fsync=off"), all: map[string]*member{}}
 	n.begin(t)
 	n.certified(t)
