@@ -7,12 +7,12 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
-
-	"github.com/gofrs/flock"
 
 	"chancery/internal/pki/keyfile"
 )
@@ -86,19 +86,30 @@ func (r refusals) note(place, pin string) error {
 const lockPause = 10 * time.Millisecond
 
 // alone keeps other processes on the directory, a command beside the node among them, from trying a PIN until it is given back: between
-// the look at what was refused and the note of what is. The kernel gives it back when the process ends, however it does.
+// the look at what was refused and the note of what is. It is the directory that is locked, so that no file is left which a command of
+// root's would have made and the node could not open. The kernel gives it back when the process ends, however it does.
 func (r refusals) alone(ctx context.Context) (giveBack func(), err error) {
 	if r == "" {
 		return func() {}, nil
 	}
-	lock := flock.New(string(r)+".lock", flock.SetPermissions(0o600))
-	if _, err := lock.TryLockContext(ctx, lockPause); err != nil {
-		if ctx.Err() != nil {
-			return nil, untried("another process of this node is logging in to a token, and has not ended in time")
-		}
-		return nil, fmt.Errorf("lock what is remembered of refused PINs: %w", err)
+	dir, err := os.Open(filepath.Dir(string(r)))
+	if err != nil {
+		return nil, err
 	}
-	return func() { _ = lock.Unlock() }, nil
+	for {
+		err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = dir.Close() }, nil
+		}
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			if err = rest(ctx, lockPause); err == nil {
+				continue
+			}
+			err = untried("another process of this node is logging in to a token, and has not ended in time")
+		}
+		_ = dir.Close()
+		return nil, err
+	}
 }
 
 // refusals is where refused PINs are remembered.

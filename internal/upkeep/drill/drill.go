@@ -157,7 +157,8 @@ func (r *run) try(ctx context.Context) (err error) {
 // process ends, however it does.
 func onlyOne(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "."+prefix+"lock")
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	// It is empty, and one that root's command made has to be of use to the node's user too.
+	lock, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("lock the place of drills: %w", err)
 	}
