@@ -45,3 +45,23 @@ func ReviveOn(ctx context.Context, dir datadir.Dir, d *db.DB, name string, passp
 	o := &ExpiredOptions{Dir: dir, Passphrase: passphrase}
 	return o.revive(ctx, s, access.System(config.Name), name, &Brought{}, time.Now())
 }
+
+// BringOn is all of RescueExpired, on a database that fails where a test says so.
+func BringOn(ctx context.Context, o ExpiredOptions, d *db.DB) error {
+	config, err := o.Dir.Load()
+	if err != nil {
+		return err
+	}
+	key, err := keys.LoadNodeKey(o.Dir.NodeKey())
+	if err != nil {
+		return err
+	}
+	s, err := Assemble(d, config.Name, key, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	return o.bring(ctx, s, &Brought{})
+}

@@ -360,3 +360,82 @@ func TestOfflineRootIsCut(t *testing.T) {
 		})
 	}
 }
+
+// TestRescueIsCutAnywhere ends a whole rescue after its first commit, then after its second, and so on: each run goes on with what the ones
+// before made. In the end each pool has one new root, whose key is in a file, and no certificate was made twice.
+func TestRescueIsCutAnywhere(t *testing.T) {
+	dir := newDir(t)
+	pools := []string{pool.Identity, setup.DatabasePool, setup.ControlPool, pool.Default}
+	synctest.Test(t, func(t *testing.T) {
+		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir)
+		defer s.DB.Close()
+		for _, name := range []string{setup.DatabasePool, setup.ControlPool} {
+			if _, _, err := s.Pools.AddOffline(t.Context(), officer, pool.Spec{Name: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	o := setup.ExpiredOptions{Dir: dir, Pools: []string{pool.Default}, Servers: []string{"db1/192.0.2.11"}, ServerDir: filepath.Join(t.TempDir(), "db")}
+	config, err := dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, _, err := config.DatabaseURLs(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := 0
+	for err = context.Canceled; err != nil; cut++ {
+		if cut > 60 {
+			t.Fatalf("it comes to no end: %v", err)
+		}
+		var faults pkitest.Faults
+		d, opened := db.Open(t.Context(), db.Options{URL: at, Wrap: faults.Wrap})
+		if opened != nil {
+			t.Fatal(opened)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		// The first commit is the record that a rescue begins; the run ends behind the one after it.
+		commits := 0
+		faults.BeforeCommit(func() {
+			if commits++; commits > 2 {
+				cancel()
+			}
+		})
+		err = setup.BringOn(ctx, o, d)
+		cancel()
+		d.Close()
+	}
+	if cut < 8 {
+		t.Errorf("it was cut %d times", cut)
+	}
+	s := open(t, dir)
+	all, err := s.CA.Issuers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range pools {
+		roots := 0
+		for _, i := range all {
+			if i.Pool == name && i.Root() && time.Now().Before(i.Certificate.NotAfter) {
+				roots++
+				file := filepath.Join(dir.Offline(), i.Name+".key")
+				key, err := keys.OpenOffline(readFile(t, file), bytes.TrimSpace(readFile(t, file+".passphrase")))
+				if err != nil || keyfile.CheckPair(key.Public(), i.Certificate) != nil {
+					t.Errorf("the key in %s is not its root's: %v", file, err)
+				}
+			}
+		}
+		if p, err := s.Pools.Pool(t.Context(), name); err != nil || roots != 1 || !time.Now().Before(p.Issuer.Certificate.NotAfter) {
+			t.Errorf("pool %s has %d roots, %v", name, roots, err)
+		}
+	}
+	// The administrator's, and the three of the server's; a run that is cut between the commit and the file leaves one more of them.
+	var made int
+	if err := s.DB.Migrator().QueryRow("SELECT COUNT(*) FROM certificate WHERE not_after > $1 AND profile <> 'ca'", db.Micros(time.Now())).Scan(&made); err != nil || made > 8 {
+		t.Errorf("%d certificates were made for four places: %v", made, err)
+	}
+}
