@@ -337,8 +337,9 @@ func (n *nodes) certifiedAgain(t *testing.T) {
 func (n *nodes) promotions(t *testing.T) {
 	var both sync.WaitGroup
 	for _, to := range []string{"node1", "node2"} {
+		promote := n.asked(t, to, "clone", "promote", to)
 		both.Go(func() {
-			if out, err := n.asked(t, to, "clone", "promote", to).CombinedOutput(); err != nil && !strings.Contains(string(out), "try again") {
+			if out, err := promote.CombinedOutput(); err != nil && !strings.Contains(string(out), "try again") {
 				t.Errorf("promote %s: %v\n%s", to, err, out)
 			}
 		})

@@ -289,8 +289,9 @@ func TestWrongPINOfTwoProcesses(t *testing.T) {
 	for range 2 {
 		tokens := w.tokens(places...)
 		for _, label := range []string{"ca", "other", "ca", "other"} {
+			uri := parse(t, "pkcs11:object=issuer;token="+label)
 			all.Go(func() {
-				_, err := tokens.Open(t.Context(), parse(t, "pkcs11:object=issuer;token="+label))
+				_, err := tokens.Open(t.Context(), uri)
 				if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "not tried again") {
 					t.Error(err)
 				}
