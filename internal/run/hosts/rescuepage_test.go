@@ -192,7 +192,8 @@ func keyAndRequest(t *testing.T) (key []byte, csr string) {
 func (e *ended) issue(t *testing.T, o ca.Order) pem3 {
 	t.Helper()
 	key, csr := keyAndRequest(t)
-	o.CSR = []byte(csr)
+	// A commit whose outcome nobody knows, while the cluster is young, is looked up by its key.
+	o.CSR, o.IdempotencyKey = []byte(csr), fmt.Sprintf("held %d", e.issued)
 	issued, err := e.services.CA.Issue(t.Context(), founder, o)
 	must(t, err)
 	m := pem3{key: key}
