@@ -3,9 +3,12 @@ package ca
 import (
 	"context"
 	"crypto"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +127,36 @@ func faultsOver(t *testing.T, a *authority) {
 		}
 	}
 	t.Fatal("the database fails on")
+}
+
+// TestDoubtStays: when the database is gone after a commit without an answer, the caller is not told that nothing was changed, for it was.
+func TestDoubtStays(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		a, faults := faultyAuthority(t, url)
+		ctx := context.Background()
+		order := Order{IdempotencyKey: "doubt", Profile: "server", PublicKey: fixedKey, Names: []string{"dns:doubt.example.com"}}
+		faults.FailCommit(1, pkitest.PersistedAnyway)
+		var gone sync.Once
+		faults.BeforeCommit(func() {
+			gone.Do(func() {
+				for n := range 1000 {
+					faults.FailStatement(n+1, driver.ErrBadConn)
+				}
+			})
+		})
+		_, err := a.Issue(ctx, admin(), order)
+		if !errors.Is(err, db.ErrUnknownOutcome) || !fault.Is(err, fault.Unavailable) || strings.Contains(err.Error(), "nothing was changed") {
+			t.Errorf("a commit that took effect, and then no database: %v", err)
+		}
+		faults.Clear()
+		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile = 'server'`); n != 1 {
+			t.Fatalf("%d certificates", n)
+		}
+		check(t, func() error { _, err := a.Issue(ctx, admin(), order); return err }())
+		if n := a.count(`SELECT COUNT(*) FROM certificate WHERE profile = 'server'`); n != 1 {
+			t.Errorf("%d certificates after the call was repeated", n)
+		}
+	})
 }
 
 // TestEveryStatement breaks the connection at each statement of an issuance.

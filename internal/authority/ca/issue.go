@@ -161,24 +161,31 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 }
 
 // commit runs fn in a transaction, and runs it again while the outcome is unknown. fn then first looks whether its writes
-// are there.
+// are there. That it does not see them, or cannot look, proves nothing as long as the first commit may still be under way at a server
+// that waits for its standby: the outcome stays unknown then, and no later failure may say that nothing was changed.
 func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) error {
 	return commit(ctx, c.db.Tx, fn)
 }
 
 func commit(ctx context.Context, run func(context.Context, func(*db.Tx) error) error, fn func(tx *db.Tx, again bool) error) error {
-	const tries = 4
+	const tries = 5
+	var lost error // of a commit whose outcome is unknown
 	for try := 0; ; try++ {
 		err := run(ctx, func(tx *db.Tx) error { return fn(tx, try > 0) })
-		doubt := errors.Is(err, db.ErrUnknownOutcome) || try > 0 && db.IsUnique(err)
-		if !doubt || try == tries-1 {
+		switch {
+		case errors.Is(err, db.ErrUnknownOutcome):
+			lost = err
+		case lost == nil || err == nil || !db.IsUnique(err) && !fault.Is(err, fault.Unavailable) && ctx.Err() == nil:
 			return err
+		}
+		if try == tries-1 {
+			return lost
 		}
 		wait := time.NewTimer(10 * time.Millisecond << try)
 		select {
 		case <-ctx.Done():
 			wait.Stop()
-			return err
+			return lost
 		case <-wait.C:
 		}
 	}
