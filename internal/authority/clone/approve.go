@@ -189,7 +189,7 @@ func (s *Service) giveAnswer(ctx context.Context, by access.Principal, r *row) e
 }
 
 // remember writes that a node has a login, so that the login ends with the node, and what else is given. Where the node ended while it was
-// made, it has ended with it.
+// made, it ends here; where that fails, or this process ends before, Finish finds it.
 func (s *Service) remember(ctx context.Context, name string, login Login, and string, args ...any) error {
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE node SET database_role = $1, `+and+` WHERE name = $2 AND state = 'active'`, append([]any{login.Role, name}, args...)...)

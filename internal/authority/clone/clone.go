@@ -36,9 +36,10 @@ type Options struct {
 	Logger   *slog.Logger
 
 	// OpenLogin gives a node its own login at the database, for the key of a CSR (PEM), and CloseLogin ends one. Both may be
-	// called again. Nil where the engine knows no logins.
+	// called again. Logins are the logins that there are of the nodes named, by node. Nil where the engine knows no logins.
 	OpenLogin  func(ctx context.Context, by access.Principal, node, csr string) (Login, error)
 	CloseLogin func(ctx context.Context, role string) error
+	Logins     func(ctx context.Context, nodes []string) (map[string]string, error)
 }
 
 // Login is a node's own login at the database.

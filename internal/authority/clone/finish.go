@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -36,7 +38,8 @@ func (s *Service) silent(r *row, now time.Time) time.Duration {
 const stoppedAfter = time.Minute
 
 // Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
-// those that have left, and ends the logins of those that are gone. Only a node with the ca subsystem can.
+// those that have left, and ends the logins of those that are gone, also those that nobody came to remember. Only a node with the ca
+// subsystem can.
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
@@ -58,7 +61,7 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		return err
 	}
 	by := access.System(s.node)
-	var errs []error
+	errs := []error{s.findLogins(ctx, all)}
 	for _, r := range all {
 		var err error
 		switch {
@@ -74,4 +77,45 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// findLogins remembers the logins of nodes that are gone, so that they are ended: whoever gave one may have died before that was
+// written, while the node was removed.
+func (s *Service) findLogins(ctx context.Context, all []*row) error {
+	if s.Logins == nil {
+		return nil
+	}
+	var gone []string
+	for _, r := range all {
+		if r.state == client.CloneGone && r.databaseRole == "" && !r.approved.IsZero() && !slices.ContainsFunc(all, func(o *row) bool {
+			return o.state != client.CloneGone && strings.EqualFold(o.name, r.name) // logins are of small letters: it is that node's
+		}) {
+			gone = append(gone, r.name)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	found, err := s.Logins(ctx, gone)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		for node, role := range found {
+			_, err := tx.Exec(ctx, `UPDATE node SET database_role = $1 WHERE name = $2 AND state = 'gone' AND database_role = ''`, role, node)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remember the logins of nodes that are gone: %w", err)
+	}
+	for _, r := range all {
+		if role, ok := found[r.name]; ok {
+			r.databaseRole = role
+		}
+	}
+	return nil
 }

@@ -88,6 +88,29 @@ func (d *DB) DropLogin(ctx context.Context, role string) error {
 	return fault.New(fault.Unavailable, "the login %s is shut, and is not removed yet", role)
 }
 
+// Logins are the names of the logins at PostgreSQL that nodes of this database were given, but this node's own; SQLite has none.
+func (d *DB) Logins(ctx context.Context) ([]string, error) {
+	if d.dialect != Postgres {
+		return nil, nil
+	}
+	// What the functions make, they describe so. A role is of all databases of a server; its description says of which a login is.
+	rows, err := d.writer.QueryContext(ctx, `SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) AND rolname <> session_user
+		AND shobj_description(oid, 'pg_authid') = 'chancery: a node of ' || current_database() ORDER BY rolname`, loginPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list logins: %w", d.explain(err))
+	}
+	defer rows.Close()
+	var all []string
+	for rows.Next() {
+		var role string
+		if err := rows.Scan(&role); err != nil {
+			return nil, fmt.Errorf("list logins: %w", err)
+		}
+		all = append(all, role)
+	}
+	return all, d.explain(rows.Err())
+}
+
 // Reach connects once to the primary that a URL of PostgreSQL leads to, and has it answer: a login is tried before it is relied on.
 func Reach(ctx context.Context, url string) error {
 	cfg, err := configure(url, true)

@@ -101,6 +101,21 @@ func (s *Services) databaseRoots(ctx context.Context) (string, error) {
 	return text, nil
 }
 
+// loginsOf are the logins that there are of the nodes named, by node.
+func (s *Services) loginsOf(ctx context.Context, nodes []string) (map[string]string, error) {
+	all, err := s.DB.Logins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	of := map[string]string{}
+	for _, node := range nodes {
+		if role := LoginRole(node); slices.Contains(all, role) {
+			of[node] = role
+		}
+	}
+	return of, nil
+}
+
 // loginRequester is who asked for the certificates of a login, so that they are found when it ends. No node's name has a space.
 func loginRequester(role string) string { return access.System("login " + role).ID }
 

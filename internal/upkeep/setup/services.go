@@ -95,6 +95,7 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 			return s.openLogin(ctx, node, csr)
 		},
 		CloseLogin: func(ctx context.Context, role string) error { return s.closeLogin(ctx, role, logger) },
+		Logins:     s.loginsOf,
 	})
 	s.Settings.Guard(s.Clones.GuardSettings)
 	s.Pools = pool.New(pool.Options{DB: d, CA: s.CA, Revocation: s.Revocation, Settings: s.Settings, Audit: log})
