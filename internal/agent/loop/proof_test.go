@@ -43,7 +43,7 @@ func freshKey(t testing.TB) string {
 // trial is what the host's plain files came to, once they came to something.
 func (m *machine) trial(p *client.ProofResult) client.ProofTrial {
 	m.t.Helper()
-	for until := time.Now().Add(30 * time.Second); ; {
+	for until := time.Now().Add(2 * time.Minute); ; {
 		m.once()
 		now, err := m.node.admin.Proof(m.t.Context(), p.ID)
 		must(m.t, err)
@@ -141,7 +141,7 @@ func TestProofWithoutTwin(t *testing.T) {
 		t.Errorf("twins are for %v", p.Twins)
 	}
 	trial := m.trial(p)
-	for end := time.Now().Add(30 * time.Second); trial.CRL == "" && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Minute); trial.CRL == "" && time.Now().Before(end); {
 		trial = m.trial(p)
 	}
 	if trial.Result != client.ProofNotTried || trial.Untried != client.UntriedNoPort || !strings.Contains(trial.Detail, "which lists it") {

@@ -185,7 +185,7 @@ func TestReloadVNC(t *testing.T) {
 			scripted("7.2", "127.0.0.1:1", reload).listen(t, filepath.Join(dir, fmt.Sprint(i)))
 		}
 		con := &consumer{system: probe.System{}}
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		err := con.reloadVNC(ctx, recipe.Step{Action: actionReloadQEMU, With: map[string]string{"dir": "/etc/pki/qemu", "sockets": dir}})
 		cancel()
 		if (err != nil) != c.fails || len(con.reasons) != c.reasons {

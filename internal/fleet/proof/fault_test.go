@@ -83,7 +83,7 @@ func TestTwinIsNeverGood(t *testing.T) {
 // retry asks until the database is back.
 func (a *authority) retry(ask func() (*client.ProofCertificate, error)) *client.ProofCertificate {
 	a.t.Helper()
-	for until := time.Now().Add(30 * time.Second); ; {
+	for until := time.Now().Add(2 * time.Minute); ; {
 		got, err := ask()
 		if err == nil {
 			return got
@@ -113,7 +113,7 @@ func TestStartTwice(t *testing.T) {
 			}
 			faults.Clear()
 			var id string
-			for until := time.Now().Add(30 * time.Second); id == ""; {
+			for until := time.Now().Add(2 * time.Minute); id == ""; {
 				if id, err = a.Proofs.Start(t.Context(), officer, refOf(c), client.ProveRequest{}, call); err != nil && time.Now().After(until) {
 					t.Fatal(err)
 				}

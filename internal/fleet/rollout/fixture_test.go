@@ -392,7 +392,7 @@ func (w *world) joins(made *client.HostToken) *agent {
 // waitCRL waits until an issuer has a CRL.
 func (w *world) waitCRL(issuer string) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Minute)
 	defer cancel()
 	must[*revocation.List](w.t)(w.Revocation.IssueCRL(ctx, access.System("n1"), issuer, revocation.Wish{}, once.Call{}))
 }

@@ -86,7 +86,7 @@ func said(t *testing.T, conn net.Conn, text string) net.Conn {
 
 // cutOff wants the node to end a connection by itself, without an answer that says it was content.
 func cutOff(t *testing.T, name string, conn net.Conn) {
-	conn.SetReadDeadline(time.Now().Add(40 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(90 * time.Second))
 	text, err := io.ReadAll(conn)
 	if e, ok := err.(net.Error); ok && e.Timeout() {
 		t.Errorf("%s: the connection was left open", name)

@@ -185,7 +185,7 @@ func (f *faulty) once(a act, n int, name string, inject func()) {
 	f.t.Helper()
 	call, look := a.prepare(f, n)
 	key := fmt.Sprintf("key-%d", n)
-	ctx, cancel := context.WithTimeout(client.WithIdempotencyKey(f.t.Context(), key), 20*time.Second)
+	ctx, cancel := context.WithTimeout(client.WithIdempotencyKey(f.t.Context(), key), 2*time.Minute)
 	defer cancel()
 	inject()
 	first, err := call(ctx)

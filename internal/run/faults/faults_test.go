@@ -241,7 +241,7 @@ func (p *process) wait() error {
 	select {
 	case <-p.ended:
 		return p.err
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatalf("the process does not end:\n%s", p.log.String())
 		return nil
 	}
@@ -257,7 +257,7 @@ func startNodeOn(t testing.TB, dir datadir.Dir, mount string) *process {
 	t.Helper()
 	p := launch(t, mount, "serve", "--dir", string(dir))
 	p.dir = dir
-	late := time.After(30 * time.Second)
+	late := time.After(2 * time.Minute)
 	for {
 		select {
 		case line := <-p.lines:
@@ -379,7 +379,7 @@ func problem(t testing.TB, err error, kind string) *client.Problem {
 // until asks again until something is so that comes by itself.
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for !done() {
 		select {

@@ -65,7 +65,7 @@ func TestEndedAnchorStopsNoLibvirtd(t *testing.T) {
 	// What happens where nobody takes it out.
 	kept := h.read(caFile)
 	h.write("/opt/drivers/none", "")
-	cmd := h.command("timeout", "30", "libvirtd", "--listen", "-p", "/run/tried.pid")
+	cmd := h.command("timeout", "120", "libvirtd", "--listen", "-p", "/run/tried.pid")
 	cmd.Env = append(cmd.Env, "LIBVIRT_DRIVER_DIR=/opt/drivers", "PATH="+os.Getenv("PATH")+":/usr/sbin")
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out)+string(h.read("/run/libvirtd.log")), "has expired") {
 		t.Errorf("libvirtd starts with a CA that has ended: %v %s", err, out)
