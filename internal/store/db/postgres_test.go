@@ -81,18 +81,31 @@ func TestCancelledWaitForTheStandbyIsNoSuccess(t *testing.T) {
 // awaitSetting makes commits until the first of them waits: processes read a reloaded configuration each in its time.
 func awaitSetting(t *testing.T, s *pkitest.PostgresServer) {
 	t.Helper()
+	pool, err := sql.Open("pgx", s.URL("postgres"))
+	must(t, err)
+	defer pool.Close()
 	for i := 0; ; i++ {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		pool, err := sql.Open("pgx", s.URL("postgres"))
-		if err != nil {
-			t.Fatal(err)
+		ctx, cancel := context.WithCancel(t.Context())
+		answer := make(chan error, 1)
+		go func() {
+			_, err := pool.ExecContext(ctx, fmt.Sprintf("SET synchronous_commit = on; CREATE TABLE probe_%d (id TEXT)", i))
+			answer <- err
+		}()
+		var waits, answered bool
+		for !waits && !answered {
+			select {
+			case err = <-answer:
+				answered = true
+			default:
+				must(t, pool.QueryRowContext(ctx, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'").Scan(&waits))
+			}
 		}
-		_, err = pool.ExecContext(ctx, fmt.Sprintf("SET synchronous_commit = on; CREATE TABLE probe_%d (id TEXT)", i))
-		cancel()
-		pool.Close()
-		if err != nil {
-			return // it waits for the standby, and our patience ended; pgx then cancels the wait
+		cancel() // pgx then cancels the wait
+		if waits {
+			<-answer
+			return
 		}
+		must(t, err)
 	}
 }
 
@@ -101,7 +114,7 @@ func awaitSetting(t *testing.T, s *pkitest.PostgresServer) {
 func TestImpatienceSendsNoCancelRequest(t *testing.T) {
 	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_commit=local")
-	d := pkitest.Open(t, db.Options{URL: s.URL("postgres"), Patience: 300 * time.Millisecond})
+	d := pkitest.Open(t, db.Options{URL: s.URL("postgres"), Patience: 3 * time.Second})
 	makeTable(t, d) // with the server's own setting, which does not wait
 	s.Exec(t, "ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
 	s.Exec(t, "SELECT pg_reload_conf()")
