@@ -18,7 +18,7 @@ func TestIssuersWithinTransactions(t *testing.T) {
 		must[*Issuer](t)(a.Issuer(t.Context(), "issuing"))
 		a.CA.issuers.refresh.Lock() // as he does who asks the database
 		defer a.CA.issuers.refresh.Unlock()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		found := make(chan error, 1)
 		go func() {

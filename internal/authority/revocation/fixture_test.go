@@ -133,7 +133,7 @@ func (o *office) revoke(c *x509.Certificate, reason crl.Reason) {
 // list waits until the current list of a scope satisfies want, and returns it checked against the issuer.
 func (o *office) list(scope Scope, want func(*crl.List) bool) *crl.List {
 	o.t.Helper()
-	ctx, cancel := context.WithTimeout(o.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		if l, err := o.service.Current(ctx, "one", scope); err == nil {

@@ -41,7 +41,7 @@ func (o *office) ask(c *x509.Certificate, hash crypto.Hash) (*xocsp.Response, Re
 // respond waits until the status of a certificate is want.
 func (o *office) respond(c *x509.Certificate, want int) *xocsp.Response {
 	o.t.Helper()
-	ctx, cancel := context.WithTimeout(o.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		if r, _ := o.ask(c, crypto.SHA1); r != nil && r.Status == want {

@@ -113,7 +113,7 @@ func TestOperatorsWish(t *testing.T) {
 		o := newOffice(t, d, ca.CRLMode{}, nil)
 		o.run()
 		first := o.list(Complete, func(*crl.List) bool { return true })
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		number := new(big.Int).Add(first.Number, big.NewInt(1_000_000_000_000))
 		next := time.Now().Add(5 * 24 * time.Hour).UTC().Truncate(time.Second)

@@ -177,7 +177,7 @@ func TestDesiredIsAwaited(t *testing.T) {
 	must(t, err)
 	got := make(chan *client.Desired, 1)
 	go func() {
-		next, err := agent.Desired(t.Context(), first.ETag, 20*time.Second)
+		next, err := agent.Desired(t.Context(), first.ETag, time.Minute)
 		if err != nil {
 			t.Error(err)
 		}

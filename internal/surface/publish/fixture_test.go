@@ -142,7 +142,7 @@ func (o *office) revoke(c *x509.Certificate, reason crl.Reason) {
 // until waits for what the loops do in the background.
 func (o *office) until(what string, done func() bool) {
 	o.t.Helper()
-	ctx, cancel := context.WithTimeout(o.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
 	for !done() {
 		select {
