@@ -25,6 +25,9 @@ const (
 	inviteLife    = time.Hour
 	maxInviteLife = 7 * 24 * time.Hour
 	secretSize    = 32 // octets: 256 random bits, so a plain hash is enough
+
+	// maxInvitations bounds the invitations that are good at the same time: each lets a stranger have a node wait.
+	maxInvitations = 100
 )
 
 // invitation is a row of node_invitation.
@@ -136,6 +139,9 @@ func (s *Service) Invite(ctx context.Context, by access.Principal, in client.Clo
 			made.id = string(first)
 			return renewSecret(ctx, tx, &made, text.Secret)
 		}
+		if err := roomToInvite(ctx, tx, now); err != nil {
+			return err
+		}
 		_, err = tx.Exec(ctx, `INSERT INTO node_invitation (id, hash, subsystems, actor, created_at, expires_at, used_by, used_at, refused)
 			VALUES ($1, $2, $3, $4, $5, $6, '', 0, 0)`, made.id, hashSecret(text.Secret), made.subsystems, made.actor, db.Micros(now), db.Micros(made.expires))
 		if err != nil {
@@ -155,6 +161,24 @@ func (s *Service) Invite(ctx context.Context, by access.Principal, in client.Clo
 	out := made.wire()
 	out.Token = text.String()
 	return &out, nil
+}
+
+// roomToInvite refuses where too many invitations are open, or machines wait: a program that invites in a loop ends here.
+func roomToInvite(ctx context.Context, tx *db.Tx, now time.Time) error {
+	var open, wait int64
+	err := tx.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM node_invitation WHERE used_by = '' AND expires_at >= $1),
+		(SELECT COUNT(*) FROM node WHERE state = 'waiting')`, db.Micros(now)).Scan(&open, &wait)
+	switch {
+	case err != nil:
+		return fmt.Errorf("count invitations: %w", err)
+	case open >= maxInvitations:
+		return fault.New(fault.Conflict, "%d invitations of nodes are open, and at most %d are at the same time", open, maxInvitations).
+			WithHint("chancery clone invitations lists them; withdraw those that nobody uses, or let them end")
+	case wait >= maxInvitations:
+		return fault.New(fault.Conflict, "%d machines wait to become nodes, and at most %d may", wait, maxInvitations).
+			WithHint("chancery clone list shows them; chancery clone remove NODE refuses one")
+	}
+	return nil
 }
 
 // renewSecret gives the invitation of a repeated call another secret, and refuses where the first answer arrived.
