@@ -79,7 +79,7 @@ func (s *Service) Leave(ctx context.Context, by access.Principal, name string, c
 	if err != nil {
 		return nil, fmt.Errorf("have node %.80q leave: %w", access.Redact(name), err)
 	}
-	p, err := s.picture(db.AtPrimary(ctx))
+	p, err := s.picture(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -183,7 +183,12 @@ func (a *authority) join(name string, subsystems ...string) (*machine, *setup.Se
 // open opens what a machine has of the authority, as its program would.
 func (a *authority) open(m *machine) *setup.Services {
 	a.t.Helper()
-	d := pkitest.Open(a.t, db.Options{URL: a.url})
+	return a.openAt(m, db.Options{URL: a.url})
+}
+
+func (a *authority) openAt(m *machine, o db.Options) *setup.Services {
+	a.t.Helper()
+	d := pkitest.Open(a.t, o)
 	must(a.t, d.LearnClock(a.t.Context()))
 	s, err := setup.Assemble(d, m.name, m.key, slog.New(slog.DiscardHandler))
 	must(a.t, err)

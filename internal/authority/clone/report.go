@@ -286,21 +286,37 @@ func (s *Service) remembered() (refused error, fresh bool) {
 type picture struct {
 	all    []*row
 	leases []db.Lease
-	at     time.Time // by the database's clock, as the times at which nodes were seen are
+	at     time.Time // by the clock by which nodes are seen: the primary's
 }
 
+// picture asks the primary, whose clock dates when nodes were seen. Where that does not answer, a standby shows what it has; its own clock
+// says nothing of those times, so it is then taken to be as late as the newest of them, and as long after as that has stood still here.
 func (s *Service) picture(ctx context.Context) (p picture, err error) {
-	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		if p.at, err = tx.Clock(ctx); err != nil {
+	load := func(tx *db.Tx) (err error) {
+		if p.all, err = nodes(ctx, tx, "", MaxNodes); err != nil {
 			return err
 		}
-		if p.all, err = nodes(ctx, tx, "", MaxNodes); err != nil {
+		if p.at, err = tx.Clock(ctx); err != nil {
 			return err
 		}
 		p.leases, err = db.LeasesIn(ctx, tx)
 		return err
-	})
-	return p, err
+	}
+	err = s.DB.ReadSnapshot(ctx, load)
+	if !fault.Is(err, fault.Unavailable) {
+		return p, err
+	}
+	if err = s.DB.Read(ctx, load); err != nil {
+		return p, err
+	}
+	newest := &row{} // of no name
+	for _, r := range p.all {
+		if r.seen.After(newest.seen) {
+			newest.seen = r.seen
+		}
+	}
+	p.at = newest.seen.Add(s.silent(newest, time.Now()))
+	return p, nil
 }
 
 // List lists the nodes in the order of their names, from after the one given; next is the name to continue with.
