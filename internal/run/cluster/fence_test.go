@@ -1,16 +1,21 @@
 package cluster_test
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"chancery/internal/pkitest"
 )
 
 const launcher = "patroni-fenced"
@@ -60,42 +65,87 @@ n2 takes it again: True, and the lock is n2
 	}
 }
 
+// TestEtcdWithoutItsPort: another program that listens where etcd was to is not taken for it, so that startEtcd tries other ports.
+func TestEtcdWithoutItsPort(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if at, log := tryEtcd(t, other.Addr().String(), pickAddress(t)); at != "" || !strings.Contains(log, "address already in use") {
+		t.Errorf("it is at %q, and says:\n%s", at, log)
+	}
+}
+
 // startEtcd starts an etcd of one, and returns its address.
 func startEtcd(t *testing.T) string {
-	var at [2]string
-	for i := range at {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	t.Helper()
+	var said string
+	for range 10 { // another program may take the ports first
+		at, log := tryEtcd(t, pickAddress(t), pickAddress(t))
+		if at != "" {
+			return at
 		}
-		defer l.Close()
-		at[i] = l.Addr().String()
-		l.Close()
+		said = log
 	}
-	cmd := exec.Command("etcd", "--name", "one", "--data-dir", filepath.Join(t.TempDir(), "etcd"), "--listen-client-urls", "http://"+at[0],
-		"--advertise-client-urls", "http://"+at[0], "--listen-peer-urls", "http://"+at[1], "--initial-advertise-peer-urls", "http://"+at[1],
-		"--initial-cluster", "one=http://"+at[1])
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	t.Fatalf("start etcd:\n%s", said)
+	return ""
+}
+
+// pickAddress is one where nobody listens now.
+func pickAddress(t *testing.T) string {
+	t.Helper()
+	port, err := pkitest.FreePort()
+	if err != nil {
 		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", port)
+}
+
+// tryEtcd returns the address once this etcd says that it serves there, or what it said before it ended.
+func tryEtcd(t *testing.T, client, peer string) (at, log string) {
+	t.Helper()
+	cmd := exec.Command("etcd", "--name", "one", "--data-dir", filepath.Join(t.TempDir(), "etcd"), "--listen-client-urls", "http://"+client,
+		"--advertise-client-urls", "http://"+client, "--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer,
+		"--initial-cluster", "one=http://"+peer)
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout = cmd.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, serves, ended := make(chan error), make(chan struct{}), make(chan string, 1)
+	go func() { // the kernel sends the signal of Pdeathsig when the thread ends that started the program
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		var said strings.Builder
+		for lines, once := bufio.NewScanner(out), sync.OnceFunc(func() { close(serves) }); lines.Scan(); {
+			fmt.Fprintln(&said, lines.Text())
+			if strings.Contains(lines.Text(), "ready to serve client requests") {
+				once()
+			}
+		}
+		fmt.Fprintln(&said, cmd.Wait())
+		ended <- said.String()
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case log := <-ended:
+		return "", log
+	case <-serves:
+	case <-time.After(2 * time.Minute):
+		t.Error("etcd neither serves nor ends")
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
 	})
-	await(t, "etcd answers", func() error {
-		answer, err := http.Get("http://" + at[0] + "/health")
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		var text bytes.Buffer
-		if _, err := text.ReadFrom(answer.Body); err != nil || !strings.Contains(text.String(), "true") {
-			return fmt.Errorf("%s %w", text.String(), err)
-		}
-		return nil
-	})
-	return at[0]
+	return client, ""
 }
