@@ -188,17 +188,21 @@ func (s *Service) giveAnswer(ctx context.Context, by access.Principal, r *row) e
 	return s.remember(ctx, r.name, login, `answer = $3`, text)
 }
 
+// errNoneNow says that the node ended that was given a login.
+var errNoneNow = errors.New("the node of the login is none any more")
+
 // remember writes that a node has a login, so that the login ends with the node, and what else is given. Where the node ended while it was
 // made, it ends here; where that fails, or this process ends before, Finish finds it.
 func (s *Service) remember(ctx context.Context, name string, login Login, and string, args ...any) error {
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE node SET database_role = $1, `+and+` WHERE name = $2 AND state = 'active'`, append([]any{login.Role, name}, args...)...)
 		if err == nil && n == 0 {
-			err = fault.New(fault.Denied, "node %s is none any more", name)
+			err = &fault.Error{Kind: fault.Denied, Err: errNoneNow, Message: "node " + name + " is none any more"}
 		}
 		return err
 	})
-	if !fault.Is(err, fault.Denied) || errors.Is(err, db.ErrFenced) || login.Role == "" || s.CloseLogin == nil {
+	// Other refusals are of this node: whether the other one is there was not asked.
+	if !errors.Is(err, errNoneNow) || login.Role == "" || s.CloseLogin == nil {
 		return err
 	}
 	if end := s.CloseLogin(ctx, login.Role); end != nil {

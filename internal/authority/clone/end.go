@@ -195,7 +195,9 @@ func (s *Service) refuse(ctx context.Context, by access.Principal, r *row, call 
 // errEnded says that another node ended it first.
 var errEnded = errors.New("the node is gone already")
 
-// end takes all from a node that a node had, in one transaction, and then its login.
+// end takes all from a node that a node had, in one transaction, and then its login and its right to write. They come after it, since the
+// row of the fence is written with each of the node's transactions, which would have this one begin anew as long as the node is busy; where
+// this process ends before, Finish of any node does it.
 func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, call once.Call, now time.Time) error {
 	issuers, err := s.Identity.Issuers(ctx)
 	if err != nil {
@@ -225,8 +227,11 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 	}
 	s.CA.Announce()
 	s.Access.Forget()
-	if err := s.closeLogin(ctx, r.name); err != nil {
+	if err := s.closeLogin(ctx, r.name); err != nil { // with it end its connections, which may have the fence's row
 		s.Logger.ErrorContext(ctx, "the login of a node that is gone is not ended yet; a node with the ca subsystem tries again", "node", r.name, "error", err)
+	}
+	if err := s.DB.RaiseFence(ctx, r.name); err != nil {
+		s.Logger.ErrorContext(ctx, "a node that is gone may write still; a node with the ca subsystem tries again", "node", r.name, "error", err)
 	}
 	return nil
 }
@@ -242,9 +247,6 @@ func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *r
 		return err
 	}
 	if err := db.Dismiss(ctx, tx, r.name); err != nil {
-		return err
-	}
-	if err := db.RaiseFence(ctx, tx, r.name); err != nil {
 		return err
 	}
 	_, err := tx.Exec(ctx, `UPDATE node SET state = 'gone', gone_at = $1, principal = '' WHERE name = $2`, db.Micros(now), r.name)

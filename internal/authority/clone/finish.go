@@ -38,12 +38,15 @@ func (s *Service) silent(r *row, now time.Time) time.Duration {
 const stoppedAfter = time.Minute
 
 // Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
-// those that have left, and ends the logins of those that are gone, also those that nobody came to remember. Only a node with the ca
-// subsystem can.
+// those that have left, and ends the logins of those that are gone, also those that nobody came to remember, and their right to write.
+// Only a node with the ca subsystem can.
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
+	var writing map[string]bool // none that is gone should be
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-		all, err = nodes(ctx, tx, "", MaxNodes)
+		if all, err = nodes(ctx, tx, "", MaxNodes); err == nil {
+			writing, err = db.Writing(ctx, tx)
+		}
 		return err
 	})
 	if err != nil {
@@ -71,6 +74,9 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 			err = s.end(ctx, by, r, "clone.left", crl.CessationOfOperation, once.Call{}, now)
 		case r.state == client.CloneGone && r.databaseRole != "":
 			err = s.closeLogin(ctx, r.name)
+		}
+		if r.state == client.CloneGone && writing[r.name] { // after its login
+			err = errors.Join(err, s.DB.RaiseFence(ctx, r.name))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("finish node %s: %w", r.name, err))

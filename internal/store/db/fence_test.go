@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
@@ -65,7 +66,7 @@ func TestFence(t *testing.T) {
 	}
 	refused := func(err error, name string) {
 		t.Helper()
-		if !fault.Is(err, fault.Denied) || !errors.Is(err, db.ErrFenced) || kept(name) != 0 {
+		if !fault.Is(err, fault.Unavailable) || !errors.Is(err, db.ErrFenced) || kept(name) != 0 {
 			t.Fatalf("%s: %v; %d rows", name, err, kept(name))
 		}
 	}
@@ -123,4 +124,91 @@ func TestFence(t *testing.T) {
 	take(two, 30)
 	refused(put(one, "former", nil, true), "former")
 	passes(put(two, "latter", nil, false), "latter")
+}
+
+// TestFenceAgainstBusyAndStill: a fence is raised though its process writes all the time, and though it stands still with the row locked;
+// from then on it gives and ends no logins either.
+func TestFenceAgainstBusyAndStill(t *testing.T) {
+	ctx, url := t.Context(), pkitest.URL(t, db.Postgres)
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	if err := schema.Migrate(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	take := func(number int64) {
+		t.Helper()
+		if err := one.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n1", number); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range 5 {
+		take(int64(10 + round))
+		var writers sync.WaitGroup
+		wrote := make(chan bool, 8)
+		for range 8 {
+			writers.Go(func() {
+				for n := 0; ; n++ {
+					err := one.Tx(ctx, func(tx *db.Tx) error {
+						return tx.Send(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, 1)`, db.NewID())
+					})
+					if n == 9 {
+						wrote <- true
+					}
+					if err != nil {
+						if !errors.Is(err, db.ErrFenced) || n < 9 {
+							t.Errorf("after %d writes: %v", n, err)
+						}
+						return
+					}
+				}
+			})
+		}
+		for range 8 {
+			<-wrote
+		}
+		if err := two.RaiseFence(ctx, "n1"); err != nil {
+			t.Fatalf("it writes all the time, and is not shut out: %v", err)
+		}
+		writers.Wait()
+	}
+
+	take(20)
+	short, cancel := context.WithTimeout(ctx, 12*time.Second) // the server itself would end it after fifteen
+	defer cancel()
+	runs := 0
+	err := one.Tx(ctx, func(tx *db.Tx) error {
+		runs++
+		if err := tx.Send(ctx, `INSERT INTO clock (name, high_water) VALUES ('still', 1)`); err != nil {
+			return err
+		}
+		var n int
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM clock`).Scan(&n); err != nil { // sends what waits, and with it locks the row
+			return err
+		}
+		if runs > 1 {
+			return nil
+		}
+		begun := time.Now()
+		if err := two.RaiseFence(short, "n1"); err != nil {
+			t.Errorf("it stands still, and is not shut out: %v", err)
+		}
+		t.Logf("raised after %s", time.Since(begun))
+		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM clock`).Scan(&n) // it goes on
+	})
+	if !errors.Is(err, db.ErrFenced) || runs < 2 {
+		t.Errorf("it stood still, and writes in %d runs: %v", runs, err)
+	}
+	for what, err := range map[string]error{
+		"gives": one.AddLogin(ctx, "chancery_x", false), "ends": one.DropLogin(ctx, "chancery_x"), "raises": one.RaiseFence(ctx, "n2"),
+	} {
+		if !errors.Is(err, db.ErrFenced) {
+			t.Errorf("it was shut out, and %s: %v", what, err)
+		}
+	}
+	no := errors.New("not this process")
+	two.Guard(func(context.Context) error { return no })
+	for what, err := range map[string]error{"gives": two.AddLogin(ctx, "chancery_x", false), "ends": two.DropLogin(ctx, "chancery_x")} {
+		if !errors.Is(err, no) {
+			t.Errorf("its guard refuses, and it %s: %v", what, err)
+		}
+	}
 }

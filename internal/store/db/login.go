@@ -30,12 +30,12 @@ func (d *DB) AddLogin(ctx context.Context, role string, limited bool) error {
 	if role == "" || len(role) > maxRole {
 		return fault.New(fault.Invalid, "the login %q has %d octets; PostgreSQL takes 1 to %d", role, len(role), maxRole)
 	}
-	return d.asOwner(ctx, func(tx *sql.Tx, owner string) error {
-		if _, err := tx.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
+	return d.asOwner(ctx, func(conn *sql.Conn, owner string) error {
+		if _, err := conn.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
 			return err
 		}
 		for _, statement := range readerRights(pgx.Identifier{owner + "_reader"}.Sanitize()) {
-			if _, err := tx.ExecContext(ctx, statement); err != nil {
+			if _, err := conn.ExecContext(ctx, statement); err != nil {
 				return fmt.Errorf("%s: %w", statement, err)
 			}
 		}
@@ -78,8 +78,8 @@ const dropTries = 5
 func (d *DB) DropLogin(ctx context.Context, role string) error {
 	for range dropTries {
 		var gone bool
-		err := d.asOwner(ctx, func(tx *sql.Tx, _ string) error {
-			return tx.QueryRowContext(ctx, `SELECT chancery_logins.drop($1)`, role).Scan(&gone)
+		err := d.asOwner(ctx, func(conn *sql.Conn, _ string) error {
+			return conn.QueryRowContext(ctx, `SELECT chancery_logins.drop($1)`, role).Scan(&gone)
 		})
 		if err != nil || gone {
 			return err
@@ -148,25 +148,22 @@ func standForOwner(ctx context.Context, conn *pgconn.PgConn) error {
 }
 
 // asOwner runs fn in a transaction, as the owner of the tables.
-func (d *DB) asOwner(ctx context.Context, fn func(tx *sql.Tx, owner string) error) error {
+func (d *DB) asOwner(ctx context.Context, fn func(conn *sql.Conn, owner string) error) error {
 	if d.dialect != Postgres {
 		return fault.New(fault.Conflict, "SQLite has no logins: its file is this node's alone")
 	}
-	tx, err := d.writer.BeginTx(ctx, nil)
-	if err != nil {
-		return d.explain(err)
-	}
-	defer tx.Rollback()
-	var self, owner, database, owns string
-	err = tx.QueryRowContext(ctx, `SELECT session_user, current_user, current_database(),
-		(SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database())`).Scan(&self, &owner, &database, &owns)
-	if err != nil {
-		return d.explain(err)
-	}
-	if err := fn(tx, owner); err != nil {
-		return d.refusedLogin(err, self, owner, database, owns)
-	}
-	return tx.Commit()
+	return d.aside(ctx, func(conn *sql.Conn) error {
+		var self, owner, database, owns string
+		err := conn.QueryRowContext(ctx, `SELECT session_user, current_user, current_database(),
+			(SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database())`).Scan(&self, &owner, &database, &owns)
+		if err != nil {
+			return d.explain(err)
+		}
+		if err := fn(conn, owner); err != nil {
+			return d.refusedLogin(err, self, owner, database, owns)
+		}
+		return nil
+	})
 }
 
 // refusedLogin says what to do where a login could not be changed.
