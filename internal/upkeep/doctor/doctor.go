@@ -143,7 +143,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"backup.drill": func(tell func(finding.Finding)) error { return n.drills(ctx, now, tell) },
 		"issuers.keys": func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
 		"issuers":      func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
-		"crl.signer":   func(tell func(finding.Finding)) error { return n.signer(ctx, now, tell) },
+		"crl.signer":   func(tell func(finding.Finding)) error { return n.signer(ctx, tell) },
 		"hosts":        func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
 		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
 		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
