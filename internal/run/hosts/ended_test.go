@@ -21,7 +21,7 @@ func endingRoot(t *testing.T, notAfter time.Time) *x509.Certificate {
 	t.Helper()
 	key := ecKey(t)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "it ends soon"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "it ends at " + notAfter.String()}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -43,16 +43,27 @@ func TestEndedAnchorStopsNoLibvirtd(t *testing.T) {
 	h := w.newHost(t, "ended", machine{pool: pool.Name})
 	port := h.configure()
 	h.join(order("libvirt-server"))
-	ends := time.Now().Add(25 * time.Second).Truncate(time.Second)
-	ending := endingRoot(t, ends)
-	_, err := w.admin.AddTrust(t.Context(), pool.Name, client.AddTrustRequest{PEM: string(keyfile.EncodeCertificates(ending))})
-	must(t, err)
 	h.converge()
 	trusts := func() []*x509.Certificate {
 		t.Helper()
 		all, err := keyfile.ParseCertificates(h.read(caFile))
 		must(t, err)
 		return all
+	}
+	var ends time.Time
+	var ending *x509.Certificate
+	for validity := 25 * time.Second; ; validity *= 2 { // one that ended before it was placed is left out: another
+		ends = time.Now().Add(validity).Truncate(time.Second)
+		ending = endingRoot(t, ends)
+		_, err := w.admin.AddTrust(t.Context(), pool.Name, client.AddTrustRequest{PEM: string(keyfile.EncodeCertificates(ending))})
+		must(t, err)
+		h.converge()
+		if slices.ContainsFunc(trusts(), ending.Equal) {
+			break
+		}
+		if time.Now().Before(ends) {
+			t.Fatal("a CA that has not ended is not placed")
+		}
 	}
 	if n := len(trusts()); n != 3 { // with the pool's root and issuer
 		t.Fatalf("%d CAs are placed", n)

@@ -89,7 +89,7 @@ func TestProveRevoked(t *testing.T) {
 	fails(t, exec.Command(program(t), "--dir", string(w.dir), "cert", "prove-revoked", bad.serial), "chancery cert revoke "+bad.serial)
 	w.chancery(t, "cert", "revoke", bad.serial, "--reason", "keyCompromise")
 
-	p, code := w.proof(t, bad.serial, "--timeout", "90s")
+	p, code := w.proof(t, bad.serial, "--timeout", "4m")
 	if code != 0 || !p.Proven() || len(p.Trials) != 5 {
 		t.Errorf("exit code %d: %+v", code, p)
 	}
@@ -182,7 +182,7 @@ func TestProveHeld(t *testing.T) {
 	s.h.runs()
 	other.h.runs()
 	w.chancery(t, "cert", "hold", own)
-	p, code := w.proof(t, own, "--timeout", "90s", "--twins")
+	p, code := w.proof(t, own, "--timeout", "4m", "--twins")
 	if code != 0 || p.State != "held" || !p.Proven() {
 		t.Errorf("exit code %d: %+v", code, p)
 	}
