@@ -51,9 +51,10 @@ func (s *Store) Check(ctx context.Context, recovery *Recovery) ([]Finding, Check
 	openers, findings := s.openers(all, recovery)
 	for after := ""; ; {
 		var page []keyWraps
+		seen := s.mark()
 		err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
 			// The recipients as of this page, so that one who joins meanwhile is no finding.
-			if all, err = s.recipients(ctx, tx); err != nil {
+			if all, _, err = s.recipientsBy(ctx, tx, seen); err != nil {
 				return err
 			}
 			page, err = readPage(ctx, tx, after, pageOfKeys)

@@ -21,7 +21,7 @@ func (s *Store) Openable(ctx context.Context) (o Openable, err error) {
 	var self Recipient
 	var all []keyWraps
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		if self, err = s.recipient(ctx, tx, s.self); err != nil {
+		if self, err = s.row(ctx, tx, s.self); err != nil {
 			return err
 		}
 		all, err = s.heads(ctx, tx)

@@ -218,6 +218,10 @@ func (s *Store) remember(v vouchers) error {
 	return nil
 }
 
+// ErrFalseList is within what NewestList says where a list that is not good stands in the place of one that this node has seen, or after
+// it. A database that was set back shows none.
+var ErrFalseList = errors.New("the list of key recipients is none of this authority's")
+
 // NewestList is the newest list that this node believes, and nil where there is none yet.
 func (s *Store) NewestList(ctx context.Context) (*List, error) {
 	var v vouchers
@@ -230,7 +234,11 @@ func (s *Store) NewestList(ctx context.Context) (*List, error) {
 		return nil, err
 	}
 	if v.against != "" {
-		return nil, fault.New(fault.Conflict, "%s", v.against).WithHint(listHint)
+		doubt := &fault.Error{Kind: fault.Conflict, Message: v.against}
+		if seen.version > 0 && v.newest >= seen.version {
+			doubt.Err = ErrFalseList
+		}
+		return nil, doubt.WithHint(listHint)
 	}
 	return v.list, s.remember(v)
 }
@@ -306,7 +314,7 @@ func (s *Store) PutList(ctx context.Context, tx *db.Tx, l *SignedList, actor str
 	if newest.Int64 != l.after {
 		return ErrListMoved
 	}
-	all, err := s.recipients(ctx, tx)
+	all, err := s.rows(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -385,7 +393,7 @@ func (s *Store) FirstList(ctx context.Context, actor string, now time.Time) (boo
 		return false, err
 	}
 	err := s.ChangeList(ctx, nil, nil, actor, now, func(tx *db.Tx) error {
-		v, err := s.vouch(ctx, tx, s.mark())
+		v, err := s.vouch(ctx, tx, mark{}) // only whether there is one
 		if err == nil && v.newest > 0 {
 			err = errHasList
 		}

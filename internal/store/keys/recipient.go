@@ -150,7 +150,7 @@ func (s *Store) AddRecipient(ctx context.Context, tx *db.Tx, r Recipient, actor 
 // longer trusted, the keys must be replaced as well. The last recovery recipient stays, because without one the loss of
 // the nodes would be the loss of the authority.
 func (s *Store) RemoveRecipient(ctx context.Context, tx *db.Tx, id, actor string, now time.Time) error {
-	all, err := s.recipients(ctx, tx)
+	all, err := s.rows(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -200,12 +200,7 @@ func (s *Store) Recipients(ctx context.Context) ([]Recipient, error) {
 	return all, s.remember(v)
 }
 
-func (s *Store) recipients(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
-	all, _, err := s.recipientsBy(ctx, tx, s.mark())
-	return all, err
-}
-
-// recipientsBy also returns what it judged them by.
+// recipientsBy are all recipients, judged by the newest list, and what it judged them by; seen is the node's mark from before tx began.
 func (s *Store) recipientsBy(ctx context.Context, tx *db.Tx, seen mark) ([]Recipient, vouchers, error) {
 	v, err := s.vouch(ctx, tx, seen)
 	if err != nil {
@@ -218,6 +213,7 @@ func (s *Store) recipientsBy(ctx context.Context, tx *db.Tx, seen mark) ([]Recip
 	return all, v, err
 }
 
+// rows are all recipients as they are stored, without a word on who is trusted.
 func (s *Store) rows(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
 	rows, err := tx.Query(ctx, `SELECT id, kind, name, subsystems, public_key, created, mac FROM key_recipient
 		LEFT JOIN key_endorsement ON recipient_id = id AND node = $1 ORDER BY id`, s.self)
@@ -249,12 +245,25 @@ func (s *Store) rows(ctx context.Context, tx *db.Tx) ([]Recipient, error) {
 	return all, nil
 }
 
-// recipient returns one recipient.
-func (s *Store) recipient(ctx context.Context, tx *db.Tx, id string) (Recipient, error) {
-	all, err := s.recipients(ctx, tx)
+// row is one recipient as it is stored.
+func (s *Store) row(ctx context.Context, tx *db.Tx, id string) (Recipient, error) {
+	all, err := s.rows(ctx, tx)
 	if err != nil {
 		return Recipient{}, err
 	}
+	return only(all, id)
+}
+
+// recipientBy is one recipient, as recipientsBy judges it.
+func (s *Store) recipientBy(ctx context.Context, tx *db.Tx, id string, seen mark) (Recipient, error) {
+	all, _, err := s.recipientsBy(ctx, tx, seen)
+	if err != nil {
+		return Recipient{}, err
+	}
+	return only(all, id)
+}
+
+func only(all []Recipient, id string) (Recipient, error) {
 	if at := slices.IndexFunc(all, func(r Recipient) bool { return r.ID == id }); at >= 0 {
 		return all[at], nil
 	}
@@ -266,7 +275,7 @@ func (s *Store) recipient(ctx context.Context, tx *db.Tx, id string) (Recipient,
 // whoever can write to the database could add a recipient of his own, or exchange the recovery recipient, and would be given
 // the keys.
 func (s *Store) Endorse(ctx context.Context, tx *db.Tx, id, publicKey, actor string, now time.Time) error {
-	r, err := s.recipient(ctx, tx, id)
+	r, err := s.row(ctx, tx, id)
 	if err != nil {
 		return err
 	}

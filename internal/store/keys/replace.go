@@ -62,7 +62,7 @@ func (s *Store) ReplaceRecovery(ctx context.Context, recovery *Recovery, actor s
 			return fault.New(fault.Conflict, "%d keys are not wrapped to the new recovery key, so the old one stays", lacking).
 				WithHint("run this again; the nodes that made them vouch for the new recipient first")
 		}
-		all, err := s.recipients(ctx, tx)
+		all, err := s.rows(ctx, tx)
 		if err != nil {
 			return err
 		}

@@ -83,8 +83,9 @@ func (s *Store) rewrap(ctx context.Context, by opener, recipientID, actor string
 	for after := ""; ; {
 		var to Recipient
 		var page []keyWraps
+		seen := s.mark()
 		err := s.db.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
-			if to, err = s.recipient(ctx, tx, recipientID); err != nil {
+			if to, err = s.recipientBy(ctx, tx, recipientID, seen); err != nil {
 				return err
 			}
 			if !by.mayWrapTo(to) {
@@ -137,11 +138,11 @@ func (s *Store) storeWraps(ctx context.Context, by opener, to Recipient, wraps m
 	if len(wraps) == 0 {
 		return 0, nil
 	}
-	now := time.Now()
+	now, seen := time.Now(), s.mark()
 	var stored []string
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
 		stored = nil
-		current, err := s.recipient(ctx, tx, to.ID)
+		current, err := s.recipientBy(ctx, tx, to.ID, seen)
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,7 @@ type Sealed struct {
 
 	ciphertext []byte
 	wraps      map[string][]byte // by recipient
+	seen       mark              // the newest list that the store had seen then
 }
 
 // Seal encrypts key and wraps it to those of the recipients that are entitled to it. It touches no database. Without a

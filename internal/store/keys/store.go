@@ -67,7 +67,11 @@ func (s *Store) Seal(ctx context.Context, key crypto.Signer, purpose Purpose, ow
 	if i := slices.IndexFunc(all, func(r Recipient) bool { return r.ID == s.self }); i >= 0 && !all[i].Entitled(purpose, owner) {
 		return nil, fault.New(fault.Denied, "node %s runs %s, and makes no %s key", s.self, joinSubsystems(all[i].Subsystems), purpose)
 	}
-	return Seal(key, db.NewID(), purpose, owner, endorsed(all))
+	sealed, err := Seal(key, db.NewID(), purpose, owner, endorsed(all))
+	if err == nil {
+		sealed.seen = s.mark()
+	}
+	return sealed, err
 }
 
 func endorsed(all []Recipient) []Recipient {
@@ -75,9 +79,9 @@ func endorsed(all []Recipient) []Recipient {
 }
 
 // Insert stores a sealed key. It refuses if the recipients that are entitled to it are not those it was sealed for: one
-// that was removed meanwhile must not get a wrap, and one that was added must not lack it.
+// that was removed meanwhile must not get a wrap, and one that was added must not lack it. The transaction begins after Seal.
 func (s *Store) Insert(ctx context.Context, tx *db.Tx, k *Sealed, actor string, now time.Time) error {
-	all, err := s.recipients(ctx, tx)
+	all, _, err := s.recipientsBy(ctx, tx, k.seen)
 	if err != nil {
 		return err
 	}

@@ -143,7 +143,7 @@ func (s *Store) tokenKeysHere(ctx context.Context, tx *db.Tx, id string) ([]Key,
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
-	self, err := s.recipient(ctx, tx, s.self)
+	self, err := s.row(ctx, tx, s.self)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (s *Store) InTokens(ctx context.Context) ([]Key, error) {
 		if found, err = tokenKeys(ctx, tx, "", "", ""); err != nil || len(found) == 0 {
 			return err
 		}
-		self, err := s.recipient(ctx, tx, s.self)
+		self, err := s.row(ctx, tx, s.self)
 		found = slices.DeleteFunc(found, func(k Key) bool { return !self.Entitled(k.Purpose, k.Owner) })
 		return err
 	})
