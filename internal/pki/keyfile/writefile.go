@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"chancery/internal/fault"
 )
@@ -19,7 +20,7 @@ import (
 // unlink(temporary), fsync(directory). A file system without hard links gets open(path, O_CREAT|O_EXCL) instead, and there
 // a power failure can leave an incomplete file.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
-	temporary, err := writeTemporary(path, data, mode)
+	temporary, err := writeTemporary(path, data, mode, nil)
 	if err != nil {
 		return err
 	}
@@ -30,7 +31,7 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 		}
 	} else {
 		os.Remove(temporary)
-		err = writeExclusive(path, data, mode)
+		err = writeExclusive(path, data, mode, nil)
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return fault.New(fault.Conflict, "%s exists and is not overwritten: %w", path, fs.ErrExist).
@@ -46,7 +47,90 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 // new one whole. The new file has the mode given (less the umask) and the caller as owner, whatever the old one had; a
 // symbolic link at path is itself replaced, and where it pointed is left alone.
 func ReplaceFile(path string, data []byte, mode fs.FileMode) error {
-	temporary, err := writeTemporary(path, data, mode)
+	return replace(path, data, mode, nil)
+}
+
+// ReplaceBeside is ReplaceFile for a file that a command of root's and the service share: where root calls, the new file is the
+// directory's owner's and group's, from before it is at path. Any other caller's is his own.
+func ReplaceBeside(path string, data []byte, mode fs.FileMode) error {
+	home, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return replace(path, data, mode, func(f *os.File) error {
+		if os.Geteuid() != 0 {
+			return nil
+		}
+		return f.Chown(uidOf(home), gidOf(home))
+	})
+}
+
+// ReplaceKept is ReplaceFile for a file whose place others chose and that they read: where there is one at path, its owner, its group
+// and the group's reading stay, from before the new one is there, and a symbolic link goes on leading to it. Where there is none it is
+// ReplaceBeside. A caller other than root who may not give the file to that group takes it from the group. A link is followed for one
+// step, and root follows none that is neither root's nor of who owns what it leads to.
+func ReplaceKept(path string, data []byte, mode fs.FileMode) error {
+	path, before, err := followed(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ReplaceBeside(path, data, mode)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return replace(path, data, mode, func(f *os.File) error {
+		kept := before.Mode().Perm()&(mode.Perm()|0o040) | 0o600
+		if os.Geteuid() == 0 {
+			if err := f.Chown(uidOf(before), gidOf(before)); err != nil {
+				return err
+			}
+		} else if f.Chown(-1, gidOf(before)) != nil {
+			kept &^= 0o070
+		}
+		return f.Chmod(kept)
+	})
+}
+
+// followed is what is at path, or where a link leads that is there.
+func followed(path string) (string, fs.FileInfo, error) {
+	link, err := os.Lstat(path)
+	if err != nil || link.Mode()&fs.ModeSymlink == 0 {
+		return path, link, err
+	}
+	to, err := os.Readlink(path)
+	if err != nil {
+		return path, nil, err
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(filepath.Dir(path), to)
+	}
+	file, err := os.Lstat(to)
+	if err == nil && !file.Mode().IsRegular() || errors.Is(err, fs.ErrNotExist) {
+		return path, nil, fault.New(fault.Conflict, "it is a link to %s, which is no regular file; a link to one would pass", to)
+	}
+	if err == nil && os.Geteuid() == 0 && uidOf(link) != 0 && uidOf(link) != uidOf(file) {
+		return path, nil, fault.New(fault.Denied, "it is a link of the user %d to a file of the user %d; one of the same user, or of root, would pass",
+			uidOf(link), uidOf(file))
+	}
+	return to, file, err
+}
+
+// uidOf and gidOf are the owner and the group of a file; -1, which chown takes for no change, where the system does not say.
+func uidOf(file fs.FileInfo) int {
+	if st, ok := file.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
+func gidOf(file fs.FileInfo) int {
+	if st, ok := file.Sys().(*syscall.Stat_t); ok {
+		return int(st.Gid)
+	}
+	return -1
+}
+
+func replace(path string, data []byte, mode fs.FileMode, own func(*os.File) error) error {
+	temporary, err := writeTemporary(path, data, mode, own)
 	if err != nil {
 		return err
 	}
@@ -58,22 +142,28 @@ func ReplaceFile(path string, data []byte, mode fs.FileMode) error {
 }
 
 // writeTemporary writes data to a fresh file beside path and returns its name.
-func writeTemporary(path string, data []byte, mode fs.FileMode) (string, error) {
+func writeTemporary(path string, data []byte, mode fs.FileMode, own func(*os.File) error) (string, error) {
 	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:10])
-	if err := writeExclusive(name, data, mode); err != nil {
+	if err := writeExclusive(name, data, mode, own); err != nil {
 		return "", fmt.Errorf("write %s: %w", path, err)
 	}
 	return name, nil
 }
 
 // writeExclusive creates path and makes its content durable. The mode is given to open, so that the kernel applies the
-// umask and no later chmod opens a gap; a mode without write permission does not hinder the descriptor that created it.
-func writeExclusive(path string, data []byte, mode fs.FileMode) error {
+// umask and no later chmod opens a gap; a mode without write permission does not hinder the descriptor that created it. Before it has
+// content, own may give it to another.
+func writeExclusive(path string, data []byte, mode fs.FileMode, own func(*os.File) error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode.Perm())
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	if own != nil {
+		err = own(f)
+	}
+	if err == nil {
+		_, err = f.Write(data)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -94,3 +94,100 @@ func TestWriteFileLeavesNothingWhenItFails(t *testing.T) {
 	}
 	onlyFiles(t, dir, "d", "l")
 }
+
+// another is a user and a group that root may leave a file to, and the caller's own for anybody else.
+func another() (uid, gid int) {
+	if os.Geteuid() == 0 {
+		return 65534, 65533
+	}
+	return os.Geteuid(), os.Getegid()
+}
+
+// owned makes a file, or finds a directory, and leaves it to a user.
+func owned(t *testing.T, path string, mode fs.FileMode, uid, gid int) {
+	t.Helper()
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(path, []byte("before"), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func isOwned(t *testing.T, path string, mode fs.FileMode, uid, gid int) {
+	t.Helper()
+	st, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Mode() != mode || uidOf(st) != uid || gidOf(st) != gid || string(read(t, path)) != "after" {
+		t.Errorf("%s has %v of %d:%d and %q, want %v of %d:%d", path, st.Mode(), uidOf(st), gidOf(st), read(t, path), mode, uid, gid)
+	}
+}
+
+// What root's command writes beside the service is the service's, a file that an older one of root's lies in the way of too.
+func TestReplaceBeside(t *testing.T) {
+	dir := t.TempDir()
+	uid, gid := another()
+	owned(t, dir, 0o700, uid, gid)
+	path := filepath.Join(dir, "login.pem")
+	owned(t, path, 0o600, os.Geteuid(), os.Getegid())
+	for _, path := range []string{path, filepath.Join(dir, "new")} {
+		if err := ReplaceBeside(path, []byte("after"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		isOwned(t, path, 0o600, uid, gid)
+	}
+	onlyFiles(t, dir, "login.pem", "new")
+}
+
+// A key that a group reads stays so, and a link stays a link: unless another user could lead root astray by it.
+func TestReplaceKept(t *testing.T) {
+	dir := t.TempDir()
+	uid, gid := another()
+	key, link := filepath.Join(dir, "key"), filepath.Join(dir, "link")
+	owned(t, key, 0o640, os.Geteuid(), gid)
+	if err := os.Symlink("key", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReplaceKept(link, []byte("after"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	isOwned(t, key, 0o640, os.Geteuid(), gid)
+	if to, err := os.Readlink(link); err != nil || to != "key" {
+		t.Errorf("the link leads to %q, %v", to, err)
+	}
+	for mode, want := range map[fs.FileMode]fs.FileMode{0o666: 0o640, 0o400: 0o600, 0o670: 0o640, 0o600: 0o600} {
+		owned(t, key, mode, uid, gid)
+		if err := ReplaceKept(key, []byte("after"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		isOwned(t, key, want, uid, gid)
+	}
+	if err := ReplaceKept(filepath.Join(dir, "new"), []byte("after"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	isOwned(t, filepath.Join(dir, "new"), 0o644, os.Geteuid(), os.Getegid())
+	for name, to := range map[string]string{"dangling": "nowhere", "to-link": "link", "to-directory": "."} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := ReplaceKept(filepath.Join(dir, name), []byte("led"), 0o600); !fault.Is(err, fault.Conflict) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		owned(t, key, 0o600, 0, 0)
+		if err := os.Lchown(link, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		if err := ReplaceKept(link, []byte("led"), 0o600); !fault.Is(err, fault.Denied) {
+			t.Errorf("root is led by another's link: %v", err)
+		}
+	}
+	if string(read(t, key)) != "after" {
+		t.Errorf("the key is %q", read(t, key))
+	}
+}

@@ -89,7 +89,7 @@ func (k *keptMark) settle(acknowledged int64) {
 }
 
 func (k *keptMark) write(number int64) error {
-	if err := keyfile.ReplaceFile(k.path, []byte(strconv.FormatInt(number, 10)+"\n"), 0o600); err != nil {
+	if err := keyfile.ReplaceBeside(k.path, []byte(strconv.FormatInt(number, 10)+"\n"), 0o600); err != nil {
 		return err
 	}
 	k.bound = number

@@ -210,7 +210,7 @@ func (s *Store) remember(v vouchers) error {
 	}
 	if f.file != "" {
 		text := fmt.Sprintf("%d %x\n", v.list.Version, v.sum)
-		if err := keyfile.ReplaceFile(f.file, []byte(text), 0o600); err != nil {
+		if err := keyfile.ReplaceBeside(f.file, []byte(text), 0o600); err != nil {
 			return fmt.Errorf("keep the newest list of key recipients: %w", err)
 		}
 	}

@@ -76,7 +76,7 @@ func (r refusals) note(place, pin string) error {
 	if err != nil {
 		return err
 	}
-	if err := keyfile.ReplaceFile(string(r), text, 0o600); err != nil {
+	if err := keyfile.ReplaceBeside(string(r), text, 0o600); err != nil {
 		return fmt.Errorf("remember a refused PIN: %w", err)
 	}
 	return nil

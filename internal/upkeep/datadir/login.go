@@ -33,14 +33,14 @@ func (d Dir) KeepDatabaseLogin(role string, key []byte, certificate []string, ro
 		return fmt.Errorf("the login at the database: %w", err)
 	}
 	if roots != "" {
-		if err := keyfile.ReplaceFile(d.DatabaseRoots(), []byte(roots), 0o644); err != nil {
+		if err := keyfile.ReplaceBeside(d.DatabaseRoots(), []byte(roots), 0o644); err != nil {
 			return err
 		}
 	}
-	if err := keyfile.ReplaceFile(d.DatabaseLogin(), pair, 0o600); err != nil {
+	if err := keyfile.ReplaceBeside(d.DatabaseLogin(), pair, 0o600); err != nil {
 		return err
 	}
-	return keyfile.ReplaceFile(d.databaseRole(), []byte(role+"\n"), 0o644)
+	return keyfile.ReplaceBeside(d.databaseRole(), []byte(role+"\n"), 0o644)
 }
 
 // NextDatabaseLogin is where a login waits that was not tried yet; it has the files of one as a data directory has them.
@@ -77,10 +77,10 @@ func (d Dir) CopyDatabaseLogin(from Dir) error {
 	if err != nil {
 		return err
 	}
-	if err := keyfile.ReplaceFile(d.DatabaseLogin(), pair, 0o600); err != nil {
+	if err := keyfile.ReplaceBeside(d.DatabaseLogin(), pair, 0o600); err != nil {
 		return err
 	}
-	return keyfile.ReplaceFile(d.databaseRole(), []byte(role+"\n"), 0o644)
+	return keyfile.ReplaceBeside(d.databaseRole(), []byte(role+"\n"), 0o644)
 }
 
 // LoginCertificate is the certificate of the node's own login at PostgreSQL, and nil where it has none.
