@@ -17,7 +17,7 @@ func TestRollouts(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var out, talk bytes.Buffer
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	err := bench.Run(ctx, bench.Options{
 		Program: built(t, dir), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "rollouts"}, Scale: bench.Tiny, Out: &out, Err: &talk,
