@@ -209,8 +209,12 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		cfg = c.config.Copy()
 	}
+	var met int64
 	if c.of.primary && c.durability.Load().(Durability) == Synchronous {
-		cfg.ValidateConnect = c.of.timeline.validate
+		cfg.ValidateConnect = func(ctx context.Context, to *pgconn.PgConn) (err error) {
+			met, err = c.of.timeline.validate(ctx, to)
+			return err
+		}
 	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {
@@ -231,7 +235,7 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn.watchdog = time.AfterFunc(c.patience, func() { socket.Close() })
 	conn.watchdog.Stop()
 	conn.socket = socket
-	c.of.open.add(socket)
+	c.of.open.add(socket, met)
 	return conn, nil
 }
 

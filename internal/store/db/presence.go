@@ -41,6 +41,7 @@ type server struct {
 	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
 
 	timeline *timeline // of a primary; shared with those who ask it
+	met      int64     // the highest at the last look; Watch's alone
 	compared time.Time // when it was last held against the other servers; Watch's alone
 }
 
@@ -70,16 +71,16 @@ func newServer(name string, idle int, primary bool) *server {
 // sockets are the open connections of a pool.
 type sockets struct {
 	mu   sync.Mutex
-	open map[net.Conn]struct{} // guarded by mu
+	open map[net.Conn]int64 // the timeline where each leads, 0 where it was not asked; guarded by mu
 }
 
-func (s *sockets) add(c net.Conn) {
+func (s *sockets) add(c net.Conn, timeline int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open = map[net.Conn]struct{}{}
+		s.open = map[net.Conn]int64{}
 	}
-	s.open[c] = struct{}{}
+	s.open[c] = timeline
 }
 
 func (s *sockets) remove(c net.Conn) {
@@ -97,6 +98,18 @@ func (s *sockets) closeAll() {
 		c.Close()
 	}
 	clear(s.open)
+}
+
+// closeBelow ends what leads to a lower timeline, as closeAll does, and unasked what leads nobody knows where.
+func (s *sockets) closeBelow(timeline int64, unasked bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, at := range s.open {
+		if at < timeline && (at != 0 || unasked) {
+			c.Close()
+			delete(s.open, c)
+		}
+	}
 }
 
 // Watch asks the servers twice a second whether they are there, until ctx ends. Without it, each call finds out for itself, which
@@ -120,6 +133,7 @@ func (d *DB) watch(ctx context.Context, s *server) {
 		begun := time.Now()
 		err := s.ask(ctx, min(watchPatience, d.patience))
 		if err == nil && s == d.primary {
+			s.followed()
 			if err = d.replaced(ctx, begun); err != nil {
 				failed = watchTries
 			}
@@ -179,9 +193,11 @@ func (s *server) ask(ctx context.Context, patience time.Duration) error {
 	return err
 }
 
-// gone notes that a server does not answer, and ends what waits for it.
+// gone notes that a server does not answer, and why by the newest try: one that was cut off first may refuse the login later. It ends what
+// waits for it.
 func (d *DB) gone(s *server, since time.Time, err error) {
-	if s.away.Load() != nil {
+	if was := s.away.Load(); was != nil {
+		s.away.Store(&absence{was.since, err})
 		return
 	}
 	s.away.Store(&absence{since, err})

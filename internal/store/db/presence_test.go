@@ -89,7 +89,7 @@ func TestAwayAndBehind(t *testing.T) {
 		{"a standby given as the primary", standbyAsPrimary}, {"the standby frozen", standbyFrozen}, {"the primary frozen", primaryFrozen},
 		{"the first host silent", firstHostSilent}, {"several servers to read", severalToRead},
 		{"several servers behind one address", behindABalancer},
-		{"started while the primary is away", startedWithout},
+		{"started while the primary is away", startedWithout}, {"the login ended during an absence", loginEnded},
 		{"the standby behind, and the primary killed", standbyBehind},
 	} {
 		t.Run(one.name, func(t *testing.T) {
@@ -176,6 +176,34 @@ func primaryFrozen(t *testing.T, p pair) {
 			t.Fatalf("read %d, %v", got, err)
 		}
 	}
+}
+
+// loginEnded cuts a node off, removes it, and heals the network: what PostgreSQL says then is why the primary is away, not what was first.
+func loginEnded(t *testing.T, p pair) {
+	p.primary.Exec(t, "CREATE ROLE leaver LOGIN")
+	network := filepath.Join(t.TempDir(), "network")
+	heal := func() {
+		t.Helper()
+		if err := os.Symlink(p.primary.Dir, network); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heal()
+	d := pkitest.Open(t, db.Options{URL: fmt.Sprintf("postgres://leaver@/chancery?host=%s&port=%d", network, p.primary.Port)})
+	watch(t, d)
+	if err := os.Remove(network); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the absence of the primary", func() bool {
+		p.primary.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'leaver'")
+		return d.Away() != nil
+	})
+	if err := d.Away(); db.LoginRefused(err) {
+		t.Fatalf("cut off, it has heard of its login: %v", err)
+	}
+	p.primary.Exec(t, "ALTER ROLE leaver NOLOGIN")
+	heal()
+	await(t, "that its login was refused", func() bool { return db.LoginRefused(d.Away()) })
 }
 
 // startedWithout has a node acknowledge what its standby does not have, and start again while the primary is away: it knows that

@@ -16,7 +16,8 @@ import (
 // Each promotion begins a timeline of PostgreSQL's log, with a higher number. So of two servers that both take writes the one of the
 // lower timeline was replaced, and does not know it yet: its machine stood still, or what watches over it does. It acknowledges nothing, since
 // no standby follows it any more, but whoever is connected to it waits there in vain. A primary of a lower timeline than this process has
-// seen is not written to; and one whom nobody follows is held against the others that the URL names.
+// seen is not written to, and what is connected to one is ended; one that no synchronous standby follows is held against the others that
+// the URL names.
 
 // errReplaced is a primary that does not know that another was promoted in its place.
 var errReplaced = errors.New("the server was replaced")
@@ -28,39 +29,50 @@ type timeline struct{ highest atomic.Int64 }
 const askTimeline = `SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END`
 
 // validate refuses, when a connection is made, a standby, and a primary that was replaced: of several hosts the next is tried.
-func (t *timeline) validate(ctx context.Context, conn *pgconn.PgConn) error {
+// It returns the timeline.
+func (t *timeline) validate(ctx context.Context, conn *pgconn.PgConn) (int64, error) {
 	rows := conn.ExecParams(ctx, askTimeline, nil, nil, nil, nil).Read()
 	if rows.Err != nil {
-		return rows.Err
+		return 0, rows.Err
 	}
 	if len(rows.Rows) != 1 || len(rows.Rows[0][0]) == 0 {
-		return errStandby
+		return 0, errStandby
 	}
 	return t.met(string(rows.Rows[0][0]))
 }
 
-// met notes the timeline of a primary, and refuses it when there was a higher one.
-func (t *timeline) met(hexadecimal string) error {
+// met notes and returns the timeline of a primary, and refuses it when there was a higher one.
+func (t *timeline) met(hexadecimal string) (int64, error) {
 	now, err := strconv.ParseInt(hexadecimal, 16, 64)
 	if err != nil {
-		return fmt.Errorf("read the server's timeline: %w", err)
+		return 0, fmt.Errorf("read the server's timeline: %w", err)
 	}
 	for {
 		highest := t.highest.Load()
 		if now < highest {
-			return fmt.Errorf("%w: it takes writes on timeline %d, and another did on timeline %d", errReplaced, now, highest)
+			return now, fmt.Errorf("%w: it takes writes on timeline %d, and another did on timeline %d", errReplaced, now, highest)
 		}
 		if now == highest || t.highest.CompareAndSwap(highest, now) {
-			return nil
+			return now, nil
 		}
 	}
 }
 
-// rivalsEvery is how often a primary whom nobody follows is held against the other servers.
+// followed ends what is connected to a primary that was replaced, once any connection has met the one in its place: what is open there
+// would wait in vain. Of connections that were made before commits waited for standbys nobody knows where they lead; they end as well when
+// another is promoted. Watch alone calls it.
+func (s *server) followed() {
+	highest := s.timeline.highest.Load()
+	s.open.closeBelow(highest, s.met != 0 && highest > s.met)
+	s.met = highest
+}
+
+// rivalsEvery is how often a primary that no synchronous standby follows is held against the other servers.
 const rivalsEvery = 2 * time.Second
 
 // replaced is an error when another server has been promoted since this process connected to the primary that it writes to. The others are
-// asked only while no standby follows that one, and only where commits wait for standbys. Watch alone calls it.
+// asked only while no synchronous standby follows that one, as far as our role may see, and only where commits wait for standbys: one that
+// nobody waits for may follow the replaced one on. Watch alone calls it.
 func (d *DB) replaced(ctx context.Context, now time.Time) error {
 	s := d.primary
 	if d.durability.Load().(Durability) != Synchronous || now.Sub(s.compared) < rivalsEvery {
@@ -76,12 +88,15 @@ func (d *DB) replaced(ctx context.Context, now time.Time) error {
 	defer conn.Close()
 	var followers int
 	var ours string
-	err = conn.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM pg_stat_replication), (`+askTimeline+`)`).Scan(&followers, &ours)
-	if err != nil || followers > 0 || ours == "" {
+	err = conn.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM pg_stat_replication
+		WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum')), (`+askTimeline+`)`).Scan(&followers, &ours)
+	if err != nil || ours == "" {
 		return nil
 	}
-	askRivals(ctx, d.url, s.timeline)
-	if err := s.timeline.met(ours); err != nil {
+	if followers == 0 {
+		askRivals(ctx, d.url, s.timeline)
+	}
+	if _, err := s.timeline.met(ours); err != nil {
 		discard(conn)
 		return err
 	}
@@ -97,7 +112,11 @@ func askRivals(ctx context.Context, url string, t *timeline) {
 	var asked sync.WaitGroup
 	for i := -1; i < len(all.Fallbacks); i++ {
 		one := all.Copy()
-		one.Fallbacks, one.ValidateConnect = nil, t.validate
+		one.Fallbacks = nil
+		one.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+			_, err := t.validate(ctx, conn)
+			return err
+		}
 		if i >= 0 {
 			one.Host, one.Port, one.TLSConfig = all.Fallbacks[i].Host, all.Fallbacks[i].Port, all.Fallbacks[i].TLSConfig
 		}
