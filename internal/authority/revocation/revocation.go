@@ -37,6 +37,7 @@ package revocation
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -71,6 +72,8 @@ type Service struct {
 	shelf      shelf
 	prepared   time.Time // when responders were loaded; used by Follow alone
 	bare       bool      // the shelf could not be stocked; used by Follow alone
+
+	running sync.WaitGroup // what was begun under leases; Run alone begins and waits
 }
 
 // New returns a service. It starts nothing.

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
@@ -16,6 +13,7 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/settings"
+	"chancery/internal/store/token"
 )
 
 const (
@@ -29,11 +27,14 @@ const (
 	look = 10 * time.Second
 	// turn is how often a node looks whether the lease was handed over, to it or to another.
 	turn = 250 * time.Millisecond
+	// farewell is how long Run waits for a signature that a token does not give, when it ends.
+	farewell = 5 * time.Second
 )
 
 // Run signs CRLs and renews OCSP responders while this node holds the lease, and waits for it otherwise. It returns when
 // ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.rest()
 	var yielded time.Time
 	for failing := false; ; {
 		lease, ok, err := s.acquire(ctx)
@@ -65,6 +66,17 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
+// rest waits for what was begun under leases, which their end has told to end. A signature in a token hears nothing of that; one that hangs
+// ends with the token's helper, and what comes of it is published no more.
+func (s *Service) rest() {
+	ended := make(chan struct{})
+	go func() { s.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(farewell):
+	}
+}
+
 // acquire takes the lease, if it is free and this node may open issuers' keys. One that only answers OCSP requests may not.
 func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err error) {
 	if vacant, err := s.db.Vacant(ctx, Lease, s.audit.Node(), leaseTime, time.Now()); err != nil || !vacant {
@@ -87,18 +99,22 @@ func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err err
 // was left to others before.
 func (s *Service) hold(ctx context.Context, lease db.Lease, yielded time.Time) error {
 	s.logger.InfoContext(ctx, "signing CRLs", "epoch", lease.Epoch)
-	system := access.With(ctx, access.System(s.audit.Node()))
-	group, ctx := errgroup.WithContext(system)
-	group.Go(func() error { return s.keepLease(ctx, lease) })
-	group.Go(func() error { return s.yield(ctx, lease, yielded) })
-	// Two loops, so that a revocation is in a short list while a long one is still being made.
-	group.Go(func() error { return s.work(ctx, lease, false) })
-	group.Go(func() error { return s.work(ctx, lease, true) })
-	group.Go(func() error { return s.maintain(ctx, lease) })
-	err := group.Wait()
-	release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	held, end := context.WithCancelCause(access.With(ctx, access.System(s.audit.Node())))
+	for _, loop := range []func() error{
+		func() error { return s.yield(held, lease, yielded) },
+		// Two loops, so that a revocation is in a short list while a long one is still being made.
+		func() error { return s.work(held, lease, false) },
+		func() error { return s.work(held, lease, true) },
+		func() error { return s.maintain(held, lease) },
+	} {
+		s.running.Go(func() { end(loop()) })
+	}
+	end(s.keepLease(held, lease))
+	// The loops are not waited for: one may stand at a token that hangs, and another node is to sign meanwhile. From when that
+	// one has the lease, nothing that they still make is taken.
+	release, cancel := context.WithTimeout(context.WithoutCancel(held), 5*time.Second)
 	defer cancel()
-	return errors.Join(err, s.db.Release(release, lease))
+	return errors.Join(context.Cause(held), s.db.Release(release, lease))
 }
 
 func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
@@ -133,8 +149,10 @@ type worker struct {
 	noticed time.Time            // when a change was first seen that is not in the lists
 	next    time.Time            // when something is due although nothing changed
 	failing map[string]failing   // issuers whose lists could not be made; they hold up nobody else's
-	busy    map[string]chan made // issuers whose lists take long
-	running sync.WaitGroup       // what is in busy
+	places  map[string]string    // of issuers: whose lists are made one after the other
+	busy    map[string]chan made // places where a list takes long
+
+	patience time.Duration
 }
 
 // made is what became of an issuer's lists.
@@ -145,8 +163,8 @@ type made struct {
 	err    error
 }
 
-// patience is how long the loop of short lists waits for one issuer's before it turns to the next. A key may lie in a token, and a token may
-// hang; nobody else's revocations wait for that.
+// patience is how long a loop waits for one issuer's lists before it turns to the next place. A key may lie in a token, and a token may
+// hang; nobody else's revocations wait for that, and of the issuers in that token one alone waits, with one connection to the database.
 const patience = time.Second
 
 type failing struct {
@@ -158,12 +176,12 @@ type failing struct {
 const maxPause = time.Minute
 
 func newWorker(s *Service, lease db.Lease, long bool) *worker {
-	return &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing), busy: make(map[string]chan made)}
+	return &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing), places: make(map[string]string),
+		busy: make(map[string]chan made), patience: patience}
 }
 
 func (s *Service) work(ctx context.Context, lease db.Lease, long bool) error {
 	w := newWorker(s, lease, long)
-	defer w.running.Wait()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -222,9 +240,12 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	if err := w.place(ctx, issuers); err != nil {
+		return err
+	}
 	w.noticed, w.next = time.Time{}, now.Add(look)
 	for _, issuer := range issuers {
-		if !signs(issuer, now) || w.busy[issuer.ID] != nil {
+		if !signs(issuer, now) || w.busy[w.places[issuer.ID]] != nil {
 			continue
 		}
 		next := w.failing[issuer.ID].again
@@ -240,41 +261,61 @@ func (w *worker) once(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+// place says of each issuer whose lists its own are made after: those of its token, or, of the long ones, for the sake of memory, those of
+// all whose keys are software.
+func (w *worker) place(ctx context.Context, issuers []*ca.Issuer) error {
+	inTokens, err := w.s.keys.InTokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, issuer := range issuers {
+		place := issuer.ID
+		if w.long {
+			place = "software"
+		}
+		if i := slices.IndexFunc(inTokens, func(k keys.Key) bool { return k.ID == issuer.KeyID }); i >= 0 {
+			u, err := token.Parse(inTokens[i].Token)
+			if err != nil {
+				return fmt.Errorf("the key of issuer %s: %w", issuer.Name, err)
+			}
+			place = "token " + u.Serial
+		}
+		w.places[issuer.ID] = place
+	}
+	return nil
+}
+
 // waits reports whether an issuer is not to be looked at for now.
 func (w *worker) waits(issuer string) bool {
 	_, fails := w.failing[issuer]
-	return fails || w.busy[issuer] != nil
+	return fails || w.busy[w.places[issuer]] != nil
 }
 
 // begin makes an issuer's lists, and returns when to look again. Where that takes long it goes on, and collect learns what became of it.
 func (w *worker) begin(ctx context.Context, issuer *ca.Issuer, set *settings.Settings, change int64, wish Wish, now time.Time) (time.Time, error) {
 	done, seen := make(chan made, 1), w.seen[issuer.ID]
-	w.running.Go(func() {
+	w.s.running.Go(func() {
 		next, err := w.issuer(ctx, issuer, set, seen, wish, now)
 		done <- made{issuer, change, next, err}
 	})
-	var enough <-chan time.Time
-	if !w.long {
-		timer := time.NewTimer(patience)
-		defer timer.Stop()
-		enough = timer.C
-	}
+	enough := time.NewTimer(w.patience)
+	defer enough.Stop()
 	select {
 	case m := <-done:
 		return w.settle(ctx, m, now)
-	case <-enough:
-		w.busy[issuer.ID] = done
+	case <-enough.C:
+		w.busy[w.places[issuer.ID]] = done
 		return now.Add(look), nil
 	}
 }
 
 // collect settles what took long and has ended. It reports whether anything has.
 func (w *worker) collect(ctx context.Context, now time.Time) (ended bool, err error) {
-	for issuer, done := range w.busy {
+	for place, done := range w.busy {
 		select {
 		case m := <-done:
 			ended = true
-			delete(w.busy, issuer)
+			delete(w.busy, place)
 			if _, err := w.settle(ctx, m, now); err != nil {
 				return ended, err
 			}

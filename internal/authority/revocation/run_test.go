@@ -120,6 +120,7 @@ func TestAnIssuerThatFailsHoldsUpNobody(t *testing.T) {
 			return err
 		}))
 		w := newWorker(o.service, o.lease(), true)
+		w.patience = time.Minute
 		now := time.Now()
 		must(t, w.once(t.Context(), now))
 		if f := w.failing[broken.ID]; f.pause != time.Second || len(w.failing) != 1 {

@@ -44,6 +44,7 @@ func TestDeltaAndCompleteOfOneMomentHadTwoNumbers(t *testing.T) {
 	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 		o := newOffice(t, d, ca.CRLMode{Delta: true}, nil)
 		w := newWorker(o.service, o.lease(), false)
+		w.patience = time.Minute
 		base := o.make(w.lease, Complete, true)
 		alone := o.make(w.lease, Delta, true)
 		if alone.Number.Cmp(base.Number) <= 0 {
