@@ -67,6 +67,9 @@ func TestRemovedWritesNothing(t *testing.T) {
 	refused(t, anew.Clones.Register(ctx, m.in.Address, time.Now()), fault.Denied, "does not name it")
 	a.exec(`DELETE FROM node WHERE name = 'n2'`)
 	refused(t, anew.Clones.Register(ctx, m.in.Address, time.Now()), fault.Denied, "does not name it")
+	back()
+	a.exec(`INSERT INTO recipient_list SELECT version + 1, body, signature, created_at FROM recipient_list ORDER BY version DESC LIMIT 1`)
+	refused(t, a.open(m).Clones.Register(ctx, m.in.Address, time.Now()), fault.Conflict, "is not good")
 }
 
 // TestFrozenProcess has a process that stood still after it was asked whether it may write go on after another has started as its node.

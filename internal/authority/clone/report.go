@@ -98,7 +98,8 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 }
 
 // listed reports whether the newest signed list of key recipients names this node with its key, or there is none yet. Rows of a node that
-// was removed may be put back by who can write to the database, or with a part of a backup; a list cannot.
+// was removed may be put back by who can write to the database, or with a part of a backup; a list cannot. Nor does one that nobody signed
+// in the place of the list that left the node out bring it back.
 func (s *Service) listed(ctx context.Context) (bool, error) {
 	own, _, err := s.ownEntry(ctx)
 	return own, err
@@ -108,7 +109,7 @@ func (s *Service) listed(ctx context.Context) (bool, error) {
 func (s *Service) ownEntry(ctx context.Context) (own bool, entry *keys.Listed, err error) {
 	list, err := s.Keys.NewestList(ctx)
 	switch {
-	case fault.Is(err, fault.Conflict):
+	case fault.Is(err, fault.Conflict) && !errors.Is(err, keys.ErrFalseList):
 		return true, nil, nil // the list itself is in doubt, which the node reports; it decides nothing
 	case err != nil || list == nil:
 		return err == nil, nil, err
