@@ -37,11 +37,22 @@ var (
 	columnType   = regexp.MustCompile(`(?m)^\s+([a-z][a-z0-9_]*)\s+([A-Z]+)\b`)
 )
 
+// onPostgreSQLOnly are statements that no other engine is sent, by the file that has each.
+var onPostgreSQLOnly = map[string]string{
+	// The row of an ended node is locked beside the lane, where transactions are READ COMMITTED; SQLite has one writer.
+	"internal/store/db/fence.go": "SELECT 1 FROM write_mark WHERE node = $1 FOR UPDATE",
+}
+
 // TestSQLIsPortable reads every SQL text of the repository.
 func TestSQLIsPortable(t *testing.T) {
 	root := filepath.Join("..", "..", "..")
-	literals, migrations := 0, 0
+	literals, migrations, excepted := 0, 0, 0
 	check := func(where, text string) {
+		file, _, _ := strings.Cut(filepath.ToSlash(strings.TrimPrefix(where, root+string(filepath.Separator))), ":")
+		if onPostgreSQLOnly[file] == text {
+			excepted++
+			return
+		}
 		bare := quoted.ReplaceAllString(comment.ReplaceAllString(text, ""), "''")
 		for rule, pattern := range forbidden {
 			if hit := pattern.FindString(bare); hit != "" {
@@ -75,6 +86,9 @@ func TestSQLIsPortable(t *testing.T) {
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}
+	}
+	if excepted != len(onPostgreSQLOnly) {
+		t.Errorf("%d of %d exceptions were met: take out those that are no more", excepted, len(onPostgreSQLOnly))
 	}
 	if literals < 25 || migrations < 1 {
 		t.Fatalf("the check saw %d statements and %d migrations; it would prove nothing", literals, migrations)
