@@ -38,6 +38,18 @@ func goneError(r *row) error {
 		WithHint("chancery clone approve %s FINGERPRINT", r.name)
 }
 
+var errNone = errors.New("this process is no node any more")
+
+// Guard is Registered for db.DB.Guard: that this node is none any more is not a refusal of its caller, whom another node serves.
+func (s *Service) Guard(ctx context.Context) error {
+	err := s.Registered(ctx)
+	refused, ok := errors.AsType[*fault.Error](err)
+	if !ok || !Ended(err) {
+		return err
+	}
+	return &fault.Error{Kind: fault.Unavailable, Message: refused.Message, Hint: refused.Hint, Err: errors.Join(errNone, err)}
+}
+
 // Leave has a node give back its leases and end; a node may ask so for itself. What it held is revoked and deleted when it has
 // stopped, or has not been seen for a while.
 func (s *Service) Leave(ctx context.Context, by access.Principal, name string, call once.Call) (*client.Clone, error) {

@@ -32,7 +32,6 @@ func TestRemovedWritesNothing(t *testing.T) {
 	a, ctx := newAuthority(t), t.Context()
 	m, two := a.join("n2")
 	must(t, two.Clones.Register(ctx, m.in.Address, time.Now()))
-	two.DB.Guard(two.Clones.Registered)
 	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now()))
 	must(t, write(ctx, two))
 	for _, table := range []string{"key_recipient", "node"} {
@@ -41,9 +40,10 @@ func TestRemovedWritesNothing(t *testing.T) {
 	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
 	must(t, two.Clones.Registered(ctx)) // from its memory, for some seconds
 	must(t, a.Clones.Remove(ctx, a.admin, "n2", clone.Removal{Force: true}, once.Call{}))
-	if err := write(ctx, two); !errors.Is(err, db.ErrFenced) && !clone.Ended(err) {
+	if err := write(ctx, two); !errors.Is(err, db.ErrFenced) { // nobody has told it
 		t.Fatalf("it was removed, and writes: %v", err)
 	}
+	two.DB.Guard(two.Clones.Guard)
 
 	back := func() {
 		a.exec(`DELETE FROM node WHERE name = 'n2'`)
@@ -99,7 +99,7 @@ func TestLeavingSaysThatItStopped(t *testing.T) {
 	a, ctx := newAuthority(t), t.Context()
 	m, two := a.join("n2")
 	must(t, two.Clones.Register(ctx, m.in.Address, time.Now()))
-	two.DB.Guard(two.Clones.Registered)
+	two.DB.Guard(two.Clones.Guard)
 	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
 	_, err := a.Clones.Leave(ctx, a.admin, "n2", once.Call{})
 	must(t, err)

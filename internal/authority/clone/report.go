@@ -215,8 +215,10 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 	return err
 }
 
-// Ended reports whether an error of Report or Registered says that the node must stop: it left, was removed, or was never one.
-func Ended(err error) bool { return fault.Is(err, fault.Denied) || fault.Is(err, fault.NotFound) }
+// Ended reports whether an error of Report, Registered or Guard says that the node must stop: it left, was removed, or was never one.
+func Ended(err error) bool {
+	return fault.Is(err, fault.Denied) || fault.Is(err, fault.NotFound) || errors.Is(err, errNone) || errors.Is(err, db.ErrFenced)
+}
 
 // learn keeps what this node learnt of its own row. That it is none any more is kept for good: a row that is there again later, with
 // an older state, makes nobody a node who was removed.

@@ -21,10 +21,27 @@ const (
 	finishEvery = 4 * time.Second
 )
 
+// registering marks the context of what registers the node.
+type registering struct{}
+
+// unregistered is the guard of a node that has not registered yet: whether it is one of the authority's still is not known, and it has no
+// fence that its writes are held against.
+func unregistered(ctx context.Context) error {
+	if ctx.Value(registering{}) != nil {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "this node has not registered yet since it started, and only reads until then; nothing was changed").
+		WithHint("repeat the call later, or at another node; the node's log says what keeps it")
+}
+
 // register makes the node known, and refuses to start one that was removed. Where the database takes no writes just now the node
 // serves what only reads, and goOn registers it later.
 func (n *node) register(ctx context.Context) error {
 	s, now := n.services, time.Now()
+	ctx = context.WithValue(ctx, registering{}, true)
+	if s.DB.Dialect() == db.Postgres { // the file of SQLite is nobody else's
+		s.DB.Guard(unregistered)
+	}
 	if n.runs(keys.SubsystemCA) {
 		first, err := s.Keys.FirstList(ctx, access.System(n.config.Name).Actor(), now)
 		if err != nil {
@@ -37,7 +54,7 @@ func (n *node) register(ctx context.Context) error {
 	err := s.Clones.Register(ctx, n.config.Address, now)
 	if err == nil {
 		n.registered = true
-		s.DB.Guard(s.Clones.Registered)
+		s.DB.Guard(s.Clones.Guard)
 		return nil
 	}
 	if clone.Ended(err) || fault.Is(err, fault.Conflict) {
