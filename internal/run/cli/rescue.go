@@ -177,6 +177,9 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	if done.AgentsJoin {
 		fmt.Fprintln(g.Out, "Hosts knew the old root of identities: they join again (chancery host replace NAME), and keep what they hold meanwhile.")
 	}
+	if done.LoginLeft != "" {
+		fmt.Fprintf(g.Out, "The node's own login at the database stays as it is: %s.\n", done.LoginLeft)
+	}
 	if len(done.Ended) > 0 {
 		fmt.Fprintf(g.Out, "The issuers of these pools have ended too, and stay so until --pool names them: %s.\n", strings.Join(done.Ended, ", "))
 	}
@@ -184,7 +187,7 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL's own port, NAME-client for its logins at the others, both with roots.crt; "+
 			"NAME-peer is for etcd and Patroni, with peer-roots.crt.\n", c.ServerOut)
 	}
-	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts\n", g.Dir)
+	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts and has none\n", g.Dir)
 }
 
 type rescueNodeCommand struct {

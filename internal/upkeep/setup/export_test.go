@@ -2,6 +2,7 @@ package setup
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"time"
 
@@ -46,22 +47,28 @@ func ReviveOn(ctx context.Context, dir datadir.Dir, d *db.DB, name string, passp
 	return o.revive(ctx, s, access.System(config.Name), name, &Brought{}, time.Now())
 }
 
+// HeardOf tells which roots are good, and whether hosts have to join again.
+func HeardOf(roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, bool) {
+	return heardOf(roots, now)
+}
+
 // BringOn is all of RescueExpired, on a database that fails where a test says so.
-func BringOn(ctx context.Context, o ExpiredOptions, d *db.DB) error {
+func BringOn(ctx context.Context, o ExpiredOptions, d *db.DB) (*Brought, error) {
 	config, err := o.Dir.Load()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	key, err := keys.LoadNodeKey(o.Dir.NodeKey())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s, err := Assemble(d, config.Name, key, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.ready(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	return o.bring(ctx, s, &Brought{})
+	done := &Brought{}
+	return done, o.bring(ctx, s, done)
 }

@@ -53,6 +53,7 @@ type Brought struct {
 	NewRoots      []string `json:"new_roots"`          // of them, those with a new root
 	Files         []string `json:"files"`              // that were written
 	Offline       []string `json:"offline"`            // of them, those that belong off this machine
+	LoginLeft     string   `json:"login_left"`         // why the login that the database's URL names was left as it is
 	Ended         []string `json:"ended"`              // pools whose issuer has ended and that nobody asked to bring back
 	AgentsJoin    bool     `json:"agents_join_again"`
 }
@@ -130,9 +131,15 @@ func deepest(err error) string {
 	}
 }
 
+// overlap is more than a new root is dated back by, and less than any root's is made ahead of the end of another's by.
+const overlap = time.Hour
+
 func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) error {
 	by, now := access.System(s.Audit.Node()), time.Now()
 	if err := s.DB.CheckClock(now); err != nil {
+		return err
+	}
+	if err := o.check(ctx, s); err != nil {
 		return err
 	}
 	// First, so that a rescue that is cut short is known of too; what it did is in the events of each step.
@@ -153,8 +160,7 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := o.renewAdministrator(ctx, s, by, done, now); err != nil {
 		return err
 	}
-	// The node makes its own anew when it starts and finds none.
-	if err := os.Remove(o.Dir.TLS()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := o.dropTLS(ctx, s, now); err != nil {
 		return err
 	}
 	for _, step := range []func(context.Context, *Services, access.Principal, *Brought, time.Time) error{o.renewLogin, o.renewNamedLogin, o.certifyServers} {
@@ -193,7 +199,21 @@ func (o *ExpiredOptions) renewAdministrator(ctx context.Context, s *Services, by
 		}
 	}
 	done.Files = append(done.Files, o.Dir.AdminCert(), o.Dir.AdminKey())
-	return enrolInto(ctx, s, by, o.Dir, admin, keyfile.ReplaceFile)
+	return enrolInto(ctx, s, by, o.Dir, admin, keyfile.ReplaceBeside)
+}
+
+// dropTLS takes the node's TLS certificate away where it is not good any more: the node makes another when it starts and finds none.
+func (o *ExpiredOptions) dropTLS(ctx context.Context, s *Services, now time.Time) error {
+	if text, err := keyfile.ReadSecret(o.Dir.TLS(), keyfile.MaxFile); err == nil {
+		defer clear(text)
+		if s.stands(ctx, text, text, pool.Identity, nil, now) {
+			return nil
+		}
+	}
+	if err := os.Remove(o.Dir.TLS()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (s *Services) recordRescue(ctx context.Context, by access.Principal, now time.Time, detail any) error {
@@ -306,21 +326,34 @@ func (s *Services) writeIdentityRoots(ctx context.Context, dir datadir.Dir, now 
 	if err != nil {
 		return err
 	}
-	var good []*x509.Certificate
-	for _, c := range roots {
-		if now.Before(c.NotAfter) {
-			good = append(good, c)
-		}
-	}
-	// Said by every run, since the one that made the new root may have been cut before it could.
-	done.AgentsJoin = len(good) < len(roots)
+	good, again := heardOf(roots, now)
 	if len(good) == 0 {
 		return fault.New(fault.Conflict, "every root of identities has ended")
 	}
+	// Said by every run, since the one that made the new root may have been cut before it could.
+	done.AgentsJoin = again
 	text := keyfile.EncodeCertificates(good...)
 	if there, err := os.ReadFile(dir.IdentityRoot()); err == nil && bytes.Equal(there, text) {
 		return nil
 	}
 	done.Files = append(done.Files, dir.IdentityRoot())
-	return keyfile.ReplaceFile(dir.IdentityRoot(), text, 0o644)
+	return keyfile.ReplaceBeside(dir.IdentityRoot(), text, 0o644)
+}
+
+// heardOf is which of the roots are good, and whether hosts can have heard of none of them: they do while the one before is good.
+func heardOf(roots []*x509.Certificate, now time.Time) (good []*x509.Certificate, again bool) {
+	var begun, ended time.Time // of the first that is good, and of the last that is not
+	for _, c := range roots {
+		if !now.Before(c.NotAfter) {
+			if c.NotAfter.After(ended) {
+				ended = c.NotAfter
+			}
+			continue
+		}
+		if len(good) == 0 || c.NotBefore.Before(begun) {
+			begun = c.NotBefore
+		}
+		good = append(good, c)
+	}
+	return good, !ended.IsZero() && begun.Add(overlap).After(ended)
 }

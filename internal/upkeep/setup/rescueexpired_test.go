@@ -162,6 +162,7 @@ func TestAllCertificatesEnded(t *testing.T) {
 	}
 	// One that is cut at its last file is known of, and is simply run again.
 	members := []string{"localhost/127.0.0.1"}
+	pkitest.Leave(t, filepath.Dir(dir.DatabaseLogin()))
 	first, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir, DatabaseFile: socket, Servers: members, ServerDir: out})
 	if err == nil {
 		t.Fatalf("nothing was in the way: %+v", first)
@@ -194,6 +195,11 @@ func TestAllCertificatesEnded(t *testing.T) {
 		}
 	}
 	install(readFile(t, filepath.Join(out, "localhost.key")), readFile(t, filepath.Join(out, "localhost.crt")), readFile(t, filepath.Join(out, "roots.crt")))
+
+	pkitest.IsLeft(t, dir.DatabaseLogin())
+	if !done.AgentsJoin {
+		t.Error("hosts are not told that they know none of the roots")
+	}
 
 	// The node comes in by TLS as itself, issues, and its administrator is known by the root that is pinned.
 	s := open(t, dir)
@@ -405,7 +411,7 @@ func TestRescueIsCutAnywhere(t *testing.T) {
 				cancel()
 			}
 		})
-		err = setup.BringOn(ctx, o, d)
+		_, err = setup.BringOn(ctx, o, d)
 		cancel()
 		d.Close()
 	}

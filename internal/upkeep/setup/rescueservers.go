@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -119,18 +118,20 @@ func (o *ExpiredOptions) renewNamedLogin(ctx context.Context, s *Services, by ac
 	if path == "" || key == "" || path == key {
 		return nil
 	}
-	old, err := keyfile.ReadFile(path, keyfile.MaxFile)
+	old, all, err := readCertificates(path)
 	if err != nil {
-		return fmt.Errorf("read the certificate that %s names: %w", config.DatabaseFile, err)
-	}
-	all, err := keyfile.ParseCertificates(old)
-	if err != nil || len(all) == 0 {
-		return fault.New(fault.Invalid, "%s, which %s names, holds no certificate", path, config.DatabaseFile)
+		// The members of the database, which come after, can do without.
+		done.LoginLeft = fmt.Sprintf("the certificate that %s names: %v", config.DatabaseFile, err)
+		return nil
 	}
 	if ours, err := s.ofPool(ctx, all[0], DatabasePool); err != nil || !ours {
 		return err
 	}
-	if secret, err := keyfile.ReadSecret(key, keyfile.MaxFile); err == nil {
+	if err := s.renewNamedRoots(ctx, roots, now, done); err != nil {
+		return err
+	}
+	// Who may read it is libpq's affair, which lets a group.
+	if secret, err := keyfile.ReadFile(key, keyfile.MaxFile); err == nil {
 		defer clear(secret)
 		if s.stands(ctx, secret, old, DatabasePool, nil, now) {
 			return nil
@@ -140,10 +141,46 @@ func (o *ExpiredOptions) renewNamedLogin(ctx context.Context, s *Services, by ac
 	if err := o.certify(ctx, s, asOperator(by), order, path, key, done); err != nil {
 		return fmt.Errorf("certify the node's login, %s: %w", path, err)
 	}
-	if roots == "" {
+	return nil
+}
+
+func readCertificates(path string) (text []byte, all []*x509.Certificate, err error) {
+	if text, err = keyfile.ReadFile(path, keyfile.MaxFile); err != nil {
+		return nil, nil, err
+	}
+	if all, err = keyfile.ParseCertificates(text); err == nil && len(all) == 0 {
+		err = fault.New(fault.Invalid, "%s holds no certificate", path)
+	}
+	return text, all, err
+}
+
+// renewNamedRoots gives the file that the URL names for the servers' roots those of the pool, where it has some of them and lacks one. It
+// looks at the file alone, so that a run which was cut before it is made good by the next. Other roots are somebody else's affair, and so is
+// "system", which is no file.
+func (s *Services) renewNamedRoots(ctx context.Context, file string, now time.Time, done *Brought) error {
+	if file == "" || file == "system" {
 		return nil
 	}
-	return s.writeRoots(ctx, DatabasePool, roots, now, done)
+	_, there, err := readCertificates(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.writeRoots(ctx, DatabasePool, file, now, done)
+	}
+	if err != nil {
+		return fmt.Errorf("read the roots of the database, %s: %w", file, err)
+	}
+	ours := false
+	for _, c := range there {
+		of, err := s.ofPool(ctx, c, DatabasePool)
+		if err != nil {
+			return err
+		}
+		ours = ours || of
+	}
+	good, err := s.goodRoots(ctx, DatabasePool, now)
+	if err != nil || !ours || !slices.ContainsFunc(good, func(c *x509.Certificate) bool { return !slices.ContainsFunc(there, c.Equal) }) {
+		return err
+	}
+	return s.writeRoots(ctx, DatabasePool, file, now, done)
 }
 
 // ofPool reports whether an issuer of the pool signed a certificate, ended or not.
@@ -159,14 +196,32 @@ func asOperator(by access.Principal) access.Principal {
 	return access.Principal{ID: by.ID, Name: by.Name, Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
 }
 
+// check looks at what an operator asked for before anything is changed.
+func (o *ExpiredOptions) check(ctx context.Context, s *Services) error {
+	pools := o.Pools
+	if len(o.Servers) > 0 {
+		pools = append(slices.Clone(pools), DatabasePool)
+	}
+	for _, name := range pools {
+		if _, err := s.Pools.Pool(ctx, name); err != nil {
+			return err
+		}
+	}
+	for _, server := range o.Servers {
+		for _, name := range strings.Split(server, "/") {
+			if name == "" || name == "." || name == ".." {
+				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
+			}
+		}
+	}
+	return nil
+}
+
 // certifyServers makes keys and certificates for the members of the database, for the operator to put there: their agents cannot ask for any
 // before the node is back, and the node does not come back before they have some.
 func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
 	if len(o.Servers) == 0 {
 		return nil
-	}
-	if _, err := s.Pools.Pool(ctx, DatabasePool); err != nil {
-		return err
 	}
 	control := ControlPool
 	if _, err := s.Pools.Pool(ctx, control); fault.Is(err, fault.NotFound) {
@@ -181,9 +236,6 @@ func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by acc
 		called := strings.Split(server, "/")
 		var names []string
 		for _, name := range called {
-			if name == "" || name == "." || name == ".." {
-				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
-			}
 			names = append(names, generalName(name))
 		}
 		for _, one := range []struct {
@@ -236,50 +288,42 @@ func (o *ExpiredOptions) certify(ctx context.Context, s *Services, by access.Pri
 	for _, der := range identity.Path(issued) {
 		path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	if err := replaceOwned(keyFile, text, 0o600); err != nil {
+	if err := keyfile.ReplaceKept(keyFile, text, 0o600); err != nil {
 		return err
 	}
 	done.Files = append(done.Files, keyFile, certFile)
-	return replaceOwned(certFile, path, 0o644)
+	return keyfile.ReplaceKept(certFile, path, 0o644)
 }
 
-// writeRoots writes the roots of a pool that have not ended.
-func (s *Services) writeRoots(ctx context.Context, pool, file string, now time.Time, done *Brought) error {
+// goodRoots are the roots of a pool that have not ended.
+func (s *Services) goodRoots(ctx context.Context, pool string, now time.Time) (roots []*x509.Certificate, err error) {
 	issuers, err := s.CA.Issuers(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var roots []*x509.Certificate
 	for _, i := range issuers {
 		if i.Pool == pool && i.Root() && i.State == ca.IssuerActive && now.Before(i.Certificate.NotAfter) {
 			roots = append(roots, i.Certificate)
 		}
 	}
 	if len(roots) == 0 {
-		return fault.New(fault.Conflict, "every root of pool %s has ended", pool)
+		return nil, fault.New(fault.Conflict, "every root of pool %s has ended", pool)
+	}
+	return roots, nil
+}
+
+// writeRoots writes the roots of a pool that have not ended.
+func (s *Services) writeRoots(ctx context.Context, pool, file string, now time.Time, done *Brought) error {
+	roots, err := s.goodRoots(ctx, pool, now)
+	if err != nil {
+		return err
 	}
 	done.Files = append(done.Files, file)
 	text := keyfile.EncodeCertificates(roots...)
 	if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, text) {
 		return nil
 	}
-	return replaceOwned(file, text, 0o644)
-}
-
-// replaceOwned is keyfile.ReplaceFile for a file that is another user's: for who reads a certificate when it ends is often not root.
-func replaceOwned(path string, content []byte, mode fs.FileMode) error {
-	before, err := os.Stat(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := keyfile.ReplaceFile(path, content, mode); err != nil || before == nil {
-		return err
-	}
-	owner, ok := before.Sys().(*syscall.Stat_t)
-	if !ok || os.Geteuid() != 0 {
-		return nil
-	}
-	return os.Lchown(path, int(owner.Uid), int(owner.Gid))
+	return keyfile.ReplaceKept(file, text, 0o644)
 }
 
 // newRequest makes a key, as PEM, and a request for it.
