@@ -20,7 +20,6 @@ func TestSeenFromAStandby(t *testing.T) {
 	must(t, a.set("durability", "provider"))
 	m, two := a.join("n2")
 	must(t, two.Clones.Register(ctx, m.in.Address, time.Now()))
-	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
 	standby := server.Standby(t, "local", "fsync=off")
 	reads := a.openAt(m, db.Options{URL: a.url, ReadURL: standby.URL("seen")})
 	shown := func() (one, other *client.Clone) {
@@ -32,6 +31,7 @@ func TestSeenFromAStandby(t *testing.T) {
 		return &all[0], &all[1]
 	}
 
+	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now())) // a standby that is copied just now waits for what comes next
 	standby.Replayed(t, server)
 	standby.Exec(t, "SELECT pg_wal_replay_pause()")
 	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now()))
