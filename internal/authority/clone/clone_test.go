@@ -1,6 +1,7 @@
 package clone_test
 
 import (
+	"encoding/pem"
 	"slices"
 	"strings"
 	"testing"
@@ -216,11 +217,9 @@ func TestRefusedBeforeAnythingIsMade(t *testing.T) {
 // tampered is a request whose signature is not its own.
 func tampered(t *testing.T, text string) string {
 	t.Helper()
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	last := []byte(lines[len(lines)-2])
-	last[0] ^= 1
-	lines[len(lines)-2] = string(last)
-	return strings.Join(lines, "\n") + "\n"
+	block, _ := pem.Decode([]byte(text))
+	block.Bytes[len(block.Bytes)-1] ^= 1 // of the signature's last number, so that the request is one still
+	return string(pem.EncodeToMemory(block))
 }
 
 func TestWhoMay(t *testing.T) {
