@@ -11,12 +11,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -197,14 +199,19 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// FreeAddress returns a loopback address, host:port, on which nothing listens at the moment.
+// FreeAddress returns a loopback address, host:port, on which nothing listens at the moment. Its port is below those that Linux gives to
+// whoever asks for any, outgoing connections too (32768 and up), since one of these would now and then take it before the program does.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
+	const first, ports, tries = 20000, 12000, 100
+	var err error
+	for range tries {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.IntN(ports)))); err == nil {
+			defer l.Close()
+			return l.Addr().String(), nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", fmt.Errorf("find a free port: %w", err)
 }
 
 // Listening returns a Ready that passes once something accepts connections at address.
