@@ -12,8 +12,8 @@ import (
 // files is what the programs of a member are started with.
 type files struct{ patroni, etcd string }
 
-// plain configures a member of a cluster without TLS. The times are those that deploy/patroni ships. Patroni speaks JSON to etcd's gateway,
-// which is on by default only where etcd is told by flags.
+// plain configures a member of a cluster without TLS; PostgreSQL alone may have it later, by Certify. The times are those that deploy/patroni
+// ships. Patroni speaks JSON to etcd's gateway, which is on by default only where etcd is told by flags.
 func plain(c *Cluster, m *Member) (files, error) {
 	bin, err := Programs()
 	if err != nil {
@@ -66,10 +66,11 @@ postgresql:
   connect_address: %[5]s
   data_dir: %[6]s
   bin_dir: %[7]s
-  parameters: {unix_socket_directories: %[8]s}
+  parameters: {unix_socket_directories: %[8]s, ssl_cert_file: %[8]s/%[9]s, ssl_key_file: %[8]s/%[10]s, ssl_ca_file: %[8]s/%[11]s}
   pgpass: %[8]s/pgpass
   authentication: {superuser: {username: postgres}, replication: {username: postgres}, rewind: {username: postgres}}
-`, m.Name, m.REST(), strings.Join(clients, ","), strings.Join(parameters, ""), m.Postgres(), m.Data(), bin, m.Dir)
+`, m.Name, m.REST(), strings.Join(clients, ","), strings.Join(parameters, ""), m.Postgres(), m.Data(), bin, m.Dir,
+		serverCertificate, serverKey, clientRoots)
 	return made, nil
 }
 

@@ -21,20 +21,20 @@ import (
 	"time"
 
 	"chancery/client"
-	"chancery/internal/pkitest"
 	"chancery/internal/run/consumer"
 	"chancery/internal/upkeep/datadir"
 )
 
-// nodes are the nodes of an authority on one PostgreSQL that takes TLS alone, and knows each node by its own certificate.
+// nodes are the nodes of an authority on a PostgreSQL that takes TLS alone, and knows each node by its own certificate.
 type nodes struct {
-	whole *testing.T // whose machines end with it, and not with a phase
-	pg    *pkitest.PostgresServer
-	first *world
-	url   string // a file with the URL of the nodes that joined; it names no user
-	all   map[string]*member
-	admin string // the directory of the administrator's credential, who is on none of the machines
-	kept  func() (*tls.Certificate, error)
+	whole   *testing.T // whose machines end with it, and not with a phase
+	store   store
+	cluster *members // the store, where it is one
+	first   *world
+	url     string // a file with the URL of the nodes that joined; it names no user
+	all     map[string]*member
+	admin   string // the directory of the administrator's credential, who is on none of the machines
+	kept    func() (*tls.Certificate, error)
 }
 
 // member is a node as its own process.
@@ -45,20 +45,22 @@ type member struct {
 }
 
 // TestClones has an authority grow by a clone and a clone of that, which share its work; loses the machine that it began on; grows
-// again; and loses the one that both others came by. What an administrator does is typed: each command and each node is a process.
+// again; and loses the one that both others came by. What an administrator does is typed: each command and each node is a process. The
+// database is on three members under Patroni, with one of which the first machine is lost; commits wait for a standby.
 func TestClones(t *testing.T) {
 	t.Parallel()
 	program(t) // before anything is started beside: a file that is written while others are forked is busy for a while
-	n := &nodes{whole: t, pg: pkitest.Postgres(t, "fsync=off"), all: map[string]*member{}}
+	c := newMembers(t)
+	n := &nodes{whole: t, store: c, cluster: c, all: map[string]*member{}}
 	n.begin(t)
 	n.certified(t)
-	n.join(t, "node1", "node2", 6, "ca,ocsp")
-	n.join(t, "node2", "node3", 2, "ocsp", "--tls-name", "ocsp.example.test")
+	n.join(t, "node1", "node2", 6, "ca,ocsp", c.reads(t, "node2", "authority"))
+	n.join(t, "node2", "node3", 2, "ocsp", "--tls-name", "ocsp.example.test", c.reads(t, "node3", "authority"))
 	for _, phase := range []struct {
 		name string
 		run  func(t *testing.T)
 	}{
-		{"logins", n.logins}, {"keys", n.keys}, {"revocation", n.revocation}, {"fresh CRL", n.freshCRL}, {"schedule", n.schedule},
+		{"synchronous standby", n.replicated}, {"logins", n.logins}, {"keys", n.keys}, {"revocation", n.revocation}, {"fresh CRL", n.freshCRL}, {"schedule", n.schedule},
 		{"two promote at once", n.promotions}, {"node killed while it issues", n.killed}, {"renewal", n.renewal}, {"releases", n.releases}, {"issuer re-keyed", n.rekeyed},
 		{"issuer certified again", n.certifiedAgain},
 		{"first machine lost", n.lost}, {"the one between removed", n.removed}, {"verify", n.verified},
@@ -71,21 +73,22 @@ func TestClones(t *testing.T) {
 
 func (n *nodes) sql(t *testing.T, query string) string {
 	t.Helper()
-	return strings.TrimSpace(output(t, exec.Command("psql", "-XAtwc", query, n.pg.URL("authority"))))
+	return ask(t, n.store.admin(t, "authority"), query)
 }
 
 // begin makes the authority, whose first node logs in by a role that the database's administrator made.
 func (n *nodes) begin(t *testing.T) {
 	t.Helper()
 	for _, statement := range []string{
-		`CREATE ROLE pki NOLOGIN`, `CREATE ROLE chancery_node1 LOGIN IN ROLE pki`, `CREATE DATABASE authority OWNER pki`,
+		`CREATE ROLE pki NOLOGIN`, `GRANT pg_monitor TO pki`, `CREATE ROLE chancery_node1 LOGIN IN ROLE pki`, `CREATE DATABASE authority OWNER pki`,
 	} {
-		n.pg.Exec(t, statement)
+		ask(t, n.store.admin(t, "postgres"), statement)
 	}
-	output(t, exec.Command("psql", "-Xqw", "-v", "ON_ERROR_STOP=1", "-f", filepath.Join(deployed, "logins.sql"), n.pg.URL("authority")))
-	n.first = ownWorld(t, fmt.Sprintf("postgres://chancery_node1@localhost:%d/authority", n.pg.Port), nil)
+	output(t, exec.Command("psql", "-Xqw", "-v", "ON_ERROR_STOP=1", "-f", filepath.Join(deployed, "logins.sql"), n.store.admin(t, "authority")))
+	n.store.replayed(t) // who meets a server that lacks the database asks no other
+	n.first = ownWorld(t, n.reach("chancery_node1@", "authority"), nil)
 	n.url = filepath.Join(t.TempDir(), "url")
-	must(t, os.WriteFile(n.url, fmt.Appendf(nil, "postgres://localhost:%d/authority\n", n.pg.Port), 0o600))
+	must(t, os.WriteFile(n.url, []byte(n.reach("", "authority")+"\n"), 0o600))
 	w := n.first
 	n.admin = filepath.Join(t.TempDir(), "admin")
 	must(t, os.Mkdir(n.admin, 0o700))
@@ -94,7 +97,12 @@ func (n *nodes) begin(t *testing.T) {
 	}
 	n.kept = client.CertificateFiles(filepath.Join(n.admin, "cert.pem"), filepath.Join(n.admin, "key.pem"))
 	n.all["node1"] = &member{node: &node{name: "node1", dir: w.dir, api: w.API, process: w.process}, public: w.Public, admin: w.admin}
-	n.types(t, "node1", "settings", "set", "durability=provider")
+	n.types(t, "node1", "settings", "set", "durability="+n.store.durability())
+}
+
+// reach is the URL by which nodes reach a database.
+func (n *nodes) reach(user, database string) string {
+	return "postgres://" + user + strings.Join(n.store.servers(), ",") + "/" + database + n.store.hint()
 }
 
 // asked is a command of the administrator's, who has a node carry it out.
@@ -115,27 +123,22 @@ func (n *nodes) types(t *testing.T, at string, args ...string) string {
 	return output(t, n.asked(t, at, args...))
 }
 
-// certified gives PostgreSQL a certificate of the pool database, has it let nodes in by theirs alone, and has the first node get one.
+// certified gives PostgreSQL certificates of the pool database, has it let nodes in by theirs alone, and has the first node get one.
 func (n *nodes) certified(t *testing.T) {
 	t.Helper()
-	data, work := filepath.Join(n.pg.Dir, "data"), t.TempDir()
+	work := t.TempDir()
 	n.types(t, "node1", "pool", "add", "database", "--root", "online")
-	key, pair, chain := filepath.Join(work, "key.pem"), filepath.Join(work, "server.pem"), filepath.Join(work, "chain.pem")
-	n.types(t, "node1", "key", "generate", "--out", key)
-	n.types(t, "node1", "cert", "issue", "--pool", "database", "--profile", "server", "--key", key, "--name", "localhost", "--out", pair, "--chain")
+	chain := filepath.Join(work, "chain.pem")
 	n.types(t, "node1", "issuer", "chain", "database-root", "--out", chain)
-	for name, file := range map[string]string{"server.key": key, "server.crt": pair, "roots.crt": chain} {
-		text, err := os.ReadFile(file)
-		must(t, err)
-		place(t, filepath.Join(data, name), text)
+	var pairs []serverPair
+	for i, server := range n.store.servers() {
+		host, _, _ := strings.Cut(server, ":")
+		key, pair := filepath.Join(work, fmt.Sprint("key", i)), filepath.Join(work, fmt.Sprint("pair", i))
+		n.types(t, "node1", "key", "generate", "--out", key)
+		n.types(t, "node1", "cert", "issue", "--pool", "database", "--profile", "server", "--key", key, "--name", host, "--out", pair, "--chain")
+		pairs = append(pairs, serverPair{certificate: read(t, pair), key: read(t, key)})
 	}
-	hba := "local all all trust\nhostssl all all 127.0.0.1/32 cert\n"
-	place(t, filepath.Join(data, "pg_hba.conf"), []byte(hba+"hostnossl all chancery_node1 127.0.0.1/32 trust\n"))
-	n.pg.Exec(t, "ALTER SYSTEM SET ssl_ca_file = 'roots.crt'")
-	n.pg.Exec(t, "ALTER SYSTEM SET ssl = on")
-	n.pg.Exec(t, "SELECT pg_reload_conf()")
-	until(t, "PostgreSQL takes TLS", func() bool { return n.sql(t, "SHOW ssl") == "on" })
-
+	n.store.certified(t, pairs, read(t, chain))
 	one := n.all["node1"]
 	must(t, one.process.Stop())
 	n.start(t, one) // it looks for a login at its start, and every ten minutes
@@ -144,8 +147,7 @@ func (n *nodes) certified(t *testing.T) {
 		must(t, err)
 		return leaf != nil && leaf.Subject.CommonName == "chancery_node1"
 	})
-	place(t, filepath.Join(data, "pg_hba.conf"), []byte(hba))
-	n.pg.Exec(t, "SELECT pg_reload_conf()")
+	n.store.admits(t, false)
 	must(t, one.process.Stop())
 	n.start(t, one)
 }
@@ -226,7 +228,7 @@ func (n *nodes) join(t *testing.T, by, name string, kills int, subsystems string
 	n.types(t, by, "clone", "approve", shown[1], shown[2])
 	if kills > 0 {
 		other := filepath.Join(work, "other")
-		must(t, os.WriteFile(other, fmt.Appendf(nil, "postgres://localhost:%d/postgres\n", n.pg.Port), 0o600))
+		must(t, os.WriteFile(other, []byte(n.reach("", "postgres")+"\n"), 0o600))
 		fails(t, exec.Command(program(t), append(args, "--database-file", other)...), "holds no authority")
 		for _, file := range []string{"tls.key", "database.key", "token.sha256"} { // as if it had been cut short in its last steps
 			must(t, os.Remove(filepath.Join(string(m.dir)+".joining", file)))

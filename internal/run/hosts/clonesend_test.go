@@ -183,17 +183,20 @@ func (n *nodes) releases(t *testing.T) {
 	must(t, three.process.Stop())
 
 	kept := filepath.Join(work, "newest")
-	output(t, exec.Command("psql", "-Xqwc", `\copy (SELECT * FROM schema_version ORDER BY version DESC LIMIT 1) TO '`+kept+`'`, n.pg.URL("authority")))
+	output(t, exec.Command("psql", "-Xqwc", `\copy (SELECT * FROM schema_version ORDER BY version DESC LIMIT 1) TO '`+kept+`'`, n.store.admin(t, "authority")))
 	n.sql(t, `DELETE FROM schema_version WHERE version = (SELECT MAX(version) FROM schema_version)`)
+	n.store.replayed(t)
 	refused("it would change the database under the nodes there are")
 	fails(t, serve(), "start this release on a node that runs ca first")
-	output(t, exec.Command("psql", "-Xqwc", `\copy schema_version FROM '`+kept+`'`, n.pg.URL("authority")))
+	output(t, exec.Command("psql", "-Xqwc", `\copy schema_version FROM '`+kept+`'`, n.store.admin(t, "authority")))
 
 	n.sql(t, `INSERT INTO schema_version (version, readers_from, applied_at) VALUES (9999, 9999, 1)`)
+	n.store.replayed(t)
 	refused("install the release that the nodes run")
 	fails(t, serve(), "run the newer chancery")
 	n.issue(t, "node2") // what runs goes on
 	n.sql(t, `UPDATE schema_version SET readers_from = 1 WHERE version = 9999`)
+	n.store.replayed(t)
 	n.start(t, three)
 	n.types(t, "node1", "clone", "status", "node3", "--wait", "2m")
 	n.sql(t, `DELETE FROM schema_version WHERE version = 9999`)
@@ -205,8 +208,9 @@ func (n *nodes) login(t *testing.T, pair, roots []byte, role string) (string, er
 	work := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(work, "login.pem"), pair, 0o600))
 	must(t, os.WriteFile(filepath.Join(work, "roots.pem"), roots, 0o600))
-	out, err := exec.Command("psql", "-XAtwc", "SELECT session_user", fmt.Sprintf("host=localhost port=%d dbname=authority user=%s sslmode=verify-full "+
-		"sslcert=%[3]s/login.pem sslkey=%[3]s/login.pem sslrootcert=%[3]s/roots.pem", n.pg.Port, role, work)).CombinedOutput()
+	url, mark, _ := strings.Cut(n.reach(role+"@", "authority"), "?")
+	out, err := exec.Command("psql", "-XAtwc", "SELECT session_user", fmt.Sprintf("%s?%s&connect_timeout=10&sslmode=verify-full&"+
+		"sslcert=%[3]s/login.pem&sslkey=%[3]s/login.pem&sslrootcert=%[3]s/roots.pem", url, mark, work)).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
@@ -219,7 +223,7 @@ func (m *member) pair(t *testing.T) (pair, roots []byte) {
 	return pair, roots
 }
 
-// lost destroys the machine that the authority began on. The others go on, and it grows again.
+// lost destroys the machine that the authority began on, and on which the primary of the database is. The others go on, and it grows again.
 func (n *nodes) lost(t *testing.T) {
 	one := n.all["node1"]
 	c := n.issue(t, "node1")
@@ -227,9 +231,8 @@ func (n *nodes) lost(t *testing.T) {
 	if who, err := n.login(t, pair, roots, "chancery_node1"); err != nil || who != "chancery_node1" {
 		t.Fatalf("node1's login is not good before: %s, %v", who, err)
 	}
-	kill(t, one.process)
-	must(t, os.RemoveAll(string(one.dir)))
-	fails(t, n.asked(t, "node2", "clone", "remove", "node1"), "--yes")
+	fails(t, n.asked(t, "node2", "clone", "remove", "node1"), "--yes") // it runs
+	n.machineLost(t)
 	n.types(t, "node2", "clone", "remove", "node1", "--yes")
 	delete(n.all, "node1")
 	if who, err := n.login(t, pair, roots, "chancery_node1"); err == nil {

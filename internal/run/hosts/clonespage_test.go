@@ -30,7 +30,7 @@ type desk struct {
 func TestClonesPages(t *testing.T) {
 	t.Parallel()
 	program(t) // before anything is started beside: a file that is written while others are forked is busy for a while
-	n := &nodes{whole: t, pg: pkitest.Postgres(t, "fsync=off"), all: map[string]*member{}}
+	n := &nodes{whole: t, store: single{pkitest.Postgres(t, "fsync=off")}, all: map[string]*member{}}
 	n.begin(t)
 	n.certified(t)
 	n.join(t, "node1", "node3", 0, "ocsp")
