@@ -60,8 +60,11 @@ func writeCertificates(ctx context.Context, tx *db.Tx, items []any) error {
 	return nil
 }
 
-// taken says that a serial is in use. (An ID that is in use is another one when the function runs again.)
+// taken says that a serial is in use. An ID that is in use passes as it is, so that the function runs again, with another ID.
 func taken(err error) error {
+	if db.IsPrimaryKey(err, "certificate") {
+		return fmt.Errorf("insert certificates: %w", err)
+	}
 	return &fault.Error{Kind: fault.Conflict, Message: "the issuer has used this serial before", Err: err}
 }
 

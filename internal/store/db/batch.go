@@ -171,7 +171,8 @@ func (b *batch) try() (kind disposition, err error) {
 }
 
 // conclude answers the calls of a transaction that has ended. Those whose row another node wrote in the same moment are kept
-// for one more run: PostgreSQL reports that as a duplicate key rather than as a conflict, and the next look sees the row.
+// for one more run: PostgreSQL reports that as a duplicate key rather than as a conflict, and the next look sees the row. An ID that two
+// have drawn is another one in that run, on either engine.
 func (b *batch) conclude(failed []verdict) {
 	var repeat []*call
 	for _, c := range b.calls {
@@ -179,7 +180,7 @@ func (b *batch) conclude(failed []verdict) {
 		if i := slices.IndexFunc(failed, func(v verdict) bool { return v.call == c }); i >= 0 {
 			err = failed[i].err
 		}
-		if _, refusal := errors.AsType[*fault.Error](err); b.d.dialect == Postgres && !c.repeated && !refusal && IsUnique(err) {
+		if _, refusal := errors.AsType[*fault.Error](err); !c.repeated && !refusal && IsUnique(err) {
 			c.repeated = true
 			repeat = append(repeat, c)
 			continue

@@ -43,6 +43,14 @@ func IsUnique(err error) bool {
 	return false
 }
 
+// IsPrimaryKey reports whether err says that a table's primary key is taken already, and not another of its unique columns.
+func IsPrimaryKey(err error, table string) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code == "23505" && e.ConstraintName == table+"_pkey"
+	}
+	return sqliteCode(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
+}
+
 // sqliteCode is SQLite's extended result code, or 0.
 func sqliteCode(err error) int {
 	if e, ok := errors.AsType[*sqlite.Error](err); ok {
