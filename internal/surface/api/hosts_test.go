@@ -178,6 +178,9 @@ func TestDesiredIsAwaited(t *testing.T) {
 	got := make(chan *client.Desired, 1)
 	go func() {
 		next, err := agent.Desired(t.Context(), first.ETag, time.Minute)
+		for err == nil && len(next.DNS) != 2 && next.ETag != first.ETag { // what the authority did by itself meanwhile wakes, too
+			next, err = agent.Desired(t.Context(), next.ETag, time.Minute)
+		}
 		if err != nil {
 			t.Error(err)
 		}
@@ -305,7 +308,8 @@ func TestGuessesAreLimited(t *testing.T) {
 	must(t, err)
 	token.Secret = strings.Repeat("A", len(token.Secret))
 	m, limited := newMachine(t), 0
-	for range 300 {
+	// However slow the machine: it guesses faster than the 20 in a second that are let through.
+	for end := time.Now().Add(3 * time.Minute); limited < 20 && time.Now().Before(end); {
 		_, err := stranger.Join(ctx, client.JoinRequest{Token: token.String(), CSR: m.csr})
 		if client.IsKind(err, string(fault.RateLimited)) {
 			limited++
@@ -314,7 +318,7 @@ func TestGuessesAreLimited(t *testing.T) {
 		wantKind(t, err, fault.Unauthenticated)
 	}
 	if limited < 20 {
-		t.Fatalf("%d of 300 guesses were sent away", limited)
+		t.Fatalf("%d guesses were sent away", limited)
 	}
 	if text := a.log.String(); strings.Contains(text, token.Secret) || strings.Contains(text, "chancery-join-1.") {
 		t.Fatal("a token is in the log")
