@@ -195,7 +195,7 @@ func (p *parser) isoDate() error {
 	}
 	if p.is(0, tee, unsigned) {
 		p.pos++
-		if !p.mark(1, ":") {
+		if !p.mark(1, ":") || p.peek(0).fractional {
 			return p.refuse("has no minutes behind the T; write T16:24 or T16:24:41")
 		}
 		err := p.clock()
