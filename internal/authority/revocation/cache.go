@@ -69,13 +69,14 @@ func (c *cache) find(key certificateKey) *known {
 	return e.Value.(*known)
 }
 
-// answer returns a signed answer to a plain request about one certificate, whose status takes a change into account.
-func (c *cache) answer(key certificateKey, id *ocsp.CertID, of period, now time.Time, change int64) (Response, bool) {
+// answer returns a signed answer to a plain request about one certificate, whose status takes a change into account: that of a
+// period, or of any (nil).
+func (c *cache) answer(key certificateKey, id *ocsp.CertID, of *period, now time.Time, change int64) (Response, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if k := c.find(key); k != nil && k.status.Change >= change {
 		for _, a := range k.answers {
-			if a.hash == id.Hash && a.of == of && now.Before(a.response.NextUpdate) && bytes.Equal(a.certID, id.Raw) {
+			if a.hash == id.Hash && (of == nil || a.of == *of) && now.Before(a.response.NextUpdate) && bytes.Equal(a.certID, id.Raw) {
 				return a.response, true
 			}
 		}

@@ -166,19 +166,23 @@ func TestCacheDropsTheRightAnswers(t *testing.T) {
 	if c.size() != 100 {
 		t.Fatalf("%d certificates are kept", c.size())
 	}
-	got := func(n int64, at time.Time) bool { _, ok := c.answer(key(n), id(n), of, at, 0); return ok }
+	got := func(n int64, at time.Time) bool { _, ok := c.answer(key(n), id(n), &of, at, 0); return ok }
 	if got(149, now) || !got(150, now) || got(200, now.Add(time.Hour)) {
 		t.Error("the oldest stays, or an old answer is given")
 	}
 	other := id(200)
 	other.Raw = []byte("written otherwise")
-	if _, ok := c.answer(key(200), id(200), periodAt(now.Add(mostPeriod), time.Hour), now, 0); ok {
+	next := periodAt(now.Add(mostPeriod), time.Hour)
+	if _, ok := c.answer(key(200), id(200), &next, now, 0); ok {
 		t.Error("an answer of one period is given in the next")
 	}
-	if _, ok := c.answer(key(200), id(200), of, now, 6); ok {
+	if _, ok := c.answer(key(200), id(200), nil, now, 0); !ok {
+		t.Error("an answer of a former period is not given while none can be signed")
+	}
+	if _, ok := c.answer(key(200), id(200), &of, now, 6); ok {
 		t.Error("an answer is given that this node's own change made untrue")
 	}
-	if _, ok := c.answer(key(200), other, of, now, 0); ok {
+	if _, ok := c.answer(key(200), other, &of, now, 0); ok {
 		t.Error("an answer is given for a CertID that is written differently")
 	}
 	if _, _, ok := c.status(key(200), now); ok {

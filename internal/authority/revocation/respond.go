@@ -50,12 +50,16 @@ func (s *Service) Respond(ctx context.Context, request []byte, allow func() erro
 	}
 	of := periodAt(now.Add(-s.db.Age(now)), set.OCSP.Validity.Std())
 	if len(r.CertIDs) == 1 && len(r.Nonce) == 0 {
-		// A clock that was set back must not make an answer last longer.
-		latest := s.db.Latest(now)
+		// A clock that was set back must not make an answer last longer. Nothing is signed until it is right again, so the answer
+		// of a former period is the newest that there is.
+		latest, in := s.db.Latest(now), &of
+		if latest.After(now) {
+			in = nil
+		}
 		for _, issuer := range twins {
 			key := keyOf(issuer.ID, r.CertIDs[0].Serial)
 			change := s.ca.ChangedHere(issuer.ID, r.CertIDs[0].Serial)
-			if known, ok := s.answers.answer(key, &r.CertIDs[0], of, latest, change); ok {
+			if known, ok := s.answers.answer(key, &r.CertIDs[0], in, latest, change); ok {
 				known.Cached = true
 				return known, nil
 			}
