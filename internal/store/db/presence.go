@@ -42,7 +42,6 @@ type server struct {
 
 	timeline *timeline // of a primary; shared with those who ask it
 	met      int64     // the highest at the last look; Watch's alone
-	compared time.Time // when it was last held against the other servers; Watch's alone
 }
 
 // absence is a server that does not answer.
@@ -129,14 +128,20 @@ func (d *DB) Watch(ctx context.Context) error {
 func (d *DB) watch(ctx context.Context, s *server) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	var others rivals
+	defer others.wait()
 	for failed := 0; ; {
 		begun := time.Now()
-		err := s.ask(ctx, min(watchPatience, d.patience))
-		if err == nil && s == d.primary {
+		synchronous := s.primary && d.durability.Load().(Durability) == Synchronous
+		alone, err := s.ask(ctx, min(watchPatience, d.patience), synchronous)
+		if s.primary {
 			s.followed()
-			if err = d.replaced(ctx, begun); err != nil {
-				failed = watchTries
-			}
+		}
+		switch {
+		case errors.Is(err, errReplaced):
+			failed = watchTries
+		case err == nil && alone && synchronous:
+			others.ask(ctx, d.url, s.timeline, begun)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -162,35 +167,44 @@ func (d *DB) watch(ctx context.Context, s *server) {
 
 var errNoPrimary = errors.New("the server only reads: it is a standby, or was set to")
 
-// ask asks on a connection of its own, since all others may be waiting.
-func (s *server) ask(ctx context.Context, patience time.Duration) error {
+// ask asks on a connection of its own, since all others may be waiting. It returns whether a primary has no synchronous standby that
+// follows it, as far as our role may see; one that was replaced is refused where that is to be looked for.
+func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool) (alone bool, err error) {
 	reaching, cancel := context.WithTimeout(ctx, max(s.reach, patience))
 	defer cancel()
 	conn, err := s.asking.Conn(reaching)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer conn.Close()
 	ctx, cancel = context.WithTimeout(ctx, patience)
 	defer cancel()
-	var readOnly string
+	var readOnly, timeline string
+	var followers int
 	var high int64
-	err = conn.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'),
-		COALESCE((SELECT MAX(high_water) FROM clock WHERE name = $1), 0)`, clockRow).Scan(&readOnly, &high)
+	if s.primary {
+		high = Micros(time.Now())
+		err = conn.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'), (`+askTimeline+`), (SELECT COUNT(*)
+			FROM pg_stat_replication WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum'))`).Scan(&readOnly, &timeline, &followers)
+	} else {
+		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0) FROM clock WHERE name = $1`, clockRow).Scan(&high)
+	}
+	if err == nil && readOnly == "on" {
+		err = errNoPrimary
+	} else if err == nil && replaced && timeline != "" {
+		_, err = s.timeline.met(timeline)
+	}
 	switch {
-	case err == nil && s.primary && readOnly == "on":
+	case errors.Is(err, errNoPrimary), errors.Is(err, errReplaced):
 		discard(conn) // of several hosts, another may be the primary: look for it
-		return errNoPrimary
+		return false, err
 	case err != nil && judge(err) == final && !errors.Is(err, context.DeadlineExceeded):
 		err = nil // it answered, and that there is no such table yet is another's business
 	case err != nil:
-		return err
-	}
-	if s.primary {
-		high = Micros(time.Now())
+		return false, err
 	}
 	s.seen.Store(max(high, s.seen.Load()))
-	return err
+	return followers == 0 && timeline != "", err
 }
 
 // gone notes that a server does not answer, and why by the newest try: one that was cut off first may refuse the login later. It ends what

@@ -70,38 +70,30 @@ func (s *server) followed() {
 // rivalsEvery is how often a primary that no synchronous standby follows is held against the other servers.
 const rivalsEvery = 2 * time.Second
 
-// replaced is an error when another server has been promoted since this process connected to the primary that it writes to. The others are
-// asked only while no synchronous standby follows that one, as far as our role may see, and only where commits wait for standbys: one that
-// nobody waits for may follow the replaced one on. Watch alone calls it.
-func (d *DB) replaced(ctx context.Context, now time.Time) error {
-	s := d.primary
-	if d.durability.Load().(Durability) != Synchronous || now.Sub(s.compared) < rivalsEvery {
-		return nil
-	}
-	s.compared = now
-	ctx, cancel := context.WithTimeout(ctx, watchPatience)
-	defer cancel()
-	conn, err := s.asking.Conn(ctx)
-	if err != nil {
-		return nil // whether it is there is asked elsewhere
-	}
-	defer conn.Close()
-	var followers int
-	var ours string
-	err = conn.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM pg_stat_replication
-		WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum')), (`+askTimeline+`)`).Scan(&followers, &ours)
-	if err != nil || ours == "" {
-		return nil
-	}
-	if followers == 0 {
-		askRivals(ctx, d.url, s.timeline)
-	}
-	if _, err := s.timeline.met(ours); err != nil {
-		discard(conn)
-		return err
-	}
-	return nil
+// rivals are the other servers that a URL names. They are asked beside the watch of the primary, since one that stands still takes as long
+// as there is patience for it; what they say is seen at the primary's next answer. They are asked only where commits wait for standbys:
+// one that nobody waits for may follow the replaced primary on. The watch alone calls the methods.
+type rivals struct {
+	asking sync.WaitGroup
+	busy   atomic.Bool
+	asked  time.Time
 }
+
+// ask notes the timelines of all that are primaries, unless that is being done, or was a moment ago.
+func (r *rivals) ask(ctx context.Context, url string, t *timeline, now time.Time) {
+	if now.Sub(r.asked) < rivalsEvery || !r.busy.CompareAndSwap(false, true) {
+		return
+	}
+	r.asked = now
+	r.asking.Go(func() {
+		defer r.busy.Store(false)
+		ctx, cancel := context.WithTimeout(ctx, watchPatience)
+		defer cancel()
+		askRivals(ctx, url, t)
+	})
+}
+
+func (r *rivals) wait() { r.asking.Wait() }
 
 // askRivals connects to each server that a URL names, for its timeline alone. Who cannot be asked is no rival.
 func askRivals(ctx context.Context, url string, t *timeline) {
