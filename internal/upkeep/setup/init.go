@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -143,70 +142,6 @@ func (o *Options) fill() error {
 		o.Listen = net.JoinHostPort(u.Hostname(), port)
 	}
 	return nil
-}
-
-// stagingFor makes the directory in which the authority is built: beside its place so that it can be renamed there, or
-// inside, where an empty directory was prepared for it, since what is around that may be closed to us.
-func stagingFor(final datadir.Dir) (datadir.Dir, error) {
-	entries, err := os.ReadDir(string(final))
-	switch {
-	case err == nil && len(entries) > 0:
-		return "", fault.New(fault.Conflict, "%s is not empty; an authority is made in a directory of its own", string(final))
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return "", err
-	}
-	if err == nil {
-		dir, err := os.MkdirTemp(string(final), ".chancery-init-")
-		return datadir.Dir(dir), err
-	}
-	parent := filepath.Dir(filepath.Clean(string(final)))
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp(parent, ".chancery-init-")
-	return datadir.Dir(dir), err
-}
-
-// settle puts what was built in its place. In a directory that was there node.yaml comes last: without it nothing takes
-// the directory for an authority.
-func settle(staging, final datadir.Dir) (err error) {
-	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(string(staging))
-			err = fmt.Errorf("put the data directory in its place: %w", err)
-		}
-	}()
-	if filepath.Dir(string(staging)) != filepath.Clean(string(final)) {
-		if err := os.Rename(string(staging), string(final)); err != nil {
-			return err
-		}
-		return syncDir(filepath.Dir(string(final)))
-	}
-	if err := os.Chmod(string(final), 0o700); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(string(staging))
-	if err != nil {
-		return err
-	}
-	config := filepath.Base(final.Config())
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return boolInt(a.Name() == config) - boolInt(b.Name() == config) })
-	for _, e := range entries {
-		if err := os.Rename(filepath.Join(string(staging), e.Name()), filepath.Join(string(final), e.Name())); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(string(staging)); err != nil {
-		return err
-	}
-	return syncDir(string(final))
-}
-
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // moved changes the paths in the result from where things were made to where they are.
