@@ -21,6 +21,8 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the administrator's connection below
+
+	"chancery/internal/run/consumer"
 )
 
 // postgresBin is where the programs of PostgreSQL are: where Debian puts those of 15, or in the directory that
@@ -271,12 +273,15 @@ func unprivileged() (*syscall.Credential, error) {
 	return nil, errors.New("there is neither a user postgres nor nobody to run PostgreSQL as")
 }
 
-// FreePort is a TCP port of the loopback address that nobody listens on now.
+// FreePort is a TCP port of the loopback address that nobody listens on now, and that is its caller's as long as the process lives.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := consumer.FreeAddress()
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(port)
 }

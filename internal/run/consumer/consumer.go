@@ -199,19 +199,37 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// FreeAddress returns a loopback address, host:port, on which nothing listens at the moment. Its port is below those that Linux gives to
-// whoever asks for any, outgoing connections too (32768 and up), since one of these would now and then take it before the program does.
+// FreeAddress returns a loopback address, host:port, on which nothing listens at the moment, and which no other call returns as long as
+// this process lives: neither the time before a program listens nor that of its restart makes it another's. Its port is below those that
+// Linux gives to whoever asks for any, outgoing connections too (32768 and up), since one of these would now and then take it.
 func FreeAddress() (string, error) {
 	const first, ports, tries = 20000, 12000, 100
 	var err error
 	for range tries {
+		port := first + rand.IntN(ports)
 		var l net.Listener
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.IntN(ports)))); err == nil {
-			defer l.Close()
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err != nil {
+			continue
+		}
+		err = errors.Join(reserve(port), l.Close())
+		if err == nil {
 			return l.Addr().String(), nil
 		}
 	}
 	return "", fmt.Errorf("find a free port: %w", err)
+}
+
+// reserve keeps a port from the other callers of FreeAddress, in whatever process. The sign of it is an abstract Unix socket, which is of
+// the same network namespace as the port, and which the kernel takes away when this process ends: nothing else closes it.
+func reserve(port int) error {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: "@chancery-port-" + strconv.Itoa(port)}); err != nil {
+		return errors.Join(fmt.Errorf("port %d is reserved: %w", port, err), syscall.Close(fd))
+	}
+	return nil
 }
 
 // Listening returns a Ready that passes once something accepts connections at address.

@@ -3,7 +3,9 @@ package consumer
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -70,5 +72,24 @@ func TestListeningSeesAPort(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFreeAddressesAreOnesOwn: nobody gets an address that another has and does not listen on yet, and no outgoing connection takes one.
+func TestFreeAddressesAreOnesOwn(t *testing.T) {
+	seen := map[string]bool{}
+	for range 300 {
+		address, err := FreeAddress()
+		if err != nil {
+			t.Fatal(err)
+		}
+		port, err := strconv.Atoi(strings.TrimPrefix(address, "127.0.0.1:"))
+		if err != nil || seen[address] || port < 1024 || port >= 32768 {
+			t.Fatalf("%s after %d others: %v", address, len(seen), err)
+		}
+		seen[address] = true
+		if err := reserve(port); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatalf("%s is reserved a second time: %v", address, err)
+		}
 	}
 }
