@@ -10,10 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Frugal sets the garbage collector for a process that is an idle agent and nothing else: it is to be small, and has time.
+// Frugal sets the garbage collector for a process that is an idle agent and nothing else: it is to be small, and has time. It
+// leaves alone what the operator has set, as a node does: GOGC, and GOMEMLIMIT.
 func Frugal() {
-	debug.SetGCPercent(20)
-	debug.SetMemoryLimit(12 << 20)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(20)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(12 << 20)
+	}
 }
 
 // releaseMemory gives back what a pass needed: the heap, and the pages of the program itself. The program is a node's too,

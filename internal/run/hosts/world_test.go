@@ -29,6 +29,7 @@ import (
 	"chancery/internal/run/server"
 	"chancery/internal/store/db"
 	"chancery/internal/upkeep/datadir"
+	"chancery/internal/upkeep/setup"
 )
 
 // programName is what this test binary is called where it is the program.
@@ -42,8 +43,11 @@ func TestMain(m *testing.M) {
 		hold(os.Getenv(holdMounts))
 	default:
 		spread()
-		if err := os.Setenv("GOGC", "400"); err != nil { // most programs live for milliseconds: a third of them went into collecting garbage
-			panic(err)
+		// Most programs live for milliseconds: a third of them went into collecting garbage.
+		for name, value := range map[string]string{"GOGC": "400", "GOMEMLIMIT": "off"} {
+			if err := os.Setenv(name, value); err != nil {
+				panic(err)
+			}
 		}
 		code := m.Run()
 		shared.end()
@@ -193,21 +197,8 @@ func newWorld(ctx context.Context, program, home, url string, before func(w *wor
 	}
 	w.Addresses = server.Addresses{API: at[0], Public: at[1], Metrics: at[2]}
 	_, port, _ := strings.Cut(w.API, ":")
-	secret := filepath.Join(home, "passphrase")
-	if err := os.WriteFile(secret, []byte(passphrase+"\n"), 0o600); err != nil {
+	if err := w.establish(ctx, program, home, url); err != nil {
 		return nil, err
-	}
-	args := []string{"init", "--dir", string(w.dir), "--address", "https://localhost:" + port, "--public-url", "http://" + w.Public,
-		"--public-listen", w.Public, "--metrics-listen", w.Metrics, "--root", "online", "--passphrase-file", secret}
-	if url != "" {
-		file := filepath.Join(home, "database-url")
-		if err := os.WriteFile(file, []byte(url+"\n"), 0o600); err != nil {
-			return nil, err
-		}
-		args = append(args, "--database-file", file)
-	}
-	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("chancery init: %w\n%s", err, out)
 	}
 	if before != nil {
 		before(w)
@@ -227,6 +218,33 @@ func newWorld(ctx context.Context, program, home, url string, before func(w *wor
 		Address: "https://localhost:" + port, Roots: roots, Certificate: client.CertificateFiles(w.dir.AdminCert(), w.dir.AdminKey()),
 	})
 	return w, err
+}
+
+// establish makes the authority, as chancery init does; at a token cost of guessing the passphrase, of which each would take a second.
+// The shared one is made by the command, at the true cost.
+func (w *world) establish(ctx context.Context, program, home, url string) error {
+	_, port, _ := strings.Cut(w.API, ":")
+	o := setup.Options{
+		Dir: w.dir, Address: "https://localhost:" + port, PublicURL: "http://" + w.Public, PublicListen: w.Public, Metrics: w.Metrics, Online: true,
+		Passphrase: []byte(passphrase), RecoveryWork: pkitest.RecoveryWork,
+	}
+	if url != "" {
+		o.DatabaseFile = filepath.Join(home, "database-url")
+		if err := os.WriteFile(o.DatabaseFile, []byte(url+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	if home != shared.bin {
+		_, err := setup.Init(ctx, o)
+		return err
+	}
+	cmd := exec.Command(program, "init", "--dir", string(o.Dir), "--address", o.Address, "--public-url", o.PublicURL,
+		"--public-listen", o.PublicListen, "--metrics-listen", o.Metrics, "--root", "online", "--passphrase-file", "-")
+	cmd.Stdin = strings.NewReader(passphrase + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("chancery init: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // pool adds a pool of the test's own, whose root is with the authority.
