@@ -17,12 +17,22 @@ import (
 	"chancery/internal/upkeep/setup"
 )
 
-// work has a node report and sign CRLs until the test ends or stop is called.
+// work has a node report, so that it is seen to live however long the test takes, and sign CRLs until the test ends or stop is called.
 func (a *authority) work(s *setup.Services) (stop func()) {
 	ctx, cancel := context.WithCancel(a.t.Context())
 	var all sync.WaitGroup
 	must(a.t, s.Clones.Report(ctx, clone.Self{}, time.Now()))
 	all.Go(func() { _ = s.Revocation.Run(ctx) })
+	all.Go(func() {
+		for tick := time.Tick(time.Second); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick:
+				_ = s.Clones.Report(ctx, clone.Self{}, time.Now())
+			}
+		}
+	})
 	stop = func() { cancel(); all.Wait() }
 	a.t.Cleanup(stop)
 	return stop

@@ -38,6 +38,18 @@ func (o *office) ask(c *x509.Certificate, hash crypto.Hash) (*xocsp.Response, Re
 	return parsed, r
 }
 
+// keeps reports whether a question that was just answered is answered with what was signed. Where a new period begins in between, it is
+// asked once more.
+func (o *office) keeps(c *x509.Certificate) bool {
+	o.t.Helper()
+	for range 2 {
+		if _, r := o.ask(c, crypto.SHA1); r.Cached {
+			return true
+		}
+	}
+	return false
+}
+
 // respond waits until the status of a certificate is want.
 func (o *office) respond(c *x509.Certificate, want int) *xocsp.Response {
 	o.t.Helper()
@@ -111,7 +123,7 @@ func TestOtherNodeSeesTheChange(t *testing.T) {
 	b.run()
 	c := a.issue("a.example")
 	b.respond(c, xocsp.Good)
-	if _, r := b.ask(c, crypto.SHA1); !r.Cached {
+	if !b.keeps(c) {
 		t.Fatal("the answer was not kept; the test would prove nothing")
 	}
 	a.revoke(c, crl.Superseded)
@@ -128,7 +140,7 @@ func TestAnswersAreKeptAndBounded(t *testing.T) {
 		if first == nil || r.Cached || r.NextUpdate.Sub(r.ThisUpdate) != 12*time.Hour || first.NextUpdate != r.NextUpdate {
 			t.Fatalf("%+v, %+v", first, r)
 		}
-		if _, r := o.ask(c, crypto.SHA1); !r.Cached {
+		if !o.keeps(c) {
 			t.Error("the same question is signed again")
 		}
 		if _, r := o.ask(c, crypto.SHA256); r.Cached {
