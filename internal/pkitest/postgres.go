@@ -55,7 +55,7 @@ func (s *PostgresServer) TCP(database string) string {
 
 // shared is the one server of this test binary. It ends with the process.
 var shared = sync.OnceValues(func() (*PostgresServer, error) {
-	s, err := StartPostgres("fsync=off", "full_page_writes=off")
+	s, err := StartPostgres()
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,9 @@ func launch(dir string, owner *syscall.Credential, settings []string) (*Postgres
 		return nil, err
 	}
 	args := []string{"-c", watcher, "watcher", dir, postgresBin(), "-p", strconv.Itoa(port), "-k", dir, "-h", "127.0.0.1"}
-	for _, set := range slices.Concat([]string{"max_connections=100", "shared_buffers=64MB", "timezone=UTC", "log_timezone=UTC"}, settings) {
+	// A test loses processes and never the machine, so nothing waits for the disk, which others keep busy.
+	for _, set := range slices.Concat([]string{"max_connections=100", "shared_buffers=64MB", "timezone=UTC", "log_timezone=UTC", "fsync=off",
+		"full_page_writes=off"}, settings) {
 		args = append(args, "-c", set)
 	}
 	in, out, err := os.Pipe()

@@ -29,7 +29,7 @@ func benchURL(b *testing.B, engine db.Dialect) string {
 	if engine == db.SQLite {
 		return pkitest.URL(b, engine)
 	}
-	return pkitest.Postgres(b, "shared_buffers=128MB").URL("postgres")
+	return pkitest.Postgres(b, "shared_buffers=128MB", "fsync=on", "full_page_writes=on").URL("postgres")
 }
 
 func benchWriters(b *testing.B, d *db.DB, writers int) {

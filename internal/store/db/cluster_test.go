@@ -38,11 +38,9 @@ func startCluster(t *testing.T) *theCluster {
 	if c.url, err = c.Database(t.Context(), "authority"); err != nil {
 		t.Fatal(err)
 	}
-	must(t, c.primary(t).Exec(t.Context(), "postgres", "GRANT pg_monitor TO chancery"))
-	awaitNo(t, func() (err error) { // a loaded machine may take its time with the first connection
-		c.d, err = db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous})
-		return err
-	})
+	primary := c.primary(t)
+	awaitNo(t, func() error { return primary.Exec(t.Context(), "postgres", "GRANT pg_monitor TO chancery") })
+	c.d = c.open(t, db.Options{URL: c.url, Durability: db.Synchronous})
 	makeTable(t, c.d)
 	ctx, cancel := context.WithCancel(context.Background())
 	watched := make(chan error, 1)
@@ -56,6 +54,16 @@ func startCluster(t *testing.T) *theCluster {
 	return c
 }
 
+// open takes as long as a loaded machine does with the first connection, which may be longer than there is patience for.
+func (c *theCluster) open(t *testing.T, o db.Options) (d *db.DB) {
+	t.Helper()
+	awaitNo(t, func() (err error) {
+		d, err = db.Open(t.Context(), o)
+		return err
+	})
+	return d
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -63,17 +71,21 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (c *theCluster) primary(t *testing.T) *cluster.Member {
+func (c *theCluster) primary(t *testing.T) (m *cluster.Member) {
 	t.Helper()
-	m, err := c.Primary(t.Context())
-	must(t, err)
+	awaitNo(t, func() (err error) {
+		m, err = c.Primary(t.Context())
+		return err
+	})
 	return m
 }
 
-func (c *theCluster) synchronous(t *testing.T) *cluster.Member {
+func (c *theCluster) synchronous(t *testing.T) (m *cluster.Member) {
 	t.Helper()
-	m, err := c.Synchronous(t.Context())
-	must(t, err)
+	awaitNo(t, func() (err error) {
+		m, err = c.Synchronous(t.Context())
+		return err
+	})
 	return m
 }
 
@@ -229,12 +241,11 @@ func (c *theCluster) eachIsAsked(t *testing.T) {
 
 // replacedIsRefused: who has seen a primary of a higher timeline does not write to one of a lower.
 func (c *theCluster) replacedIsRefused(t *testing.T) {
-	d, err := db.Open(t.Context(), db.Options{URL: c.url, Durability: db.Synchronous})
-	must(t, err)
+	d := c.open(t, db.Options{URL: c.url, Durability: db.Synchronous})
 	defer d.Close()
 	must(t, once(t.Context(), d, "before it is replaced"))
 	d.ReplacedBy(1000)
-	err = d.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "replaced.1", 1) })
+	err := d.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "replaced.1", 1) })
 	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "was replaced by another") {
 		t.Errorf("a primary of a lower timeline: %v", err)
 	}
@@ -250,8 +261,7 @@ func (c *theCluster) standbyIsRefused(t *testing.T) {
 		t.Errorf("a standby was given as the primary: %v", err)
 	}
 	url := fmt.Sprintf("postgres://chancery@%s,%s/authority?sslmode=disable", standby.Postgres(), primary.Postgres())
-	d, err := db.Open(t.Context(), db.Options{URL: url, Durability: db.Synchronous})
-	must(t, err)
+	d := c.open(t, db.Options{URL: url, Durability: db.Synchronous})
 	must(t, once(t.Context(), d, "standby first"))
 	must(t, d.Close())
 }
@@ -287,12 +297,11 @@ func (c *theCluster) processIsLost(t *testing.T) {
 // primaryIsCutOff: who is cut off together with the primary hears of no success, and what he tried is settled once all are together again.
 func (c *theCluster) primaryIsCutOff(t *testing.T) {
 	primary := c.primary(t)
-	aside, err := db.Open(t.Context(), db.Options{URL: primary.Local("chancery", "authority"), Durability: db.Synchronous, Patience: 3 * time.Second})
-	must(t, err)
+	aside := c.open(t, db.Options{URL: primary.Local("chancery", "authority"), Durability: db.Synchronous, Patience: 3 * time.Second})
 	defer aside.Close()
 	must(t, once(t.Context(), aside, "aside before"))
 	must(t, primary.Cut())
-	err = aside.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "aside", 1) })
+	err := aside.Tx(t.Context(), func(tx *db.Tx) error { return insert(t.Context(), tx, "aside", 1) })
 	if !fault.Is(err, fault.Unavailable) {
 		t.Errorf("cut off, a write was answered with %v", err)
 	}
@@ -324,22 +333,36 @@ func (c *theCluster) settle(ctx context.Context, id string) error {
 func (c *theCluster) allStandbysStandStill(t *testing.T) {
 	ctx := t.Context()
 	primary := c.primary(t)
-	d, err := db.Open(ctx, db.Options{URL: c.url, Durability: db.Synchronous, Patience: 8 * time.Second})
-	must(t, err)
+	d := c.open(t, db.Options{URL: c.url, Durability: db.Synchronous, Patience: 8 * time.Second})
 	defer d.Close()
 	must(t, once(ctx, d, "all before"))
-	for _, m := range c.Members {
-		if m != primary {
-			must(t, m.Freeze(cluster.Process))
-		}
-	}
 	answer := make(chan error, 1)
-	go func() { answer <- d.Tx(ctx, func(tx *db.Tx) error { return insert(ctx, tx, "waits", 1) }) }()
-	for waiting := ""; waiting != "true"; { // its session is ended as an administrator does, or a fast shutdown
-		waiting, err = primary.Ask(ctx, "postgres",
+	// In the middle of the transaction: a primary that notices their silence before it begins would not let it.
+	freeze := sync.OnceFunc(func() {
+		for _, m := range c.Members {
+			if m == primary {
+				continue
+			}
+			if err := m.Freeze(cluster.Process); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	go func() {
+		answer <- d.Tx(ctx, func(tx *db.Tx) error {
+			err := insert(ctx, tx, "waits", 1)
+			freeze()
+			return err
+		})
+	}()
+	awaitNo(t, func() error { // its session is ended as an administrator does, or a fast shutdown
+		ended, err := primary.Ask(ctx, "postgres",
 			"SELECT COALESCE(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = 'authority'")
-		must(t, err)
-	}
+		if err == nil && ended != "true" {
+			err = errors.New("no COMMIT waits")
+		}
+		return err
+	})
 	if err := <-answer; !errors.Is(err, db.ErrUnknownOutcome) {
 		t.Errorf("a COMMIT whose session was ended in its wait: %v", err)
 	}

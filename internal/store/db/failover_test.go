@@ -56,8 +56,7 @@ func (c *theCluster) machineIsLost(t *testing.T) {
 // one truth.
 func (c *theCluster) cutOffSideRefuses(t *testing.T) {
 	old := c.primary(t)
-	aside, err := db.Open(t.Context(), db.Options{URL: old.Local("chancery", "authority"), Durability: db.Synchronous, Patience: 5 * time.Second})
-	must(t, err)
+	aside := c.open(t, db.Options{URL: old.Local("chancery", "authority"), Durability: db.Synchronous, Patience: 5 * time.Second})
 	defer aside.Close()
 	must(t, once(t.Context(), aside, "before both"))
 	stop, refused := make(chan struct{}), make(chan int)

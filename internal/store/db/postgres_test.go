@@ -114,7 +114,7 @@ func awaitSetting(t *testing.T, s *pkitest.PostgresServer) {
 func TestImpatienceSendsNoCancelRequest(t *testing.T) {
 	t.Parallel()
 	s := pkitest.Postgres(t, "synchronous_commit=local")
-	d := pkitest.Open(t, db.Options{URL: s.URL("postgres"), Patience: 3 * time.Second})
+	d := pkitest.Open(t, db.Options{URL: s.URL("postgres"), Patience: 5 * time.Second})
 	makeTable(t, d) // with the server's own setting, which does not wait
 	s.Exec(t, "ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
 	s.Exec(t, "SELECT pg_reload_conf()")
