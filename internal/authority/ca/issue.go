@@ -162,7 +162,7 @@ func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *pl
 
 // commit runs fn in a transaction, and runs it again while the outcome is unknown. fn then first looks whether its writes
 // are there. That it does not see them, or cannot look, proves nothing as long as the first commit may still be under way at a server
-// that waits for its standby: the outcome stays unknown then, and no later failure may say that nothing was changed.
+// that waits for its standby: the outcome stays unknown then, and no later failure or refusal may say that nothing was changed.
 func (c *CA) commit(ctx context.Context, fn func(tx *db.Tx, again bool) error) error {
 	return commit(ctx, c.db.Tx, fn)
 }
@@ -175,19 +175,19 @@ func commit(ctx context.Context, run func(context.Context, func(*db.Tx) error) e
 		switch {
 		case errors.Is(err, db.ErrUnknownOutcome):
 			lost = err
-		case lost == nil || err == nil || !db.IsUnique(err) && !fault.Is(err, fault.Unavailable) && ctx.Err() == nil:
+		case err == nil || lost == nil:
 			return err
-		}
-		if try == tries-1 {
-			return lost
 		}
 		wait := time.NewTimer(10 * time.Millisecond << try)
 		select {
 		case <-ctx.Done():
-			wait.Stop()
-			return lost
 		case <-wait.C:
+			if try < tries-1 {
+				continue
+			}
 		}
+		wait.Stop()
+		return lost
 	}
 }
 
