@@ -119,6 +119,9 @@ func (s *Service) admit(ctx context.Context, by access.Principal, r *row, now ti
 		if err := s.Keys.PutList(ctx, tx, list, by.Actor(), now); err != nil {
 			return err
 		}
+		if err := db.LowerFence(ctx, tx, r.name); err != nil {
+			return err
+		}
 		answer, err := encode(client.CloneJoined{State: client.CloneWaiting, Certificate: encodePath(identity.Path(issued)), RecipientList: list.Version()})
 		if err != nil {
 			return err

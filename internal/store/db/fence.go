@@ -32,16 +32,19 @@ func fenced() error {
 
 type fenceKey struct{}
 
-// TakeFence has this process alone write as a node from the commit of tx on; number is greater than that of any process before. SQLite,
-// which one process has open, needs none.
+// TakeFence has this process alone write as a node from the commit of tx on; number is greater than that of any process before. A fence
+// that was raised it does not take: ErrFenced. SQLite, which one process has open, needs none.
 func TakeFence(tx *Tx, node string, number int64) {
 	if tx.d.dialect != Postgres {
 		return
 	}
 	tx.BeforeCommit(fenceKey{}, &fence{node, number}, func(ctx context.Context, tx *Tx, items []any) error {
 		f := items[len(items)-1].(*fence)
-		_, err := tx.Exec(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, $2)
-			ON CONFLICT (node) DO UPDATE SET fence = excluded.fence`, f.node, f.number)
+		n, err := tx.Exec(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, $2)
+			ON CONFLICT (node) DO UPDATE SET fence = excluded.fence WHERE write_mark.fence <> -1`, f.node, f.number)
+		if err == nil && n == 0 {
+			err = fenced()
+		}
 		if err == nil {
 			tx.batch.fence = f
 		}
@@ -49,7 +52,14 @@ func TakeFence(tx *Tx, node string, number int64) {
 	})
 }
 
-// RaiseFence has nobody write as a node from the commit of tx on, until another process takes its fence. It is for a database that the node
+// LowerFence lets a process take a node's fence again that was raised: who had the name is gone, and an administrator has given it to
+// another. What was shut out stays so.
+func LowerFence(ctx context.Context, tx *Tx, node string) error {
+	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = 0 WHERE node = $1 AND fence = -1`, node)
+	return err
+}
+
+// RaiseFence has nobody write as a node from the commit of tx on, until LowerFence. It is for a database that the node
 // does not write to just now: a serializable transaction begins anew with each write of it. See DB.RaiseFence.
 func RaiseFence(ctx context.Context, tx *Tx, node string) error {
 	_, err := tx.Exec(ctx, raiseFence, node)
@@ -79,7 +89,7 @@ const raiseFence = `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, 
 // raiseTries is how often DB.RaiseFence waits a second for the row: longer than a server lets a process stand still that has it (limitIdle).
 const raiseTries = 20
 
-// RaiseFence has nobody write as a node from its return on, until another process takes its fence. It waits for what the node is just
+// RaiseFence has nobody write as a node from its return on, until LowerFence. It waits for what the node is just
 // committing, and not in the lane, so that this node's other writes do not wait with it.
 func (d *DB) RaiseFence(ctx context.Context, node string) error {
 	if d.dialect != Postgres {

@@ -119,8 +119,22 @@ func TestFence(t *testing.T) {
 	}
 	all.Wait()
 
+	// Raised, it is nobody's to take, until it is lowered; that gives it back to nobody.
+	for _, d := range []*db.DB{one, two} {
+		if err := d.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n1", 20); return nil }); !errors.Is(err, db.ErrFenced) {
+			t.Fatalf("a raised fence is taken: %v", err)
+		}
+	}
+	if err := two.Tx(ctx, func(tx *db.Tx) error { return db.LowerFence(ctx, tx, "n1") }); err != nil {
+		t.Fatal(err)
+	}
+	refused(put(one, "lowered", nil, true), "lowered")
 	take(one, 20)
 	passes(put(one, "taken again", nil, true), "taken again")
+	if err := two.Tx(ctx, func(tx *db.Tx) error { return db.LowerFence(ctx, tx, "n1") }); err != nil {
+		t.Fatal(err)
+	}
+	passes(put(one, "still its own", nil, true), "still its own")
 	take(two, 30)
 	refused(put(one, "former", nil, true), "former")
 	passes(put(two, "latter", nil, false), "latter")
@@ -136,7 +150,11 @@ func TestFenceAgainstBusyAndStill(t *testing.T) {
 	}
 	take := func(number int64) {
 		t.Helper()
-		if err := one.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n1", number); return nil }); err != nil {
+		err := two.Tx(ctx, func(tx *db.Tx) error { return db.LowerFence(ctx, tx, "n1") })
+		if err == nil {
+			err = one.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n1", number); return nil })
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
