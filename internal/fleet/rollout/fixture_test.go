@@ -267,7 +267,7 @@ func (w *world) turn() *client.Rollout {
 // until takes turns until a rollout is as wanted, or nothing happens any more.
 func (w *world) until(what string, is func(r *client.Rollout) bool) *client.Rollout {
 	w.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(4 * time.Minute)
 	for {
 		r := w.turn()
 		if is(r) {
