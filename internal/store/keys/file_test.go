@@ -221,3 +221,32 @@ func TestOfflineKeyIsReadByOpenSSL(t *testing.T) {
 		t.Fatalf("a short passphrase: %v", err)
 	}
 }
+
+// TestNodeKeyOfTheServicesUser: root, who runs a command on a node's machine, takes the key of the user to whom the data directory belongs, and
+// nobody else's.
+func TestNodeKeyOfTheServicesUser(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "node.key")
+	if _, err := keys.CreateNodeKey(path); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() != 0 { // then there is none but its own
+		if _, err := keys.LoadNodeKey(path); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	for _, owners := range []struct {
+		dir, key int
+		refused  bool
+	}{{0, 0, false}, {65534, 65534, false}, {65534, 0, false}, {0, 65534, true}, {65534, 65533, true}} {
+		if err := errors.Join(os.Chown(dir, owners.dir, -1), os.Chown(path, owners.key, -1)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := keys.LoadNodeKey(path)
+		if owners.refused != (err != nil) || owners.refused && !strings.Contains(err.Error(), "belongs to user") {
+			t.Errorf("the directory is of %d, and the key of %d: %v", owners.dir, owners.key, err)
+		}
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -51,7 +52,8 @@ func CreateNodeKey(path string) (*NodeKey, error) {
 const maxNodeKeyFile = 64 << 10
 
 // LoadNodeKey reads the key at path. It refuses a file that others may read or that belongs to somebody else, because a
-// key that was readable may have been read: the refusal says so instead of narrowing the mode.
+// key that was readable may have been read: the refusal says so instead of narrowing the mode. Root, who works on a node that a service's
+// user runs, takes the key of the one to whom the directory belongs.
 func LoadNodeKey(path string) (*NodeKey, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,9 +94,15 @@ func checkPrivate(path string, stat fs.FileInfo) error {
 			stat.Mode().Perm()).WithHint("chmod 600 %s if nobody did; otherwise replace the node", path)
 	}
 	owner, ok := stat.Sys().(*syscall.Stat_t)
-	if ok && owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
+	runs := uint32(os.Geteuid())
+	if dir, err := os.Stat(filepath.Dir(path)); err == nil && runs == 0 {
+		if around, ok := dir.Sys().(*syscall.Stat_t); ok {
+			runs = around.Uid
+		}
+	}
+	if ok && owner.Uid != 0 && owner.Uid != runs {
 		return fault.New(fault.Invalid, "the node key %s belongs to user %d; it must belong to the user that runs the node (%d)",
-			path, owner.Uid, os.Geteuid())
+			path, owner.Uid, runs)
 	}
 	return nil
 }
