@@ -100,7 +100,7 @@ func (r *ring) visit() {
 	for _, h := range r.hosts {
 		all = append(all, h.consumer)
 	}
-	r.prober = prober.Start(all, 4, 2*time.Millisecond)
+	r.prober = prober.Start(all, 4, 10*time.Millisecond)
 	r.t.Cleanup(func() { r.prober.Stop() })
 	r.again()
 }
