@@ -30,7 +30,7 @@ func CompileJava(ctx context.Context, dir string) error {
 		}
 		args = append(args, file)
 	}
-	if out, err := exec.CommandContext(ctx, "javac", args...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "javac", append([]string{"-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC"}, args...)...).CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the Java programs: %w\n%s", err, out)
 	}
 	return nil
@@ -48,6 +48,15 @@ type JavaServer struct {
 
 // javaQuick has Java start fast and small: what runs here runs for seconds.
 var javaQuick = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx64m"}
+
+// Keytool is the argument vector of Java's own tool for stores.
+func Keytool(args ...string) []string {
+	vector := []string{"keytool"}
+	for _, option := range javaQuick {
+		vector = append(vector, "-J"+option)
+	}
+	return append(vector, args...)
+}
 
 // Program is the server.
 func (s JavaServer) Program() Program {

@@ -57,7 +57,7 @@ func (j *javaHost) asks(url string, trust consumer.JavaStore, keys *consumer.Jav
 // keytool lists a store by Java's own tool.
 func (j *javaHost) keytool(s consumer.JavaStore) string {
 	j.t.Helper()
-	return j.run("keytool", "-list", "-v", "-keystore", s.Path, "-storepass:file", s.PasswordFile)
+	return j.run(consumer.Keytool("-list", "-v", "-keystore", s.Path, "-storepass:file", s.PasswordFile)...)
 }
 
 // TestJava, scenario S17: a Java server and Java clients that have their stores from the recipe believe each other and
@@ -170,8 +170,8 @@ func TestJavaTrustStoreWithPublicCAs(t *testing.T) {
 			const cacerts = "/etc/ssl/shop/cacerts"
 			j := w.javaHost(t, "shop", pool.Name, format, "stores=truststore", "merge=true", "truststore="+cacerts, "truststore_password_file=/etc/ssl/shop/password")
 			must(t, os.MkdirAll(filepath.Dir(j.path(cacerts)), 0o755))
-			j.run("keytool", "-importkeystore", "-noprompt", "-srckeystore", "/etc/ssl/certs/java/cacerts", "-srcstorepass:file", j.changeit(),
-				"-destkeystore", j.path(cacerts), "-deststoretype", format, "-deststorepass:file", j.changeit())
+			j.run(consumer.Keytool("-importkeystore", "-noprompt", "-srckeystore", "/etc/ssl/certs/java/cacerts", "-srcstorepass:file", j.changeit(),
+				"-destkeystore", j.path(cacerts), "-deststoretype", format, "-deststorepass:file", j.changeit())...)
 			store := consumer.JavaStore{Path: j.path(cacerts), PasswordFile: j.path("/etc/ssl/shop/password")}
 			found := j.read(cacerts)
 			j.refuses(cacerts) // without a password file one is made, which cannot be that of a store that is there

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pki/root"
+	"chancery/internal/run/consumer"
 )
 
 const (
@@ -156,6 +157,6 @@ func TestOSTrustOfFedora(t *testing.T) {
 func (h *host) javaBelieves(text string) bool {
 	h.t.Helper()
 	sum := sha256.Sum256(parsed(h.t, []byte(text)).Raw)
-	listed := output(h.t, h.command("keytool", "-list", "-keystore", h.path(fedoraExtracted+"/java/cacerts"), "-storepass", "changeit"))
+	listed := output(h.t, h.command(consumer.Keytool("-list", "-keystore", h.path(fedoraExtracted+"/java/cacerts"), "-storepass", "changeit")...))
 	return strings.Contains(listed, strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":"))
 }
