@@ -13,8 +13,8 @@
 //     of MD5.
 //   - Key derivation has a budget per file: iteration counts come from the file, and so from whoever made it.
 //
-// Every function is pure but for ReadFile, ReadSecret, WriteFile and ReplaceFile, and safe for concurrent use. No error contains key material
-// or a password.
+// Every function is pure but for those that read and write files, and safe for concurrent use. No error contains key material or a
+// password.
 package keyfile
 
 import (

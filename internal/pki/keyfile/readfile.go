@@ -18,39 +18,59 @@ const MaxSecret = 4 << 10
 // has none, and a file that is larger than it can honestly be is not read to see. It is looked at before it is opened, which a
 // device may notice, and again after, since it may be another by then. Links are followed: whoever may put one in the place of
 // the file may put a file there. One that is not there is fs.ErrNotExist.
-func ReadFile(path string, limit int64) ([]byte, error) { return readRegular(path, limit, 0o777) }
+func ReadFile(path string, limit int64) ([]byte, error) {
+	_, text, err := readRegular(path, limit, 0o777)
+	return text, err
+}
 
 // ReadSecret is ReadFile for a secret: one that others than its owner may read or write is refused, since it may have been read
 // already.
-func ReadSecret(path string, limit int64) ([]byte, error) { return readRegular(path, limit, 0o700) }
+func ReadSecret(path string, limit int64) ([]byte, error) {
+	_, text, err := readRegular(path, limit, 0o700)
+	return text, err
+}
 
-func readRegular(path string, limit int64, allowed fs.FileMode) ([]byte, error) {
+// ReadOwned is ReadSecret, and tells which user's the file was that was read.
+func ReadOwned(path string, limit int64) (text []byte, owner int, err error) {
+	st, text, err := readRegular(path, limit, 0o700)
+	if err != nil {
+		return nil, 0, err
+	}
+	return text, uidOf(st), nil
+}
+
+func readRegular(path string, limit int64, allowed fs.FileMode) (fs.FileInfo, []byte, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := judge(path, st, limit, allowed); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	if st, err = f.Stat(); err != nil {
-		return nil, err
+	return readOpened(f, path, limit, allowed)
+}
+
+func readOpened(f *os.File, path string, limit int64, allowed fs.FileMode) (fs.FileInfo, []byte, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := judge(path, st, limit, allowed); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	text, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if int64(len(text)) > limit { // it grew, or is a file whose size is not told
-		return nil, tooLarge(path, fmt.Sprintf("more than %d octets", limit), limit)
+		return nil, nil, tooLarge(path, fmt.Sprintf("more than %d octets", limit), limit)
 	}
-	return text, nil
+	return st, text, nil
 }
 
 func judge(path string, st fs.FileInfo, limit int64, allowed fs.FileMode) error {
