@@ -24,6 +24,7 @@ type order struct {
 	scope     Scope
 	scheduled bool // and not only because something was revoked
 	wish      Wish
+	long      bool // the list may be long: it is read beside short ones, and alone of its kind
 }
 
 // build makes one list and publishes it.
@@ -52,6 +53,13 @@ func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.
 	if err != nil {
 		return nil, fmt.Errorf("open the key of issuer %s: %w", issuer.Name, err)
 	}
+	return s.make(ctx, lease, issuer, orders, set, signer, now)
+}
+
+// make is buildTogether with the settings and the key at hand. It signs outside of the snapshot: a key may lie in a token, and a token may
+// hang, with any number of lists before it; the connections to the database are few, and nothing of the node is written without one.
+func (s *Service) make(ctx context.Context, lease db.Lease, issuer *ca.Issuer, orders []order, set *settings.Settings, signer crypto.Signer,
+	now time.Time) ([]*List, error) {
 	var wish *big.Int
 	for _, o := range orders {
 		if o.scope == Complete && o.scheduled {
@@ -67,7 +75,7 @@ func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.
 	if err != nil {
 		return nil, err
 	}
-	writers, lists := make([]*chunkWriter, len(orders)), make([]*List, len(orders))
+	writers, lists, unsigned := make([]*chunkWriter, len(orders)), make([]*List, len(orders)), make([]*crl.Unsigned, len(orders))
 	for i, o := range orders {
 		thisUpdate, nextUpdate := o.wish.times(now, validity(set, issuer, o.scope))
 		lists[i] = &List{
@@ -75,9 +83,9 @@ func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.
 		}
 		writers[i] = &chunkWriter{ctx: ctx, s: s, fence: lease.Check, list: lists[i]}
 	}
-	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+	err = s.snapshot(ctx, orders[0].long, func(tx *db.Tx) (err error) {
 		for i, o := range orders {
-			if err := lists[i].sign(ctx, tx, writers[i], issuer, o, set, signer); err != nil {
+			if unsigned[i], err = lists[i].prepare(ctx, tx, writers[i], issuer, o, set, signer); err != nil {
 				return fmt.Errorf("make the CRL %s of issuer %s: %w", o.scope, issuer.Name, err)
 			}
 		}
@@ -86,10 +94,39 @@ func (s *Service) buildTogether(ctx context.Context, lease db.Lease, issuer *ca.
 	if err != nil {
 		return nil, err
 	}
+	for i, l := range lists {
+		frame, err := unsigned[i].Sign()
+		if err != nil {
+			return nil, fmt.Errorf("make the CRL %s of issuer %s: %w", l.Scope, issuer.Name, err)
+		}
+		l.head, l.tail, l.Size, l.Entries = frame.Head, frame.Tail, frame.Size(), frame.Entries
+	}
 	if err := s.publish(ctx, "system:"+lease.Holder, now, writers...); err != nil {
 		return nil, fmt.Errorf("publish the CRL %s of issuer %s: %w", orders[0].scope, issuer.Name, err)
 	}
 	return lists, nil
+}
+
+// How many snapshots at most lists are read from at one time, whatever the leases and the loops. Each has a connection to the database for as
+// long as that takes, and needs another one to store what it reads; the pool of them has eight.
+const (
+	shortAtOnce = 2
+	longAtOnce  = 1 // also for the sake of memory
+)
+
+// snapshot is ReadSnapshot for who reads a list. Short lists do not wait for long ones.
+func (s *Service) snapshot(ctx context.Context, long bool, fn func(tx *db.Tx) error) error {
+	reading := s.readingShort
+	if long {
+		reading = s.readingLong
+	}
+	select {
+	case reading <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-reading }()
+	return s.db.ReadSnapshot(ctx, fn)
 }
 
 // validity is nextUpdate minus thisUpdate. What an issuer does not say for itself, the settings say for all.
@@ -126,17 +163,17 @@ func partitions(issuer *ca.Issuer) int { return max(1, issuer.CRL.Partitions) }
 // longList is from how many octets of entries on memory matters more than the milliseconds of a collection.
 const longList = 8 << 20
 
-// sign reads the entries in one transaction and signs them on their way to w.
-func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings,
-	signer crypto.Signer) error {
+// prepare reads the entries in one transaction, on their way to w.
+func (l *List) prepare(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.Issuer, o order, set *settings.Settings,
+	signer crypto.Signer) (*crl.Unsigned, error) {
 	changes, err := ca.LastChanges(ctx, tx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l.change = changes[issuer.ID]
 	before, err := currentList(ctx, tx, issuer.ID, l.Scope)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case o.scheduled:
@@ -150,7 +187,7 @@ func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.I
 	switch partition := l.Scope.partition(); {
 	case l.Scope == Delta:
 		if l.Base, src, err = deltaSource(ctx, tx, issuer, l.change, l.ThisUpdate); err != nil {
-			return err
+			return nil, err
 		}
 		spec.BaseNumber = l.Base
 	case l.Scope == Complete:
@@ -160,24 +197,19 @@ func (l *List) sign(ctx context.Context, tx *db.Tx, w *chunkWriter, issuer *ca.I
 		src, err = wholeSource(ctx, tx, issuer, allPartitions(issuer))
 	case partition >= issuer.CRL.Partitions || set.PublicURL == "":
 		// RFC 5280 §5.2.5: the distribution point in the list must be the one in the certificates.
-		return fault.New(fault.Conflict, "issuer %s has no partition %d, or the setting public_url is empty",
+		return nil, fault.New(fault.Conflict, "issuer %s has no partition %d, or the setting public_url is empty",
 			issuer.Name, partition)
 	default:
 		spec.IDP = &crl.IssuingDistributionPoint{URIs: []string{urls.Partition(partition)}}
 		src, err = wholeSource(ctx, tx, issuer, []int{partition})
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if src.octets > longList {
 		debug.FreeOSMemory() // what earlier load left is given back, so that a long list does not come on top of it
 	}
-	frame, err := crl.Sign(w, spec, src.octets, src.entries(ctx, tx, issuer), signer)
-	if err != nil {
-		return err
-	}
-	l.head, l.tail, l.Size, l.Entries = frame.Head, frame.Tail, frame.Size(), frame.Entries
-	return nil
+	return crl.Prepare(w, spec, src.octets, src.entries(ctx, tx, issuer), signer)
 }
 
 func allPartitions(issuer *ca.Issuer) []int {

@@ -74,6 +74,8 @@ type Service struct {
 	bare       bool      // the shelf could not be stocked; used by Follow alone
 
 	running sync.WaitGroup // what was begun under leases; Run alone begins and waits
+
+	readingShort, readingLong chan struct{} // as many as lists are read at one time
 }
 
 // New returns a service. It starts nothing.
@@ -86,6 +88,9 @@ func New(o Options) *Service {
 		db: o.DB, ca: o.CA, keys: o.Keys, settings: o.Settings, audit: o.Audit, logger: logger,
 		answers:    newCache(),
 		responders: responders{byIssuer: make(map[string]*loadedResponders)},
+
+		readingShort: make(chan struct{}, shortAtOnce),
+		readingLong:  make(chan struct{}, longAtOnce),
 	}
 }
 

@@ -164,7 +164,7 @@ type made struct {
 }
 
 // patience is how long a loop waits for one issuer's lists before it turns to the next place. A key may lie in a token, and a token may
-// hang; nobody else's revocations wait for that, and of the issuers in that token one alone waits, with one connection to the database.
+// hang; nobody else's revocations wait for that, and of the issuers in that token one alone waits.
 const patience = time.Second
 
 type failing struct {
@@ -372,7 +372,7 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 		if st.long(o, set) != w.long {
 			continue
 		}
-		if o.scope == Complete {
+		if o.long = w.long; o.scope == Complete {
 			o.wish = wish
 		}
 		mine = append(mine, o)

@@ -32,9 +32,18 @@ type Frame struct {
 // Size is the length of the finished CRL.
 func (f *Frame) Size() int64 { return int64(len(f.Head)) + f.TBSSize + int64(len(f.Tail)) }
 
-// Sign writes the TBSCertList to w and signs it. entries yields whole encoded entries, one or many in a slice, of length
-// octets altogether; fewer or more is an error, and then what w has is worth nothing. The slices are not kept.
-func Sign(w io.Writer, spec *Spec, length int64, entries iter.Seq2[[]byte, error], signer crypto.Signer) (*Frame, error) {
+// Unsigned is a CRL whose TBSCertList is written, and which waits for its signature.
+type Unsigned struct {
+	tbs       *tbsWriter
+	algorithm cert.SignatureAlgorithm
+	signer    crypto.Signer
+	entries   int64
+}
+
+// Prepare writes the TBSCertList to w, and leaves to Sign what the signer does: a key in a token may take its time, and whoever
+// reads entries from a store need not have that open meanwhile. entries yields whole encoded entries, one or many in a slice, of
+// length octets altogether; fewer or more is an error, and then what w has is worth nothing. The slices are not kept.
+func Prepare(w io.Writer, spec *Spec, length int64, entries iter.Seq2[[]byte, error], signer crypto.Signer) (*Unsigned, error) {
 	if err := spec.check(signer.Public()); err != nil {
 		return nil, err
 	}
@@ -71,12 +80,26 @@ func Sign(w io.Writer, spec *Spec, length int64, entries iter.Seq2[[]byte, error
 	if tbs.err != nil {
 		return nil, fmt.Errorf("write CRL: %w", tbs.err)
 	}
-	frame, err := tbs.sign(algorithm, signer)
+	return &Unsigned{tbs: tbs, algorithm: algorithm, signer: signer, entries: count}, nil
+}
+
+// Sign has the signer sign the list.
+func (u *Unsigned) Sign() (*Frame, error) {
+	frame, err := u.tbs.sign(u.algorithm, u.signer)
 	if err != nil {
 		return nil, err
 	}
-	frame.Entries = count
+	frame.Entries = u.entries
 	return frame, nil
+}
+
+// Sign is Prepare and the signature in one.
+func Sign(w io.Writer, spec *Spec, length int64, entries iter.Seq2[[]byte, error], signer crypto.Signer) (*Frame, error) {
+	u, err := Prepare(w, spec, length, entries, signer)
+	if err != nil {
+		return nil, err
+	}
+	return u.Sign()
 }
 
 // Write writes a whole CRL to w. It holds the list in memory and is for short ones; the store of long ones uses Sign.
