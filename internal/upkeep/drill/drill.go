@@ -256,6 +256,9 @@ func (r *run) assemble(ctx context.Context, d *db.DB, opener *keys.Recovery) (*s
 		if err != nil {
 			return nil, err
 		}
+		if err := s.BelieveAs(r.from); err != nil {
+			return nil, err
+		}
 		r.lendTokens(s)
 		return s, d.LearnClock(ctx)
 	}

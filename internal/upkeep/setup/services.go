@@ -7,6 +7,7 @@ package setup
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,6 +55,8 @@ type Services struct {
 	Rollouts   *rollout.Service
 	Proofs     *proof.Service
 	Tokens     *token.Tokens // nil where the services were assembled without a data directory
+
+	pinned []crypto.PublicKey // the audit's, in the node's own directory
 }
 
 // Close closes the database, and ends the helpers that sign in tokens.
@@ -175,7 +178,7 @@ func openServices(ctx context.Context, dir datadir.Dir, config *datadir.Config, 
 	if err != nil {
 		return nil, closing(d, err)
 	}
-	if err := anchor(dir, s.Keys); err != nil {
+	if err := s.anchor(dir); err != nil {
 		return nil, closing(d, err)
 	}
 	tokens := config.TokenOptions(dir)
@@ -187,7 +190,7 @@ func openServices(ctx context.Context, dir datadir.Dir, config *datadir.Config, 
 
 // anchor gives the node what it believes lists of key recipients by: the audit's public keys in its own directory. One that is just
 // being made has none yet.
-func anchor(dir datadir.Dir, store *keys.Store) error {
+func (s *Services) anchor(dir datadir.Dir) error {
 	text, err := os.ReadFile(dir.AuditKey())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -195,11 +198,17 @@ func anchor(dir datadir.Dir, store *keys.Store) error {
 	if err != nil {
 		return fmt.Errorf("read the audit's public keys: %w", err)
 	}
-	auditKeys, err := ParseAuditKeys(text)
-	if err != nil {
+	if s.pinned, err = ParseAuditKeys(text); err != nil {
 		return err
 	}
-	return store.Anchor(auditKeys, dir.Recipients())
+	return s.Keys.Anchor(s.pinned, dir.Recipients())
+}
+
+// BelieveAs has services over what was restored from a node's backup believe the lists of key recipients that the node believes: one that
+// joined has endorsed nobody. The newest list that it has seen is no measure for them, since a backup may be older.
+func (s *Services) BelieveAs(node *Services) error {
+	s.pinned = node.pinned
+	return s.Keys.Anchor(s.pinned, "")
 }
 
 // closing closes d on the way out of a failure, whose error is the one that counts.
