@@ -12,11 +12,21 @@ import (
 // Lease is the fenced right to do singleton work. Its epoch grows each time the lease changes hands, and Check compares it in the
 // transaction of the work itself: a holder that was asleep or whose clock is wrong cannot write after its successor began.
 type Lease struct {
-	Name    string
-	Holder  string
-	Epoch   int64
-	Expires time.Time // when others may take it, if it is not renewed before
-	Pinned  string    // the only one who may take it, even while he is away; empty for whoever comes first
+	Name     string
+	Holder   string
+	Epoch    int64
+	Expires  time.Time // when others may take it, if it is not renewed before; by the holder's clock
+	Pinned   string    // the only one who may take it, even while he is away; empty for whoever comes first
+	Released time.Time // when its holder let go of it, or was dismissed, by the database's clock; zero while neither is so
+}
+
+// dated reads the column expires_at: above 0 it is when the lease expires; below, as a negative number, when it was let go of. 0 is let go
+// of as well, at a time that nobody noted.
+func (l *Lease) dated(at int64) {
+	if at < 0 {
+		l.Released, at = FromMicros(-at), 0
+	}
+	l.Expires = FromMicros(at)
 }
 
 // Acquire takes the lease, or renews it where this process has it already as holder; one that another process of that name had, or that
@@ -60,11 +70,12 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 	return l, ok, err
 }
 
-// Renew prolongs the lease by ttl from now. It is a Conflict when another holder has taken it since.
+// Renew prolongs the lease by ttl from now. It is a Conflict when another holder has taken it since, and when this one has let go of it: what
+// its holder still does must not keep it from others.
 func (d *DB) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, error) {
 	l.Expires = FromMicros(Micros(time.Now().Add(ttl)))
 	err := d.Tx(ctx, func(tx *Tx) error {
-		n, err := tx.Exec(ctx, "UPDATE leases SET expires_at = $4 WHERE name = $1 AND holder = $2 AND epoch = $3",
+		n, err := tx.Exec(ctx, "UPDATE leases SET expires_at = $4 WHERE name = $1 AND holder = $2 AND epoch = $3 AND expires_at > 0",
 			l.Name, l.Holder, l.Epoch, Micros(l.Expires))
 		if err == nil && n == 0 {
 			err = l.lost()
@@ -102,10 +113,15 @@ func HandOver(ctx context.Context, tx *Tx, name, to string, pin bool, ttl time.D
 
 // Dismiss takes every lease from a holder that is no more, and frees those that were pinned to it.
 func Dismiss(ctx context.Context, tx *Tx, holder string) error {
-	if _, err := tx.Exec(ctx, "UPDATE leases SET expires_at = 0, epoch = epoch + 1 WHERE holder = $1 AND expires_at > 0", holder); err != nil {
+	now, err := tx.Clock(ctx)
+	if err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, "UPDATE leases SET pinned = '' WHERE pinned = $1", holder)
+	_, err = tx.Exec(ctx, "UPDATE leases SET expires_at = $2, epoch = epoch + 1 WHERE holder = $1 AND expires_at > 0", holder, -Micros(now))
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, "UPDATE leases SET pinned = '' WHERE pinned = $1", holder)
 	return err
 }
 
@@ -138,7 +154,12 @@ func (d *DB) Held(ctx context.Context, l Lease) (held bool, err error) {
 // Release lets others take the lease at once. Releasing a lease that was lost does nothing.
 func (d *DB) Release(ctx context.Context, l Lease) error {
 	return d.Tx(ctx, func(tx *Tx) error {
-		_, err := tx.Exec(ctx, "UPDATE leases SET expires_at = 0 WHERE name = $1 AND holder = $2 AND epoch = $3", l.Name, l.Holder, l.Epoch)
+		now, err := tx.Clock(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "UPDATE leases SET expires_at = $4 WHERE name = $1 AND holder = $2 AND epoch = $3 AND expires_at > 0",
+			l.Name, l.Holder, l.Epoch, -Micros(now))
 		return err
 	})
 }
@@ -167,7 +188,7 @@ func LeasesIn(ctx context.Context, tx *Tx) ([]Lease, error) {
 		if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires, &l.Pinned); err != nil {
 			return nil, err
 		}
-		l.Expires = FromMicros(expires)
+		l.dated(expires)
 		all = append(all, l)
 	}
 	return all, rows.Err()
@@ -187,7 +208,7 @@ func leaseOf(ctx context.Context, tx *Tx, name string) (l Lease, err error) {
 	l.Name = name
 	err = tx.QueryRow(ctx, "SELECT holder, epoch, expires_at, pinned FROM leases WHERE name = $1", name).
 		Scan(&l.Holder, &l.Epoch, &expires, &l.Pinned)
-	l.Expires = FromMicros(expires)
+	l.dated(expires)
 	return l, err
 }
 

@@ -122,6 +122,57 @@ func TestLeaseIsHandedOver(t *testing.T) {
 	})
 }
 
+// TestReleasedLeaseStaysReleased: what its holder still does prolongs it no more, so nobody waits for it, and when that was is kept.
+func TestReleasedLeaseStaysReleased(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		ctx, ttl := t.Context(), time.Minute
+		for i, end := range []func(db.Lease) error{
+			func(l db.Lease) error { return d.Release(ctx, l) },
+			func(db.Lease) error {
+				return d.Tx(ctx, func(tx *db.Tx) error { return db.Dismiss(ctx, tx, "a") })
+			},
+		} {
+			l, ok, err := d.Acquire(ctx, "crl", "a", ttl)
+			if err != nil || !ok || !l.Released.IsZero() {
+				t.Fatalf("%d: a: %+v, %v, %v", i, l, ok, err)
+			}
+			var before, after time.Time
+			if err := d.Tx(ctx, func(tx *db.Tx) (err error) { before, err = tx.Clock(ctx); return err }); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(l); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.Renew(ctx, l, ttl); !fault.Is(err, fault.Conflict) {
+				t.Errorf("%d: who has let go of it renews: %v", i, err)
+			}
+			if err := d.Tx(ctx, func(tx *db.Tx) (err error) { after, err = tx.Clock(ctx); return err }); err != nil {
+				t.Fatal(err)
+			}
+			all, err := d.Leases(ctx)
+			if err != nil || len(all) != 1 || all[0].Expires.After(time.Unix(0, 0)) || all[0].Released.Before(before) || all[0].Released.After(after) {
+				t.Fatalf("%d: let go of between %v and %v: %+v, %v", i, before, after, all, err)
+			}
+			if err := d.Release(ctx, l); err != nil {
+				t.Fatal(err)
+			}
+			if again, err := d.Leases(ctx); err != nil || !again[0].Released.Equal(all[0].Released) {
+				t.Errorf("%d: released twice: %+v, %v", i, again, err)
+			}
+			next, ok, err := d.Acquire(ctx, "crl", "b", ttl)
+			if err != nil || !ok {
+				t.Fatalf("%d: b: %+v, %v, %v", i, next, ok, err)
+			}
+			if have, err := d.Leases(ctx); err != nil || have[0].Holder != "b" || !have[0].Released.IsZero() {
+				t.Errorf("%d: taken: %+v, %v", i, have, err)
+			}
+			if err := d.Release(ctx, next); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // TestTwoProcessesOfOneName has two processes hold a lease under one name, as after a machine was started twice from one snapshot: they
 // never share an epoch.
 func TestTwoProcessesOfOneName(t *testing.T) {
