@@ -186,9 +186,9 @@ func listed(list *x509.RevocationList, c *x509.Certificate) bool {
 // errSoon says that something is not there yet.
 var errSoon = errors.New("not yet")
 
-// until looks again as long as look says errSoon, for twenty seconds at most.
+// until looks again as long as look says errSoon, for two minutes at most: other programs may keep the machine busy.
 func until[T any](ctx context.Context, what string, look func(context.Context) (T, error)) (T, error) {
-	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
+	wait, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
 		seen, err := look(wait)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
@@ -193,27 +192,39 @@ func TestJoinRefuses(t *testing.T) {
 	}
 	// One that nobody approves in time waits on, and the command may be given again.
 	told := make(chan string, 1)
-	o := s.joining(t, "n2", func(fingerprint string) { told <- fingerprint })
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	o := s.joining(t, "n2", func(fingerprint string) { told <- fingerprint; cancel() })
 	if _, err := setup.Join(ctx, o); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "was not approved") {
 		t.Errorf("nobody approved it: %v", err)
 	}
 	nothingBut(t, o.Dir)
-	first := <-told
+	first := tell(t, told)
 	other := o
 	other.Token = s.joining(t, "n3", never).Token
 	if _, err := setup.Join(t.Context(), other); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "another token") {
 		t.Errorf("it went on with another token: %v", err)
 	}
-	ctx, cancel = context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	o.Waiting = func(_, fingerprint string) { told <- fingerprint; stop() }
 	if _, err := setup.Join(ctx, o); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("it went on: %v", err)
 	}
-	if again := <-told; again != first {
+	if again := tell(t, told); again != first {
 		t.Errorf("its fingerprint was %s, and is %s", first, again)
 	}
+}
+
+// tell is the fingerprint that was told.
+func tell(t *testing.T, told <-chan string) (fingerprint string) {
+	t.Helper()
+	select {
+	case fingerprint = <-told:
+	default:
+		t.Fatal("it was not told to wait")
+	}
+	return fingerprint
 }
 
 func chmod(t *testing.T, file string, mode fs.FileMode) {
