@@ -212,6 +212,9 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 func (d *DB) gone(s *server, since time.Time, err error) {
 	if was := s.away.Load(); was != nil {
 		s.away.Store(&absence{was.since, err})
+		if LoginRefused(err) && !LoginRefused(was.err) {
+			d.log.Error(s.name+" does not let this node in", "since", was.since.UTC(), "error", err)
+		}
 		return
 	}
 	s.away.Store(&absence{since, err})

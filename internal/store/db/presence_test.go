@@ -2,13 +2,16 @@ package db_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -189,7 +192,9 @@ func loginEnded(t *testing.T, p pair) {
 		}
 	}
 	heal()
-	d := pkitest.Open(t, db.Options{URL: fmt.Sprintf("postgres://leaver@/chancery?host=%s&port=%d", network, p.primary.Port)})
+	var said lines
+	d := pkitest.Open(t, db.Options{URL: fmt.Sprintf("postgres://leaver@/chancery?host=%s&port=%d", network, p.primary.Port),
+		Logger: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &said), nil))})
 	watch(t, d)
 	if err := os.Remove(network); err != nil {
 		t.Fatal(err)
@@ -204,6 +209,30 @@ func loginEnded(t *testing.T, p pair) {
 	p.primary.Exec(t, "ALTER ROLE leaver NOLOGIN")
 	heal()
 	await(t, "that its login was refused", func() bool { return db.LoginRefused(d.Away()) })
+	await(t, "the line that says so", func() bool { return said.count("does not let this node in") == 1 })
+	try := errors.Unwrap(d.Away())
+	await(t, "the next try", func() bool { return errors.Unwrap(d.Away()) != try })
+	if n, m := said.count("does not let this node in"), said.count("does not answer"); n != 1 || m != 1 {
+		t.Errorf("of one absence it is said %d times that it is, and %d times why", m, n)
+	}
+}
+
+// lines is what was logged.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
 }
 
 // startedWithout has a node acknowledge what its standby does not have, and start again while the primary is away: it knows that
