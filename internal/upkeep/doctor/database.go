@@ -262,15 +262,18 @@ func (r *databaseReport) judgeDurability(wanted db.Durability, primary db.Server
 	default:
 		r.ok("durability", primary.Address, "%s", seen)
 	}
+	by := primary.Settings[db.Takeover]
 	switch {
 	case standbys == 0 && names == "":
 		r.ok("failover", primary.Address, "there is no standby to fail over to; what the primary's disk loses, only a backup has")
 	case !waits:
 		r.tell("failover.loses", primary.Address, seen, "", strict)
+	case by == "":
+		r.ok("failover", primary.Address, "commits wait for a standby; nothing that was acknowledged is lost, if no other is promoted")
 	default:
 		r.ok("failover", primary.Address, "it would lose nothing that was acknowledged: commits wait for a standby, and Patroni promotes no other")
 	}
-	if by := primary.Settings[db.Takeover]; waits && wanted != db.Provider && standbys > 0 && by != "fenced" && by != "checked" {
+	if waits && wanted != db.Provider && standbys > 0 && by != "fenced" && by != "checked" {
 		r.tell("takeover.unfenced", primary.Address, fmt.Sprintf("%s %q", db.Takeover, by), "", "systemctl cat patroni")
 	}
 	timeout, err := time.ParseDuration(primary.Settings["wal_sender_timeout"])
