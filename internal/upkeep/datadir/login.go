@@ -22,9 +22,9 @@ func (d Dir) DatabaseRoots() string { return filepath.Join(string(d), "database"
 func (d Dir) databaseRole() string  { return filepath.Join(string(d), "database", "role") }
 
 // KeepDatabaseLogin keeps the node's own login at PostgreSQL: its name, its key and its certificate with what is above it, and the
-// roots, all PEM. New connections use it.
+// roots, all PEM. New connections use it. Where root calls, all of it is the data directory's owner's.
 func (d Dir) KeepDatabaseLogin(role string, key []byte, certificate []string, roots string) error {
-	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+	if err := keyfile.MkdirBeside(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
 		return err
 	}
 	pair := append(bytes.Clone(key), strings.Join(certificate, "")...)
@@ -49,7 +49,7 @@ func (d Dir) NextDatabaseLogin() Dir { return Dir(filepath.Join(string(d), "data
 // TakeDatabaseLogin puts what NextDatabaseLogin holds in the place of the node's login. Cut short, it may be called again.
 func (d Dir) TakeDatabaseLogin() error {
 	next := d.NextDatabaseLogin()
-	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+	if err := keyfile.MkdirBeside(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
 		return err
 	}
 	// The name comes last: without it, the others are not looked at.
@@ -65,7 +65,7 @@ func (d Dir) TakeDatabaseLogin() error {
 
 // CopyDatabaseLogin copies another directory's login into this one.
 func (d Dir) CopyDatabaseLogin(from Dir) error {
-	if err := os.MkdirAll(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
+	if err := keyfile.MkdirBeside(filepath.Dir(d.DatabaseLogin()), 0o700); err != nil {
 		return err
 	}
 	pair, err := keyfile.ReadSecret(from.DatabaseLogin(), keyfile.MaxFile)

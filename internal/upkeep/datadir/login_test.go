@@ -1,10 +1,19 @@
 package datadir
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"io/fs"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"chancery/internal/pki/keyfile"
+	"chancery/internal/pkitest"
 )
 
 // TestURLIsCompletedByTheNodesLogin: what the operator wrote stands, and the rest comes from the node's own files.
@@ -61,5 +70,72 @@ func TestURLIsCompletedByTheNodesLogin(t *testing.T) {
 		if err := os.RemoveAll(filepath.Dir(d.DatabaseLogin())); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestLoginIsTheServices: what root's command keeps is whose the data directory is, with the directory that it makes for it.
+func TestLoginIsTheServices(t *testing.T) {
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keyfile.EncodePKCS8(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := string(keyfile.EncodeCertificates(made))
+	for what, keep := range map[string]func(d Dir) error{
+		"kept": func(d Dir) error {
+			return d.KeepDatabaseLogin("chancery_two", text, []string{certificate}, certificate)
+		},
+		"taken": func(d Dir) error {
+			if err := d.NextDatabaseLogin().KeepDatabaseLogin("chancery_two", text, []string{certificate}, certificate); err != nil {
+				return err
+			}
+			return d.TakeDatabaseLogin()
+		},
+		"copied": func(d Dir) error {
+			from := Dir(t.TempDir())
+			if err := from.KeepDatabaseLogin("chancery_two", text, []string{certificate}, certificate); err != nil {
+				return err
+			}
+			return d.CopyDatabaseLogin(from)
+		},
+	} {
+		d := Dir(t.TempDir())
+		pkitest.Leave(t, string(d))
+		home, err := os.Stat(string(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		service := home.Sys().(*syscall.Stat_t)
+		if err := keep(d); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		all := 0
+		err = filepath.WalkDir(string(d), func(path string, _ fs.DirEntry, err error) error {
+			st, err := os.Lstat(path)
+			if err != nil {
+				return err
+			}
+			all++
+			if owner := st.Sys().(*syscall.Stat_t); owner.Uid != service.Uid || owner.Gid != service.Gid {
+				t.Errorf("%s: %s is of %d:%d, and the directory of %d:%d", what, path, owner.Uid, owner.Gid, service.Uid, service.Gid)
+			}
+			return nil
+		})
+		if err != nil || all < 4 {
+			t.Errorf("%s: the directory has %d files, %v", what, all, err)
+		}
+		pkitest.IsLeft(t, d.DatabaseLogin())
 	}
 }
