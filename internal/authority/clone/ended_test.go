@@ -3,6 +3,9 @@ package clone_test
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +16,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/keys"
 	"chancery/internal/store/once"
 	"chancery/internal/upkeep/setup"
 )
@@ -68,8 +72,90 @@ func TestRemovedWritesNothing(t *testing.T) {
 	a.exec(`DELETE FROM node WHERE name = 'n2'`)
 	refused(t, anew.Clones.Register(ctx, m.in.Address, time.Now()), fault.Denied, "does not name it")
 	back()
-	a.exec(`INSERT INTO recipient_list SELECT version + 1, body, signature, created_at FROM recipient_list ORDER BY version DESC LIMIT 1`)
-	refused(t, a.open(m).Clones.Register(ctx, m.in.Address, time.Now()), fault.Conflict, "is not good")
+	a.exec(junkList)
+	refused(t, a.open(m).Clones.Register(ctx, m.in.Address, time.Now()), fault.Denied, "does not name it")
+	// The list goes too that leaves it out: it is none all the same, whether or not it has seen that one.
+	a.exec(`DELETE FROM recipient_list WHERE version >= 3`)
+	unseen := *m
+	unseen.floor = filepath.Join(t.TempDir(), "recipients")
+	for _, m := range []*machine{m, &unseen} {
+		s := a.open(m)
+		for range 2 {
+			err := s.Clones.Register(ctx, m.in.Address, time.Now())
+			refused(t, err, fault.Denied, "node n2 was removed, whatever its row says")
+			if !clone.Ended(err) {
+				t.Errorf("it goes on: %v", err)
+			}
+			must(t, a.Clones.Finish(ctx, time.Now()))
+		}
+	}
+	if n := a.count(`SELECT COUNT(*) FROM write_mark WHERE node = 'n2' AND fence = -1`); n != 1 {
+		t.Error("its fence is lifted")
+	}
+}
+
+// junkList puts a list there that nobody has signed so.
+const junkList = `INSERT INTO recipient_list SELECT version + 1, body, signature, created_at FROM recipient_list ORDER BY version DESC LIMIT 1`
+
+// TestJunkListStopsNobody has every node start again while a bad list is the newest: they start, write, say so, and give nobody keys.
+func TestJunkListStopsNobody(t *testing.T) {
+	t.Parallel()
+	a, ctx := newAuthority(t), t.Context()
+	two, _ := a.join("n2")
+	three, _ := a.join("o1", "ocsp")
+	late := a.machine("n4", a.invite())
+	waits, err := a.Clones.Join(ctx, late.in)
+	must(t, err)
+	first := &machine{name: "n1", key: a.key, floor: filepath.Join(t.TempDir(), "recipients"), in: client.CloneJoin{Address: "https://one.test:8443"}}
+	outside := *a // who can write to the database, and is no node
+	outside.Services = a.open(a.machine("x", &client.CloneToken{}))
+	for range 2 { // the second is set upon the first
+		outside.exec(junkList)
+		for _, m := range []*machine{first, two, three} {
+			s, log := a.open(m), &strings.Builder{}
+			s.Clones.Logger = slog.New(slog.NewTextHandler(log, nil))
+			must(t, s.Clones.Register(ctx, m.in.Address, time.Now()))
+			must(t, write(ctx, s))
+			must(t, s.Clones.Report(ctx, clone.Self{}, time.Now()))
+			if !strings.Contains(log.String(), "is in doubt") || !strings.Contains(log.String(), "is not good") {
+				t.Errorf("%s says of it: %s", m.name, log)
+			}
+			found, _, err := s.Keys.Check(ctx, nil)
+			if err != nil || !slices.ContainsFunc(found, func(f keys.Finding) bool {
+				return f.Rule == keys.Unendorsed && strings.Contains(f.Message, "is not good")
+			}) {
+				t.Errorf("%s finds %+v, %v", m.name, found, err)
+			}
+			if m == first {
+				_, err = s.Clones.Approve(ctx, a.admin, "n4", client.CloneApproval{Fingerprint: waits.Fingerprint})
+				refused(t, err, fault.Conflict, "no list is signed upon it")
+			}
+		}
+	}
+	if all, _, err := a.Clones.List(ctx, a.admin, "", 10); err != nil || len(all) != 4 || !all[0].Ready || !all[1].Ready || !all[3].Ready {
+		t.Errorf("it shows %+v, %v", all, err)
+	}
+	// One whose key is not on the list that they believe is no node, whatever stands above it.
+	stranger := a.machine("n2", &client.CloneToken{})
+	outside.exec(`UPDATE key_recipient SET public_key = $1 WHERE id = 'n2'`, stranger.in.PublicKey)
+	outside.exec(`UPDATE node SET public_key = $1 WHERE name = 'n2'`, stranger.in.PublicKey)
+	refused(t, a.open(stranger).Clones.Register(ctx, two.in.Address, time.Now()), fault.Denied, "does not name it")
+}
+
+// TestNameGivenAnew has an administrator take a machine in by the name of one that was removed, and of which nothing else is left.
+func TestNameGivenAnew(t *testing.T) {
+	t.Parallel()
+	a, ctx := newAuthority(t), t.Context()
+	m, old := a.join("n2")
+	must(t, old.Clones.Register(ctx, m.in.Address, time.Now()))
+	must(t, a.Clones.Remove(ctx, a.admin, "n2", clone.Removal{Force: true}, once.Call{}))
+	a.exec(`DELETE FROM node WHERE name = 'n2'`)
+	m, anew := a.join("n2")
+	must(t, anew.Clones.Register(ctx, m.in.Address, time.Now()))
+	must(t, write(ctx, anew))
+	if err := write(ctx, old); !errors.Is(err, db.ErrFenced) {
+		t.Errorf("it was removed, and writes by its successor's name: %v", err)
+	}
 }
 
 // TestFrozenProcess has a process that stood still after it was asked whether it may write go on after another has started as its node.

@@ -58,7 +58,8 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 	if err != nil {
 		return err
 	}
-	onList, err := s.listed(ctx)
+	// Rows of a node that was removed may be put back by who can write to the database, or with a part of a backup; a list cannot.
+	onList, _, doubt, err := s.ownEntry(ctx)
 	if err != nil {
 		return err
 	}
@@ -86,8 +87,14 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 		_, err = tx.Exec(ctx, `UPDATE node SET address = $1, started_at = $2 WHERE name = $3`, address, started, s.node)
 		return err
 	})
+	if errors.Is(err, db.ErrFenced) {
+		return s.shutOut(err)
+	}
 	if err != nil {
 		return fmt.Errorf("register node %s: %w", s.node, err)
+	}
+	if doubt != nil {
+		s.Logger.ErrorContext(ctx, "the newest list of key recipients is in doubt; the node starts by the newest that it believes, and gives nobody keys", "error", doubt)
 	}
 	s.Access.Forget()
 	s.mu.Lock()
@@ -97,33 +104,29 @@ func (s *Service) Register(ctx context.Context, address string, now time.Time) e
 	return nil
 }
 
-// listed reports whether the newest signed list of key recipients names this node with its key, or there is none yet. Rows of a node that
-// was removed may be put back by who can write to the database, or with a part of a backup; a list cannot. Nor does one that nobody signed
-// in the place of the list that left the node out bring it back.
-func (s *Service) listed(ctx context.Context) (bool, error) {
-	own, _, err := s.ownEntry(ctx)
-	return own, err
-}
-
-// ownEntry is this node's entry of the newest list that it believes, with its key; own is true where there is no list.
-func (s *Service) ownEntry(ctx context.Context) (own bool, entry *keys.Listed, err error) {
-	list, err := s.Keys.NewestList(ctx)
-	switch {
-	case fault.Is(err, fault.Conflict) && !errors.Is(err, keys.ErrFalseList):
-		return true, nil, nil // the list itself is in doubt, which the node reports; it decides nothing
-	case err != nil || list == nil:
-		return err == nil, nil, err
+// ownEntry is this node's entry of the newest list that it believes, with its key; own is true where there is no such list: one that is in
+// doubt decides nothing, or whoever can write one row would keep every node from starting. What a removed node writes the fence refuses.
+func (s *Service) ownEntry(ctx context.Context) (own bool, entry *keys.Listed, doubt, err error) {
+	list, doubt, err := s.Keys.BelievedList(ctx)
+	if err != nil || list == nil {
+		return err == nil, nil, doubt, err
 	}
 	at := slices.IndexFunc(list.Recipients, func(r keys.Listed) bool { return r.ID == s.node && r.PublicKey == s.Keys.Public() })
 	if at < 0 {
-		return false, nil, nil
+		return false, nil, doubt, nil
 	}
-	return true, &list.Recipients[at], nil
+	return true, &list.Recipients[at], doubt, nil
 }
 
 func (s *Service) noneOfUs() error {
 	return fault.New(fault.Denied, "node %s is none of this authority: the newest signed list of key recipients does not name it with the public key %s",
 		s.node, s.Keys.Public()).WithHint("a machine joins by chancery clone invite and join, with a new name")
+}
+
+// shutOut is for a node whose row says that it is one, and whose fence was raised: it was removed.
+func (s *Service) shutOut(err error) error {
+	return (&fault.Error{Kind: fault.Denied, Err: err, Message: "node " + s.node + " was removed, whatever its row says: nothing is written as it any more"}).
+		WithHint("find out who put its row back; a machine joins by chancery clone invite and join, with a new name")
 }
 
 // superseded refuses where another process has started as this node since: the machine was started twice from one snapshot, or its data
@@ -321,6 +324,9 @@ func (s *Service) picture(ctx context.Context) (p picture, err error) {
 	p.at = newest.seen.Add(s.silent(newest, time.Now()))
 	return p, nil
 }
+
+// told is what the primary's clock said, and when that was by this node's.
+type told struct{ at, heard time.Time }
 
 // List lists the nodes in the order of their names, from after the one given; next is the name to continue with.
 func (s *Service) List(ctx context.Context, by access.Principal, after string, limit int) (found []client.Clone, next string, err error) {

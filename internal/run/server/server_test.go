@@ -306,6 +306,17 @@ func TestNodeOnPostgres(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
+	// A list of key recipients that nobody has signed keeps no node from starting.
+	text, err := os.ReadFile(file)
+	must(t, err)
+	writer := pkitest.Open(t, db.Options{URL: strings.TrimSpace(string(text))})
+	must(t, writer.Tx(t.Context(), func(tx *db.Tx) error {
+		n, err := tx.Exec(t.Context(), `INSERT INTO recipient_list SELECT version + 1, body, signature, created_at FROM recipient_list ORDER BY version DESC LIMIT 1`)
+		if n != 1 {
+			t.Errorf("%d lists were put there", n)
+		}
+		return err
+	}))
 	again := start(t, dir)
 	if shown, err := again.admin().Certificate(t.Context(), "", issued.Certificate.Serial); err != nil || shown.State != client.StateValid {
 		t.Fatalf("after a restart: %+v, %v", shown, err)

@@ -218,10 +218,6 @@ func (s *Store) remember(v vouchers) error {
 	return nil
 }
 
-// ErrFalseList is within what NewestList says where a list that is not good stands in the place of one that this node has seen, or after
-// it. A database that was set back shows none.
-var ErrFalseList = errors.New("the list of key recipients is none of this authority's")
-
 // NewestList is the newest list that this node believes, and nil where there is none yet.
 func (s *Store) NewestList(ctx context.Context) (*List, error) {
 	var v vouchers
@@ -234,13 +230,53 @@ func (s *Store) NewestList(ctx context.Context) (*List, error) {
 		return nil, err
 	}
 	if v.against != "" {
-		doubt := &fault.Error{Kind: fault.Conflict, Message: v.against}
-		if seen.version > 0 && v.newest >= seen.version {
-			doubt.Err = ErrFalseList
-		}
-		return nil, doubt.WithHint(listHint)
+		return nil, fault.New(fault.Conflict, "%s", v.against).WithHint(listHint)
 	}
 	return v.list, s.remember(v)
+}
+
+// BelievedList is NewestList, and where that is in doubt, which it says, the newest good list that the database still shows and that is
+// no older than the newest that this node has seen. It is nil where there is none. It decides what must not hang on whoever writes one
+// bad row: whether a node starts, and not who gets keys.
+func (s *Store) BelievedList(ctx context.Context) (list *List, doubt, err error) {
+	list, err = s.NewestList(ctx)
+	if !fault.Is(err, fault.Conflict) {
+		return list, nil, err
+	}
+	doubt = err
+	seen := s.mark()
+	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		list, err = s.believed(ctx, tx, seen)
+		return err
+	})
+	return list, doubt, err
+}
+
+// believedAmong bounds how many lists are read that are newer than the one seen.
+const believedAmong = 100
+
+func (s *Store) believed(ctx context.Context, tx *db.Tx, seen mark) (*List, error) {
+	rows, err := tx.Query(ctx, `SELECT version, body, signature FROM recipient_list WHERE version = $1 OR version IN
+		(SELECT version FROM recipient_list WHERE version > $1 ORDER BY version DESC LIMIT $2) ORDER BY version DESC`, seen.version, int64(believedAmong))
+	if err != nil {
+		return nil, fmt.Errorf("read the lists of key recipients: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var version int64
+		var body string
+		var signature []byte
+		if err := rows.Scan(&version, &body, &signature); err != nil {
+			return nil, fmt.Errorf("read the lists of key recipients: %w", err)
+		}
+		if version == seen.version && sha256.Sum256([]byte(body)) != seen.sum {
+			continue
+		}
+		if l, err := openList([]byte(body), signature, s.floor.anchors); err == nil && l.Version == version {
+			return l, nil
+		}
+	}
+	return nil, rows.Err()
 }
 
 const listHint = "find out who wrote to the database; if it was set back on purpose, remove ca/recipients from the data directory of each node"

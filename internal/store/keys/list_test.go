@@ -184,12 +184,29 @@ func TestOldAndForgedLists(t *testing.T) {
 				if _, err := s.SignList(t.Context(), nil); !fault.Is(err, fault.Conflict) {
 					t.Errorf("%s: %s signs another upon it: %v", what, name, err)
 				}
+				believed := strings.Contains(change, "SELECT 9")
+				if l, doubt, err := s.BelievedList(t.Context()); err != nil || !fault.Is(doubt, fault.Conflict) ||
+					believed != (l != nil) || believed && l.Version != 3 {
+					t.Errorf("%s: %s believes %+v, doubting %v: %v", what, name, l, doubt, err)
+				}
 			}
 			run(t, d, `DELETE FROM recipient_list`)
 			run(t, d, `INSERT INTO recipient_list SELECT * FROM kept_recipient_list UNION ALL SELECT * FROM newest`)
 		}
 		if got := trusted(t, again); got != "n1 recovery" {
 			t.Fatalf("trusted after all: %s", got)
+		}
+
+		// The newest good one is believed, and not the one seen, where more than one bad row is above both.
+		behind := newStore(t, d, "n1", o.node)
+		anchored(t, behind, anchors, "")
+		run(t, d, `INSERT INTO recipient_list SELECT version + 6, body, signature, created_at FROM recipient_list`)
+		if l, doubt, err := behind.BelievedList(t.Context()); err != nil || doubt == nil || l == nil || l.Version != 3 {
+			t.Errorf("it believes %+v, doubting %v: %v", l, doubt, err)
+		}
+		run(t, d, `DELETE FROM recipient_list WHERE version > 3`)
+		if l, doubt, err := again.BelievedList(t.Context()); err != nil || doubt != nil || l.Version != 3 {
+			t.Errorf("it believes %+v, doubting %v: %v", l, doubt, err)
 		}
 
 		// A list that another key has signed is none, and a file that was cut is refused rather than forgotten.
