@@ -192,12 +192,13 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		return err
 	}
 	var r *row
+	var at, heard time.Time
 	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
 		if r, err = named(ctx, tx, s.node); err != nil || s.superseded(r) != nil || r.state != client.CloneActive && r.state != client.CloneLeaving {
 			return err
 		}
-		at, err := tx.Clock(ctx)
-		if err != nil {
+		heard = time.Now()
+		if at, err = tx.Clock(ctx); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `UPDATE node SET report = $1, seen_at = $2 WHERE name = $3`, text, db.Micros(at), s.node)
@@ -208,6 +209,9 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 			s.learn(err, now)
 		}
 		return err
+	}
+	if !at.IsZero() {
+		s.hear(at, heard)
 	}
 	if r.state != client.CloneActive {
 		err = goneError(r)
@@ -292,41 +296,58 @@ func (s *Service) remembered() (refused error, fresh bool) {
 type picture struct {
 	all    []*row
 	leases []db.Lease
-	at     time.Time // by the clock by which nodes are seen: the primary's
+	at     time.Time // by the clock by which nodes are seen: the primary's; zero where that is not known
 }
 
 // picture asks the primary, whose clock dates when nodes were seen. Where that does not answer, a standby shows what it has; its own clock
-// says nothing of those times, so it is then taken to be as late as the newest of them, and as long after as that has stood still here.
+// says nothing of those times.
 func (s *Service) picture(ctx context.Context) (p picture, err error) {
 	load := func(tx *db.Tx) (err error) {
 		if p.all, err = nodes(ctx, tx, "", MaxNodes); err != nil {
 			return err
 		}
-		if p.at, err = tx.Clock(ctx); err != nil {
-			return err
-		}
 		p.leases, err = db.LeasesIn(ctx, tx)
 		return err
 	}
-	err = s.DB.ReadSnapshot(ctx, load)
+	var heard time.Time
+	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		heard = time.Now()
+		if p.at, err = tx.Clock(ctx); err != nil {
+			return err
+		}
+		return load(tx)
+	})
+	if err == nil {
+		s.hear(p.at, heard)
+	}
 	if !fault.Is(err, fault.Unavailable) {
 		return p, err
 	}
-	if err = s.DB.Read(ctx, load); err != nil {
-		return p, err
-	}
-	newest := &row{} // of no name
-	for _, r := range p.all {
-		if r.seen.After(newest.seen) {
-			newest.seen = r.seen
-		}
-	}
-	p.at = newest.seen.Add(s.silent(newest, time.Now()))
-	return p, nil
+	p.at = s.reckoned(time.Now())
+	return p, s.DB.Read(ctx, load)
 }
 
 // told is what the primary's clock said, and when that was by this node's.
 type told struct{ at, heard time.Time }
+
+func (s *Service) hear(at, heard time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if heard.After(s.clock.heard) {
+		s.clock = told{at, heard}
+	}
+}
+
+// reckoned is what the primary's clock says by now, from when this process last heard it: it hears it with each of its reports. It is zero
+// where it never did. The monotonic clock stands still while a machine sleeps, and the other may be set: what has gone by is the more of both.
+func (s *Service) reckoned(now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.clock.heard.IsZero() {
+		return time.Time{}
+	}
+	return s.clock.at.Add(max(now.Sub(s.clock.heard), now.Round(0).Sub(s.clock.heard.Round(0))))
+}
 
 // List lists the nodes in the order of their names, from after the one given; next is the name to continue with.
 func (s *Service) List(ctx context.Context, by access.Principal, after string, limit int) (found []client.Clone, next string, err error) {
@@ -399,7 +420,7 @@ func (s *Service) wire(r *row, p *picture, now time.Time) *client.Clone {
 	return out
 }
 
-// notReady is why a node does not answer as it should, as far as others see; now is the database's.
+// notReady is why a node does not answer as it should, as far as others see; now is the database's, and zero where that is not known.
 func (r *row) notReady(now time.Time) []string {
 	switch {
 	case r.state != client.CloneActive:
@@ -408,6 +429,8 @@ func (r *row) notReady(now time.Time) []string {
 		return []string{"its approval was cut short: approve it again"}
 	case r.seen.IsZero():
 		return []string{"it has not started yet"}
+	case now.IsZero():
+		return []string{"not known since the primary is away"}
 	case now.Sub(r.seen) > reportedFor:
 		return []string{fmt.Sprintf("it was last seen %s ago", now.Sub(r.seen).Round(time.Second))}
 	}
