@@ -46,7 +46,7 @@ func (k *Key) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "key %s", k.uri) }
 func (k *Key) LogValue() slog.Value { return slog.StringValue(k.uri.String()) }
 
 // signBound is how long a signature may take with all that is tried again: a helper that hung, and a turn after it.
-const signBound = 30 * time.Second
+func (t *Tokens) signBound() time.Duration { return 3 * max(t.answer, answerTime) }
 
 // attempts is how often a call is made, with as many helpers. A helper that was killed is replaced at once; one that dies of
 // this very request would die each time.
@@ -55,7 +55,7 @@ const attempts = 4
 // Sign signs a digest, or for Ed25519 a message. The signature is verified before it is returned: one that a fault in the
 // token, or in its library, spoilt can give an RSA key away to whoever sees it.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), signBound)
+	ctx, cancel := context.WithTimeout(context.Background(), k.tokens.signBound())
 	defer cancel()
 	return k.sign(ctx, digest, opts)
 }

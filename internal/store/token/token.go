@@ -168,7 +168,7 @@ func (t *Tokens) Open(ctx context.Context, u *URI) (*Key, error) {
 }
 
 func (t *Tokens) openAt(ctx context.Context, r *reach, u *URI) (*Key, error) {
-	ctx, cancel := context.WithTimeout(ctx, signBound)
+	ctx, cancel := context.WithTimeout(ctx, t.signBound())
 	defer cancel()
 	k := &Key{tokens: t, reach: r, asked: r.here(u)}
 	found, err := k.locate(ctx)
