@@ -170,7 +170,7 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name string, 
 	case r.state == client.CloneWaiting:
 		err = s.refuse(ctx, by, r, call, now)
 	case r.state == client.CloneGone:
-		return fault.New(fault.Conflict, "node %s has been gone since %s", r.name, r.gone.UTC().Format(time.RFC3339))
+		err = s.removeRest(ctx, by, r, call, now)
 	case r.name == s.node:
 		return fault.New(fault.Conflict, "node %s was asked to remove itself", r.name).WithHint("chancery clone leave %s, or ask another node", r.name)
 	case !how.Force && !how.Compromised && seen < aliveFor:
@@ -207,12 +207,27 @@ func (s *Service) refuse(ctx context.Context, by access.Principal, r *row, call 
 // errEnded says that another node ended it first.
 var errEnded = errors.New("the node is gone already")
 
-// end takes all from a node that a node had, in one transaction, and then its login and its right to write. They come after it, since the
-// row of the fence is written with each of the node's transactions, which would have this one begin anew as long as the node is busy; where
-// this process ends before, Finish of any node does it.
+// endWithin bounds an end that was begun, whoever asked for it: longer than a fence is waited for twice, and a login once.
+const endWithin = 90 * time.Second
+
+// end takes all from a node that a node had, in the transaction that raises its fence: what it committed before is ended with it, and there
+// is nothing after. The fence is suspended before, since that transaction would begin anew with each of the node's, as long as it is busy,
+// and goes on if the end fails. The login comes last. What was begun goes on where who asked for it is gone; where this process ends before,
+// Finish of any node does the rest.
 func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, call once.Call, now time.Time) error {
 	issuers, err := s.Identity.Issuers(ctx)
 	if err != nil {
+		return err
+	}
+	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error { return s.lastCA(ctx, tx, r) }) // it is refused before anything stands still
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+	defer cancel()
+	err = s.DB.SuspendFence(ctx, r.name)
+	quiet := err == nil
+	if err != nil && !errors.Is(err, db.ErrStanding) { // who holds the row is out with its login, and the fence is raised then
 		return err
 	}
 	err = s.Keys.ChangeList(ctx, nil, []string{r.name}, by.Actor(), now, func(tx *db.Tx) error {
@@ -226,26 +241,35 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 		if err := s.lastCA(ctx, tx, current); err != nil {
 			return err
 		}
-		_, err = once.Act(ctx, tx, call, now, func() (once.Done, error) {
-			return once.Done{}, s.take(ctx, tx, by, current, action, reason, issuers, now)
-		})
+		if err := s.take(ctx, tx, by, current, action, reason, issuers, now); err != nil {
+			return err
+		}
+		if quiet {
+			if err := db.RaiseFence(ctx, tx, r.name); err != nil {
+				return err
+			}
+		}
+		_, err = once.Act(ctx, tx, begun(call), now, func() (done once.Done, err error) { return done, nil })
 		return err
 	})
-	if errors.Is(err, errEnded) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errEnded) {
+		if quiet {
+			s.resume(ctx, r.name)
+		}
 		return err
 	}
 	s.CA.Announce()
 	s.Access.Forget()
-	if err := s.closeLogin(ctx, r.name); err != nil { // with it end its connections, which may have the fence's row
-		s.Logger.ErrorContext(ctx, "the login of a node that is gone is not ended yet; a node with the ca subsystem tries again", "node", r.name, "error", err)
-	}
-	if err := s.DB.RaiseFence(ctx, r.name); err != nil {
+	if err = s.finishEnd(ctx, by, r.name, issuers, call, now); err != nil {
 		s.Logger.ErrorContext(ctx, "a node that is gone may write still; a node with the ca subsystem tries again", "node", r.name, "error", err)
 	}
-	return nil
+	return err
+}
+
+// begun is what a removal is kept as whose last step may be left: only what is done whole is the answer of the call itself.
+func begun(call once.Call) once.Call {
+	call.Caller = "begun " + call.Caller
+	return call
 }
 
 func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *row, action string, reason crl.Reason, issuers []string, now time.Time) error {
@@ -266,21 +290,6 @@ func (s *Service) take(ctx context.Context, tx *db.Tx, by access.Principal, r *r
 		return err
 	}
 	return s.audit(ctx, tx, by.Actor(), action, r.name, map[string]any{"fingerprint": r.fingerprint, "subsystems": r.subsystems, "reason": reason.String()}, now)
-}
-
-// closeLogin ends a gone node's login, if it has one still.
-func (s *Service) closeLogin(ctx context.Context, name string) error {
-	r, err := s.read(ctx, name)
-	if err != nil || r.databaseRole == "" || r.state != client.CloneGone || s.CloseLogin == nil {
-		return err
-	}
-	if err := s.CloseLogin(ctx, r.databaseRole); err != nil {
-		return err
-	}
-	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE node SET database_role = '' WHERE name = $1 AND state = 'gone'`, name)
-		return err
-	})
 }
 
 // EndAll takes all from every node but the keys, in the transaction that makes another authority of a backup: its nodes are none of

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/pki/crl"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -42,10 +44,13 @@ const stoppedAfter = time.Minute
 // Only a node with the ca subsystem can.
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
-	var writing map[string]bool // none that is gone should be
+	var writing, suspended map[string]bool // none that is gone should write, and none that is not be suspended for long
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
 		if all, err = nodes(ctx, tx, "", MaxNodes); err == nil {
 			writing, err = db.Writing(ctx, tx)
+		}
+		if err == nil {
+			suspended, err = db.Suspended(ctx, tx)
 		}
 		return err
 	})
@@ -72,17 +77,150 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 			err = s.complete(ctx, by, r)
 		case r.state == client.CloneLeaving && r.name != s.node && (r.report.Stopped || s.silent(r, now) > stoppedAfter):
 			err = s.end(ctx, by, r, "clone.left", crl.CessationOfOperation, once.Call{}, now)
-		case r.state == client.CloneGone && r.databaseRole != "":
-			err = s.closeLogin(ctx, r.name)
-		}
-		if r.state == client.CloneGone && writing[r.name] { // after its login
-			err = errors.Join(err, s.DB.RaiseFence(ctx, r.name))
+		case r.state == client.CloneGone && (r.databaseRole != "" || writing[r.name]):
+			err = s.finishEnd(ctx, by, r.name, nil, once.Call{}, now)
+		case r.state == client.CloneActive || r.state == client.CloneLeaving:
+			if s.abandoned(r, suspended[r.name], now) {
+				s.resume(ctx, r.name)
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("finish node %s: %w", r.name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// finishEnd does what is left of a node's end when it is gone, and is no error only when the node can write no more.
+func (s *Service) finishEnd(ctx context.Context, by access.Principal, name string, issuers []string, call once.Call, now time.Time) error {
+	err := errors.Join(s.closeLogin(ctx, name), s.raiseRest(ctx, by, name, issuers, now)) // with its login end the connections that may have the fence's row
+	if err == nil && call.Key != "" {
+		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+			_, err := once.Act(ctx, tx, call, now, func() (done once.Done, err error) { return done, nil })
+			return err
+		})
+	}
+	if err == nil {
+		return nil
+	}
+	hint := "chancery clone remove " + name + " tries again at once, and each node that runs ca does by itself"
+	if why, ok := errors.AsType[*fault.Error](err); ok && why.Hint != "" {
+		hint += "; " + why.Hint
+	}
+	return &fault.Error{Kind: fault.Unavailable, Err: err, Hint: hint,
+		Message: "it is removed, and may write still: " + strings.ReplaceAll(err.Error(), "\n", "; ")}
+}
+
+// raiseRest raises the fence of a node that was gone before that could be done, and takes what the node has taken since.
+func (s *Service) raiseRest(ctx context.Context, by access.Principal, name string, issuers []string, now time.Time) error {
+	writes := false
+	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		writing, err := db.Writing(ctx, tx)
+		writes = writing[name]
+		return err
+	})
+	if err != nil || !writes {
+		return err
+	}
+	if issuers == nil {
+		if issuers, err = s.Identity.Issuers(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.DB.SuspendFence(ctx, name); err != nil {
+		return err
+	}
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		revoke := func(ref ca.Ref) error {
+			return s.CA.RevokeSerial(ctx, tx, ref, crl.CessationOfOperation, by.Actor(), now)
+		}
+		if err := s.Identity.EndNode(ctx, tx, by, "", name, issuers, revoke, now); err != nil {
+			return err
+		}
+		if err := db.Dismiss(ctx, tx, name); err != nil {
+			return err
+		}
+		return db.RaiseFence(ctx, tx, name)
+	})
+	if err == nil {
+		s.CA.Announce()
+	}
+	return err
+}
+
+// removeRest is the removal of a node that is gone: it does what is left of its end, and is refused where there is nothing.
+func (s *Service) removeRest(ctx context.Context, by access.Principal, r *row, call once.Call, now time.Time) error {
+	writes, known := false, false
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		writing, err := db.Writing(ctx, tx)
+		if err == nil && call.Key != "" {
+			_, known, err = once.Earlier[once.Done](ctx, tx, begun(call))
+		}
+		writes = writing[r.name]
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if (r.databaseRole == "" || s.CloseLogin == nil) && !writes && !known {
+		return fault.New(fault.Conflict, "it has been gone since %s", r.gone.UTC().Format(time.RFC3339))
+	}
+	if err := s.needsCA(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+	defer cancel()
+	return s.finishEnd(ctx, by, r.name, nil, call, now)
+}
+
+// resume has a node go on whose end has failed.
+func (s *Service) resume(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), aliveFor)
+	defer cancel()
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		r, err := find(ctx, tx, `name = $1 AND state <> 'gone'`, name)
+		if err != nil || r == nil {
+			return err
+		}
+		return db.ResumeFence(ctx, tx, name, micros(r.started)) // whoever registers takes the fence by that number
+	})
+	if err != nil {
+		s.Logger.ErrorContext(ctx, "a node that was not removed after all cannot write; a node with the ca subsystem tries again", "node", name, "error", err)
+	}
+}
+
+// abandoned reports whether a node that is none of the gone has been suspended for so long, as far as this process saw, that whoever removed
+// it has ended meanwhile.
+func (s *Service) abandoned(r *row, suspended bool, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !suspended {
+		delete(s.suspended, r.name)
+		return false
+	}
+	if s.suspended == nil {
+		s.suspended = map[string]time.Time{}
+	}
+	since, ok := s.suspended[r.name]
+	if !ok {
+		s.suspended[r.name] = now
+	}
+	return ok && now.Sub(since) > endWithin
+}
+
+// closeLogin ends a gone node's login, if it has one still.
+func (s *Service) closeLogin(ctx context.Context, name string) error {
+	r, err := s.read(ctx, name)
+	if err != nil || r.databaseRole == "" || r.state != client.CloneGone || s.CloseLogin == nil {
+		return err
+	}
+	if err := s.CloseLogin(ctx, r.databaseRole); err != nil {
+		return err
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE node SET database_role = '' WHERE name = $1 AND state = 'gone'`, name)
+		return err
+	})
 }
 
 // findLogins remembers the logins of nodes that are gone, so that they are ended: whoever gave one may have died before that was
@@ -108,7 +246,8 @@ func (s *Service) findLogins(ctx context.Context, all []*row) error {
 	}
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		for node, role := range found {
-			_, err := tx.Exec(ctx, `UPDATE node SET database_role = $1 WHERE name = $2 AND state = 'gone' AND database_role = ''`, role, node)
+			_, err := tx.Exec(ctx, `UPDATE node SET database_role = $1 WHERE name = $2 AND state = 'gone' AND database_role = ''
+				AND NOT EXISTS (SELECT 1 FROM node o WHERE lower(o.name) = lower(node.name) AND o.state <> 'gone')`, role, node) // also one that came since
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,10 @@
 package db
 
-import "runtime"
+import (
+	"context"
+	"database/sql"
+	"runtime"
+)
 
 // AwaitQueue returns when n calls wait in the lane, so that tests need no sleeps.
 func AwaitQueue(d *DB, n int) {
@@ -26,3 +30,6 @@ func (d *DB) ReplacedBy(timeline int64) {
 	d.primary.timeline.highest.Store(timeline)
 	d.primary.open.closeAll()
 }
+
+// Aside runs fn in a transaction beside the lane.
+func (d *DB) Aside(ctx context.Context, fn func(conn *sql.Conn) error) error { return d.aside(ctx, fn) }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -30,6 +31,34 @@ func fenced() error {
 		WithHint("chancery clone list, at another node")
 }
 
+// ErrSuspended is within what a process hears that writes as a node which is just being removed: it is one still if that fails.
+var ErrSuspended = errors.New("the fence is suspended")
+
+// shutOut says why a fence whose number is now another does not let a process write.
+func shutOut(number int64) error {
+	if number != suspended {
+		return fenced()
+	}
+	return (&fault.Error{Kind: fault.Unavailable, Err: ErrSuspended, Message: "this node is just being removed, and writes nothing meanwhile; nothing was changed"}).
+		WithHint("chancery clone list, at another node")
+}
+
+// suspended is the number of a fence between SuspendFence and what follows it; that of a raised one is -1.
+const suspended = -2
+
+// askFence tells a process that is shut out why it is.
+func (b *batch) askFence(conn *sql.Conn) error {
+	held := b.d.fence.Load()
+	if held == nil || b.fence != nil {
+		return fenced()
+	}
+	var number int64
+	if err := conn.QueryRowContext(context.Background(), `SELECT fence FROM write_mark WHERE node = $1`, held.node).Scan(&number); err != nil {
+		return fenced()
+	}
+	return shutOut(number)
+}
+
 type fenceKey struct{}
 
 // TakeFence has this process alone write as a node from the commit of tx on; number is greater than that of any process before. A fence
@@ -40,6 +69,10 @@ func TakeFence(tx *Tx, node string, number int64) {
 	}
 	tx.BeforeCommit(fenceKey{}, &fence{node, number}, func(ctx context.Context, tx *Tx, items []any) error {
 		f := items[len(items)-1].(*fence)
+		// The stronger lock waits for what the process before holds on to (holdFence): it ends before this one begins.
+		if _, err := tx.Exec(ctx, lockFence, f.node); err != nil {
+			return err
+		}
 		n, err := tx.Exec(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, $2)
 			ON CONFLICT (node) DO UPDATE SET fence = excluded.fence WHERE write_mark.fence <> -1`, f.node, f.number)
 		if err == nil && n == 0 {
@@ -59,16 +92,31 @@ func LowerFence(ctx context.Context, tx *Tx, node string) error {
 	return err
 }
 
-// RaiseFence has nobody write as a node from the commit of tx on, until LowerFence. It is for a database that the node
-// does not write to just now: a serializable transaction begins anew with each write of it. See DB.RaiseFence.
+// RaiseFence has nobody write as a node from the commit of tx on, until LowerFence. A serializable transaction begins anew with each write
+// of the node, so one that may be busy is suspended first.
 func RaiseFence(ctx context.Context, tx *Tx, node string) error {
-	_, err := tx.Exec(ctx, raiseFence, node)
+	_, err := tx.Exec(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, -1) ON CONFLICT (node) DO UPDATE SET fence = excluded.fence`, node)
+	return err
+}
+
+// ResumeFence has the process of a node whose fence was suspended go on, by its number.
+func ResumeFence(ctx context.Context, tx *Tx, node string, number int64) error {
+	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = $2 WHERE node = $1 AND fence = -2`, node, number)
 	return err
 }
 
 // Writing names the nodes that have written and whose fence was not raised since.
 func Writing(ctx context.Context, tx *Tx) (map[string]bool, error) {
-	rows, err := tx.Query(ctx, `SELECT node FROM write_mark WHERE fence <> -1`)
+	return fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence <> -1`)
+}
+
+// Suspended names the nodes whose fence is suspended.
+func Suspended(ctx context.Context, tx *Tx) (map[string]bool, error) {
+	return fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence = -2`)
+}
+
+func fencesOf(ctx context.Context, tx *Tx, query string) (map[string]bool, error) {
+	rows, err := tx.Query(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -84,46 +132,85 @@ func Writing(ctx context.Context, tx *Tx) (map[string]bool, error) {
 	return found, rows.Err()
 }
 
-const raiseFence = `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, -1) ON CONFLICT (node) DO UPDATE SET fence = excluded.fence`
+// lockFence excludes holdFence, which the row's own updates do not; the writes of the node wait for either.
+const lockFence = `SELECT 1 FROM write_mark WHERE node = $1 FOR UPDATE`
 
-// raiseTries is how often DB.RaiseFence waits a second for the row: longer than a server lets a process stand still that has it (limitIdle).
-const raiseTries = 20
+const (
+	// suspendTries is how often SuspendFence waits a second for the row: longer than a server lets a process stand still that has it
+	// (limitIdle).
+	suspendTries = 20
+	// standsAfter is when, of that second, those are ended that stand still.
+	standsAfter = 700 * time.Millisecond
+)
 
-// RaiseFence has nobody write as a node from its return on, until LowerFence. It waits for what the node is just
-// committing, and not in the lane, so that this node's other writes do not wait with it.
-func (d *DB) RaiseFence(ctx context.Context, node string) error {
+// ErrStanding says that somebody has a node's row and does not let go of it, and could not be ended.
+var ErrStanding = errors.New("the row of the fence is another's")
+
+// SuspendFence has nobody write as a node from its return on, until RaiseFence or ResumeFence, or until another process takes its fence;
+// what the node had begun by then is committed or never will be. It waits for what the node is just committing, and not in the lane, so
+// that this node's other writes do not wait with it. SQLite has one process, which is not removed while it works.
+func (d *DB) SuspendFence(ctx context.Context, node string) error {
 	if d.dialect != Postgres {
-		return d.Tx(ctx, func(tx *Tx) error { return RaiseFence(ctx, tx, node) })
+		return nil
 	}
 	for try := 1; ; try++ {
 		err := d.aside(ctx, func(conn *sql.Conn) error {
-			if _, err := conn.ExecContext(ctx, `SET LOCAL lock_timeout = '1s'`); err != nil {
+			if err := d.lockAside(ctx, conn, node); err != nil {
 				return err
 			}
-			// The stronger lock is for what asOwner holds; the node's own writes wait for either.
-			if _, err := conn.ExecContext(ctx, `SELECT 1 FROM write_mark WHERE node = $1 FOR UPDATE`, node); err != nil {
-				return err
-			}
-			_, err := conn.ExecContext(ctx, raiseFence, node)
+			_, err := conn.ExecContext(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, -2)
+				ON CONFLICT (node) DO UPDATE SET fence = excluded.fence WHERE write_mark.fence <> -1`, node)
 			return err
 		})
 		refused, ok := errors.AsType[*pgconn.PgError](err)
 		waited := ok && refused.Code == "55P03" // lock_not_available
-		if err == nil || !waited && judge(err) != again || try == raiseTries {
+		switch {
+		case err == nil || !waited && judge(err) != again:
 			return d.explain(err)
-		}
-		if err := d.endStanding(ctx, node); err != nil {
+		case try == suspendTries && waited:
+			return &fault.Error{Kind: fault.Unavailable, Err: ErrStanding,
+				Message: fmt.Sprintf("another session has the row of node %s in write_mark, and did not let go of it in %d s", node, suspendTries)}
+		case try == suspendTries:
 			return d.explain(err)
 		}
 	}
 }
 
-// endStanding ends the connection that has a node's row and says nothing: its process stands still between two statements. One that waits
-// for its COMMIT is left alone, since that would be done without a standby. Whose login is another's, the server does not let us end.
-func (d *DB) endStanding(ctx context.Context, node string) error {
-	_, err := d.writer.ExecContext(ctx, `SELECT pg_terminate_backend(a.pid) FROM write_mark w JOIN pg_stat_activity a ON a.backend_xid = w.xmax
-		WHERE w.node = $1 AND a.state = 'idle in transaction' AND pg_has_role(a.usesysid, 'USAGE')`, node)
+// lockAside waits a second for a node's row, and ends meanwhile what stands in its way.
+func (d *DB) lockAside(ctx context.Context, conn *sql.Conn, node string) error {
+	var pid int64
+	if err := conn.QueryRowContext(ctx, `SELECT pg_backend_pid() FROM set_config('lock_timeout', '1s', true)`).Scan(&pid); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	end := time.AfterFunc(standsAfter, func() {
+		defer close(ended)
+		d.endStanding(ctx, pid)
+	})
+	_, err := conn.ExecContext(ctx, lockFence, node)
+	if !end.Stop() {
+		<-ended
+	}
 	return err
+}
+
+// endStanding ends the connections that a session waits for and that say nothing: their process stands still between two statements. One
+// that waits for its COMMIT is left alone, since that would be done without a standby. PostgreSQL lets us end those of our own login; the
+// administrator's function ends other nodes' too. Where it is missing, since logins.sql was installed before it had that, the server ends
+// them itself (limitIdle).
+func (d *DB) endStanding(ctx context.Context, pid int64) {
+	_, own := d.writer.ExecContext(ctx, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids($1))
+		AND a.state = 'idle in transaction' AND pg_has_role(a.usesysid, 'USAGE')`, pid)
+	_, others := d.writer.ExecContext(ctx, `SELECT chancery_logins.end_standing($1)`, pid)
+	if refused, ok := errors.AsType[*pgconn.PgError](others); ok {
+		switch refused.Code {
+		case "42883", "3F000", "42501": // undefined_function, invalid_schema_name, insufficient_privilege
+			others = nil
+		}
+	}
+	if err := errors.Join(own, others); err != nil && ctx.Err() == nil {
+		d.log.Warn("sessions that stand still are not ended", "error", err)
+	}
 }
 
 // aside runs fn in a transaction beside the lane, for what waits long. It is READ COMMITTED: a statement that has waited for another's row
@@ -176,10 +263,13 @@ func (d *DB) holdFence(ctx context.Context, conn *sql.Conn) error {
 	if held == nil {
 		return nil
 	}
-	var own int
-	err := conn.QueryRowContext(ctx, `SELECT 1 FROM write_mark WHERE node = $1 AND fence = $2 FOR KEY SHARE`, held.node, held.number).Scan(&own)
-	if errors.Is(err, sql.ErrNoRows) {
+	var number int64
+	err := conn.QueryRowContext(ctx, `SELECT fence FROM write_mark WHERE node = $1 FOR KEY SHARE`, held.node).Scan(&number)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
 		return fenced()
+	case err == nil && number != held.number:
+		return shutOut(number)
 	}
 	return d.explain(err)
 }

@@ -2,10 +2,10 @@ package db_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"sync"
 	"testing"
-	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
@@ -140,8 +140,8 @@ func TestFence(t *testing.T) {
 	passes(put(two, "latter", nil, false), "latter")
 }
 
-// TestFenceAgainstBusyAndStill: a fence is raised though its process writes all the time, and though it stands still with the row locked;
-// from then on it gives and ends no logins either.
+// TestFenceAgainstBusyAndStill: a fence is suspended though its process writes all the time, and though it stands still with the row locked;
+// from then on it gives and ends no logins either. It goes on where it is resumed, unless the fence was raised.
 func TestFenceAgainstBusyAndStill(t *testing.T) {
 	ctx, url := t.Context(), pkitest.URL(t, db.Postgres)
 	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
@@ -172,7 +172,7 @@ func TestFenceAgainstBusyAndStill(t *testing.T) {
 						wrote <- true
 					}
 					if err != nil {
-						if !errors.Is(err, db.ErrFenced) || n < 9 {
+						if !errors.Is(err, db.ErrSuspended) || errors.Is(err, db.ErrFenced) || !fault.Is(err, fault.Unavailable) || n < 9 {
 							t.Errorf("after %d writes: %v", n, err)
 						}
 						return
@@ -183,18 +183,48 @@ func TestFenceAgainstBusyAndStill(t *testing.T) {
 		for range 8 {
 			<-wrote
 		}
-		if err := two.RaiseFence(ctx, "n1"); err != nil {
+		if err := two.SuspendFence(ctx, "n1"); err != nil {
 			t.Fatalf("it writes all the time, and is not shut out: %v", err)
 		}
 		writers.Wait()
 	}
+	write := func() error {
+		return one.Tx(ctx, func(tx *db.Tx) error {
+			return tx.Send(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, 1)`, db.NewID())
+		})
+	}
+	then := func(do func(tx *db.Tx) error) error {
+		t.Helper()
+		if err := two.Tx(ctx, do); err != nil {
+			t.Fatal(err)
+		}
+		return write()
+	}
+	resume := func(tx *db.Tx) error { return db.ResumeFence(ctx, tx, "n1", 14) }
+	if err := one.DropLogin(ctx, "chancery_x"); !errors.Is(err, db.ErrSuspended) {
+		t.Errorf("it is suspended, and ends logins: %v", err)
+	}
+	if err := then(resume); err != nil {
+		t.Errorf("it is suspended no more: %v", err)
+	}
+	if err := then(func(tx *db.Tx) error { return db.RaiseFence(ctx, tx, "n1") }); !errors.Is(err, db.ErrFenced) {
+		t.Errorf("its fence is raised: %v", err)
+	}
+	if err := two.SuspendFence(ctx, "n1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := then(resume); !errors.Is(err, db.ErrFenced) {
+		t.Errorf("it was suspended and resumed after its fence was raised: %v", err)
+	}
 
 	take(20)
-	short, cancel := context.WithTimeout(ctx, 12*time.Second) // the server itself would end it after fifteen
-	defer cancel()
 	runs := 0
 	err := one.Tx(ctx, func(tx *db.Tx) error {
 		runs++
+		// The server itself would end it after fifteen seconds.
+		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
+			return err
+		}
 		if err := tx.Send(ctx, `INSERT INTO clock (name, high_water) VALUES ('still', 1)`); err != nil {
 			return err
 		}
@@ -205,18 +235,19 @@ func TestFenceAgainstBusyAndStill(t *testing.T) {
 		if runs > 1 {
 			return nil
 		}
-		begun := time.Now()
-		if err := two.RaiseFence(short, "n1"); err != nil {
+		if err := two.SuspendFence(ctx, "n1"); err != nil {
 			t.Errorf("it stands still, and is not shut out: %v", err)
 		}
-		t.Logf("raised after %s", time.Since(begun))
 		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM clock`).Scan(&n) // it goes on
 	})
-	if !errors.Is(err, db.ErrFenced) || runs < 2 {
+	if !errors.Is(err, db.ErrSuspended) || runs < 2 {
 		t.Errorf("it stood still, and writes in %d runs: %v", runs, err)
 	}
+	if err := then(func(tx *db.Tx) error { return db.RaiseFence(ctx, tx, "n1") }); !errors.Is(err, db.ErrFenced) {
+		t.Errorf("its fence is raised: %v", err)
+	}
 	for what, err := range map[string]error{
-		"gives": one.AddLogin(ctx, "chancery_x", false), "ends": one.DropLogin(ctx, "chancery_x"), "raises": one.RaiseFence(ctx, "n2"),
+		"gives": one.AddLogin(ctx, "chancery_x", false), "ends": one.DropLogin(ctx, "chancery_x"), "suspends": one.SuspendFence(ctx, "n2"),
 	} {
 		if !errors.Is(err, db.ErrFenced) {
 			t.Errorf("it was shut out, and %s: %v", what, err)
@@ -228,5 +259,123 @@ func TestFenceAgainstBusyAndStill(t *testing.T) {
 		if !errors.Is(err, no) {
 			t.Errorf("its guard refuses, and it %s: %v", what, err)
 		}
+	}
+}
+
+// TestFenceOfAnotherLogin has nodes with logins of their own, as the administrator's functions make them: one of them suspends the other's
+// fence, whose process stands still with the row and another lock on it, and is ended by none but those functions.
+func TestFenceOfAnotherLogin(t *testing.T) {
+	l, ctx := newLogins(t), t.Context()
+	l.install()
+	one := l.as("chancery_one")
+	if err := schema.Migrate(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.AddLogin(ctx, "chancery_two", false); err != nil {
+		t.Fatal(err)
+	}
+	two := l.as("chancery_two")
+	if err := two.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n2", 10); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := one.Migrator().QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE usename = 'chancery_two' AND state IS NOT NULL`).Scan(&n); err != nil || n != 0 {
+		t.Fatalf("one sees how %d sessions of the other do: this proves nothing: %v", n, err)
+	}
+	runs := 0
+	err := two.Tx(ctx, func(tx *db.Tx) error {
+		if runs++; runs > 1 {
+			return tx.Send(ctx, `INSERT INTO clock (name, high_water) VALUES ('still', 1)`)
+		}
+		for _, statement := range []string{
+			`SET LOCAL idle_in_transaction_session_timeout = 0`, `SELECT 1 FROM write_mark WHERE node = 'n2' FOR KEY SHARE`, `INSERT INTO clock (name, high_water) VALUES ('still', 1)`,
+		} {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		return two.Aside(ctx, func(*sql.Conn) error { // which locks the row as well, so that it has two holders
+			return one.SuspendFence(ctx, "n2")
+		})
+	})
+	if !errors.Is(err, db.ErrSuspended) || runs < 2 {
+		t.Errorf("it stood still, and writes in %d runs: %v", runs, err)
+	}
+	l.notEnded(one)
+}
+
+// notEnded has an administrator's session stand in the way of a fence: the function ends those of nodes and of the owner alone.
+func (l *logins) notEnded(one *db.DB) {
+	l.Helper()
+	ctx := l.Context()
+	conn, err := l.as("chancery").Migrator().Conn(ctx)
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer conn.Close()
+	for _, statement := range []string{"BEGIN", "SELECT 1 FROM write_mark WHERE node = 'n2' FOR UPDATE"} {
+		if _, err := conn.ExecContext(ctx, statement); err != nil {
+			l.Fatal(err)
+		}
+	}
+	waits, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- one.SuspendFence(waits, "n2") }()
+	// Once it has stood still for long enough, and is waited for.
+	for observer, asked := l.as("chancery").Migrator(), 0; asked == 0; {
+		var ended int
+		err := observer.QueryRowContext(ctx, `SELECT count(*), coalesce(sum(chancery_logins.end_standing(w.pid)), 0)
+			FROM pg_stat_activity w JOIN pg_stat_activity s ON s.pid = ANY (pg_blocking_pids(w.pid))
+			WHERE s.state = 'idle in transaction' AND s.state_change < clock_timestamp() - interval '600 milliseconds'`).Scan(&asked, &ended)
+		if err != nil || ended > 0 {
+			l.Fatalf("a session of the administrator's is ended: %d, %v", ended, err)
+		}
+	}
+	cancel()
+	if err := <-done; err == nil {
+		l.Error("the row is the administrator's, and was taken")
+	}
+	if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
+		l.Errorf("the administrator's session: %v", err)
+	}
+}
+
+// TestTakeFenceWaitsForAside has a process take the fence of one that gives a login just now: that one ends first, or is refused.
+func TestTakeFenceWaitsForAside(t *testing.T) {
+	ctx, url := t.Context(), pkitest.URL(t, db.Postgres)
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	if err := schema.Migrate(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	take := func(d *db.DB, number int64) error {
+		return d.Tx(ctx, func(tx *db.Tx) error { db.TakeFence(tx, "n1", number); return nil })
+	}
+	if err := take(one, 10); err != nil {
+		t.Fatal(err)
+	}
+	taken := make(chan error, 1)
+	err := one.Aside(ctx, func(conn *sql.Conn) error {
+		go func() { taken <- take(two, 20) }()
+		for waits := false; !waits; {
+			select {
+			case err := <-taken:
+				t.Errorf("the fence is taken while its process stands in the middle of what it does: %v", err)
+				taken <- err
+				return nil
+			default:
+			}
+			err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))`).Scan(&waits)
+			if err != nil {
+				return err
+			}
+		}
+		_, err := conn.ExecContext(ctx, `INSERT INTO clock (name, high_water) VALUES ('aside', 1)`)
+		return err
+	})
+	if err := errors.Join(err, <-taken); err != nil {
+		t.Error(err)
+	}
+	if err := one.Aside(ctx, func(*sql.Conn) error { return nil }); !errors.Is(err, db.ErrFenced) {
+		t.Errorf("another process has its fence: %v", err)
 	}
 }

@@ -251,6 +251,7 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 		"INSERT INTO clock (name, high_water) VALUES ('x', 99999999999999999)", "DELETE FROM clock", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
 		"ALTER TABLE node DISABLE ROW LEVEL SECURITY", "DROP POLICY own ON node", "SET ROLE pki", "SET SESSION AUTHORIZATION chancery_one",
 		"SELECT chancery_logins.add('chancery_near', false)", "SELECT chancery_logins.drop('chancery_one')",
+		"SELECT chancery_logins.end_standing(1)",
 	} {
 		if err := runSQL(ctx, near, statement); err == nil || !strings.Contains(err.Error(), "42501") {
 			t.Errorf("%s: %v", statement, err)

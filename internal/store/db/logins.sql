@@ -113,6 +113,21 @@ BEGIN
   RETURN true;
 END $$;
 
+-- end_standing ends the sessions for which a session waits, at first or second hand, and that say nothing in the middle of a transaction:
+-- the process of a node that was removed stands still with a row that the removal needs. It ends those of this database's nodes and of its
+-- owner alone, which the owner could end as well, login by login; never one that works, or waits for its COMMIT. It says how many it ended.
+CREATE OR REPLACE FUNCTION chancery_logins.end_standing(waiting integer) RETURNS bigint LANGUAGE sql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE before(pid) AS (
+    SELECT unnest(pg_blocking_pids(waiting)) UNION SELECT unnest(pg_blocking_pids(before.pid)) FROM before
+  )
+  SELECT count(pg_terminate_backend(a.pid)) FROM before JOIN pg_stat_activity a ON a.pid = before.pid JOIN pg_roles r ON r.oid = a.usesysid
+    JOIN pg_database d ON d.oid = a.datid
+    WHERE d.datname = current_database() AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '500 milliseconds'
+      AND NOT r.rolsuper AND (pg_has_role(r.oid, d.datdba, 'MEMBER')
+        OR shobj_description(r.oid, 'pg_authid') = 'chancery: a node of ' || current_database());
+$$;
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA chancery_logins FROM PUBLIC;
 DO $$
 DECLARE
@@ -120,7 +135,8 @@ DECLARE
 BEGIN
   SELECT a.rolname INTO STRICT owner FROM pg_roles a JOIN pg_database d ON d.datdba = a.oid WHERE d.datname = current_database();
   EXECUTE format('GRANT USAGE ON SCHEMA chancery_logins TO %I', owner);
-  EXECUTE format('GRANT EXECUTE ON FUNCTION chancery_logins.add(text, boolean), chancery_logins.drop(text) TO %I', owner);
+  EXECUTE format('GRANT EXECUTE ON FUNCTION chancery_logins.add(text, boolean), chancery_logins.drop(text), chancery_logins.end_standing(integer) TO %I',
+    owner);
 END $$;
 
 COMMIT;

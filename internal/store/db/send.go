@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -53,6 +54,9 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 		if err != nil {
 			break
 		}
+	}
+	if errors.Is(err, ErrFenced) {
+		err = b.askFence(conn)
 	}
 	if err != nil {
 		return statements[min(done, len(statements)-1)].call, err
