@@ -60,6 +60,7 @@ type Service struct {
 	known    registered
 	heard    map[string]heard // by node
 	approved map[string]bool  // nodes behind whose approval a commit was seen
+	clock    told             // the newest that was heard of the primary's
 	started  int64            // node.started_at as this process wrote it; 0 before it is registered
 
 	suspended map[string]time.Time // nodes whose end is begun, and since when this process has seen that
@@ -262,7 +263,7 @@ func (s *Service) needsCA(ctx context.Context) error {
 		runs = strings.Join(all[self].subsystems, ",")
 	default:
 		// It is not registered: a node that is being made, a command on this machine, or one whose row was taken away. The signed list tells.
-		own, entry, err := s.ownEntry(ctx)
+		own, entry, _, err := s.ownEntry(ctx)
 		switch {
 		case err != nil:
 			return err
