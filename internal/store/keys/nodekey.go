@@ -34,7 +34,7 @@ type NodeKey struct {
 }
 
 // CreateNodeKey makes a new key and writes it to path, which must not exist, readable by its owner only. The file has the
-// form of an age identity file.
+// form of an age identity file. Where root calls, it is the directory's owner's.
 func CreateNodeKey(path string) (*NodeKey, error) {
 	identity, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -42,7 +42,7 @@ func CreateNodeKey(path string) (*NodeKey, error) {
 	}
 	text := "# The key of this node. Whoever reads it can open the keys of the authority that are wrapped to this node.\n" +
 		"# public key: " + identity.Recipient().String() + "\n" + identity.String() + "\n"
-	if err := keyfile.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := keyfile.WriteBeside(path, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("write node key: %w", err)
 	}
 	return &NodeKey{identity}, nil
@@ -58,7 +58,7 @@ func LoadNodeKey(path string) (*NodeKey, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "there is no node key at %s", path).
-			WithHint("chancery init makes one; on a restored node, chancery restore does")
+			WithHint("if it was lost: where another node runs, chancery clone remove NAME there and join anew; where none does, chancery rescue node --recovery-file F")
 	}
 	if errors.Is(err, syscall.ELOOP) {
 		return nil, fault.New(fault.Invalid, "the node key %s is a symbolic link; a regular file is wanted", path)

@@ -46,7 +46,7 @@ func (d Dir) SetDatabaseFile(file string) error {
 	if err != nil {
 		return err
 	}
-	if err := keyfile.ReplaceFile(d.Config(), text, stat.Mode().Perm()); err != nil {
+	if err := keyfile.ReplaceBeside(d.Config(), text, stat.Mode().Perm()); err != nil {
 		return fmt.Errorf("write node configuration: %w", err)
 	}
 	return nil
@@ -72,7 +72,7 @@ func (d Dir) SetName(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := keyfile.ReplaceFile(d.Config(), text, stat.Mode().Perm()); err != nil {
+	if err := keyfile.ReplaceBeside(d.Config(), text, stat.Mode().Perm()); err != nil {
 		return fmt.Errorf("write node configuration: %w", err)
 	}
 	return nil

@@ -51,7 +51,7 @@ func RescueAdmin(ctx context.Context, dir datadir.Dir) (name string, err error) 
 			return err
 		}
 		name = admin.Name
-		return enrolInto(ctx, s, by, dir, admin, keyfile.ReplaceFile)
+		return enrolInto(ctx, s, by, dir, admin, keyfile.ReplaceBeside)
 	})
 	return name, err
 }
@@ -76,6 +76,11 @@ func ReplaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphra
 	}
 	made = &NewRecovery{File: file}
 	err = local(ctx, dir, func(s *Services, by access.Principal) error {
+		if filepath.Dir(file) == dir.Offline() { // init made it; it may have been taken away whole
+			if err := keyfile.MkdirBeside(dir.Offline(), 0o700); err != nil {
+				return err
+			}
+		}
 		if err := made.write(recovery, passphrase); err != nil {
 			return err
 		}
@@ -99,7 +104,6 @@ func (n *NewRecovery) write(recovery *keys.Recovery, passphrase []byte) error {
 	if err != nil {
 		return err
 	}
-	// init made the directory; it may have been taken away whole.
 	if err := os.Mkdir(filepath.Dir(n.File), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}

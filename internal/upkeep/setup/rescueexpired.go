@@ -154,9 +154,6 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := s.listEnded(ctx, done, now); err != nil {
 		return err
 	}
-	if err := s.writeIdentityRoots(ctx, o.Dir, now, done); err != nil {
-		return err
-	}
 	if err := o.renewAdministrator(ctx, s, by, done, now); err != nil {
 		return err
 	}
@@ -168,7 +165,14 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 			return err
 		}
 	}
-	return s.recordRescue(ctx, by, now, done)
+	roots, err := s.identityRoots(ctx, o.Dir, now, done)
+	if err != nil {
+		return err
+	}
+	if err := s.recordRescue(ctx, by, now, done); err != nil || roots == nil {
+		return err
+	}
+	return keyfile.ReplaceBeside(o.Dir.IdentityRoot(), roots, 0o644)
 }
 
 // listEnded names the pools that go without an issuer still.
@@ -293,7 +297,7 @@ func (k *rootKeys) Make(root string) (crypto.Signer, error) {
 	if key, err := k.open(root); !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	if err := os.MkdirAll(k.o.Dir.Offline(), 0o700); err != nil {
+	if err := keyfile.MkdirBeside(k.o.Dir.Offline(), 0o700); err != nil {
 		return nil, err
 	}
 	key, err := keyfile.Generate(keyfile.ECDSA, 0)
@@ -304,7 +308,7 @@ func (k *rootKeys) Make(root string) (crypto.Signer, error) {
 	if len(passphrase) == 0 {
 		passphrase = newPassphrase()
 		// One that a run before wrote, and then no key, opens nothing.
-		if err := keyfile.ReplaceFile(k.file(root)+".passphrase", append(bytes.Clone(passphrase), '\n'), 0o600); err != nil {
+		if err := keyfile.ReplaceBeside(k.file(root)+".passphrase", append(bytes.Clone(passphrase), '\n'), 0o600); err != nil {
 			return nil, err
 		}
 		k.told(k.file(root) + ".passphrase")
@@ -313,31 +317,35 @@ func (k *rootKeys) Make(root string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := keyfile.WriteFile(k.file(root), sealed, 0o600); err != nil {
+	if err := keyfile.WriteBeside(k.file(root), sealed, 0o600); err != nil {
 		return nil, err
 	}
 	k.told(k.file(root))
 	return key, nil
 }
 
-// writeIdentityRoots writes the roots of identities that have not ended: what commands with --dir pin.
-func (s *Services) writeIdentityRoots(ctx context.Context, dir datadir.Dir, now time.Time, done *Brought) error {
+// identityRoots are the roots of identities that have not ended, for the file that commands with --dir pin; nil where it has them. That file
+// is the last that a rescue writes, and so knows whether the one that made a new root has come to its end: until then each run says
+// that hosts join again, also where one before was cut, and no later one does.
+func (s *Services) identityRoots(ctx context.Context, dir datadir.Dir, now time.Time, done *Brought) ([]byte, error) {
 	roots, err := s.Identity.RootCertificates(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	good, again := heardOf(roots, now)
 	if len(good) == 0 {
-		return fault.New(fault.Conflict, "every root of identities has ended")
+		return nil, fault.New(fault.Conflict, "every root of identities has ended")
 	}
-	// Said by every run, since the one that made the new root may have been cut before it could.
-	done.AgentsJoin = again
 	text := keyfile.EncodeCertificates(good...)
-	if there, err := os.ReadFile(dir.IdentityRoot()); err == nil && bytes.Equal(there, text) {
-		return nil
+	there, err := keyfile.ReadFile(dir.IdentityRoot(), keyfile.MaxFile)
+	if err == nil && bytes.Equal(there, text) {
+		return nil, nil
 	}
+	// One that is not there, or holds something else, says nothing of runs before.
+	before, _ := keyfile.ParseCertificates(there)
+	done.AgentsJoin = again && !slices.ContainsFunc(before, func(c *x509.Certificate) bool { return slices.ContainsFunc(good, c.Equal) })
 	done.Files = append(done.Files, dir.IdentityRoot())
-	return keyfile.ReplaceBeside(dir.IdentityRoot(), text, 0o644)
+	return text, nil
 }
 
 // heardOf is which of the roots are good, and whether hosts can have heard of none of them: they do while the one before is good.

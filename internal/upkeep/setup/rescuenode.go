@@ -155,10 +155,10 @@ func (r *nodeRescue) stage(ctx context.Context, d *db.DB) (err error) {
 	if r.name, err = newNodeName(ctx, d); err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Dir(r.file("name")), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := keyfile.MkdirBeside(filepath.Dir(r.file("name")), 0o700); err != nil {
 		return err
 	}
-	if err := keyfile.ReplaceFile(r.file("name"), []byte(r.name+"\n"), 0o600); err != nil {
+	if err := keyfile.ReplaceBeside(r.file("name"), []byte(r.name+"\n"), 0o600); err != nil {
 		return err
 	}
 	if r.key != nil {
@@ -191,7 +191,7 @@ func (r *nodeRescue) place() error {
 		return err
 	}
 	defer clear(text)
-	if err := keyfile.WriteFile(r.dir.NodeKey(), text, 0o600); err != nil {
+	if err := keyfile.WriteBeside(r.dir.NodeKey(), text, 0o600); err != nil {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
