@@ -2,11 +2,13 @@ package setup_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,22 +144,179 @@ func TestNamedLogin(t *testing.T) {
 	if _, made, err = n.bring(); err != nil || made != 0 || !bytes.Equal(readFile(t, n.roots), more) {
 		t.Errorf("with roots that suffice: %d things were made, %v", made, err)
 	}
-}
-
-// TestNamedLoginIsAway does not keep the members of the database from theirs.
-func TestNamedLoginIsAway(t *testing.T) {
-	n := newNamed(t)
-	if err := os.Remove(n.cert); err != nil {
+	// And others stay where one is added.
+	other := readFile(t, n.dir.IdentityRoot())
+	if err := os.WriteFile(n.roots, append(bytes.Clone(other), ended...), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if _, made, err = n.bring(); err != nil || made != 0 || !bytes.Equal(readFile(t, n.roots), append(bytes.Clone(good), other...)) {
+		t.Errorf("with others' roots: %d things were made, %v", made, err)
+	}
+}
+
+// put writes a file in the place of what is there, for a user where root may.
+func put(t *testing.T, path string, text []byte, owner int) {
+	t.Helper()
+	if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Lchown(path, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNamedLoginIsLeft where it cannot be brought back: the members of the database get theirs nevertheless, the operator is told of the
+// file in whose place nothing can be put, and runs that do no more than that issue no certificate for it.
+func TestNamedLoginIsLeft(t *testing.T) {
+	n := newNamed(t)
 	n.options.Servers, n.options.ServerDir = []string{"db1"}, filepath.Join(t.TempDir(), "db")
-	done, _, err := n.bring()
-	if err != nil || !strings.Contains(done.LoginLeft, n.cert) {
-		t.Errorf("%+v, %v", done, err)
+	cert, key, roots := readFile(t, n.cert), readFile(t, n.key), readFile(t, n.roots)
+	any := []byte("root:x:0:0:root:/root:/bin/sh\n")
+	first := true
+	for _, tc := range []struct {
+		what, at string
+		spoil    func()
+	}{
+		{"roots that are none", n.roots, func() { put(t, n.roots, any, 0) }},
+		{"a link to a link", n.key, func() {
+			if err := errors.Join(os.Rename(n.key, n.key+".1"), os.Symlink("login.key.1", n.key+".2"), os.Symlink("login.key.2", n.key)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a directory", n.key, func() {
+			if err := errors.Join(os.Remove(n.key), os.Mkdir(n.key, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"no certificate", n.cert, func() {
+			if err := os.Remove(n.cert); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"one file for two", "one file", func() {
+			if err := errors.Join(os.Remove(n.key), os.Link(n.cert, n.key)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		put(t, n.cert, cert, 0)
+		put(t, n.key, key, 0)
+		put(t, n.roots, roots, 0)
+		tc.spoil()
+		for range 2 {
+			done, made, err := n.bring()
+			if err != nil || !strings.Contains(done.LoginLeft, tc.at) || !first && made != 0 {
+				t.Errorf("%s: %d things were made, %+v, %v", tc.what, made, done, err)
+			}
+			first = false
+		}
+		if len(readFile(t, filepath.Join(n.options.ServerDir, "db1.crt"))) == 0 {
+			t.Errorf("%s: the member has no certificate", tc.what)
+		}
 	}
-	if len(readFile(t, filepath.Join(n.options.ServerDir, "db1.crt"))) == 0 {
-		t.Error("the member has no certificate")
+	put(t, n.cert, cert, 0)
+	put(t, n.key, key, 0)
+	put(t, n.roots, roots, 0)
+	if done, made, err := n.bring(); err != nil || made == 0 || done.LoginLeft != "" || bytes.Equal(readFile(t, n.key), key) {
+		t.Errorf("when all is right: %d things were made, %+v, %v", made, done, err)
 	}
+}
+
+// TestRootWritesForNobodyElse: the user of the service writes the database's URL, and root, who runs the rescue, puts nothing in the place of
+// a file that the URL names by his word alone, nor into a directory of root's. Somebody else than root can do no harm so.
+func TestRootWritesForNobodyElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	const service = 65534
+	n := newNamed(t)
+	config, err := n.dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := n.dir.Within(config.DatabaseFile)
+	cert, key, roots := readFile(t, n.cert), readFile(t, n.key), readFile(t, n.roots)
+	_, other := keyAndPEM(t)
+	any := []byte("root:x:0:0:root:/root:/bin/sh\n")
+	for _, tc := range []struct {
+		what             string
+		url              int // whose it is
+		cert, key, roots int // whose they are
+		lies             []byte
+		at               string // the file that is named to the operator; empty where the login comes back
+	}{
+		{"any file, by root's word", 0, 0, 0, 0, any, n.key},
+		{"any file of root's", service, service, 0, service, any, n.key},
+		{"another's key", service, service, 0, service, other, n.key},
+		{"another's certificate", service, 0, service, service, other, n.cert},
+		{"in root's directory", service, service, 0, service, nil, n.key},
+		{"the service's own", service, service, service, service, any, ""},
+		{"what it is said to be", service, 0, 0, 0, key, ""},
+		{"where root says", 0, 0, 0, 0, nil, ""},
+	} {
+		put(t, n.cert, cert, tc.cert)
+		put(t, n.roots, roots, tc.roots)
+		put(t, n.key, tc.lies, tc.key)
+		if tc.lies == nil {
+			if err := os.Remove(n.key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Lchown(url, tc.url, -1); err != nil {
+			t.Fatal(err)
+		}
+		done, _, err := n.bring()
+		if err != nil || (done.LoginLeft == "") != (tc.at == "") || !strings.Contains(done.LoginLeft, tc.at) {
+			t.Errorf("%s: %+v, %v", tc.what, done, err)
+		}
+		now, err := os.ReadFile(n.key)
+		if tc.lies == nil && tc.at != "" && !errors.Is(err, fs.ErrNotExist) || tc.lies != nil && bytes.Equal(now, tc.lies) != (tc.at != "") {
+			t.Errorf("%s: the key's place has %d octets, %v", tc.what, len(now), err)
+		}
+		if certNow := readFile(t, n.cert); bytes.Equal(certNow, cert) != (tc.at != "") {
+			t.Errorf("%s: the certificate is the old one: %t", tc.what, bytes.Equal(certNow, cert))
+		}
+		for file, owner := range map[string]int{n.cert: tc.cert, n.roots: tc.roots} {
+			if got := ownerOf(t, file); got != owner {
+				t.Errorf("%s: %s is user %d's, and was user %d's", tc.what, file, got, owner)
+			}
+		}
+	}
+	// Roots are looked at as the key is: one that has none of the pool, or is not there, is not root's to make.
+	put(t, n.cert, cert, service)
+	put(t, n.key, key, service)
+	put(t, n.roots, nil, 0)
+	if err := os.Lchown(url, service, -1); err != nil {
+		t.Fatal(err)
+	}
+	if done, made, err := n.bring(); err != nil || made != 0 || !strings.Contains(done.LoginLeft, n.roots) || len(readFile(t, n.roots)) != 0 {
+		t.Errorf("roots in an empty file of root's: %d things were made, %+v, %v", made, done, err)
+	}
+}
+
+func ownerOf(t *testing.T, path string) int {
+	t.Helper()
+	st, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(st.Sys().(*syscall.Stat_t).Uid)
+}
+
+// keyAndPEM makes a key.
+func keyAndPEM(t *testing.T) (crypto.Signer, []byte) {
+	t.Helper()
+	key, err := keyfile.Generate(keyfile.ECDSAP256, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keyfile.EncodePKCS8(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, text
 }
 
 // TestRescueLooksFirst: what cannot be done is refused before anything is.
@@ -241,6 +400,28 @@ func TestAgentsJoinAgain(t *testing.T) {
 	} {
 		if good, again := setup.HeardOf(tc.roots, now); len(good) != tc.good || again != tc.again {
 			t.Errorf("%s: %d good, %t", what, len(good), again)
+		}
+	}
+}
+
+// TestAgentsJoinAgainOnce: the run that brings the roots back says that hosts join again, where it was cut the next one too, and none after.
+func TestAgentsJoinAgainOnce(t *testing.T) {
+	n := newNamed(t)
+	n.options.Servers, n.options.ServerDir = []string{"db1"}, filepath.Join(t.TempDir(), "db")
+	inTheWay := filepath.Join(n.options.ServerDir, "roots.crt")
+	if err := os.MkdirAll(filepath.Join(inTheWay, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, made, err := n.bring(); err == nil || made == 0 {
+		t.Fatalf("nothing was in the way: %d things were made", made)
+	}
+	if err := os.RemoveAll(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []bool{true, false, false} {
+		done, made, err := n.bring()
+		if err != nil || done.AgentsJoin != again || again != slices.Contains(done.Files, n.dir.IdentityRoot()) {
+			t.Errorf("hosts join again, wanted %t: %d things were made, %+v, %v", again, made, done, err)
 		}
 	}
 }

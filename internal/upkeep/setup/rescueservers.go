@@ -6,11 +6,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,92 +92,6 @@ func (o *ExpiredOptions) renewLogin(ctx context.Context, s *Services, _ access.P
 	}
 	done.Files = append(done.Files, o.Dir.DatabaseLogin(), o.Dir.DatabaseRoots())
 	return o.Dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
-}
-
-// renewNamedLogin certifies anew what the node's URL names itself, in the files that it names: the first node of a cluster logs in as
-// a host of the pool, by what its agent places, and neither that agent nor the node could begin before the other has. A certificate that
-// is not of the pool is somebody else's affair.
-func (o *ExpiredOptions) renewNamedLogin(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
-	config, err := o.Dir.Load()
-	if err != nil || config.DatabaseFile == "" {
-		return err
-	}
-	text, err := keyfile.ReadSecret(o.Dir.Within(config.DatabaseFile), keyfile.MaxSecret)
-	if err != nil {
-		return fmt.Errorf("read database URL: %w", err)
-	}
-	defer clear(text)
-	u, err := url.Parse(strings.TrimSpace(string(text)))
-	if err != nil {
-		return fault.New(fault.Invalid, "%s holds no URL", config.DatabaseFile)
-	}
-	path, key, roots := u.Query().Get("sslcert"), u.Query().Get("sslkey"), u.Query().Get("sslrootcert")
-	if path == "" || key == "" || path == key {
-		return nil
-	}
-	old, all, err := readCertificates(path)
-	if err != nil {
-		// The members of the database, which come after, can do without.
-		done.LoginLeft = fmt.Sprintf("the certificate that %s names: %v", config.DatabaseFile, err)
-		return nil
-	}
-	if ours, err := s.ofPool(ctx, all[0], DatabasePool); err != nil || !ours {
-		return err
-	}
-	if err := s.renewNamedRoots(ctx, roots, now, done); err != nil {
-		return err
-	}
-	// Who may read it is libpq's affair, which lets a group.
-	if secret, err := keyfile.ReadFile(key, keyfile.MaxFile); err == nil {
-		defer clear(secret)
-		if s.stands(ctx, secret, old, DatabasePool, nil, now) {
-			return nil
-		}
-	}
-	order := ca.Order{Pool: DatabasePool, Profile: loginProfile, Subject: cert.CommonName(all[0].Subject.CommonName).String()}
-	if err := o.certify(ctx, s, asOperator(by), order, path, key, done); err != nil {
-		return fmt.Errorf("certify the node's login, %s: %w", path, err)
-	}
-	return nil
-}
-
-func readCertificates(path string) (text []byte, all []*x509.Certificate, err error) {
-	if text, err = keyfile.ReadFile(path, keyfile.MaxFile); err != nil {
-		return nil, nil, err
-	}
-	if all, err = keyfile.ParseCertificates(text); err == nil && len(all) == 0 {
-		err = fault.New(fault.Invalid, "%s holds no certificate", path)
-	}
-	return text, all, err
-}
-
-// renewNamedRoots gives the file that the URL names for the servers' roots those of the pool, where it has some of them and lacks one. It
-// looks at the file alone, so that a run which was cut before it is made good by the next. Other roots are somebody else's affair, and so is
-// "system", which is no file.
-func (s *Services) renewNamedRoots(ctx context.Context, file string, now time.Time, done *Brought) error {
-	if file == "" || file == "system" {
-		return nil
-	}
-	_, there, err := readCertificates(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s.writeRoots(ctx, DatabasePool, file, now, done)
-	}
-	if err != nil {
-		return fmt.Errorf("read the roots of the database, %s: %w", file, err)
-	}
-	ours := false
-	for _, c := range there {
-		of, err := s.ofPool(ctx, c, DatabasePool)
-		if err != nil {
-			return err
-		}
-		ours = ours || of
-	}
-	good, err := s.goodRoots(ctx, DatabasePool, now)
-	if err != nil || !ours || !slices.ContainsFunc(good, func(c *x509.Certificate) bool { return !slices.ContainsFunc(there, c.Equal) }) {
-		return err
-	}
-	return s.writeRoots(ctx, DatabasePool, file, now, done)
 }
 
 // ofPool reports whether an issuer of the pool signed a certificate, ended or not.
@@ -269,16 +180,36 @@ func (o *ExpiredOptions) certifyOne(ctx context.Context, s *Services, by access.
 			}
 		}
 	}
-	return o.certify(ctx, s, asOperator(by), order, base+".crt", base+".key", done)
+	certPlace, err := keyfile.OpenPlace(base + ".crt")
+	if err != nil {
+		return err
+	}
+	defer certPlace.Close()
+	keyPlace, err := keyfile.OpenPlace(base + ".key")
+	if err != nil {
+		return err
+	}
+	defer keyPlace.Close()
+	return certify(ctx, s, asOperator(by), order, certPlace, keyPlace, done)
 }
 
-// certify makes a key, has it certified, and writes both. A file that is there is replaced, and its owner and group stay.
-func (o *ExpiredOptions) certify(ctx context.Context, s *Services, by access.Principal, order ca.Order, certFile, keyFile string, done *Brought) error {
+// certify makes a key, has it certified, and puts both into their places. All that can fail in those is done before anything is issued: each
+// run of a rescue that always fails would leave one more certificate whose key nobody has.
+func certify(ctx context.Context, s *Services, by access.Principal, order ca.Order, certPlace, keyPlace *keyfile.Place, done *Brought) error {
 	text, csr, err := newRequest()
 	if err != nil {
 		return err
 	}
 	defer clear(text)
+	if err := keyPlace.Prepare(0o600); err != nil {
+		return err
+	}
+	if err := keyPlace.Fill(text); err != nil {
+		return err
+	}
+	if err := certPlace.Prepare(0o644); err != nil {
+		return err
+	}
 	order.CSR = csr
 	issued, err := s.CA.Issue(ctx, by, order)
 	if err != nil {
@@ -288,11 +219,14 @@ func (o *ExpiredOptions) certify(ctx context.Context, s *Services, by access.Pri
 	for _, der := range identity.Path(issued) {
 		path = append(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	if err := keyfile.ReplaceKept(keyFile, text, 0o600); err != nil {
+	if err := certPlace.Fill(path); err != nil {
 		return err
 	}
-	done.Files = append(done.Files, keyFile, certFile)
-	return keyfile.ReplaceKept(certFile, path, 0o644)
+	done.Files = append(done.Files, keyPlace.Path(), certPlace.Path())
+	if err := keyPlace.Put(); err != nil {
+		return err
+	}
+	return certPlace.Put()
 }
 
 // goodRoots are the roots of a pool that have not ended.
