@@ -5,15 +5,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
-	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"chancery/client"
-	"chancery/internal/agent/loop"
 	"chancery/internal/pki/keyfile"
 )
 
@@ -22,21 +19,7 @@ import (
 // in the next ones, and a trust that is no good is not placed even so.
 func TestHostWhoseLeafEndedStillGetsItsTrust(t *testing.T) {
 	m := newMover(t, map[string]string{"pinned": "true", "peers": "true"})
-	life := func(text string) {
-		t.Helper()
-		server, err := m.node.admin.Profile(t.Context(), "server", 0)
-		must(t, err)
-		text = regexp.MustCompile(`(?m)^( +default:) .*d$`).ReplaceAllString(strings.Replace(server.YAML, "name: server", "name: brief", 1), "$1 "+text)
-		_, err = m.node.admin.SaveProfile(t.Context(), "brief", client.ProfileText{YAML: text})
-		must(t, err)
-	}
-	life("1h")
-	_, err := m.node.admin.ChangeHost(t.Context(), m.name, client.ChangeHostRequest{Profiles: &[]string{"brief"}})
-	must(t, err)
-	recipe := m.path(loop.RecipeDirectory + "/succession.yaml")
-	text, err := os.ReadFile(recipe)
-	must(t, err)
-	must(t, os.WriteFile(recipe, []byte(strings.Replace(string(text), "profile: short", "profile: brief", 1)), 0o644))
+	m.lives("1h")
 	known := foreignLeaf(t, "known")
 	m.told(func(d *client.Desired, _ *client.DesiredPlacement) { d.Trust.Pinned = []string{pemText(known)} })
 	first := m.issued()[0].Serial
@@ -47,7 +30,7 @@ func TestHostWhoseLeafEndedStillGetsItsTrust(t *testing.T) {
 	if placed.Serial != first || placed.State != client.PlacementPlaced {
 		t.Fatalf("%+v", placed)
 	}
-	life("4h") // the node's clock is nobody's to set, and the next one is to end later
+	m.lives("4h") // the node's clock is nobody's to set, and the next one is to end later
 	m.clockAt(placed.NotAfter.Add(time.Second))
 	peer, root := foreignLeaf(t, "peer"), foreignRoot(t, "the next root", time.Now().Add(3*time.Hour))
 	moved := func(d *client.Desired, p *client.DesiredPlacement) {

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +72,26 @@ func newMover(t *testing.T, parameters map[string]string) *mover {
 func (m *mover) checks(script string) {
 	m.t.Helper()
 	must(m.t, os.WriteFile(m.check, []byte("#!/bin/sh\n"+script+"\n"), 0o755))
+}
+
+// lives has its certificates issued for as long as that from now on, by a profile of its own.
+func (m *mover) lives(validity string) {
+	m.t.Helper()
+	server, err := m.node.admin.Profile(m.t.Context(), "server", 0)
+	must(m.t, err)
+	name := "brief-" + m.name
+	text := regexp.MustCompile(`(?m)^( +default:) .*d$`).ReplaceAllString(strings.Replace(server.YAML, "name: server", "name: "+name, 1), "$1 "+validity)
+	if !strings.Contains(text, validity) {
+		m.t.Fatalf("the profile has no validity to change:\n%s", text)
+	}
+	_, err = m.node.admin.SaveProfile(m.t.Context(), name, client.ProfileText{YAML: text})
+	must(m.t, err)
+	_, err = m.node.admin.ChangeHost(m.t.Context(), m.name, client.ChangeHostRequest{Profiles: &[]string{name}})
+	must(m.t, err)
+	recipe := m.path(loop.RecipeDirectory + "/succession.yaml")
+	old, err := os.ReadFile(recipe)
+	must(m.t, err)
+	must(m.t, os.WriteFile(recipe, []byte(strings.Replace(string(old), "profile: short", "profile: "+name, 1)), 0o644))
 }
 
 // told runs a pass of a fresh agent upon what the authority says, as it is changed.
@@ -324,11 +345,12 @@ func TestWhatPeersPinWaitsForThem(t *testing.T) {
 // TestWhatPeersPinEndsBeforeItsSuccessorIsReleased: the placed one ends while its successor is not released.
 func TestWhatPeersPinEndsBeforeItsSuccessorIsReleased(t *testing.T) {
 	m := newMover(t, map[string]string{"pinned": "true"})
+	m.lives("1h")
 	m.told(nil)
 	first := m.issued()[0].Serial
 	release := func(_ *client.Desired, p *client.DesiredPlacement) { p.Released = []string{first} }
 	placed := m.told(release)
-	time.Sleep(3 * time.Second) // the node's clock is nobody's to set, and the next one is to end later
+	m.lives("4h") // the node's clock is nobody's to set, and the next one is to end later, however long the passes take
 	m.clockAt(placed.RekeyAt.Add(time.Minute))
 	waiting := m.told(release)
 	if waiting.Serial != first || len(waiting.Announced) != 1 || waiting.State != client.PlacementPlaced {
