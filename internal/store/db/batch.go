@@ -23,6 +23,7 @@ type batch struct {
 	d       *DB
 	leader  *call
 	calls   []*call    // without those that are answered
+	begun   bool       // a connection was had, so that functions may have run
 	closed  bool       // no more are taken in
 	careful bool       // a savepoint for each function
 	sent    []sent     // statements that wait for the next flush
@@ -75,7 +76,7 @@ func (b *batch) separate() {
 	calls := b.calls
 	b.calls = nil
 	for i, c := range calls {
-		one := &batch{d: b.d, leader: b.leader, calls: []*call{c}, closed: true}
+		one := &batch{d: b.d, leader: b.leader, calls: []*call{c}, begun: true, closed: true}
 		if c == b.leader {
 			b.calls = calls[i+1:] // whom lead settles if this function panics
 		}
@@ -111,9 +112,9 @@ func (b *batch) try() (kind disposition, err error) {
 	if err := b.d.Away(); err != nil {
 		return broken, err
 	}
-	conn, err := b.d.writer.Conn(context.Background())
+	conn, kind, err := b.connection()
 	if err != nil {
-		return judge(err), err
+		return kind, err
 	}
 	b.sent, b.items, b.view, b.viewed, b.wrote = nil, nil, nil, false, false
 	b.marked, b.number, b.fence = false, 0, nil
@@ -168,6 +169,28 @@ func (b *batch) try() (kind disposition, err error) {
 	}
 	b.conclude(failed)
 	return final, nil
+}
+
+// connection waits for one. Until there is one nothing has begun, and the batch is its leader alone, who waits for no longer than his
+// ctx lasts: snapshots may have all that there are.
+func (b *batch) connection() (conn *sql.Conn, kind disposition, err error) {
+	ctx := context.Background()
+	if !b.begun {
+		ctx = b.leader.ctx
+	}
+	conn, err = b.d.writer.Conn(ctx)
+	switch {
+	case err == nil:
+		b.begun = true
+		return conn, final, nil
+	case ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
+		return nil, final, (&fault.Error{Kind: fault.Unavailable, Err: err,
+			Message: "no connection to the database was to be had in time; nothing was changed"}).
+			WithHint("repeat the call later; chancery doctor database says what is wrong")
+	case errors.Is(ctx.Err(), context.Canceled):
+		return nil, final, ctx.Err()
+	}
+	return nil, judge(err), err
 }
 
 // conclude answers the calls of a transaction that has ended. Those whose row another node wrote in the same moment are kept

@@ -67,7 +67,7 @@ type run struct {
 // Tx runs fn in a serializable transaction and returns when its writes are durable, or not done. Functions of several
 // callers share a transaction (see the package comment); a lone one does not wait for company. fn may run more than once.
 //
-// A caller whose ctx ends while it waits in the queue is dropped; once fn has started, the transaction runs to its end.
+// A caller whose ctx ends while it waits, in the queue or for a connection, is dropped; once fn has started, the transaction runs to its end.
 func (d *DB) Tx(ctx context.Context, fn func(tx *Tx) error) error {
 	return d.submit(&call{ctx: ctx, fn: fn})
 }
