@@ -144,6 +144,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		"issuers.keys": func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
 		"issuers":      func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
 		"crl.signer":   func(tell func(finding.Finding)) error { return n.signer(ctx, tell) },
+		"clones.gone":  func(tell func(finding.Finding)) error { return n.gone(ctx, tell) },
 		"hosts":        func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
 		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
 		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
@@ -156,7 +157,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 		order = append(order, "backup.drill")
 	}
 	if n.Issuer != nil {
-		order = append(order, "issuers", "crl.signer")
+		order = append(order, "issuers", "crl.signer", "clones.gone")
 	}
 	if n.Hosts != nil {
 		order = append(order, "hosts")
