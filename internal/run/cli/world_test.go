@@ -209,7 +209,10 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := regexp.Compile(args[0])
 	ts.Check(err)
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	// Each look starts a program: what does not come soon is looked for less and less often.
+	pause := 20 * time.Millisecond
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(pause) {
+		pause = min(pause*3/2, 250*time.Millisecond)
 		err := ts.Exec(args[1], args[2:]...)
 		if err == nil && want.MatchString(ts.ReadFile("stdout")) != neg {
 			return
