@@ -183,12 +183,12 @@ func (n *nodes) releases(t *testing.T) {
 	must(t, three.process.Stop())
 
 	kept := filepath.Join(work, "newest")
-	output(t, exec.Command("psql", "-Xqwc", `\copy (SELECT * FROM schema_version ORDER BY version DESC LIMIT 1) TO '`+kept+`'`, n.store.admin(t, "authority")))
+	output(t, psql("-Xqwc", `\copy (SELECT * FROM schema_version ORDER BY version DESC LIMIT 1) TO '`+kept+`'`, n.store.admin(t, "authority")))
 	n.sql(t, `DELETE FROM schema_version WHERE version = (SELECT MAX(version) FROM schema_version)`)
 	n.store.replayed(t)
 	refused("it would change the database under the nodes there are")
 	fails(t, serve(), "start this release on a node that runs ca first")
-	output(t, exec.Command("psql", "-Xqwc", `\copy schema_version FROM '`+kept+`'`, n.store.admin(t, "authority")))
+	output(t, psql("-Xqwc", `\copy schema_version FROM '`+kept+`'`, n.store.admin(t, "authority")))
 
 	n.sql(t, `INSERT INTO schema_version (version, readers_from, applied_at) VALUES (9999, 9999, 1)`)
 	n.store.replayed(t)
@@ -209,7 +209,7 @@ func (n *nodes) login(t *testing.T, pair, roots []byte, role string) (string, er
 	must(t, os.WriteFile(filepath.Join(work, "login.pem"), pair, 0o600))
 	must(t, os.WriteFile(filepath.Join(work, "roots.pem"), roots, 0o600))
 	url, mark, _ := strings.Cut(n.reach(role+"@", "authority"), "?")
-	out, err := exec.Command("psql", "-XAtwc", "SELECT session_user", fmt.Sprintf("%s?%s&connect_timeout=10&sslmode=verify-full&"+
+	out, err := psql("-XAtwc", "SELECT session_user", fmt.Sprintf("%s?%s&connect_timeout=10&sslmode=verify-full&"+
 		"sslcert=%[3]s/login.pem&sslkey=%[3]s/login.pem&sslrootcert=%[3]s/roots.pem", url, mark, work)).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }

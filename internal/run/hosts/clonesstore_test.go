@@ -108,7 +108,7 @@ func (s *members) admin(t *testing.T, database string) string {
 
 // says is what a member answers; empty while it does not.
 func says(m *cluster.Member, query string) string {
-	out, err := exec.Command("psql", "-XAtwc", query, m.Local("postgres", "postgres")).Output()
+	out, err := psql("-XAtwc", query, m.Local("postgres", "postgres")).Output()
 	if err != nil {
 		return ""
 	}
@@ -169,7 +169,7 @@ func (s *members) admits(t *testing.T, first bool) {
 	must(t, s.Configure(t.Context(), map[string]any{"postgresql": map[string]any{"pg_hba": hba, "pg_ident": shipped.PostgreSQL.Ident}}))
 	for _, m := range s.Members {
 		until(t, m.Name+" lets in whom it shall", func() bool {
-			return (exec.Command("psql", "-Xqwc", "", m.URL("chancery_node1", "authority")).Run() == nil) == first
+			return (psql("-Xqwc", "", m.URL("chancery_node1", "authority")).Run() == nil) == first
 		})
 	}
 }
@@ -187,10 +187,19 @@ func (s *members) replayed(t *testing.T) {
 	}
 }
 
+// psql is PostgreSQL's own; that of Debian's /usr/bin is Perl, which takes several times as long to choose it.
+func psql(args ...string) *exec.Cmd {
+	path := "psql"
+	if bin, err := cluster.Programs(); err == nil {
+		path = filepath.Join(bin, path)
+	}
+	return exec.Command(path, args...)
+}
+
 // ask runs a query as the administrator of PostgreSQL.
 func ask(t *testing.T, url, query string) string {
 	t.Helper()
-	return strings.TrimSpace(output(t, exec.Command("psql", "-XAtwc", query, url)))
+	return strings.TrimSpace(output(t, psql("-XAtwc", query, url)))
 }
 
 // replicated wants commits to wait for a standby, and the two nodes that are not beside the primary to read at their members.

@@ -178,7 +178,7 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 		mode = b.words[2]
 	}
 	late := time.Now().Add(2 * time.Minute)
-	for {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		out, err := h.shell(text).CombinedOutput()
 		said := back.Replace(string(out))
 		good := (err == nil) == (mode != "fails") && (want == nil || want.MatchString(plain(said)))
@@ -189,7 +189,7 @@ func (b block) typedOn(h *host, text string, want *regexp.Regexp, back *strings.
 		if mode != "again" || time.Now().After(late) {
 			h.t.Fatalf("line %d, on %s, ends with %v:\n%s\nIt prints\n%s\nand the page says\n%s", b.line, h.name, err, b.text, said, want)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
@@ -242,8 +242,9 @@ func (s *stage) furnish(h *host) {
 	}
 }
 
-// always runs a unit while it is wanted, and ends it with itself.
+// always runs a unit while it is wanted, and ends it with itself. It looks often at first, when it may be restarted, and then each second.
 const always = `trap 'kill $p 2>/dev/null; wait; exit 0' TERM
+looks=0
 while :; do
   if [ -e /run/$name.wanted ]; then
     run >>/run/$name.out 2>&1 &
@@ -251,8 +252,13 @@ while :; do
     echo $p >/run/$name.main
     wait $p
     rm -f /run/$name.main
+    looks=0
   fi
-  sleep 0.2
+  looks=$((looks+1)) pause=1
+  [ $looks -gt 10 ] || pause=0.2
+  sleep $pause &
+  p=$!
+  wait $p
 done
 `
 

@@ -15,19 +15,6 @@ func webUnits() map[string]unit {
 	}
 }
 
-// TestRotateARootPage types docs/rotate-a-root.md: two nginx that are each other's clients, their agents, and a client that is no
-// host of the authority.
-func TestRotateARootPage(t *testing.T) {
-	t.Parallel()
-	if elseInDirectory(t, (*scene).isAccepted) {
-		return
-	}
-	s := newStage(t, ownWorld(t, "", nil), map[string]string{
-		"authority": "192.0.2.10", "web1": "192.0.2.11", "web2": "192.0.2.12", "laptop": "192.0.2.13",
-	}, machine{pool: "web"}, webUnits())
-	s.play("../../../docs/rotate-a-root.md", 25, 19)
-}
-
 // TestAKeyWasStolenPage types docs/a-key-was-stolen.md on two hosts with nginx.
 func TestAKeyWasStolenPage(t *testing.T) {
 	t.Parallel()

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 
-	"chancery/client"
-	"chancery/internal/pki/cert"
 	"chancery/internal/run/consumer"
 )
 
@@ -90,81 +88,4 @@ func asksVersion(g *gate, trust []byte, own *peer) *exec.Cmd {
 	cmd := exec.Command("openssl", args...)
 	cmd.Stdin = strings.NewReader("AMQP\x00\x00\x00\x00")
 	return cmd
-}
-
-// TestRabbitMQ takes a node from a host that has just joined through refusals, repairs, a renewal under a connection, a renewal that
-// fails, revocations, and its end. A node takes seconds to start, so it is one.
-func TestRabbitMQ(t *testing.T) {
-	t.Parallel()
-	w := theWorld(t)
-	g, _ := w.rabbitmq(t)
-	h := g.h
-	h.converge()
-	if seen := h.observed("rabbitmq"); seen.State != client.PlacementDown || seen.Serial == "" {
-		t.Errorf("before it runs: %+v", seen)
-	}
-	g.Process = h.start(g.program)
-	h.converge()
-	g.good = w.clientOf(t, g.pool, "good")
-	g.serves(g.leaf())
-	if shown := g.lets(g.good); !shown.Equal(g.leaf()) {
-		t.Errorf("a client is shown %s", shown.Subject)
-	}
-	other := w.pool(t)
-	if said := output(t, asksVersion(g, g.trust, g.good)); said != amqpHeader {
-		t.Errorf("openssl hears %q", said)
-	}
-	for says, rogue := range map[string]*peer{"unknown ca": w.clientOf(t, other, "good"), "alert": selfMade(t, g.trust, "good"), "certificate required": nil} {
-		fails(t, asksVersion(g, g.trust, rogue), says)
-	}
-	fails(t, asksVersion(g, []byte(other.Root.PEM), g.good), "verify failed")
-	g.mends(0o640)
-
-	live, err := g.connect(t.Context(), g.trust, g.good)
-	must(t, err)
-	defer live.conn.Close()
-	before := live.shown()
-	g.rekey("shop")
-	if g.leaf().Equal(before) {
-		t.Error("the connection is a new one")
-	}
-	// The same connection ends with the refusal of a second header, and not before: nobody has hung up on it.
-	if _, err := live.conn.Write([]byte(amqpHeader)); err != nil {
-		t.Errorf("the connection was lost: %v", err)
-	}
-
-	spoil := "#!/bin/sh\n[ -e DONE ] || cat OTHER >KEY\n: >DONE\nexec CTL -q eval 'ssl:clear_pem_cache().'\n"
-	ctl := "/usr/sbin/rabbitmqctl"
-	if os.Geteuid() != 0 {
-		ctl = h.inside("/opt/rabbitmqctl")
-	}
-	g.fails("reload: [SPOIL]", strings.ReplaceAll(spoil, "CTL", ctl), "invalid signature")
-
-	bad := w.clientOf(t, g.pool, "bad")
-	g.lets(bad)
-	_, err = w.admin.Revoke(t.Context(), g.pool.Issuer.Name, bad.serial, client.RevokeRequest{Reason: "keyCompromise"})
-	must(t, err)
-	until(t, "a revoked client is refused", func() bool {
-		h.converge()
-		l, err := g.connect(t.Context(), g.trust, bad)
-		if err == nil {
-			l.conn.Close()
-		}
-		return err != nil
-	})
-	fails(t, asksVersion(g, g.trust, bad), "certificate revoked")
-	g.lets(g.good)
-	leaf := g.leaf()
-	w.chancery(t, "cert", "revoke", cert.FormatSerial(leaf.SerialNumber), "--reason", "keyCompromise")
-	until(t, "a revoked server has another key", func() bool {
-		h.converge()
-		return string(g.leaf().RawSubjectPublicKeyInfo) != string(leaf.RawSubjectPublicKeyInfo)
-	})
-	g.serves(g.leaf())
-	g.lets(g.good)
-	must(t, g.Stop())
-	h.converge()
-	if seen := h.observed("rabbitmq"); seen.State != client.PlacementDown {
-		t.Errorf("after it was stopped: %+v", seen)
-	}
 }

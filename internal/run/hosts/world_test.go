@@ -324,11 +324,11 @@ func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	for !done() {
+	for pause := 20 * time.Millisecond; !done(); pause = min(pause*3/2, 200*time.Millisecond) { // asking often starts a program
 		select {
 		case <-ctx.Done():
 			t.Fatalf("it never came to be that %s", what)
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
