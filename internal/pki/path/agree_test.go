@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -86,7 +87,7 @@ func TestVerifiersAgreeOnRandomPaths(t *testing.T) {
 	}
 }
 
-// block is how many paths share an NSS database.
+// block is how many paths share an NSS database and a run of openssl.
 const block = 50
 
 // judge runs all verifiers over all paths. The programs are run by four workers, a directory each: to fill an NSS database is to
@@ -109,9 +110,14 @@ func judge(t *testing.T, paths []*randomPath) []verdict {
 					t.Error(err)
 					continue
 				}
+				byOpenSSL, err := verifyOpenSSL(t.Context(), dir, those)
+				if err != nil {
+					t.Error(err)
+					continue
+				}
 				for i, p := range those {
 					v := verdicts[first+i]
-					v[openSSL], v[gnuTLS], v[nss] = verifyOpenSSL(t.Context(), dir, p), verifyGnuTLS(t.Context(), dir, p), verifyNSS(t.Context(), database, first+i)
+					v[openSSL], v[gnuTLS], v[nss] = byOpenSSL[i], verifyGnuTLS(t.Context(), dir, p), verifyNSS(t.Context(), database, first+i)
 				}
 			}
 		})
@@ -168,16 +174,49 @@ func verifyGo(t *testing.T, p *randomPath) error {
 	return err
 }
 
-func verifyOpenSSL(ctx context.Context, dir string, p *randomPath) error {
-	last := len(p.ders) - 1
-	write(dir, "leaf.pem", pemOf(p.ders[0]))
-	write(dir, "root.pem", pemOf(p.ders[last]))
-	args := []string{"verify", "-purpose", "sslserver", "-no-CApath", "-no-CAstore", "-CAfile", filepath.Join(dir, "root.pem")}
-	if last > 1 {
-		write(dir, "between.pem", pemOf(p.ders[1:last]...))
-		args = append(args, "-untrusted", filepath.Join(dir, "between.pem"))
+// verifyOpenSSL has one process judge the leaves of paths, since starting it costs far more than what it judges. The paths' names differ,
+// so that no path can be completed by what belongs to another.
+func verifyOpenSSL(ctx context.Context, dir string, paths []*randomPath) ([]error, error) {
+	var roots, between [][]byte
+	args := []string{"verify", "-purpose", "sslserver", "-no-CApath", "-no-CAstore", "-CAfile", filepath.Join(dir, "roots.pem"),
+		"-untrusted", filepath.Join(dir, "between.pem")}
+	for i, p := range paths {
+		last := len(p.ders) - 1
+		roots, between = append(roots, p.ders[last]), append(between, p.ders[1:last]...)
+		leaf := fmt.Sprintf("leaf%d.pem", i)
+		write(dir, leaf, pemOf(p.ders[0]))
+		args = append(args, leaf)
 	}
-	return run(ctx, "openssl", append(args, filepath.Join(dir, "leaf.pem"))...)
+	write(dir, "roots.pem", pemOf(roots...))
+	write(dir, "between.pem", pemOf(between...))
+	c := exec.CommandContext(ctx, "openssl", args...)
+	var accepted, refused bytes.Buffer
+	c.Dir, c.Stdout, c.Stderr = dir, &accepted, &refused
+	err := c.Run() // its status says only whether all are accepted
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || !exit.Exited()) {
+		return nil, fmt.Errorf("openssl: %w: %s", err, &refused)
+	}
+	verdicts := make([]error, len(paths))
+	for i := range paths {
+		why, refuses := refusal(refused.String(), i)
+		if refuses == bytes.Contains(accepted.Bytes(), fmt.Appendf(nil, "leaf%d.pem: OK\n", i)) {
+			return nil, fmt.Errorf("openssl says nothing clear about path %d of the block: %s%s", i, &accepted, &refused)
+		}
+		if refuses {
+			verdicts[i] = fmt.Errorf("openssl: %s", why)
+		}
+	}
+	return verdicts, nil
+}
+
+// refusal is why openssl verify refuses a leaf, if it does: what it says since the last leaf that it refused.
+func refusal(said string, leaf int) (why string, refuses bool) {
+	const end = ": verification failed\n"
+	before, _, refuses := strings.Cut(said, fmt.Sprintf("error leaf%d.pem%s", leaf, end))
+	if i := strings.LastIndex(before, end); i >= 0 {
+		before = before[i+len(end):]
+	}
+	return before, refuses
 }
 
 func verifyGnuTLS(ctx context.Context, dir string, p *randomPath) error {
