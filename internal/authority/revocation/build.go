@@ -151,9 +151,12 @@ func refresh(set *settings.Settings, issuer *ca.Issuer, scope Scope) time.Durati
 	return min(every, validity(set, issuer, scope)/2)
 }
 
-// renewAt is when a list is made again although nothing was revoked. A list that an operator wanted shorter is renewed in
+// Late is how long after RenewAt a list that was not made is worth a warning: a node that takes the work over needs less.
+const Late = 10 * time.Minute
+
+// RenewAt is when a list is made again although nothing was revoked. A list that an operator wanted shorter is renewed in
 // the middle of its own life.
-func (l *List) renewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
+func (l *List) RenewAt(set *settings.Settings, issuer *ca.Issuer) time.Time {
 	return l.ThisUpdate.Add(min(refresh(set, issuer, l.Scope), l.NextUpdate.Sub(l.ThisUpdate)/2))
 }
 

@@ -34,7 +34,7 @@ func (st *standing) due(set *settings.Settings, now time.Time) (orders []order, 
 		changed = changed && !st.issuer.CRL.Scheduled
 		at := now
 		if l != nil && !asked {
-			at = l.renewAt(set, st.issuer)
+			at = l.RenewAt(set, st.issuer)
 		}
 		switch {
 		case !at.After(now) && changed && l != nil: // both; the revocation does not wait its turn

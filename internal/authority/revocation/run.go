@@ -385,7 +385,7 @@ func (w *worker) issuer(ctx context.Context, issuer *ca.Issuer, set *settings.Se
 		for _, l := range lists {
 			w.s.logger.InfoContext(ctx, "CRL signed", "issuer", issuer.Name, "scope", string(l.Scope), "crlNumber", l.Number.String(),
 				"entries", l.Entries, "nextUpdate", l.NextUpdate)
-			if at := l.renewAt(set, issuer); at.Before(next) {
+			if at := l.RenewAt(set, issuer); at.Before(next) {
 				next = at
 			}
 			if l.Scope == Complete && st.wanted {

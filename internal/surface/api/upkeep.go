@@ -167,6 +167,10 @@ func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error)
 	if err != nil {
 		return nil, err
 	}
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
 	states := make([]doctor.IssuerState, len(all))
 	for n, i := range all {
 		states[n] = doctor.IssuerState{Name: i.Name, Root: i.Root(), Online: i.KeyID != "", Retired: i.State == "retired", Pending: i.Certificate == nil}
@@ -179,7 +183,7 @@ func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error)
 			return nil, err
 		}
 		if err == nil {
-			states[n].NextUpdate = list.NextUpdate
+			states[n].NextUpdate, states[n].RenewAt = list.NextUpdate, list.RenewAt(set, i)
 		}
 	}
 	return states, nil

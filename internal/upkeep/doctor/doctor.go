@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
@@ -52,6 +53,7 @@ type IssuerState struct {
 	Pending    bool
 	NotAfter   time.Time
 	NextUpdate time.Time // of its newest CRL; zero where it has none
+	RenewAt    time.Time // when a node was to sign its next
 }
 
 // HostLook counts the hosts.
@@ -379,6 +381,10 @@ func lookAtCRL(s IssuerState, offlineWarning time.Duration, now time.Time) findi
 		f.Level, f.Message, f.Hint = finding.Error, "it has no CRL, and consumers that want one for every issuer of a path refuse the path", sign
 	case !now.Before(s.NextUpdate):
 		f.Level, f.Message, f.Hint = finding.Error, "its CRL is past nextUpdate, "+s.NextUpdate.UTC().Format(time.RFC3339), sign
+	case s.Online && !s.RenewAt.IsZero() && now.Sub(s.RenewAt) > revocation.Late:
+		f.Level, f.Message = finding.Warning, fmt.Sprintf("its CRL was to be signed anew at %s, and was not; it ends at %s",
+			s.RenewAt.UTC().Format(time.RFC3339), s.NextUpdate.UTC().Format(time.RFC3339))
+		f.Hint = "the log of the node that holds the lease crl says why: chancery clone status"
 	case !s.Online && s.NextUpdate.Sub(now) < offlineWarning:
 		f.Level, f.Message, f.Hint = finding.Warning, "the CRL of an offline root ends on "+s.NextUpdate.UTC().Format(time.RFC3339), sign
 	}

@@ -31,6 +31,8 @@ func TestIssuersAndTheirCRLs(t *testing.T) {
 		check, text string
 	}{
 		"fine":        {IssuerState{Online: true, NotAfter: now.Add(year), NextUpdate: now.Add(time.Hour)}, finding.OK, "issuer.crl", "fresh"},
+		"in time":     {IssuerState{Online: true, NotAfter: now.Add(year), RenewAt: now.Add(-time.Minute), NextUpdate: now.Add(time.Hour)}, finding.OK, "issuer.crl", "fresh"},
+		"late":        {IssuerState{Online: true, NotAfter: now.Add(year), RenewAt: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour)}, finding.Warning, "issuer.crl", "was to be signed anew"},
 		"stale":       {IssuerState{Online: true, NotAfter: now.Add(year), NextUpdate: now.Add(-time.Hour)}, finding.Error, "issuer.crl", "past nextUpdate"},
 		"none":        {IssuerState{Online: true, NotAfter: now.Add(year)}, finding.Error, "issuer.crl", "no CRL"},
 		"offline 59":  {IssuerState{NotAfter: now.Add(year), NextUpdate: now.Add(59 * 24 * time.Hour)}, finding.Warning, "issuer.crl", "offline root"},

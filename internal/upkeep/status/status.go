@@ -15,6 +15,7 @@ import (
 	"chancery/internal/fleet/trust"
 	"chancery/internal/store/db"
 	"chancery/internal/store/schema"
+	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/backup"
 	"chancery/internal/upkeep/setup"
 )
@@ -78,8 +79,7 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 		return nil, err
 	}
 	st.hosts(now)
-	offline := set.CRL.OfflineWarning.Std()
-	if err := st.issuers(ctx, s, offline, now); err != nil {
+	if err := st.issuers(ctx, s, set, now); err != nil {
 		return nil, err
 	}
 	if err := st.trust(ctx, s, now); err != nil {
@@ -156,7 +156,7 @@ func (st *Status) rollouts(ctx context.Context, s *setup.Services, now time.Time
 // maxEnding is how many ends of trusted certificates are told of.
 const maxEnding = 20
 
-func (st *Status) issuers(ctx context.Context, s *setup.Services, offline time.Duration, now time.Time) error {
+func (st *Status) issuers(ctx context.Context, s *setup.Services, set *settings.Settings, now time.Time) error {
 	all, err := s.CA.Issuers(ctx)
 	if err != nil {
 		return err
@@ -174,8 +174,11 @@ func (st *Status) issuers(ctx context.Context, s *setup.Services, offline time.D
 		}
 		if err == nil {
 			w.Number, w.ThisUpdate, w.NextUpdate = list.Number.String(), list.ThisUpdate, list.NextUpdate
+			if late := now.Sub(list.RenewAt(set, i)); i.KeyID != "" && late > revocation.Late && now.Before(w.NextUpdate) {
+				st.warn("the CRL of issuer %s was to be signed anew %s ago; it ends at %s", i.Name, late.Round(time.Second), w.NextUpdate.UTC().Format(time.RFC3339))
+			}
 		}
-		st.judge(i, w, offline, now)
+		st.judge(i, w, set.CRL.OfflineWarning.Std(), now)
 		st.Issuers = append(st.Issuers, w)
 	}
 	return nil
