@@ -344,6 +344,10 @@ func (c *Client) headers(ctx context.Context, k call, hasBody bool) http.Header 
 	return h
 }
 
+// ErrUnanswered is a change that was asked for and given up before there was an answer: it may have been made. The same call with the same
+// idempotency key tells.
+var ErrUnanswered = errors.New("the authority was asked, and had not answered")
+
 // once makes one try. A status other than 2xx is a *Problem.
 func (c *Client) once(ctx context.Context, k call, header http.Header, body []byte) (*http.Response, error) {
 	u := *c.base
@@ -361,6 +365,9 @@ func (c *Client) once(ctx context.Context, k call, header http.Header, body []by
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	}
 	resp, err := c.http.Do(req)
+	if err != nil && k.method != http.MethodGet && ctx.Err() != nil {
+		return nil, fmt.Errorf("%s %s: %w: %w", k.method, k.path, ErrUnanswered, bare(err))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", k.method, k.path, bare(err))
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -215,6 +216,28 @@ func TestCancelledCallsEnd(t *testing.T) {
 	})
 	if _, err := c.Status(ctx); err == nil {
 		t.Fatal("no error")
+	}
+}
+
+// TestUnansweredChange: who gives a change up while it is under way hears that it may have been made; who gives up a look does not.
+func TestUnansweredChange(t *testing.T) {
+	for _, change := range []bool{true, false} {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		c := node(t, func(w http.ResponseWriter, r *http.Request) {
+			cancel()
+			<-done
+		})
+		var err error
+		if change {
+			_, err = c.ChangeSettings(ctx, SettingsChange{Set: []Setting{{"public_url", "http://a.example"}}}, "")
+		} else {
+			_, err = c.Status(ctx)
+		}
+		close(done)
+		if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnanswered) != change {
+			t.Errorf("a change, %v: %v", change, err)
+		}
 	}
 }
 

@@ -197,7 +197,11 @@ func (g *globals) report(err error) {
 	if ofNode {
 		hint = problem.Hint
 	}
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case errors.Is(err, context.Canceled) && errors.Is(err, client.ErrUnanswered):
+		err = errors.New("interrupted before the authority answered: what it was asked for may have been done")
+		hint = "look before it is asked for again, which would be another call: chancery audit list, chancery cert list"
+	case errors.Is(err, context.Canceled):
 		err = errors.New("interrupted")
 	}
 	if g.Output == "json" {
