@@ -155,6 +155,7 @@ func TestNoSecretIsPrintedOrStoredOpenly(t *testing.T) {
 	s, base := newSession(t), t.TempDir()
 	s.work(base)
 	modes(t, string(s.dir), true) // while it runs
+	s.misplaced(base)
 	s.restored(base)
 	s.node.stop()
 	s.printed["the node"] = s.node.log.String() + s.node.out.String()
@@ -184,6 +185,46 @@ func TestNoSecretIsPrintedOrStoredOpenly(t *testing.T) {
 		}
 	}
 	modes(t, string(s.dir), false)
+}
+
+// misplaced names a file of a secret, the passphrase's, wherever another file is wanted. What cannot be read as that is not shown.
+func (s *session) misplaced(base string) {
+	s.t.Helper()
+	passphrase, backup := filepath.Join(s.dir.Offline(), "passphrase"), filepath.Join(base, "backup")
+	recovery, new := filepath.Join(s.dir.Offline(), "recovery.age"), filepath.Join(base, "new")
+	before := len(s.printed)
+	for _, args := range [][]string{
+		{"restore", backup, "--audit-key", filepath.Join(s.dir.Offline(), "audit-key.pem"), "--recovery-file", passphrase, "--passphrase-file", passphrase, "--dir", new},
+		{"restore", passphrase, "--audit-key", filepath.Join(s.dir.Offline(), "audit-key.pem"), "--recovery-file", recovery, "--passphrase-file", passphrase, "--dir", new},
+		{"restore", backup, "--audit-key", passphrase, "--recovery-file", recovery, "--passphrase-file", passphrase, "--dir", new},
+		{"backup", "drill", "--dir", string(s.dir), "--backup", passphrase, "--recovery-file", recovery, "--passphrase-file", passphrase},
+		{"backup", "drill", "--dir", string(s.dir), "--backup", backup, "--recovery-file", passphrase, "--passphrase-file", passphrase},
+		{"backup", "drill", "--dir", string(s.dir), "--scratch-database-file", passphrase},
+		{"init", "--dir", new, "--database-file", passphrase},
+		{"init", "--dir", new, "--import-ca", passphrase, "--import-key", passphrase},
+		{"clone", "join", "--dir", new, "--token-file", passphrase, "--database-file", passphrase, "--address", "https://127.0.0.1:1"},
+		{"doctor", "database", "--database-file", passphrase},
+		{"--dir", string(s.dir), "--token-file", passphrase, "cert", "list"},
+		{"--dir", string(s.dir), "--identity-root", passphrase, "cert", "list"},
+		{"--dir", string(s.dir), "cert", "issue", "--profile", "server", "--name", "b.test", "--key", passphrase, "--out", filepath.Join(base, "b.pem")},
+		{"--dir", string(s.dir), "cert", "issue", "--profile", "server", "--csr", passphrase, "--out", filepath.Join(base, "b.pem")},
+		{"--dir", string(s.dir), "crl", "issue", "--issuer", "blue-root", "--key-file", passphrase, "--passphrase-file", passphrase},
+		{"--dir", string(s.dir), "profile", "add", passphrase},
+		{"doctor", passphrase},
+		{"key", "id", passphrase},
+	} {
+		if err := s.run(args...); err == nil {
+			s.t.Errorf("chancery %v takes a passphrase for it", args)
+		}
+	}
+	for what, text := range s.printed {
+		if strings.Contains(what, "restore "+passphrase) && !strings.Contains(text, "no file of age") || strings.Contains(text, "unknown flag") {
+			s.t.Errorf("%s: %s", what, text)
+		}
+	}
+	if len(s.printed)-before < 18 {
+		s.t.Error("not every command was tried")
+	}
 }
 
 // restored makes an authority from the backup, and looks at its files.
@@ -219,7 +260,7 @@ func modes(t *testing.T, dir string, running bool) {
 		switch {
 		case entry.IsDir():
 			want = 0o700
-		case slices.Contains(public, name):
+		case slices.Contains(public, name), name == ".drill-lock" && stat.Size() == 0:
 			want = 0o644
 		}
 		if got := stat.Mode().Perm(); got != want {

@@ -93,7 +93,7 @@ func (r *Recovery) SealAt(passphrase []byte, work int) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// OpenRecovery reads the offline file that Seal returned.
+// OpenRecovery reads the offline file that Seal returned. No error quotes it: another file may have been named, and hold a secret.
 func OpenRecovery(file, passphrase []byte) (*Recovery, error) {
 	if len(passphrase) == 0 {
 		return nil, fault.New(fault.Invalid, "the passphrase of the recovery key is empty")
@@ -108,11 +108,15 @@ func OpenRecovery(file, passphrase []byte) (*Recovery, error) {
 		if _, wrong := errors.AsType[*age.NoIdentityMatchError](err); wrong {
 			return nil, fault.New(fault.Invalid, "the passphrase does not open the recovery key")
 		}
-		return nil, fault.New(fault.Invalid, "the recovery key is not an armored age file under a passphrase: %w", err)
+		if !bytes.HasPrefix(bytes.TrimSpace(file), []byte(armor.Header)) {
+			return nil, fault.New(fault.Invalid, "the file of the recovery key is another: it does not begin with %s", armor.Header).
+				WithHint("the recovery key is in recovery.age, and its passphrase in a file of its own")
+		}
+		return nil, fault.New(fault.Invalid, "the recovery key is not an armored age file under a passphrase, or is damaged")
 	}
 	text, err := io.ReadAll(io.LimitReader(plain, maxNodeKeyFile))
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "the recovery key is damaged: %w", err)
+		return nil, fault.New(fault.Invalid, "the recovery key is damaged")
 	}
 	defer clear(text)
 	key, err := parseIdentity(string(text))

@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -110,11 +111,14 @@ func (e *encoder) table(ctx context.Context, tx *db.Tx, table db.Table) (rows in
 	return rows, e.endTable()
 }
 
-// Open decrypts a backup and reads its header; what follows is for Load.
+// Open decrypts a backup and reads its header; what follows is for Load. No error quotes what is not one: it may be a secret.
 func Open(r io.Reader, identity age.Identity) (*Source, error) {
 	plain, err := age.Decrypt(r, identity)
+	if _, other := errors.AsType[*age.NoIdentityMatchError](err); other {
+		return nil, fault.New(fault.Invalid, "the backup does not open with this recovery key: it was made for another")
+	}
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "the backup does not open with this recovery key: %w", err)
+		return nil, fault.New(fault.Invalid, "the backup does not open with this recovery key: it is no file of age, or is damaged")
 	}
 	d := &decoder{r: &summed{r: bufio.NewReaderSize(plain, 1<<16), sum: sha256.New()}}
 	line, err := d.bytes(len(magic))
@@ -122,7 +126,7 @@ func Open(r io.Reader, identity age.Identity) (*Source, error) {
 		return nil, broken("first line", err)
 	}
 	if string(line) != magic {
-		return nil, fault.New(fault.Invalid, "the file is no backup of this format: it begins with %q, not with %q", line, magic)
+		return nil, fault.New(fault.Invalid, "the file is no backup of this format: it does not begin with %q", magic)
 	}
 	s := &Source{decoder: d}
 	if err := d.frame("header", &s.Header); err != nil {
