@@ -41,7 +41,7 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 			return nil, err
 		}
 		if shown := client.PlainFingerprint(in.Fingerprint); shown != r.fingerprint {
-			return nil, fault.New(fault.Conflict, "node %s asked to join with the fingerprint %s, not %.80s", r.name, r.fingerprint, shown).At("/fingerprint").
+			return nil, fault.New(fault.Conflict, "node %s asked to join with another fingerprint than %.80s: its own begins with %.8s", r.name, shown, r.fingerprint).At("/fingerprint").
 				WithHint("compare it with what the new machine shows; if that shows the one given here, another machine took its place: chancery clone remove %s", r.name)
 		}
 		switch r.state {
