@@ -11,6 +11,7 @@ import (
 type Openable struct {
 	Entitled, Open int
 	Why            []string // of those that it cannot open; the first few
+	InTokens       []string // of Why, those of keys in tokens
 }
 
 // maxWhy bounds how many keys are named.

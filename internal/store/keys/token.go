@@ -194,7 +194,8 @@ func (s *Store) reachable(ctx context.Context, o *Openable) error {
 		if _, err := s.Reach(ctx, k); err == nil {
 			o.Open++
 		} else if len(o.Why) < maxWhy {
-			o.Why = append(o.Why, fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err))
+			one := fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err)
+			o.Why, o.InTokens = append(o.Why, one), append(o.InTokens, one)
 		}
 	}
 	return nil

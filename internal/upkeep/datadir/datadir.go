@@ -207,7 +207,7 @@ func (d Dir) Create(c Config) error {
 		return fmt.Errorf("encode node configuration: %w", err)
 	}
 	head := "# What concerns this node alone. What concerns the authority: chancery settings show.\n"
-	if err := keyfile.WriteFile(d.Config(), append([]byte(head), text...), 0o644); err != nil {
+	if err := keyfile.WriteBeside(d.Config(), append([]byte(head), text...), 0o644); err != nil {
 		return fmt.Errorf("write node configuration: %w", err)
 	}
 	return nil

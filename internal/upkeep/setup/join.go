@@ -6,10 +6,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,7 +18,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +25,6 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
-	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/schema"
 	"chancery/internal/upkeep/datadir"
@@ -49,6 +45,12 @@ type JoinOptions struct {
 
 	DatabaseFile     string // holds the database's URL
 	ReadDatabaseFile string // holds the URL of the local standby; may be empty
+
+	// Tokens are the URIs (RFC 7512) of PKCS #11 tokens with issuers' keys that this node reaches, with library and PIN file. ReplicaOf is the
+	// serial number under which the authority knows the keys of the one, where it is a copy.
+	Tokens      []string
+	ReplicaOf   string
+	TokenHelper string // path of chancery-pkcs11; empty means as node.yaml without it
 
 	// Waiting is told the fingerprint that an administrator has to compare, once.
 	Waiting func(name, fingerprint string)
@@ -80,7 +82,7 @@ func Join(ctx context.Context, o JoinOptions) (*client.CloneJoined, error) {
 	}
 	joined, err := j.ask(ctx)
 	if err != nil {
-		return nil, err
+		return nil, j.forget(err)
 	}
 	if err := j.keep(joined); err != nil {
 		return nil, err
@@ -121,6 +123,9 @@ func (o *JoinOptions) config() (datadir.Config, error) {
 			return c, err
 		}
 	}
+	if c.PKCS11, err = o.pkcs11(); err != nil {
+		return c, err
+	}
 	if err := c.Filled().Validate(); err != nil {
 		return c, err
 	}
@@ -130,7 +135,7 @@ func (o *JoinOptions) config() (datadir.Config, error) {
 	return c, nil
 }
 
-// joining is a join in progress. What it makes lies in a directory beside the one that it is for.
+// joining is a join in progress. What it makes lies in a directory of its own until it is whole; see place.
 type joining struct {
 	JoinOptions
 	token  *client.CloneToken
@@ -143,28 +148,24 @@ type joining struct {
 
 // begin makes the node's keys, or takes up those of a join that was cut short.
 func (j *joining) begin() error {
-	entries, err := os.ReadDir(string(j.Dir))
-	if err == nil && len(entries) > 0 {
-		return fault.New(fault.Conflict, "%s is not empty; a node is made in a directory of its own", string(j.Dir))
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := j.place(); err != nil {
 		return err
 	}
-	j.at = datadir.Dir(filepath.Clean(string(j.Dir)) + ".joining")
 	for _, dir := range []string{string(j.at), filepath.Dir(j.at.IdentityRoot()), filepath.Dir(j.at.DatabaseLogin())} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
+		if err := keyfile.MkdirBeside(dir, 0o700); err != nil {
+			return j.closed(err)
 		}
 	}
 	if err := j.sameToken(); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(j.at.NodeKey()); errors.Is(err, fs.ErrNotExist) {
+	_, err := os.Lstat(j.at.NodeKey())
+	if errors.Is(err, fs.ErrNotExist) {
 		j.node, err = keys.CreateNodeKey(j.at.NodeKey())
-		if err != nil {
-			return err
-		}
-	} else if j.node, err = keys.LoadNodeKey(j.at.NodeKey()); err != nil {
+	} else {
+		j.node, err = keys.LoadNodeKey(j.at.NodeKey())
+	}
+	if err != nil {
 		return err
 	}
 	if j.tls, err = ownKey(filepath.Join(string(j.at), "tls.key"), j.at.TLS()); err != nil {
@@ -172,22 +173,6 @@ func (j *joining) begin() error {
 	}
 	j.base, err = ownKey(filepath.Join(string(j.at), "database.key"), j.at.DatabaseLogin())
 	return err
-}
-
-// sameToken refuses to go on with another token than the one that the join began with: the authority knows its keys by that one.
-func (j *joining) sameToken() error {
-	sum := sha256.Sum256([]byte(j.token.String()))
-	want, file := hex.EncodeToString(sum[:]), filepath.Join(string(j.at), "token.sha256")
-	have, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return keyfile.WriteFile(file, []byte(want), 0o600)
-	case err != nil:
-		return err
-	case string(have) != want:
-		return fault.New(fault.Conflict, "%s holds the beginning of a join with another token; go on with that one, or remove the directory", string(j.at))
-	}
-	return nil
 }
 
 // ownKey reads the key in file, or makes one there. Where a join was cut short after settle had removed the file, it is the one of the
@@ -211,7 +196,7 @@ func ownKey(file, pair string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, keyfile.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return key, keyfile.WriteBeside(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 // keyOfPair is the key in a file that has its certificate as well; nil where there is no such file.
@@ -241,7 +226,10 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := keyfile.WriteFile(j.at.IdentityRoot(), []byte(root), 0o644); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := keyfile.WriteBeside(j.at.IdentityRoot(), []byte(root), 0o644); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := j.lookAhead(ctx, root); err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
@@ -273,6 +261,11 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 	for {
 		in.Time = time.Now()
 		joined, err := api.JoinClone(ctx, in)
+		if err == nil {
+			if err := j.taken(); err != nil {
+				return nil, err
+			}
+		}
 		switch {
 		case err != nil && told && passes(err): // a node is started anew, or another takes over
 			joined = nil
@@ -345,103 +338,9 @@ func (j *joining) keep(joined *client.CloneJoined) error {
 		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err // of an attempt that was cut short
 		}
-		if err := keyfile.WriteFile(f.path, f.text, f.mode); err != nil {
+		if err := keyfile.WriteBeside(f.path, f.text, f.mode); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// tryDatabase opens the database as the node will, and wants it to be this authority's and to hold keys for this node.
-func (j *joining) tryDatabase(ctx context.Context, joined *client.CloneJoined) error {
-	s, err := Open(ctx, j.at, &j.config, j.Logger)
-	if err != nil {
-		return fmt.Errorf("open the database as this node will: %w", err)
-	}
-	return closing(s.DB, j.try(ctx, s, joined))
-}
-
-func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoined) error {
-	has, err := schema.Version(ctx, s.DB)
-	if db.IsNoTable(err) || err == nil && has == 0 {
-		return fault.New(fault.Invalid, "the database of %s holds no authority", j.config.DatabaseFile)
-	}
-	if err != nil {
-		return err
-	}
-	list, err := s.Keys.NewestList(ctx)
-	if err != nil {
-		return err
-	}
-	if list != nil && list.Version >= joined.RecipientList && slices.ContainsFunc(list.Recipients, func(r keys.Listed) bool {
-		return r.ID == j.config.Name && r.PublicKey == j.node.Public()
-	}) {
-		return j.tryKeys(ctx, s)
-	}
-	return fault.New(fault.Conflict, "the database of %s does not know node %s with its key: it is another authority's, or a copy from before the node "+
-		"was approved", j.config.DatabaseFile, j.config.Name)
-}
-
-// keysArrive is how long the wraps may take that were made before the approval was told: where this node reads, they may come later.
-const keysArrive = 5 * time.Second
-
-// tryKeys opens every key that the node is entitled to, and holds each issuer's against its certificate, so that a node that could not
-// sign is never made.
-func (j *joining) tryKeys(ctx context.Context, s *Services) error {
-	for end := time.Now().Add(keysArrive); ; {
-		found, err := s.Keys.Openable(ctx)
-		if err != nil {
-			return err
-		}
-		inTokens, err := s.Keys.InTokens(ctx)
-		if err != nil {
-			return err
-		}
-		why := found.Why
-		if len(inTokens) > 0 {
-			why = nil // node.yaml names the tokens once it is there; the node says what it lacks when it starts
-		}
-		problems, _, err := s.CA.KeyProblems(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range problems {
-			why = append(why, p.Message)
-		}
-		if len(why) == 0 {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fault.New(fault.Conflict, "node %s was approved, and could not sign: of the %d keys that it is entitled to it opens %d: %s", j.config.Name,
-				found.Entitled, found.Open, strings.Join(why, "; ")).
-				WithHint("repair it on a node that runs (chancery doctor there says what is wrong), then give the same command again; nothing was made but %s", string(j.at))
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-}
-
-// settle makes it a data directory: node.yaml, by which it is known as one, comes last.
-func (j *joining) settle() error {
-	for _, name := range []string{"tls.key", "database.key", "token.sha256"} {
-		if err := os.Remove(filepath.Join(string(j.at), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if err := os.Remove(j.at.Config()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := j.at.Create(j.config); err != nil {
-		return err
-	}
-	if err := os.Remove(string(j.Dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("put the data directory in its place: %w", err)
-	}
-	if err := os.Rename(string(j.at), string(j.Dir)); err != nil {
-		return fmt.Errorf("put the data directory in its place: %w", err)
-	}
-	return syncDir(filepath.Dir(filepath.Clean(string(j.Dir))))
 }

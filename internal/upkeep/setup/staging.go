@@ -51,6 +51,11 @@ func settle(staging, final datadir.Dir) (err error) {
 	if err := os.Chmod(string(final), 0o700); err != nil {
 		return err
 	}
+	return moveInto(staging, final)
+}
+
+// moveInto moves what a directory inside final holds to final, node.yaml last, and removes it.
+func moveInto(staging, final datadir.Dir) error {
 	entries, err := os.ReadDir(string(staging))
 	if err != nil {
 		return err

@@ -21,25 +21,36 @@ func (o *Options) fillToken() error {
 	if err != nil {
 		return err
 	}
-	place, ok, err := token.PlaceOf(u)
-	switch {
-	case err != nil:
+	place, err := tokenOf(u)
+	if err != nil {
 		return err
-	case !ok:
-		return fault.New(fault.Invalid, "the URI of the key names no PKCS #11 library, and there is no node.yaml yet that could").
-			WithHint("pkcs11:token=LABEL;object=LABEL?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/chancery/pin").At("key")
-	case u.Token == "" && u.Serial == "":
-		return fault.New(fault.Invalid, "the URI of the key names neither token nor serial; slots are renumbered, so a token is found by one of these").At("key")
-	case o.Import != nil && o.Import.Key != nil:
+	}
+	if o.Import != nil && o.Import.Key != nil {
 		return fault.New(fault.Invalid, "the imported CA has its key in a file, and in a token it would be another one").At("key")
 	}
-	o.pkcs11.Tokens = []datadir.Token{{Token: place.Token, Serial: place.Serial, Module: place.Module, PINFile: place.PINFile}}
+	o.pkcs11.Tokens = []datadir.Token{place}
 	u.PINSource, u.ModuleName, u.ModulePath = "", "", ""
 	o.Token = u.String()
 	if o.Import != nil {
 		o.Import.Token = o.Token
 	}
 	return nil
+}
+
+// tokenOf is what a URI says of its token as a node reaches it.
+func tokenOf(u *token.URI) (datadir.Token, error) {
+	place, ok, err := token.PlaceOf(u)
+	switch {
+	case err != nil:
+		return datadir.Token{}, err
+	case !ok:
+		return datadir.Token{}, fault.New(fault.Invalid, "the URI of the key names no PKCS #11 library, and there is no node.yaml yet that could").
+			WithHint("pkcs11:token=LABEL;object=LABEL?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/chancery/pin").At("key")
+	case u.Token == "" && u.Serial == "":
+		return datadir.Token{}, fault.New(fault.Invalid, "the URI of the key names neither token nor serial; slots are renumbered, so a token is found by "+
+			"one of these").At("key")
+	}
+	return datadir.Token{Token: place.Token, Serial: place.Serial, Module: place.Module, PINFile: place.PINFile}, nil
 }
 
 // warnOfTokens says what the node that was restored lacks: nothing of a backup leads to a token.
