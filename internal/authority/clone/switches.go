@@ -37,7 +37,7 @@ func Switches(node string, subsystems []keys.Subsystem, holder, address string, 
 		add("master.ca.agent.port", port, "%s", redirect(signs, holder))
 	}
 	if slices.Contains(subsystems, keys.SubsystemOCSP) {
-		add("OCSP.Responder.store.defStore.refreshInSec", "", "answers come from the record of each certificate: there is no CRL to fetch, and no master among responders")
+		add("OCSP.Responder.store.defStore.refreshInSec", "none", "answers come from the record of each certificate: there is no CRL to fetch, and no master among responders")
 	}
 	return all
 }

@@ -146,6 +146,7 @@ func TestPromoteAndDemote(t *testing.T) {
 	must(t, err)
 	for name, want := range map[string][2]string{ // on the one that signs, and on the other
 		"ca.certStatusUpdateInterval": {"600", "0"}, "ca.listenToCloneModifications": {"true", "false"}, "ca.crl.default.enableCRLUpdates": {"true", "false"},
+		"ca.crl.default.enableCRLCache": {"true", "false"}, "OCSP.Responder.store.defStore.refreshInSec": {"none", "none"},
 		"master.ca.agent.host": {"", "n2.test"}, "master.ca.agent.port": {"", "8443"},
 	} {
 		if got := [2]string{value(shown, name), value(one, name)}; got != want {
