@@ -303,7 +303,7 @@ func TestOperatorsAtOnce(t *testing.T) {
 	}
 	errs := both(approve(a.Services, "n3", waits.Fingerprint), approve(two, "n3", strings.Repeat("0", 64)))
 	must(t, errs[0])
-	refused(t, errs[1], fault.Conflict, waits.Fingerprint)
+	refused(t, errs[1], fault.Conflict, "begins with "+waits.Fingerprint[:8])
 
 	// One approves while the other refuses: one of them is told that he was too late, and what there is then is whole.
 	for i := range 5 {

@@ -82,7 +82,7 @@ func TestFingerprintCoversAll(t *testing.T) {
 		other, err := a.Clones.Join(ctx, in)
 		must(t, err)
 		_, err = a.Clones.Approve(ctx, a.admin, "n2", client.CloneApproval{Fingerprint: waits.Fingerprint})
-		refused(t, err, fault.Conflict, waits.Fingerprint, other.Fingerprint)
+		refused(t, err, fault.Conflict, waits.Fingerprint, "begins with "+other.Fingerprint[:8])
 		must(t, a.Clones.Remove(ctx, a.admin, "n2", clone.Removal{Force: true}, once.Call{}))
 		t.Logf("%s: %s", what, other.Fingerprint)
 	}
