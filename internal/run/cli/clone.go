@@ -94,6 +94,8 @@ type cloneJoinCommand struct {
 	TLSName          []string      `name:"tls-name" placeholder:"NAME" help:"A further name or address of its TLS certificate. May be repeated."`
 	DatabaseFile     string        `type:"path" placeholder:"F" help:"File (mode 0600) with the database's URL; the node's own login is added to it."`
 	DatabaseReadFile string        `type:"path" placeholder:"F" help:"File (mode 0600) with the URL of this machine's standby, which answers what only reads."`
+	PKCS11           []string      `name:"pkcs11" sep:"none" placeholder:"URI" help:"A PKCS #11 token that this machine reaches, by an issuer's key in it: pkcs11:token=T;object=O?module-path=F&pin-source=F (RFC 7512). May be repeated."`
+	PKCS11ReplicaOf  string        `name:"pkcs11-replica-of" placeholder:"SERIAL" help:"The token is a copy of the one with this serial number, under which the authority knows the keys."`
 	Wait             time.Duration `default:"1h" placeholder:"D" help:"How long to wait for the approval; the same command goes on later."`
 }
 
@@ -116,6 +118,7 @@ func (c *cloneJoinCommand) Run(ctx context.Context, g *globals) error {
 	joined, err := setup.Join(waiting, setup.JoinOptions{
 		Dir: datadir.Dir(g.Dir), Token: string(token), Release: version, Name: c.Name, Address: g.Address, Listen: c.Listen, Public: c.PublicListen,
 		Metrics: c.MetricsListen, TLSNames: c.TLSName, DatabaseFile: c.DatabaseFile, ReadDatabaseFile: c.DatabaseReadFile,
+		Tokens: c.PKCS11, ReplicaOf: c.PKCS11ReplicaOf,
 		Waiting: func(name, fingerprint string) {
 			g.say("node %s waits for its approval. Its fingerprint is\n\n    %s\n", name, inGroups(fingerprint))
 			g.say("an administrator, who has compared it: chancery clone approve %s %s", name, fingerprint)

@@ -46,7 +46,7 @@ type JoinOptions struct {
 	DatabaseFile     string // holds the database's URL
 	ReadDatabaseFile string // holds the URL of the local standby; may be empty
 
-	// Tokens are the URIs (RFC 7512) of PKCS #11 tokens with issuers' keys that this node reaches, with library and PIN file. ReplicaOf is the
+	// Tokens are the PKCS #11 tokens that this node reaches, each by the URI (RFC 7512) of an issuer's key in it, with library and PIN file. ReplicaOf is the
 	// serial number under which the authority knows the keys of the one, where it is a copy.
 	Tokens      []string
 	ReplicaOf   string
