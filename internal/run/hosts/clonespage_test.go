@@ -51,7 +51,8 @@ func TestClonesPages(t *testing.T) {
 		d.words = append(d.words, "https://"+name+".example:8443", "https://localhost:"+port)
 	}
 	must(t, os.WriteFile(filepath.Join(d.home, "master", "p12-password"), []byte(passphrase+"\n"), 0o600))
-	d.words = append(d.words, "--wait 1m", "--wait 5m", "/var/lib/chancery", "data")
+	// One user types, who is the node's as well.
+	d.words = append(d.words, "sudo -u chancery ", "", "-o chancery -g chancery ", "", "--wait 1m", "--wait 5m", "/var/lib/chancery", "data")
 	d.furnish(string(n.first.dir))
 	d.play("../../../docs/clones.md", 11, 4)
 	d.play("../../../docs/from-rhcs.md", 9, 1)
