@@ -203,9 +203,6 @@ func (n *nodes) join(t *testing.T, by, name string, kills int, subsystems string
 		other := filepath.Join(work, "other")
 		must(t, os.WriteFile(other, []byte(n.reach("", "postgres")+"\n"), 0o600))
 		fails(t, exec.Command(program(t), append(args, "--database-file", other)...), "holds no authority")
-		for _, file := range []string{"tls.key", "database.key", "token.sha256"} { // as if it had been cut short in its last steps
-			must(t, os.Remove(filepath.Join(string(m.dir)+".joining", file)))
-		}
 		cut(t, begin())
 		if _, err := os.Stat(m.dir.Config()); errors.Is(err, os.ErrNotExist) { // cut short after all was done, it is done
 			last = begin()

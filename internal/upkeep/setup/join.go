@@ -175,8 +175,8 @@ func (j *joining) begin() error {
 	return err
 }
 
-// ownKey reads the key in file, or makes one there. Where a join was cut short after settle had removed the file, it is the one of the
-// pair that was kept before: the authority has certified no other.
+// ownKey reads the key in file, or makes one there. Where the file is gone, as a join that was cut short by an earlier release leaves it, it
+// is the one of the pair that was kept before: the authority has certified no other.
 func ownKey(file, pair string) (crypto.Signer, error) {
 	text, err := os.ReadFile(file)
 	if err == nil {
