@@ -123,6 +123,9 @@ func TestLoginIsTheServices(t *testing.T) {
 		}
 		all := 0
 		err = filepath.WalkDir(string(d), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
 			st, err := os.Lstat(path)
 			if err != nil {
 				return err
