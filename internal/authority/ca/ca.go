@@ -30,7 +30,7 @@ import (
 	"chancery/internal/store/settings"
 )
 
-// Options is what a CA works with. All but Entitlements, AdmitHost and Successor are required.
+// Options is what a CA works with. All but Entitlements, AdmitHost, Successor and Renewing are required.
 type Options struct {
 	DB       *db.DB
 	Keys     *keys.Store
@@ -49,6 +49,10 @@ type Options struct {
 	// Successor says under which issuer of its pool, by name or ID, a certificate is renewed or re-keyed whose own issuer still
 	// issues; empty for its own. Without it, all stay under their own. It is the one place that says so, whoever asks.
 	Successor func(ctx context.Context, by access.Principal, old *Certificate) (issuer string, err error)
+
+	// Renewing runs in the transaction that gives an issuer another certificate for its key, and may refuse it: who knows issuers
+	// by their certificates learns both there. Without it, nobody does.
+	Renewing func(ctx context.Context, tx *db.Tx, before, after *Issuer) error
 }
 
 // CA is the issuing part of the authority, as one node runs it.
@@ -61,6 +65,7 @@ type CA struct {
 	entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
 	admitHost    func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error
 	successor    func(ctx context.Context, by access.Principal, old *Certificate) (string, error)
+	renewing     func(ctx context.Context, tx *db.Tx, before, after *Issuer) error
 
 	issuers issuerCache
 	rates   rates
@@ -78,7 +83,7 @@ type CA struct {
 // New returns a CA. It starts nothing and asks nothing of the database yet.
 func New(o Options) *CA {
 	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements,
-		admitHost: o.AdmitHost, successor: o.Successor}
+		admitHost: o.AdmitHost, successor: o.Successor, renewing: o.Renewing}
 	if c.entitlements == nil {
 		c.entitlements = ownName
 	}

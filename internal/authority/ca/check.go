@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/x509"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/crl"
@@ -48,8 +50,12 @@ func (c *CA) Check(ctx context.Context, every int64) ([]Finding, Checked, error)
 		if err != nil {
 			return err
 		}
+		now := time.Now()
 		for _, i := range issuers {
 			k.issuer(i)
+			if err := k.recorded(ctx, tx, i, now); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -98,6 +104,24 @@ func (k *checker) issuer(i *Issuer) {
 	if i.Root() && i.Certificate.CheckSignatureFrom(i.Certificate) != nil {
 		k.tell(i.Name, "the root's own signature does not verify")
 	}
+}
+
+// recorded looks for an issuer's certificate in the inventory of the issuer above, which could not revoke it otherwise.
+func (k *checker) recorded(ctx context.Context, tx *db.Tx, i *Issuer, now time.Time) error {
+	if i.Certificate == nil || i.Parent == "" || now.After(i.Certificate.NotAfter) {
+		return nil
+	}
+	var der []byte
+	err := tx.QueryRow(ctx, `SELECT der FROM certificate WHERE serial = $1 AND issuer = (SELECT number FROM issuer WHERE id = $2)`,
+		serialKey(i.Certificate.SerialNumber), i.Parent).Scan(&der)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		k.tell(i.Name, "the issuer's certificate %s is not in the inventory of the issuer above it", cert.FormatSerial(i.Certificate.SerialNumber))
+		return nil
+	case err == nil && len(der) > 0 && !bytes.Equal(der, i.Certificate.Raw):
+		k.tell(i.Name, "the inventory of the issuer above has another certificate under the serial %s than the issuer", cert.FormatSerial(i.Certificate.SerialNumber))
+	}
+	return err
 }
 
 // row is a certificate with what is recorded of its revocation.

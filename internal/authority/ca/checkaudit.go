@@ -57,8 +57,9 @@ type course struct {
 type auditChecker struct {
 	checker
 	courses map[int64]*course
-	pruned  time.Time // what ended before may be gone
-	named   []int64   // the IDs of certificates that events name
+	pruned  time.Time       // what ended before may be gone
+	named   []int64         // the IDs of certificates that events name
+	renewed map[string]told // what each issuer was renewed to last, by its ID: a renewal ends later than the one before
 	seen    AuditChecked
 }
 
@@ -71,7 +72,7 @@ type auditChecker struct {
 // database as a stream; in memory are 8 octets for each certificate, and a note of some 60 for each that was ever revoked or
 // held.
 func (c *CA) CheckAudit(ctx context.Context) ([]Finding, AuditChecked, error) {
-	k := &auditChecker{checker: checker{c: c}, courses: map[int64]*course{}}
+	k := &auditChecker{checker: checker{c: c}, courses: map[int64]*course{}, renewed: map[string]told{}}
 	err := c.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
 		if err := k.readCourses(ctx, tx); err != nil {
 			return err
@@ -80,6 +81,9 @@ func (c *CA) CheckAudit(ctx context.Context) ([]Finding, AuditChecked, error) {
 			if err := k.issuances(ctx, tx, action); err != nil {
 				return err
 			}
+		}
+		if err := k.renewals(ctx, tx); err != nil {
+			return err
 		}
 		if err := k.states(ctx, tx); err != nil {
 			return err
@@ -216,6 +220,9 @@ func (k *auditChecker) issuances(ctx context.Context, tx *db.Tx, action string) 
 		if !ok {
 			continue
 		}
+		if e.Action == actionRenew && d.NotAfter.After(k.renewed[e.Object].NotAfter) {
+			k.renewed[e.Object] = d
+		}
 		switch {
 		case action == actionImport:
 			for _, b := range d.Brought {
@@ -235,6 +242,23 @@ func (k *auditChecker) issuances(ctx context.Context, tx *db.Tx, action string) 
 		}
 	}
 	return k.look(ctx, tx, part)
+}
+
+// renewals holds the certificate of each issuer that was renewed against the one that the audit says it was renewed to last.
+func (k *auditChecker) renewals(ctx context.Context, tx *db.Tx) error {
+	if len(k.renewed) == 0 {
+		return nil
+	}
+	all, err := readIssuers(ctx, tx, "")
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if last := k.renewed[i.ID].SHA256; last != "" && i.Certificate != nil && digestOf(i.Certificate) != last {
+			k.tell(i.Name, "replaced: the issuer's certificate has SHA-256 %.16s…, and the audit says that it was renewed to %.16s…", digestOf(i.Certificate), last)
+		}
+	}
+	return nil
 }
 
 func (k *auditChecker) look(ctx context.Context, tx *db.Tx, part []issuance) error {

@@ -214,14 +214,18 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 	return c.writeRevocation(ctx, tx, row, issuer)
 }
 
-// endIssuer retires the issuer whose certificate is revoked for good: what it would sign nobody would accept. A root cannot
-// revoke itself: no one would believe it, and everyone who does would reject the CRL that says so.
+// endIssuer retires the issuer whose certificate is revoked for good: what it would sign nobody would accept. One that it had
+// before it was renewed ends it only where the key is compromised. A root cannot revoke itself: no one would believe it, and
+// everyone who does would reject the CRL that says so.
 func (c *CA) endIssuer(ctx context.Context, tx *db.Tx, r *record) error {
 	if r.Profile != issuerProfile && r.Profile != importedProfile || len(r.DER) == 0 {
 		return nil
 	}
 	var number int64
 	err := tx.QueryRow(ctx, `SELECT number FROM issuer WHERE certificate = $1`, r.DER).Scan(&number)
+	if errors.Is(err, sql.ErrNoRows) && (r.Revocation.Reason == crl.KeyCompromise || r.Revocation.Reason == crl.CACompromise) {
+		err = tx.QueryRow(ctx, `SELECT number FROM issuer WHERE public_key = $1`, r.PublicKey()).Scan(&number)
+	}
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil

@@ -79,8 +79,9 @@ func (c *CA) auditIssuer(ctx context.Context, tx *db.Tx, i *Issuer, action, acto
 	}})
 }
 
-// RevokeIssuer revokes the certificate of an issuer below another one whose inventory is here, which retires it, and says
-// whether it did; a root's own certificate nobody can revoke. The caller calls Forget and Announce when it has committed.
+// RevokeIssuer revokes the certificate of an issuer below another one whose inventory is here, which retires it, and those that it
+// had before it was renewed, which are for the same key; it says whether it did. A root's own certificate nobody can revoke. The
+// caller calls Forget and Announce when it has committed.
 func (c *CA) RevokeIssuer(ctx context.Context, tx *db.Tx, i *Issuer, reason crl.Reason, actor string, now time.Time) (bool, error) {
 	if i.Root() || i.Parent == "" || i.Certificate == nil {
 		return false, nil
@@ -91,10 +92,23 @@ func (c *CA) RevokeIssuer(ctx context.Context, tx *db.Tx, i *Issuer, reason crl.
 		return false, nil
 	case err != nil:
 		return false, err
-	case r.State == Revoked:
-		return true, nil
 	}
-	return true, c.revokeIn(ctx, tx, r, reason, actor, now)
+	for present := true; ; present = false {
+		before := r.Replaces
+		if r.State != Revoked && (present || !now.After(r.NotAfter)) {
+			if err := c.revokeIn(ctx, tx, r, reason, actor, now); err != nil {
+				return false, err
+			}
+		}
+		if before == 0 {
+			return true, nil
+		}
+		if r, err = recordByID(ctx, tx, before); fault.Is(err, fault.NotFound) {
+			return true, nil // it ended, and was pruned
+		} else if err != nil {
+			return false, err
+		}
+	}
 }
 
 // Forget makes the next look at the issuers go to the database.

@@ -212,7 +212,7 @@ func (s *Service) Ending(ctx context.Context, before time.Time, limit int) ([]En
 			return err
 		}
 		for _, e := range entries {
-			if st := states[e.pool]; st.has(e) {
+			if st := states[e.pool]; st.has(e) && !e.renewed(issuers) {
 				all = append(all, ending(e, issuers))
 			}
 		}
@@ -234,6 +234,13 @@ func (s *Service) Ending(ctx context.Context, before time.Time, limit int) ([]En
 	}
 	slices.SortStableFunc(all, func(a, b Ending) int { return a.Ends.Compare(b.Ends) })
 	return all[:min(len(all), limit)], nil
+}
+
+// renewed reports whether the entry is of a certificate that an issuer of ours had before the one that it has now.
+func (e *entry) renewed(issuers []*ca.Issuer) bool {
+	return slices.ContainsFunc(issuers, func(i *ca.Issuer) bool {
+		return i.ID == e.issuer && i.Certificate != nil && i.Certificate.NotAfter.After(e.notAfter)
+	})
 }
 
 func ending(e *entry, issuers []*ca.Issuer) Ending {

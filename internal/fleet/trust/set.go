@@ -283,7 +283,7 @@ func (b *builder) take(e *entry) {
 	if i := b.ours[e.issuer]; i != nil {
 		n := b.numbers[i.ID]
 		issuer.Name, issuer.CRLNumber, issuer.NextUpdate = i.Name, n.Number, n.NextUpdate
-		if e.purpose == client.TrustGeneral {
+		if e.purpose == client.TrustGeneral && !slices.Contains(b.trusted, i) { // one that was renewed is there twice
 			b.trusted = append(b.trusted, i)
 		}
 	} else {

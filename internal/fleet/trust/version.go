@@ -51,7 +51,7 @@ func (s *Service) Unclaim(ctx context.Context, tx *db.Tx, pool, rollout string) 
 }
 
 // Stage makes a new version: the one that hosts have by default, with the issuers and what is above them, and without what is
-// dropped, which is named by ID or fingerprint. No host has it yet.
+// dropped, which is named by ID or fingerprint; of an issuer of ours, every certificate that it had. No host has it yet.
 func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.Issuer, drop []string) (version int64, err error) {
 	now := time.Now()
 	st, found, err := readState(ctx, tx, pool)
@@ -84,7 +84,13 @@ func (s *Service) Stage(ctx context.Context, tx *db.Tx, pool string, add []*ca.I
 	for name := range missing {
 		return 0, fault.New(fault.NotFound, "pool %q has no trust entry %.80q", pool, name).WithHint("chancery pool trust list %s", pool)
 	}
-	return stage(ctx, tx, pool, st, all, forPurposes(ofIssuers(pool, add, now), all, st, pathsOf(pool, issuers)), func(e *entry) bool { return names[e.id] || names[e.fingerprint] }, now)
+	gone := map[string]bool{} // issuers of ours: one that was renewed leaves with all certificates of its key
+	for _, e := range all {
+		if e.issuer != "" && (names[e.id] || names[e.fingerprint]) {
+			gone[e.issuer] = true
+		}
+	}
+	return stage(ctx, tx, pool, st, all, forPurposes(ofIssuers(pool, add, now), all, st, pathsOf(pool, issuers)), func(e *entry) bool { return gone[e.issuer] || names[e.id] || names[e.fingerprint] }, now)
 }
 
 // pathsOf are the fingerprints of a pool's issuers and of all above them, an outside root among them.

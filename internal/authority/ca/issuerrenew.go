@@ -1,0 +1,431 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
+	"chancery/internal/pki/root"
+	"chancery/internal/store/access"
+	"chancery/internal/store/audit"
+	"chancery/internal/store/db"
+)
+
+// This file renews issuers (RFC 3647 4.6): another certificate for the same name and key. The issuer stays the one that it is,
+// with its number, its inventory, its CRLs and its responders, since two issuers of one name and key would sign CRLs that
+// contradict each other.
+
+// RenewSpec says which issuer gets another certificate for the key that it has.
+type RenewSpec struct {
+	IdempotencyKey string
+	Issuer         string        // name or ID
+	Validity       time.Duration // 0: as long as the certificate before, and never beyond the end of the one above
+
+	// Answer is the certificate where it was made elsewhere, by an outside root or with an offline key, and those above it as far
+	// as they are not here. Without it, the issuer above signs now.
+	Answer []*x509.Certificate
+}
+
+// actionRenew is the audit event of a renewal.
+const actionRenew = "issuer.renew"
+
+// asked tells a repeated call from another one.
+func (s *RenewSpec) asked() any {
+	var answer []string
+	for _, c := range s.Answer {
+		answer = append(answer, digestOf(c))
+	}
+	return struct {
+		Issuer   string
+		Validity time.Duration
+		Answer   []string
+	}{s.Issuer, s.Validity, answer}
+}
+
+func digestOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// renewal is an issuer's new certificate about to be stored.
+type renewal struct {
+	before, after *Issuer
+	record        *Certificate // in the inventory of the issuer above; nil where that is not here
+}
+
+// RenewIssuer gives an issuer another certificate for the name and the key that it has, which lasts longer. What it issued stays
+// good under either certificate; the one before stays in the inventory of the issuer above, good until its end unless it is
+// revoked. Other nodes issue under the new one within a second.
+func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpec) (*Issuer, error) {
+	now := time.Now()
+	if err := by.May(access.ManageIssuers); err != nil {
+		return nil, err
+	}
+	if err := c.db.CheckClock(now); err != nil {
+		return nil, err
+	}
+	if spec.IdempotencyKey == "" {
+		spec.IdempotencyKey = "once:" + db.NewID() // so that an unknown outcome can be resolved
+	}
+	asked, err := newCall(by, spec.IdempotencyKey, actionRenew, spec.asked())
+	if err != nil {
+		return nil, err
+	}
+	var r *renewal
+	if !c.wasAsked(ctx, asked) { // nothing is signed, nor judged anew, for a call that is repeated
+		if r, err = c.prepareRenewal(ctx, &spec, now); err != nil {
+			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
+		}
+	}
+	var renewed *Issuer
+	err = c.commit(ctx, func(tx *db.Tx, _ bool) (err error) {
+		renewed, err = c.storeRenewal(ctx, tx, by, asked, r, now)
+		return err
+	})
+	c.forget() // after a failure too: the outcome of the commit may be unknown
+	if err != nil {
+		return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
+	}
+	c.announce()
+	return renewed, nil
+}
+
+// wasAsked reports whether there is an answer to an earlier call with the key. Where it cannot be read now, the transaction finds it.
+func (c *CA) wasAsked(ctx context.Context, asked call) bool {
+	earlier := ""
+	err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
+		earlier, err = asked.earlier(ctx, tx)
+		return err
+	})
+	return err == nil && earlier != ""
+}
+
+// renewed is the issuer that an earlier call with the key renewed; nil where there was none.
+func (k call) renewed(ctx context.Context, tx *db.Tx) (*Issuer, error) {
+	earlier, err := k.earlier(ctx, tx)
+	if err != nil || earlier == "" {
+		return nil, err
+	}
+	return touchIssuer(ctx, tx, earlier)
+}
+
+// touchIssuer writes an issuer as it is, for the reason that touch does, and returns it.
+func touchIssuer(ctx context.Context, tx *db.Tx, id string) (*Issuer, error) {
+	if _, err := tx.Exec(ctx, `UPDATE issuer SET state = state WHERE id = $1`, id); err != nil {
+		return nil, fmt.Errorf("confirm issuer %s: %w", id, err)
+	}
+	return oneIssuer(ctx, tx, "issuer "+id+" is gone", ` WHERE id = $1`, id)
+}
+
+// renewable says why an issuer gets no other certificate.
+func (i *Issuer) renewable() error {
+	switch {
+	case i.State == IssuerPending:
+		return fault.New(fault.Conflict, "issuer %q waits for its first certificate", i.Name).WithHint("chancery issuer import %s --certificate F", i.Name)
+	case i.State != IssuerActive:
+		return fault.New(fault.Conflict, "issuer %q is %s and issues nothing more; only an active one is renewed", i.Name, i.State).
+			WithHint("what it issued has its CRL and OCSP until the last of it ends, as it is")
+	case i.Root():
+		return fault.New(fault.Conflict, "issuer %q is a root, which everyone trusts by its certificate: another one has to be in every store before the old one "+
+			"ends, and is brought there in stages, with a new key; an issuer below it can be renewed with its key", i.Name).
+			WithHint("chancery rollout start rotate-root --pool %s", i.Pool)
+	}
+	return nil
+}
+
+// prepareRenewal makes or judges the new certificate.
+func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time) (*renewal, error) {
+	if spec.Validity < 0 {
+		return nil, fault.New(fault.Invalid, "validity %s is negative", cert.Duration(spec.Validity)).At("/validity")
+	}
+	if spec.Validity != 0 && len(spec.Answer) > 0 {
+		return nil, fault.New(fault.Invalid, "the certificate that is given says how long it lasts; give no validity beside it").At("/validity")
+	}
+	set, err := c.issuersNow(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	before := set.find(spec.Issuer)
+	if before == nil {
+		return nil, fault.New(fault.NotFound, "there is no issuer %q", spec.Issuer).WithHint("chancery issuer list")
+	}
+	if err := before.renewable(); err != nil {
+		return nil, err
+	}
+	after := *before
+	if len(spec.Answer) > 0 {
+		err = set.takeRenewed(before, &after, spec.Answer, now)
+	} else {
+		err = c.signAgain(ctx, set, before, &after, spec.Validity, now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &renewal{before: before, after: &after}
+	if above := set.find(before.Parent); above != nil && before.Parent != "" {
+		r.record = &Certificate{Issuer: above, State: Valid, DER: after.Certificate.Raw, Profile: issuerProfile}
+		err = r.record.fill()
+	}
+	return r, err
+}
+
+// signAgain has the issuer above sign, whose key is here.
+func (c *CA) signAgain(ctx context.Context, set *issuerSet, before, after *Issuer, validity time.Duration, now time.Time) error {
+	above := set.find(before.Parent)
+	switch {
+	case before.Parent == "" || above == nil:
+		return fault.New(fault.Conflict, "%q, which signed issuer %q, is not here", before.Certificate.Issuer, before.Name).
+			WithHint("chancery issuer renew %s --csr-out F, have it signed there, and then chancery issuer renew %s --certificate F", before.Name, before.Name)
+	case above.State != IssuerActive:
+		return fault.New(fault.Conflict, "issuer %q is %s; only an active issuer signs another", above.Name, above.State)
+	case above.KeyID == "":
+		return fault.New(fault.Conflict, "the key of issuer %q, which signed issuer %q, is offline", above.Name, before.Name).
+			WithHint("chancery issuer renew %s --key-file F --passphrase-file F", before.Name)
+	}
+	signer, err := c.keys.SignerFor(ctx, above.KeyID, above.Certificate)
+	if err != nil {
+		return fmt.Errorf("load the key of issuer %s: %w", above.Name, err)
+	}
+	s, err := c.settings.Get(ctx)
+	if err != nil {
+		return err
+	}
+	signing := root.Root{Certificate: above.Certificate, Signer: signer}
+	if after.Certificate, err = signing.RenewIssuer(before.Certificate, validity, *above.encoder(s, wholeList), now); err != nil {
+		return err
+	}
+	after.Chain = above.path()
+	return nil
+}
+
+// takeRenewed finds the issuer's new certificate among those given, orders what is above it, and judges it.
+func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate, now time.Time) error {
+	n := slices.IndexFunc(given, func(c *x509.Certificate) bool { return bytes.Equal(c.RawSubjectPublicKeyInfo, before.PublicKey) })
+	if n < 0 {
+		return fault.New(fault.Invalid, "none of the %d certificates is for the key of issuer %q; a new key makes another issuer", len(given), before.Name).
+			WithHint("chancery rollout start rotate-issuer --pool %s", before.Pool)
+	}
+	own := given[n]
+	if own.Equal(before.Certificate) {
+		return nil // it has it
+	}
+	if err := checkIssuerCertificate(own, now); err != nil {
+		return err
+	}
+	if own.NotBefore.After(now) {
+		return fault.New(fault.Invalid, "the certificate of %q begins on %s; bring it in then", own.Subject, utc(own.NotBefore))
+	}
+	chain := chainAbove(own, s.above(before, given))
+	if len(chain) == 0 {
+		return fault.New(fault.Invalid, "the certificate of issuer %q, which signed the new one, is neither here nor among those given, or did not sign it", own.Issuer)
+	}
+	var was *x509.Certificate
+	if len(before.Chain) > 0 {
+		was = before.Chain[0]
+	}
+	if err := root.CheckRenewed(before.Certificate, own, chain[0], was); err != nil {
+		return err
+	}
+	was, is := before.top(), chain[len(chain)-1]
+	if bytes.Equal(is.RawIssuer, is.RawSubject) && bytes.Equal(was.RawIssuer, was.RawSubject) && !is.Equal(was) {
+		return fault.New(fault.Conflict, "the root above the certificate is another certificate of %q (%s) than the one that hosts trust (%s); a root is brought to "+
+			"everyone before anything is under it", is.Subject, digestOf(is), digestOf(was)).WithHint("chancery rollout start rotate-root --pool %s", before.Pool)
+	}
+	if parent := s.find(before.Parent); parent != nil && chain[0].Equal(parent.Certificate) {
+		chain = parent.path()
+	}
+	after.Certificate, after.Chain = own, chain
+	return nil
+}
+
+// above are the certificates in which the way up from a renewed one is looked for: those of issuers here as they are now, what is
+// given, and what stood above the certificate before.
+func (s *issuerSet) above(before *Issuer, given []*x509.Certificate) []*x509.Certificate {
+	var all []*x509.Certificate
+	if parent := s.find(before.Parent); parent != nil && before.Parent != "" {
+		all = parent.path()
+	}
+	return append(append(all, given...), before.Chain...)
+}
+
+// top is the last certificate of the path.
+func (i *Issuer) top() *x509.Certificate {
+	path := i.path()
+	return path[len(path)-1]
+}
+
+// storeRenewal commits an issuer's new certificate: its row, the chains that it stands in, its record, idempotency key and event.
+func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, asked call, r *renewal, now time.Time) (*Issuer, error) {
+	earlier, err := asked.renewed(ctx, tx)
+	switch {
+	case err != nil || earlier != nil:
+		return earlier, err
+	case r == nil:
+		return nil, fault.New(fault.Unavailable, "the answer to the earlier call is not there any more; again, with a fresh idempotency key")
+	}
+	i, err := oneIssuer(ctx, tx, `issuer "`+r.before.Name+`" is gone`, ` WHERE id = $1`, r.before.ID)
+	if err != nil {
+		return nil, err
+	}
+	if i.Certificate != nil && i.Certificate.Equal(r.after.Certificate) {
+		if err := asked.remember(ctx, tx, i.ID, now); err != nil {
+			return nil, err
+		}
+		return touchIssuer(ctx, tx, i.ID)
+	}
+	if err := r.admit(ctx, tx, i); err != nil {
+		return nil, err
+	}
+	old, err := c.recordBefore(ctx, tx, r)
+	if err != nil {
+		return nil, err
+	}
+	certificate, chain, notAfter := r.after.stored()
+	if _, err := tx.Exec(ctx, `UPDATE issuer SET certificate = $1, chain = $2, not_after = $3 WHERE id = $4`, certificate, chain, notAfter, i.ID); err != nil {
+		return nil, fmt.Errorf("store the certificate of issuer %s: %w", i.Name, err)
+	}
+	if err := replaceAbove(ctx, tx, i.Certificate, r.after); err != nil {
+		return nil, err
+	}
+	record, err := c.recordRenewed(ctx, tx, by, r, old, now)
+	if err != nil {
+		return nil, err
+	}
+	if c.renewing != nil {
+		if err := c.renewing(ctx, tx, i, r.after); err != nil {
+			return nil, err
+		}
+	}
+	if err := asked.remember(ctx, tx, i.ID, now); err != nil {
+		return nil, err
+	}
+	err = c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: actionRenew, Object: i.ID, Detail: record.entered(map[string]any{
+		"name": i.Name, "pool": i.Pool, "sha256": digestOf(r.after.Certificate), "notAfter": utc(r.after.Certificate.NotAfter),
+		"serial": cert.FormatSerial(r.after.Certificate.SerialNumber), "replaces": cert.FormatSerial(i.Certificate.SerialNumber),
+	})})
+	if err != nil {
+		return nil, err
+	}
+	return oneIssuer(ctx, tx, `issuer "`+i.Name+`" is gone`, ` WHERE id = $1`, i.ID)
+}
+
+// admit judges the renewal again by what the store holds now.
+func (r *renewal) admit(ctx context.Context, tx *db.Tx, i *Issuer) error {
+	if err := i.renewable(); err != nil {
+		return err
+	}
+	if !i.Certificate.Equal(r.before.Certificate) {
+		return fault.New(fault.Conflict, "issuer %q got another certificate in this moment (serial %s)", i.Name, cert.FormatSerial(i.Certificate.SerialNumber)).
+			WithHint("chancery issuer show %s", i.Name)
+	}
+	if err := checkKey(ctx, tx, i.PublicKey); err != nil {
+		return err
+	}
+	if r.record != nil {
+		above, err := oneIssuer(ctx, tx, `the issuer above "`+i.Name+`" is gone`, ` WHERE id = $1`, i.Parent)
+		if err != nil {
+			return err
+		}
+		if above.State != IssuerActive || !slices.EqualFunc(above.path(), r.after.Chain, (*x509.Certificate).Equal) {
+			return fault.New(fault.Conflict, "issuer %q above %q is %s, and was changed in this moment", above.Name, i.Name, above.State).
+				WithHint("chancery issuer show %s, and again", above.Name)
+		}
+	}
+	return ownRoot(ctx, tx, r.after)
+}
+
+// recordBefore is what the inventory of the issuer above has of the certificate before; nil where it has none. One that is revoked
+// or on hold is not got round by another one.
+func (c *CA) recordBefore(ctx context.Context, tx *db.Tx, r *renewal) (*record, error) {
+	if r.record == nil {
+		return nil, nil
+	}
+	old, err := c.recordByRef(ctx, tx, Ref{Issuer: r.before.Parent, Serial: r.before.Certificate.SerialNumber})
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case old.State == Held || old.State == Revoked:
+		return nil, fault.New(fault.Conflict, "the certificate %s of issuer %q is %s, and another one would get round that", cert.FormatSerial(old.Serial), r.before.Name,
+			old.State)
+	}
+	return old, nil
+}
+
+// recordRenewed enters the new certificate into the inventory of the issuer above, as what replaced the one before. Nothing is
+// entered where it is there already.
+func (c *CA) recordRenewed(ctx context.Context, tx *db.Tx, by access.Principal, r *renewal, old *record, now time.Time) (*Certificate, error) {
+	if r.record == nil {
+		return nil, nil
+	}
+	var known int64
+	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM certificate WHERE serial = $1 AND issuer = $2`, serialKey(r.record.Serial), r.record.Issuer.number).Scan(&known)
+	if err != nil || known > 0 {
+		return nil, err
+	}
+	fresh := *r.record
+	fresh.ID, fresh.Requester = c.nextID(now), by.ID
+	if old != nil {
+		fresh.Replaces = old.ID
+	}
+	return &fresh, c.insertCertificate(ctx, tx, &fresh)
+}
+
+// replaceAbove puts a renewed issuer's certificate, and what is above it now, in the place of the one before in the chains of the
+// issuers below.
+func replaceAbove(ctx context.Context, tx *db.Tx, before *x509.Certificate, after *Issuer) error {
+	all, err := readIssuers(ctx, tx, "")
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		at := slices.IndexFunc(i.Chain, before.Equal)
+		if at < 0 {
+			continue
+		}
+		i.Chain = append(slices.Clone(i.Chain[:at]), after.path()...)
+		_, chain, _ := i.stored()
+		if _, err := tx.Exec(ctx, `UPDATE issuer SET chain = $1 WHERE id = $2`, chain, i.ID); err != nil {
+			return fmt.Errorf("store the chain of issuer %s: %w", i.Name, err)
+		}
+	}
+	return nil
+}
+
+// RenewalRequest is a request for another certificate of an issuer, with its name and key, for a root that is not here. Nothing
+// is stored.
+func (c *CA) RenewalRequest(ctx context.Context, by access.Principal, nameOrID string) ([]byte, error) {
+	if err := by.May(access.ManageIssuers); err != nil {
+		return nil, err
+	}
+	i, err := c.Issuer(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.renewable(); err != nil {
+		return nil, err
+	}
+	if i.KeyID == "" {
+		return nil, fault.New(fault.Conflict, "the key of issuer %q is offline, so its request is made where the key is", i.Name).
+			WithHint("chancery issuer renew %s --certificate F brings in what was made of it", i.Name)
+	}
+	signer, err := c.keys.SignerFor(ctx, i.KeyID, i.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("load the key of issuer %s: %w", i.Name, err)
+	}
+	subject, err := cert.ParseNameDER(i.Certificate.RawSubject)
+	if err != nil {
+		return nil, fmt.Errorf("read the subject of issuer %s: %w", i.Name, err)
+	}
+	return cert.CreateCSR(&cert.CSRTemplate{
+		Subject: subject, BasicConstraints: &cert.BasicConstraints{CA: true, PathLen: cert.PathLenOf(i.Certificate)}, KeyUsage: i.Certificate.KeyUsage,
+	}, signer)
+}
