@@ -403,6 +403,7 @@ func (w *work) ofOrder() {
 func (w *work) promote(held map[string]*held, want map[string]*probe.Material, goal digests) error {
 	for _, planned := range w.plan.Certificates {
 		h := held[planned.ID]
+		h.along(want[planned.ID].Path)
 		if err := w.folder.keepHeld(h, suffixHeld); err != nil {
 			return err
 		}

@@ -50,6 +50,13 @@ func (h *held) parse() (err error) {
 	return err
 }
 
+// along has the certificate held with a path that it was placed with, which is another one where an issuer was renewed.
+func (h *held) along(path []*x509.Certificate) {
+	if !slices.EqualFunc(h.path, path, (*x509.Certificate).Equal) {
+		h.path, h.Path = path, string(keyfile.EncodeCertificates(path...))
+	}
+}
+
 func (h *held) leaf() *x509.Certificate { return h.path[0] }
 
 func (h *held) serial() string { return cert.FormatSerial(h.leaf().SerialNumber) }

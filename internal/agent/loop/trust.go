@@ -224,15 +224,35 @@ func (t *trust) certificates() []*x509.Certificate {
 	return all
 }
 
-// crls are the CRLs at hand, in the order of their issuers.
+// crls are the CRLs at hand, in the order of their issuers; of one that was renewed with its key, one.
 func (t *trust) crls() [][]byte {
 	var all [][]byte
-	for _, i := range t.issuers {
-		if i.crl != nil {
+	for n, i := range t.issuers {
+		if i.crl != nil && !slices.ContainsFunc(t.issuers[:n], func(other trustIssuer) bool { return bytes.Equal(other.crl, i.crl) }) {
 			all = append(all, i.crl)
 		}
 	}
 	return all
+}
+
+// renewed is a path with the certificates of issuers that were renewed with their key in the place of those before: what they
+// issued is the same under either, and lasts no longer, but the one before may be revoked, since another took its place.
+func (t *trust) renewed(path []*x509.Certificate, now time.Time) []*x509.Certificate {
+	for n := 1; n < len(path); n++ {
+		for _, i := range t.issuers {
+			c := i.certificate
+			if sameIssuer(c, path[n]) && bytes.Equal(c.RawIssuer, path[n].RawIssuer) && c.NotAfter.After(path[n].NotAfter) && !now.Before(c.NotBefore) {
+				path = slices.Clone(path)
+				path[n] = c
+			}
+		}
+	}
+	return path
+}
+
+// sameIssuer reports whether two certificates are for one name and one key.
+func sameIssuer(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }
 
 // numbers are the CRLNumbers at hand.
@@ -260,6 +280,10 @@ func crlFile(i *trustIssuer) string {
 func (a *Agent) loadCRLs(ctx context.Context, t *trust, now time.Time) (wrong []string) {
 	for n := range t.issuers {
 		i := &t.issuers[n]
+		if twin := t.twin(n); twin != nil && twin.list != nil && i.Name == twin.Name {
+			i.crl, i.list = twin.crl, twin.list // one key signs one list
+			continue
+		}
 		if err := a.loadCRL(i); err != nil {
 			wrong = append(wrong, err.Error())
 		}
@@ -276,6 +300,16 @@ func (a *Agent) loadCRLs(ctx context.Context, t *trust, now time.Time) (wrong []
 		}
 	}
 	return wrong
+}
+
+// twin is the one before of the same name and key; nil where there is none.
+func (t *trust) twin(n int) *trustIssuer {
+	for i := range t.issuers[:n] {
+		if sameIssuer(t.issuers[i].certificate, t.issuers[n].certificate) {
+			return &t.issuers[i]
+		}
+	}
+	return nil
 }
 
 // lateIn is when a CRL that was not replaced is worth an alarm: three quarters of its life.
@@ -382,7 +416,7 @@ func (w *work) material(h *held, plan *recipe.Plan) *probe.Material {
 	t, general := w.trustOf(plan), w.trusts.general
 	m := &probe.Material{Anchors: t.anchors, Issuers: t.certificates(), Authority: general.authority}
 	if h != nil {
-		m.Key, m.Path = h.key, h.path
+		m.Key, m.Path = h.key, general.renewed(h.path, w.now)
 	}
 	if t != general {
 		m.PathRoots = general.anchors

@@ -54,6 +54,17 @@ func Arrived(ctx context.Context, tx *db.Tx, name, print, but string) error {
 	return nil
 }
 
+// Renewed has placements that are under an issuer, or are held at it, known by the fingerprint of its new certificate. All else goes
+// by that one since.
+func Renewed(ctx context.Context, tx *db.Tx, before, after string) error {
+	for _, column := range []string{"issuer", "held"} {
+		if _, err := tx.Exec(ctx, `UPDATE host_placement SET `+column+` = $1 WHERE `+column+` = $2`, after, before); err != nil {
+			return fmt.Errorf("know placements by their issuer's new certificate: %w", err)
+		}
+	}
+	return nil
+}
+
 // HoldRest holds the placements of hosts, at most Moved, that are at no issuer and are, or may be, under one of those that are
 // left: those that present nothing yet, and those of hosts that were told of an issuer.
 func HoldRest(ctx context.Context, tx *db.Tx, print string, left, ids []string) error {

@@ -51,6 +51,10 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	if len(news) == 0 && r.absent == "" && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
 		return nil
 	}
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return err
+	}
 	var revoked bool
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		revoked = false
@@ -66,9 +70,13 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 			revoked = revoked || done
 		}
 		for _, o := range news {
-			_, err := tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
+			under, err := trust.Present(ctx, tx, r.pool, o.Issuer, issuers)
+			if err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
 				serial = $7, reissued = CASE WHEN $8 > reissue THEN reissue ELSE $8 END, crl_ends = $9 WHERE host = $10 AND name = $11`,
-				o.State, moment(o.NotAfter), o.text, db.Micros(now), o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds), r.id, o.Placement)
+				o.State, moment(o.NotAfter), o.text, db.Micros(now), o.Trust, under, o.Serial, o.Reissued, moment(o.CRLEnds), r.id, o.Placement)
 			if err != nil {
 				return fmt.Errorf("write what was observed of placement %s: %w", o.Placement, err)
 			}

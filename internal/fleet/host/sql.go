@@ -184,7 +184,7 @@ type placed struct {
 	held     string // fingerprint of the issuer under which its certificates stay where the host is told of none
 }
 
-const placementColumns = `host, name, recipe, parameters, state, observed, observed_at, reissue, held`
+const placementColumns = `host, name, recipe, parameters, state, observed, observed_at, reissue, held, issuer`
 
 func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) ([]placed, error) {
 	rows, err := tx.Query(ctx, `SELECT `+placementColumns+` FROM host_placement WHERE `+where+` ORDER BY host, position`, args...)
@@ -195,9 +195,9 @@ func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) (
 	var all []placed
 	for rows.Next() {
 		var p placed
-		var parameters, state string
+		var parameters, state, issuer string
 		var at int64
-		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at, &p.reissue, &p.held); err != nil {
+		if err := rows.Scan(&p.host, &p.Name, &p.Recipe, &parameters, &state, &p.observed, &at, &p.reissue, &p.held, &issuer); err != nil {
 			return nil, fmt.Errorf("read placements: %w", err)
 		}
 		if err := json.Unmarshal([]byte(parameters), &p.Parameters); err != nil {
@@ -209,6 +209,7 @@ func readPlacements(ctx context.Context, tx *db.Tx, where string, args ...any) (
 			}
 		}
 		p.Observed.Placement, p.Observed.State = p.Name, state
+		p.Observed.Issuer = issuer // whatever certificate of it the agent named
 		if at != 0 {
 			p.Observed.At = db.FromMicros(at)
 		}

@@ -360,7 +360,7 @@ func (n *Node) issuers(ctx context.Context, now time.Time, tell func(finding.Fin
 		case s.NotAfter.Sub(now) < issuerSoon:
 			tell(finding.Finding{
 				Level: finding.Warning, Check: "issuer", Object: s.Name, Message: "it ends on " + s.NotAfter.UTC().Format(time.RFC3339),
-				Hint: "make its successor now: chancery issuer issue",
+				Hint: "chancery issuer renew " + s.Name + " (with its key, where what is above it lasts longer), or chancery rollout start rotate-issuer, or rotate-root",
 			})
 		default:
 			tell(finding.Finding{Level: finding.OK, Check: "issuer", Object: s.Name, Message: "valid until " + s.NotAfter.UTC().Format(time.RFC3339)})

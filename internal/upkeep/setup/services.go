@@ -88,6 +88,12 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		Successor: func(ctx context.Context, by access.Principal, old *ca.Certificate) (string, error) {
 			return s.Rollouts.Successor(ctx, by, old)
 		},
+		Renewing: func(ctx context.Context, tx *db.Tx, before, after *ca.Issuer) error {
+			if err := s.Trust.Renewed(ctx, tx, before, after); err != nil {
+				return err
+			}
+			return host.Renewed(ctx, tx, trust.Fingerprint(before.Certificate), trust.Fingerprint(after.Certificate))
+		},
 	})
 	s.Identity = identity.New(d, s.CA, s.Access)
 	s.Revocation = revocation.New(revocation.Options{DB: d, CA: s.CA, Keys: s.Keys, Settings: s.Settings, Audit: log, Logger: logger})
