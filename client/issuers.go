@@ -96,6 +96,28 @@ func (c *Client) ImportIssuerCertificate(ctx context.Context, issuer string, in 
 	return &out, c.do(ctx, post("issuers", issuer, "certificate").with(in), &out)
 }
 
+// RenewIssuerRequest gives an issuer another certificate for its key: one that the issuer above signs now, or one that was made
+// elsewhere.
+type RenewIssuerRequest struct {
+	Validity    string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 3650d; that of the certificate before where absent, and never beyond the issuer above"`
+	Certificate string `json:"certificate,omitempty" maxLength:"65536" doc:"the new certificate, PEM, where an outside or offline root made it"`
+	Chain       string `json:"chain,omitempty" maxLength:"262144" doc:"the certificates above it as far as they are not here, PEM"`
+}
+
+// RenewIssuer gives an issuer another certificate for its key, which lasts longer.
+func (c *Client) RenewIssuer(ctx context.Context, issuer string, in RenewIssuerRequest) (*Issuer, error) {
+	var out Issuer
+	return &out, c.do(ctx, post("issuers", issuer, "renew").with(in), &out)
+}
+
+// RenewalRequest is a PKCS #10 request for another certificate of an issuer, PEM, for a root that is not here.
+func (c *Client) RenewalRequest(ctx context.Context, issuer string) ([]byte, error) {
+	var out []byte
+	k := get("issuers", issuer, "renewal-request")
+	k.accept = "application/x-pem-file"
+	return out, c.do(ctx, k, &out)
+}
+
 // RetireIssuer ends issuance under an issuer; it goes on signing its CRLs.
 func (c *Client) RetireIssuer(ctx context.Context, issuer string) (*Issuer, error) {
 	var out Issuer

@@ -18,6 +18,7 @@ type issuerCommands struct {
 	Show    issuerShowCommand    `cmd:"" help:"Show an issuer."`
 	CSR     issuerCSRCommand     `cmd:"" name:"csr" help:"Print the request of an issuer that waits for an outside root."`
 	Import  issuerImportCommand  `cmd:"" help:"Bring in what an outside root made of an issuer's request."`
+	Renew   issuerRenewCommand   `cmd:"" help:"Give an issuer another certificate for its key, which lasts longer."`
 	Chain   issuerChainCommand   `cmd:"" help:"Print an issuer's path, its root included."`
 	Default issuerDefaultCommand `cmd:"" help:"Make an issuer the one that requests for its pool get."`
 	CRLs    issuerCRLsCommand    `cmd:"" name:"crls" help:"Say which CRLs an issuer signs: complete alone, with deltas, or in partitions."`

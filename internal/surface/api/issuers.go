@@ -127,6 +127,40 @@ func (s *Server) importIssuerCertificate(ctx context.Context, in *issuerIn[clien
 	})
 }
 
+func (s *Server) renewIssuer(ctx context.Context, in *issuerIn[client.RenewIssuerRequest]) (*out[client.Issuer], error) {
+	spec := ca.RenewSpec{IdempotencyKey: in.key(), Issuer: in.Issuer}
+	var err error
+	if spec.Validity, err = length(in.Body.Validity); err != nil {
+		return nil, err
+	}
+	if in.Body.Certificate == "" && in.Body.Chain != "" {
+		return nil, fault.New(fault.Invalid, "a chain goes with the certificate that it is above").At("/chain")
+	}
+	for _, given := range []struct{ text, at string }{{in.Body.Certificate, "/certificate"}, {in.Body.Chain, "/chain"}} {
+		if given.text == "" {
+			continue
+		}
+		certificates, err := decodeCertificates(given.text, given.at)
+		if err != nil {
+			return nil, err
+		}
+		spec.Answer = append(spec.Answer, certificates...)
+	}
+	i, err := s.CA.RenewIssuer(ctx, access.From(ctx), spec)
+	if err != nil {
+		return nil, err
+	}
+	return s.issuer(ctx, i)
+}
+
+func (s *Server) showRenewalRequest(ctx context.Context, in *issuerName) (*outStream, error) {
+	csr, err := s.CA.RenewalRequest(ctx, access.From(ctx), in.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return &outStream{callOf(ctx).send(mediaPEM, encodePEM("CERTIFICATE REQUEST", csr))}, nil
+}
+
 // changeIssuer answers an act upon an issuer with the issuer. Its ID is what is kept: a repeated call sees it as it is now.
 func (s *Server) changeIssuer(ctx context.Context, in interface{ given() string }, do func(once.Call) (*ca.Issuer, error)) (*out[client.Issuer], error) {
 	var changed *ca.Issuer

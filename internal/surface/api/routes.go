@@ -122,6 +122,10 @@ func (s *Server) issuerRoutes() {
 		"The request of a pending issuer").answers(mediaPEM), s.showCSR)
 	register(s, op(post, "/issuers/{issuer}/certificate", "issuer-import", access.ManageIssuers,
 		"Bring in what an outside root signed").signing().upTo(csrBody), s.importIssuerCertificate)
+	register(s, op(get, "/issuers/{issuer}/renewal-request", "issuer-renewal-request", access.ManageIssuers,
+		"A request for another certificate of the issuer's key, for an outside root").answers(mediaPEM).signing(), s.showRenewalRequest)
+	register(s, op(post, "/issuers/{issuer}/renew", "issuer-renew", access.ManageIssuers,
+		"Give the issuer another certificate for its key, which lasts longer").signing().upTo(csrBody).costly(), s.renewIssuer)
 	register(s, op(post, "/issuers/{issuer}/default", "issuer-default", access.ManageIssuers,
 		"Make it the default of its pool"), s.setDefaultIssuer)
 	register(s, op(put, "/issuers/{issuer}/crl-mode", "issuer-crl-mode", access.ManageIssuers,

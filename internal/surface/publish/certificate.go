@@ -25,8 +25,8 @@ const (
 	certificateMaxAge = 24 * time.Hour
 )
 
-// certificate serves an issuer's certificate. It never changes, but for an issuer whose answer from an outside root comes
-// later: then there is none before.
+// certificate serves an issuer's certificate. It changes where the issuer is renewed with its key, and then either one serves who
+// looks for the way up; an issuer whose answer from an outside root comes later has none before.
 func (h *Handler) certificate(w http.ResponseWriter, r *http.Request) error {
 	name, form, err := cut(r.PathValue("file"))
 	if err != nil {

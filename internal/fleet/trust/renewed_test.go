@@ -1,0 +1,94 @@
+package trust_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
+	"chancery/internal/fleet/pool"
+	"chancery/internal/fleet/trust"
+	"chancery/internal/pkitest"
+	"chancery/internal/store/db"
+)
+
+// TestRenewedIssuerIsTrustedBesideTheOneBefore: an issuer that is renewed with its key is trusted by both certificates at once, and
+// whoever is under it is known by the new one, whichever his agent names. What leaves it leaves both.
+func TestRenewedIssuerIsTrustedBesideTheOneBefore(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		ctx := t.Context()
+		m := a.join(client.AddHostRequest{Name: "h1.example.com", Placements: []client.PlacementOrder{{Name: "a", Recipe: "local/x"}}})
+		before := must[*ca.Issuer](t)(a.CA.Issuer(ctx, "default"))
+		old := trust.Fingerprint(before.Certificate)
+		a.report(m, client.Observation{Placement: "a", Issuer: old, Serial: "01"})
+		first, told := a.of(0), a.desired(m)
+		after, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default"})
+		check(t, err)
+		now := trust.Fingerprint(after.Certificate)
+		second := a.of(0)
+		if second.Version <= first.Version || len(second.General.Issuers) != len(first.General.Issuers)+1 || !slices.Equal(second.General.Anchors, first.General.Anchors) {
+			t.Fatalf("from %d issuers at version %d to %d at version %d", len(first.General.Issuers), first.Version, len(second.General.Issuers), second.Version)
+		}
+		for _, text := range []string{encode(before.Certificate.Raw), encode(after.Certificate.Raw)} {
+			if !slices.ContainsFunc(second.General.Issuers, func(i client.TrustIssuer) bool { return i.PEM == text && i.Name == "default" }) {
+				t.Error("one of the issuer's certificates is not trusted, or not as its own")
+			}
+		}
+		if a.desired(m).ETag == told.ETag {
+			t.Error("the host is not told")
+		}
+		under := func(print string) int64 {
+			var n int64
+			check(t, a.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
+				return tx.QueryRow(ctx, `SELECT COUNT(*) FROM host_placement WHERE issuer = $1`, print).Scan(&n)
+			}))
+			return n
+		}
+		if under(now) != 1 || under(old) != 0 {
+			t.Errorf("%d placements are under the new certificate, %d under the old one", under(now), under(old))
+		}
+		a.report(m, client.Observation{Placement: "a", Issuer: old, Serial: "01", Message: "not there yet"})
+		if under(now) != 1 || under(old) != 0 {
+			t.Errorf("after a late report, %d placements are under the new certificate, %d under the old one", under(now), under(old))
+		}
+		seen, err := a.Trust.Check(ctx, func(f trust.Finding) bool { t.Errorf("finding: %+v", f); return true })
+		if err != nil || seen.Entries < 3 {
+			t.Errorf("%+v, %v", seen, err)
+		}
+		for _, e := range must[[]trust.Ending](t)(a.Trust.Ending(ctx, time.Now().Add(100*365*24*time.Hour), 100)) {
+			for _, entry := range a.list() {
+				if entry.ID == e.Entry && entry.Fingerprint == old {
+					t.Error("the end of a certificate that was renewed is told of")
+				}
+			}
+		}
+		a.leavesWithBoth(now, old)
+	})
+}
+
+// leavesWithBoth has a rollout drop the issuer, and renews it meanwhile.
+func (a *authority) leavesWithBoth(now, old string) {
+	t, ctx := a.t, a.t.Context()
+	t.Helper()
+	var version int64
+	check(t, a.tx(func(tx *db.Tx) (err error) {
+		if err = a.Trust.Claim(ctx, tx, pool.Default, "r1"); err == nil {
+			version, err = a.Trust.Stage(ctx, tx, pool.Default, nil, []string{now})
+		}
+		return err
+	}))
+	for _, i := range a.of(version).General.Issuers {
+		if one := trust.Fingerprint(parse(t, i.PEM)); one == now || one == old {
+			t.Errorf("certificate %.16s… of the issuer that leaves is trusted still", one)
+		}
+	}
+	_, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
+	refused(t, err, fault.Conflict, "rollout r1 works on the trust")
+	if i := must[*ca.Issuer](t)(a.CA.Issuer(ctx, "default")); trust.Fingerprint(i.Certificate) != now {
+		t.Error("what was refused was done")
+	}
+	check(t, a.tx(func(tx *db.Tx) error { return a.Trust.Unclaim(ctx, tx, pool.Default, "r1") }))
+}
