@@ -437,3 +437,61 @@ func TestIdentityIsRenewedWhenAskedFor(t *testing.T) {
 		t.Errorf("from generation %d to %d", first, now)
 	}
 }
+
+// TestPathFollowsARenewedIssuer: where an issuer is renewed with its key, what is placed gets the issuer's new certificate, and stays
+// the certificate that it was. There is one CRL of both.
+func TestPathFollowsARenewedIssuer(t *testing.T) {
+	m := newMover(t, nil)
+	issuer := m.renewableIssuer()
+	under := func(_ *client.Desired, p *client.DesiredPlacement) { p.Issuer = issuer.Name }
+	path := func() []*x509.Certificate {
+		all, err := keyfile.ParseCertificates(m.read("/etc/ssl/a.pem"))
+		must(t, err)
+		return all
+	}
+	m.waits("is under the issuer", func() bool { return m.told(under).Issuer == hex.EncodeToString(sum(issuer.PEM)) })
+	first, before := m.told(under), path()
+	lists := strings.Count(string(m.read("/etc/ssl/crl.pem")), "BEGIN")
+	renewed, err := m.node.admin.RenewIssuer(t.Context(), issuer.Name, client.RenewIssuerRequest{Validity: "3y"})
+	must(t, err)
+	m.waits("has the new certificate of its issuer", func() bool {
+		m.told(under)
+		return len(path()) == 2 && pemText(path()[1]) == renewed.PEM
+	})
+	o := m.told(under)
+	if o.Serial != first.Serial || o.State != client.PlacementPlaced || o.Issuer != hex.EncodeToString(sum(renewed.PEM)) || !path()[0].Equal(before[0]) {
+		t.Errorf("from %+v to %+v", first, o)
+	}
+	if len(m.issued()) != 1 {
+		t.Errorf("%d were issued", len(m.issued()))
+	}
+	if n := strings.Count(string(m.read("/etc/ssl/crl.pem")), "BEGIN"); n != lists || n == 0 {
+		t.Errorf("%d CRLs are placed, and were %d: of an issuer with two certificates there is one", n, lists)
+	}
+	text := m.read("/etc/ssl/a.pem")
+	if again := m.told(under); again.Serial != o.Serial || again.State != o.State || !slices.Equal(text, m.read("/etc/ssl/a.pem")) {
+		t.Errorf("a pass later: %+v, and before %+v", again, o)
+	}
+}
+
+// renewableIssuer is an issuer of the default pool that no other test goes by, and that ends in two years.
+func (m *mover) renewableIssuer() *client.Issuer {
+	m.t.Helper()
+	name := "renewable-" + strings.ReplaceAll(m.name, ".", "-")
+	made, err := m.node.admin.CreateIssuer(m.t.Context(), client.CreateIssuerRequest{Name: name, Kind: client.IssuerIntermediate, Parent: "default-root",
+		Subject: "CN=" + name, Validity: "2y"})
+	must(m.t, err)
+	_, err = m.node.admin.IssueCRL(m.t.Context(), name, client.IssueCRLRequest{})
+	must(m.t, err)
+	return made
+}
+
+// waits tries until something is so, a minute at most.
+func (m *mover) waits(what string, is func() bool) {
+	m.t.Helper()
+	for end := time.Now().Add(time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			m.t.Fatalf("the host never %s", what)
+		}
+	}
+}
