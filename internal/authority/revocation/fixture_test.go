@@ -136,7 +136,7 @@ func (o *office) list(scope Scope, want func(*crl.List) bool) *crl.List {
 	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
-		if l, err := o.service.Current(ctx, "one", scope); err == nil {
+		if l, err := o.service.Current(ctx, o.issuer.Name, scope); err == nil {
 			if parsed := o.parse(l); want(parsed) {
 				return parsed
 			}
