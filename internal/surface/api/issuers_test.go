@@ -26,7 +26,7 @@ func walkIssuers(t *testing.T, a *authority) {
 		t.Fatalf("made %+v", made)
 	}
 	below, err := admin.CreateIssuer(ctx, client.CreateIssuerRequest{
-		Name: "lab", Kind: client.IssuerIntermediate, Parent: "lab-root", Pool: "lab", Subject: "CN=lab", NameConstraints: []string{"+dns:lab.test"},
+		Name: "lab", Kind: client.IssuerIntermediate, Parent: "lab-root", Pool: "lab", Subject: "CN=lab", NameConstraints: []string{"+dns:lab.test"}, Validity: "365d",
 	})
 	must(t, err)
 	if def, err := admin.SetDefaultIssuer(ctx, "lab"); err != nil || !def.Default {
@@ -35,6 +35,7 @@ func walkIssuers(t *testing.T, a *authority) {
 	if mode, err := admin.SetCRLMode(ctx, "lab", client.CRLMode{Validity: "48h", Refresh: "12h", Delta: true}); err != nil || !mode.CRLMode.Delta {
 		t.Fatalf("%+v, %v", mode, err)
 	}
+	walkRenewal(t, a, below)
 	chain, err := admin.Chain(ctx, "lab")
 	must(t, err)
 	if n := strings.Count(string(chain), "BEGIN CERTIFICATE"); n != 2 {
@@ -64,6 +65,39 @@ func walkIssuers(t *testing.T, a *authority) {
 	}
 	if shown, err := admin.Issuer(ctx, "lab-root"); err != nil || shown.Fingerprint != made.Fingerprint {
 		t.Fatalf("%+v, %v", shown, err)
+	}
+}
+
+// walkRenewal renews an issuer, and asks for a request with which a root elsewhere would.
+func walkRenewal(t *testing.T, a *authority, before *client.Issuer) {
+	t.Helper()
+	admin, ctx := a.as(access.Admin), t.Context()
+	if _, err := a.as(access.Officer).RenewIssuer(ctx, before.Name, client.RenewIssuerRequest{}); !client.IsKind(err, "denied") {
+		t.Fatalf("an officer renewed an issuer: %v", err)
+	}
+	if _, err := admin.RenewIssuer(ctx, before.Name, client.RenewIssuerRequest{Chain: before.PEM}); !client.IsKind(err, "invalid") {
+		t.Fatalf("a chain without its certificate: %v", err)
+	}
+	if _, err := admin.RenewIssuer(ctx, before.Name, client.RenewIssuerRequest{Certificate: before.CSR + "nonsense"}); !client.IsKind(err, "invalid") {
+		t.Fatalf("what is no certificate: %v", err)
+	}
+	csr, err := admin.RenewalRequest(ctx, before.Name)
+	must(t, err)
+	request, err := cert.ParseCSR(decode(t, string(csr)))
+	must(t, err)
+	if request.Subject.String() != before.Subject {
+		t.Fatalf("a request for %s", request.Subject)
+	}
+	once := client.WithIdempotencyKey(ctx, "renew-lab")
+	for range 2 {
+		renewed, err := admin.RenewIssuer(once, before.Name, client.RenewIssuerRequest{})
+		must(t, err)
+		again, err := admin.Issuer(ctx, before.Name)
+		must(t, err)
+		if renewed.ID != before.ID || renewed.Serial == before.Serial || renewed.KeyID != before.KeyID || !renewed.NotAfter.After(before.NotAfter) ||
+			again.Serial != renewed.Serial {
+			t.Fatalf("from %+v to %+v", before, renewed)
+		}
 	}
 }
 
