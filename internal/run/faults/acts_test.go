@@ -311,6 +311,24 @@ var moreActs = []act{
 			return err == nil, f.events("issuer.create", "", name)
 		}
 	}},
+	{name: "issuer renew", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+		name := fmt.Sprintf("renewed%d", n)
+		before, err := f.admin.CreateIssuer(f.t.Context(), client.CreateIssuerRequest{Name: name, Kind: client.IssuerIntermediate, Parent: "default-root",
+			Subject: "CN=" + name, Validity: "365d"})
+		must(f.t, err)
+		call := func(ctx context.Context) (string, error) {
+			out, err := f.admin.RenewIssuer(ctx, name, client.RenewIssuerRequest{Validity: "730d"})
+			if err != nil {
+				return "", err
+			}
+			return out.Serial, nil
+		}
+		return call, func() (bool, int) {
+			now, err := f.admin.Issuer(f.t.Context(), name)
+			must(f.t, err)
+			return now.Serial != before.Serial && now.ID == before.ID, f.events("issuer.renew", "", name)
+		}
+	}},
 	{name: "pool complete", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		name := fmt.Sprintf("off%d", n)
 		p, err := f.admin.AddPool(f.t.Context(), client.AddPoolRequest{Name: name})
