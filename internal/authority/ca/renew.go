@@ -158,8 +158,8 @@ func replaceable(old *Certificate, by access.Principal) error {
 		_, err := old.Parsed()
 		return err
 	case old.read().isCA:
-		return fault.New(fault.Conflict, "certificate %s is an issuer's; a new issuer takes its place", cert.FormatSerial(old.Serial)).
-			WithHint("chancery issuer issue")
+		return fault.New(fault.Conflict, "certificate %s is an issuer's, which is renewed as such", cert.FormatSerial(old.Serial)).
+			WithHint("chancery issuer renew NAME")
 	}
 	return nil
 }
