@@ -279,6 +279,41 @@ func (n *nodes) schedule(t *testing.T) {
 	n.types(t, "node2", "issuer", "crls", quiet.Issuer, "--on-revocation")
 }
 
+// prolonged: an issuer is renewed with its key on one node. Another issues under the new certificate without being told; the key's
+// identifiers are what they were, and what was signed before is good under either certificate, answered for and listed.
+func (n *nodes) prolonged(t *testing.T) {
+	old := n.issue(t, "node1")
+	work := t.TempDir()
+	keep := func(name, text string) string {
+		file := filepath.Join(work, name)
+		must(t, os.WriteFile(file, []byte(text), 0o644))
+		return file
+	}
+	show := func() string { return n.types(t, "node1", "issuer", "show", old.Issuer, "--pem") }
+	before := keep("before.pem", show())
+	n.types(t, "node1", "issuer", "renew", old.Issuer, "--validity", "11y")
+	renewed := show()
+	after := keep("after.pem", renewed)
+	if was, is := n.types(t, "node2", "key", "id", before), n.types(t, "node2", "key", "id", after); was != is || is == "" {
+		t.Errorf("the identifiers were %s and are %s", was, is)
+	}
+	fresh := n.issue(t, "node2")
+	until(t, "node2 issues under the new certificate", func() bool {
+		fresh = n.issue(t, "node2")
+		return strings.HasPrefix(fresh.Chain, renewed)
+	})
+	for _, c := range []*client.Certificate{old, fresh} {
+		leaf, _, path := n.shown(t, "node2", c)
+		for _, issuer := range []string{before, after} {
+			output(t, exec.Command("openssl", "verify", "-CAfile", path, "-untrusted", issuer, leaf))
+		}
+		until(t, "node3 says good of it", func() bool { return n.status(t, "node3", c) == "good" })
+		n.revoke(t, "node2", c)
+		until(t, "node3 says revoked", func() bool { return n.status(t, "node3", c) == "revoked" })
+		until(t, "the list has it", func() bool { return n.listed(t, "node3", c) })
+	}
+}
+
 // rekeyed: an issuer gets a new key on one node. Another issues with it without being told, and for what the old key signed there are
 // answers and lists as before.
 func (n *nodes) rekeyed(t *testing.T) {

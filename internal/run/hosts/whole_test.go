@@ -119,7 +119,7 @@ func TestClones(t *testing.T) {
 		run  func(t *testing.T)
 	}{
 		{"synchronous standby", n.replicated}, {"logins", n.logins}, {"keys", n.keys}, {"revocation", n.revocation}, {"fresh CRL", n.freshCRL}, {"schedule", n.schedule},
-		{"two promote at once", n.promotions}, {"node killed while it issues", n.killed}, {"renewal", n.renewal}, {"releases", n.releases}, {"issuer re-keyed", n.rekeyed},
+		{"two promote at once", n.promotions}, {"node killed while it issues", n.killed}, {"renewal", n.renewal}, {"releases", n.releases}, {"issuer renewed", n.prolonged}, {"issuer re-keyed", n.rekeyed},
 		{"issuer certified again", n.certifiedAgain},
 		{"first machine lost", n.lost}, {"the one between removed", n.removed}, {"verify", n.verified},
 	} {
