@@ -79,7 +79,11 @@ func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpe
 		return nil, err
 	}
 	var r *renewal
-	if !c.wasAsked(ctx, asked) { // nothing is signed, nor judged anew, for a call that is repeated
+	repeated, err := c.wasAsked(ctx, asked)
+	if err != nil {
+		return nil, err
+	}
+	if !repeated { // nothing is signed, nor judged anew, for a call that is repeated
 		if r, err = c.prepareRenewal(ctx, &spec, now); err != nil {
 			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
 		}
@@ -98,13 +102,16 @@ func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpe
 }
 
 // wasAsked reports whether there is an answer to an earlier call with the key. Where it cannot be read now, the transaction finds it.
-func (c *CA) wasAsked(ctx context.Context, asked call) bool {
+func (c *CA) wasAsked(ctx context.Context, asked call) (was bool, err error) {
 	earlier := ""
-	err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
+	err = c.db.Read(ctx, func(tx *db.Tx) (err error) {
 		earlier, err = asked.earlier(ctx, tx)
 		return err
 	})
-	return err == nil && earlier != ""
+	if fault.Is(err, fault.Unavailable) || fault.KindOf(err) == fault.Internal {
+		err = nil
+	}
+	return earlier != "", err
 }
 
 // renewed is the issuer that an earlier call with the key renewed; nil where there was none.

@@ -176,7 +176,11 @@ func (a *authority) verifiedByAll(top *x509.Certificate, issuers []*x509.Certifi
 	}
 	both := write("both.pem", issuers[0].Raw, issuers[1].Raw, top.Raw) // as trust stores have it during the overlap
 	for n := range leaves {
-		run(t, "openssl", "verify", "-CAfile", both, filepath.Join(dir, fmt.Sprintf("leaf%d.pem", n)))
+		leafFile := filepath.Join(dir, fmt.Sprintf("leaf%d.pem", n))
+		run(t, "openssl", "verify", "-CAfile", both, leafFile)
+		if out := run(t, "certtool", "--verify", "--load-ca-certificate", both, "--infile", leafFile); !strings.Contains(out, "Verified.") {
+			t.Errorf("certtool: %s", out)
+		}
 	}
 }
 

@@ -39,8 +39,8 @@ func (s *Service) Renewed(ctx context.Context, tx *db.Tx, before, after *ca.Issu
 		return err
 	}
 	var add []*entry
-	for _, e := range all {
-		if e.in(st.Version) && e.kind == client.TrustIntermediate && e.certificate.Equal(before.Certificate) {
+	for _, e := range all { // one that has ended was trusted until then, unless it was dropped
+		if e.from <= st.Version && (e.to == 0 || st.Version < e.to) && e.kind == client.TrustIntermediate && e.certificate.Equal(before.Certificate) {
 			add = append(add, newEntry(e.pool, e.purpose, e.kind, before.ID, after.Certificate, e.comment, now))
 		}
 	}

@@ -1,6 +1,7 @@
 package trust_test
 
 import (
+	"crypto/x509"
 	"slices"
 	"testing"
 	"time"
@@ -66,6 +67,31 @@ func TestRenewedIssuerIsTrustedBesideTheOneBefore(t *testing.T) {
 			}
 		}
 		a.leavesWithBoth(now, old)
+	})
+}
+
+// TestRenewedIssuerThatHadEnded: an issuer that is renewed after its end is trusted again, unless it had been dropped.
+func TestRenewedIssuerThatHadEnded(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		a.of(0)
+		before := must[*ca.Issuer](t)(a.CA.Issuer(t.Context(), "default"))
+		a.exec(`UPDATE trust_entry SET pruned_at = 1 WHERE fingerprint = $1`, trust.Fingerprint(before.Certificate))
+		after, err := a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default"})
+		check(t, err)
+		trusts := func(c *x509.Certificate) bool {
+			return slices.ContainsFunc(a.of(0).General.Issuers, func(i client.TrustIssuer) bool { return i.PEM == encode(c.Raw) })
+		}
+		if !trusts(after.Certificate) || trusts(before.Certificate) {
+			t.Errorf("the new certificate is trusted: %t; the one that ended: %t", trusts(after.Certificate), trusts(before.Certificate))
+		}
+		a.exec(`UPDATE trust_entry SET to_version = from_version WHERE fingerprint = $1`, trust.Fingerprint(after.Certificate))
+		dropped := after
+		after, err = a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
+		check(t, err)
+		if trusts(after.Certificate) || trusts(dropped.Certificate) {
+			t.Error("an issuer that was dropped from the trust came back by its renewal")
+		}
 	})
 }
 

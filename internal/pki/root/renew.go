@@ -17,7 +17,7 @@ import (
 // the root publishes, as far as links say that. It lasts as long as the one before unless validity says otherwise, and never
 // beyond the root. One that would not last longer than the one before is refused.
 func (r *Root) RenewIssuer(before *x509.Certificate, validity time.Duration, links cert.Issuer, now time.Time) (*x509.Certificate, error) {
-	template, err := Again(before, links)
+	template, err := again(before, links)
 	if err != nil {
 		return nil, fmt.Errorf("renew %q: %w", before.Subject, err)
 	}
@@ -55,9 +55,9 @@ func lintAgain(t *cert.Template, spki []byte, serial *big.Int, issuer *cert.Issu
 	return tbs.Lint(cert.Lints{Off: slices.DeleteFunc(names, func(name string) bool { return fixed[name] })})
 }
 
-// Again is the template of a certificate like another one, without dates. What the links say takes the place of what the
+// again is the template of a certificate like another one, without dates. What the links say takes the place of what the
 // certificate before says of its issuer.
-func Again(before *x509.Certificate, links cert.Issuer) (*cert.Template, error) {
+func again(before *x509.Certificate, links cert.Issuer) (*cert.Template, error) {
 	subject, err := cert.ParseNameDER(before.RawSubject)
 	if err != nil {
 		return nil, err
