@@ -3,6 +3,7 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -131,6 +132,27 @@ func TestRenewIssuer(t *testing.T) {
 		}))
 		if told, _, err := a.CheckAudit(ctx); err != nil || len(told) != 1 || !strings.Contains(told[0].Message, "renewed") {
 			t.Errorf("the old certificate was put back, and the check says %v, %v", told, err)
+		}
+	})
+}
+
+// TestCheckFindsAnIssuerOutsideTheInventory: an issuer's certificate that the one above it has no record of could not be revoked; and a
+// root that came in beside another certificate of its own is in its own inventory.
+func TestCheckFindsAnIssuerOutsideTheInventory(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a := newAuthority(t, d)
+		ctx := context.Background()
+		signer := must[crypto.Signer](t)(a.keys.SignerFor(ctx, a.root.KeyID, a.root.Certificate))
+		twin := must[*root.Root](t)(root.New(root.Options{Subject: must[cert.Name](t)(cert.ParseNameDER(a.root.Certificate.RawSubject)), PathLen: -1}, signer, time.Now()))
+		_, err := a.ImportIssuer(ctx, admin(), ImportSpec{Name: "twin", Certificate: twin.Certificate})
+		check(t, err)
+		a.sound()
+		check(t, a.db.Tx(ctx, func(tx *db.Tx) error {
+			_, err := tx.Exec(ctx, `DELETE FROM certificate WHERE serial = $1`, serialKey(a.issuer.Certificate.SerialNumber))
+			return err
+		}))
+		if findings, _, err := a.Check(ctx, 1); err != nil || len(findings) != 1 || !strings.Contains(findings[0].Message, "not in the inventory") {
+			t.Errorf("%v, %v", findings, err)
 		}
 	})
 }
