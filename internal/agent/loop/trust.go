@@ -261,7 +261,10 @@ func (a *Agent) loadCRLs(ctx context.Context, t *trust, now time.Time) (wrong []
 	for n := range t.issuers {
 		i := &t.issuers[n]
 		if twin := t.twin(n); twin != nil && twin.list != nil && i.Name == twin.Name {
-			i.crl, i.list = twin.crl, twin.list // one key signs one list
+			i.crl, i.list = twin.crl, twin.list  // one key signs one list
+			if err := a.keepCRL(i); err != nil { // for when the twin has ended
+				wrong = append(wrong, err.Error())
+			}
 			continue
 		}
 		if err := a.loadCRL(i); err != nil {
@@ -336,6 +339,10 @@ func (a *Agent) fetchCRL(ctx context.Context, i *trustIssuer, now time.Time) err
 		return fmt.Errorf("the CRL of %s that the authority gave is not taken: %w", i.called(), err)
 	}
 	i.crl, i.list = body.Bytes(), list
+	return a.keepCRL(i)
+}
+
+func (a *Agent) keepCRL(i *trustIssuer) error {
 	there, err := a.state.read(dirCRLs, crlFile(i))
 	if err != nil || bytes.Equal(there, i.crl) {
 		return err

@@ -151,6 +151,11 @@ func oneIssuer(ctx context.Context, tx *db.Tx, missing, where string, arg any) (
 	return found[0], nil
 }
 
+// IssuerIn is an issuer as it is in the caller's transaction, whatever this node knew of it before.
+func IssuerIn(ctx context.Context, tx *db.Tx, id string) (*Issuer, error) {
+	return oneIssuer(ctx, tx, "issuer "+id+" is gone", ` WHERE id = $1`, id)
+}
+
 const issuerColumns = `id, number, name, pool, state, is_default, parent, key_id, public_key, certificate, chain, csr, crl, created_at`
 
 func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*Issuer, error) {

@@ -51,10 +51,6 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 	if len(news) == 0 && r.absent == "" && r.agent == in.Agent && (r.message == in.Message || r.state == client.HostSuspect) {
 		return nil
 	}
-	issuers, err := s.CA.Issuers(ctx)
-	if err != nil {
-		return err
-	}
 	var revoked bool
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		revoked = false
@@ -70,9 +66,11 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 			revoked = revoked || done
 		}
 		for _, o := range news {
-			under, err := trust.Present(ctx, tx, r.pool, o.Issuer, issuers)
-			if err != nil {
-				return err
+			under := o.Issuer
+			if under != o.under { // what is written is known by the present certificate of its issuer
+				if under, err = trust.Present(ctx, tx, r.pool, under); err != nil {
+					return err
+				}
 			}
 			_, err = tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
 				serial = $7, reissued = CASE WHEN $8 > reissue THEN reissue ELSE $8 END, crl_ends = $9 WHERE host = $10 AND name = $11`,
@@ -137,6 +135,7 @@ type observation struct {
 	leaves []*x509.Certificate   // that are announced
 	order  client.PlacementOrder // of the placement; known once it is compared
 	before string                // the serial that was placed the last time; likewise
+	under  string                // the fingerprint of the issuer that it was under the last time; likewise
 }
 
 func encodeObservations(reported []client.Observation) ([]observation, error) {
@@ -195,7 +194,7 @@ func compare(ctx context.Context, tx *db.Tx, by access.Principal, seen []observa
 	for _, o := range seen {
 		i := slices.IndexFunc(there, func(p placed) bool { return p.Name == o.Placement })
 		if i >= 0 && (there[i].observed != o.text || there[i].Observed.State != o.State) {
-			o.order, o.before = there[i].PlacementOrder, there[i].Observed.Serial
+			o.order, o.before, o.under = there[i].PlacementOrder, there[i].Observed.Serial, there[i].Observed.Issuer
 			news = append(news, o)
 		}
 	}

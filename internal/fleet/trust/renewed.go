@@ -11,6 +11,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/fault"
 	"chancery/internal/store/db"
 )
 
@@ -56,14 +57,9 @@ func (s *Service) Renewed(ctx context.Context, tx *db.Tx, before, after *ca.Issu
 
 // Present is the fingerprint of the certificate that an issuer has now, if the one given is of one that it had before, and the one
 // given if it is not. So whoever is under an issuer is known by one fingerprint, whichever certificate he was given with his own.
-func Present(ctx context.Context, tx *db.Tx, pool, fingerprint string, issuers []*ca.Issuer) (string, error) {
+func Present(ctx context.Context, tx *db.Tx, pool, fingerprint string) (string, error) {
 	if fingerprint == "" {
 		return "", nil
-	}
-	for _, i := range issuers {
-		if i.Certificate != nil && Fingerprint(i.Certificate) == fingerprint {
-			return fingerprint, nil
-		}
 	}
 	var id string
 	err := tx.QueryRow(ctx, `SELECT issuer FROM trust_entry WHERE fingerprint = $1 AND pool = $2 AND issuer <> '' LIMIT 1`, fingerprint, pool).Scan(&id)
@@ -73,12 +69,14 @@ func Present(ctx context.Context, tx *db.Tx, pool, fingerprint string, issuers [
 	case err != nil:
 		return "", fmt.Errorf("find the issuer whose certificate was %.16s…: %w", fingerprint, err)
 	}
-	for _, i := range issuers {
-		if i.ID == id && i.Certificate != nil {
-			return Fingerprint(i.Certificate), nil
-		}
+	i, err := ca.IssuerIn(ctx, tx, id)
+	switch {
+	case fault.Is(err, fault.NotFound) || err == nil && i.Certificate == nil:
+		return fingerprint, nil
+	case err != nil:
+		return "", err
 	}
-	return fingerprint, nil
+	return Fingerprint(i.Certificate), nil
 }
 
 // sameIssuer reports whether two certificates are of one issuer: for one name and one key.
