@@ -16,6 +16,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/pki/crl"
 )
 
 // Run makes chaos, heals it, and judges. An error says what was broken, or why there is no proof.
@@ -74,8 +75,12 @@ func (w *world) load(ctx context.Context) error {
 		return nil
 	}
 	for i, n := range w.nodes {
-		if err := errors.Join(start("steady-"+n.name, i, (*caller).steady), start("mixed-"+n.name, i, (*caller).mixed)); err != nil {
-			return err
+		for name, do := range map[string]func(*caller, context.Context) error{
+			"steady": (*caller).steady, "mixed": (*caller).mixed, "asks": (*caller).asks, "pulse": (*caller).pulse,
+		} {
+			if err := start(name+"-"+n.name, i, do); err != nil {
+				return err
+			}
 		}
 	}
 	if err := start("watch", 0, (*caller).watch); err != nil {
@@ -150,7 +155,11 @@ func (w *world) end(ctx context.Context) (*Final, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list certificates: %w", err)
 		}
-		f.Certificates = append(f.Certificates, Certificate{plain(one.Serial), one.Issuer, strings.TrimPrefix(one.SAN[0], "dns:"), one.State})
+		there := Certificate{Serial: plain(one.Serial), Issuer: one.Issuer, Name: strings.TrimPrefix(one.SAN[0], "dns:"), State: one.State}
+		if one.Revocation != nil {
+			there.Reason = one.Revocation.Reason
+		}
+		f.Certificates = append(f.Certificates, there)
 	}
 	if err := w.lastAnswers(ctx, c, f); err != nil {
 		return nil, err
@@ -197,11 +206,11 @@ func (w *world) lastAnswers(ctx context.Context, c *caller, f *Final) error {
 			if list.Number.Cmp(number) < 0 {
 				return fmt.Errorf("it serves number %s, and %s was signed", list.Number, number)
 			}
-			serials := map[string]bool{}
+			reasons := map[string]string{}
 			for _, e := range list.RevokedCertificateEntries {
-				serials[plain(e.SerialNumber.Text(16))] = true
+				reasons[plain(e.SerialNumber.Text(16))] = crl.Reason(e.ReasonCode).String()
 			}
-			f.CRL[n.name] = List{list.Number.Int64(), serials}
+			f.CRL[n.name] = List{list.Number.Int64(), reasons}
 			return nil
 		})
 		if err != nil {

@@ -25,6 +25,9 @@ const (
 	Good      Rule = "revoked is never good again" // in OCSP answers in the order of time
 	Numbers   Rule = "CRL numbers rise"            // for each issuer, over all that anybody fetched
 	OneSigner Rule = "one signer in an epoch"      // of each lease
+	Epochs    Rule = "epochs never fall"           // of each lease, in what anybody was shown
+	Reasons   Rule = "one reason of a revocation"  // whoever asked for it where, and the same on every list
+	Answers   Rule = "OCSP goes on"                // at each node that lives beside a member that lives
 	CutOff    Rule = "the cut-off side refuses"    // what nobody else can know of is not acknowledged
 	Verify    Rule = "verify is clean"             // of the whole store
 	Chain     Rule = "audit chains are whole"      // each from 1, without gaps, each event holding the hash of the one before it
@@ -55,7 +58,9 @@ func Check(calls []Call, final Final) []Violation {
 	c.ran()
 	c.issued()
 	c.revoked()
+	c.reasons()
 	c.statuses()
+	c.answering()
 	c.lists()
 	c.signers()
 	c.chains()
@@ -65,10 +70,13 @@ func Check(calls []Call, final Final) []Violation {
 	return c.found
 }
 
-// ran wants each act to have been acknowledged at least once, and something to have been struck.
+// ran wants each act to have been acknowledged at least once, and something to have been struck; of a node that was cut off, to have been asked.
 func (c *checker) ran() {
-	count := map[string]int{}
+	count, cutOff := map[string]int{}, map[string]int{}
 	for _, call := range c.calls {
+		if call.CutOff {
+			cutOff[call.Act]++
+		}
 		switch call.Act {
 		case Signer, Fault:
 			count[call.Act]++
@@ -78,10 +86,13 @@ func (c *checker) ran() {
 			}
 		}
 	}
-	for _, act := range []string{Issue, Revoke, OCSP, CRL, Turn, Signer, Fault} {
+	for _, act := range []string{Issue, Revoke, OCSP, CRL, Turn, Signer, Pulse, Fault} {
 		if count[act] == 0 {
 			c.find(Nothing, "no %s in the history", act)
 		}
+	}
+	if len(cutOff) > 0 && (cutOff[Issue] == 0 || cutOff[Revoke] == 0) {
+		c.find(Nothing, "nodes that were cut off were asked for %d certificates and %d revocations", cutOff[Issue], cutOff[Revoke])
 	}
 	if len(c.final.Certificates) == 0 || len(c.final.OCSP) == 0 || len(c.final.CRL) == 0 || len(c.final.Audit) == 0 || c.final.Verified == 0 {
 		c.find(Nothing, "the end shows %d certificates, OCSP answers of %d nodes, CRLs of %d, %d events of the audit, and %d things that were verified",
@@ -173,7 +184,7 @@ func (c *checker) revoked() {
 			}
 		}
 		for node, list := range c.final.CRL {
-			if !list.Serials[call.Serial] {
+			if _, ok := list.Reasons[call.Serial]; !ok {
 				c.find(Lost, "at the end CRL %d of node %s lacks %s, which is revoked", list.Number, node, call.Serial)
 			}
 		}
@@ -181,6 +192,34 @@ func (c *checker) revoked() {
 	for _, one := range c.final.Certificates {
 		if one.State == "revoked" && !asked[one.Serial] {
 			c.find(Phantom, "%s is revoked, and nobody's call for it can have done that", one.Serial)
+		}
+	}
+}
+
+// reasons wants a certificate to be revoked for a reason that was asked for, by a call that was acknowledged or whose outcome nobody knows, and
+// the lists of all nodes to give that one.
+func (c *checker) reasons() {
+	asked := map[string]map[string]bool{}
+	for _, call := range c.calls {
+		if call.Act != Revoke || call.Outcome == Refused {
+			continue
+		}
+		if asked[call.Serial] == nil {
+			asked[call.Serial] = map[string]bool{}
+		}
+		asked[call.Serial][call.Reason] = true
+	}
+	for _, one := range c.final.Certificates {
+		if one.State != "revoked" || asked[one.Serial] == nil {
+			continue
+		}
+		if !asked[one.Serial][one.Reason] {
+			c.find(Reasons, "%s is revoked for %q, for which nobody asked", one.Serial, one.Reason)
+		}
+		for node, list := range c.final.CRL {
+			if listed, ok := list.Reasons[one.Serial]; ok && listed != one.Reason {
+				c.find(Reasons, "%s is revoked for %q, and for %q on CRL %d of node %s", one.Serial, one.Reason, listed, list.Number, node)
+			}
 		}
 	}
 }
@@ -242,26 +281,34 @@ func (c *checker) lists() {
 
 // fetched looks at lists in the order in which they were fetched.
 func (c *checker) fetched(issuer string, all []Call) {
+	fallen(all, func(call Call) int64 { return call.Number }, func(had, call Call) {
+		c.find(Numbers, "issuer %s: list %d was had from node %s at %s, and list %d from node %s at %s, of data %s old", issuer, had.Number,
+			had.Node, had.End.Format(clock), call.Number, call.Node, call.Begin.Format(clock), call.Age)
+	})
+}
+
+// fallen finds who was shown a lower number than somebody had been shown before, by more time than the data may be old.
+func fallen(all []Call, number func(Call) int64, found func(had, call Call)) {
 	ended := slices.SortedFunc(slices.Values(all), func(a, b Call) int { return a.End.Compare(b.End) })
 	highest := make([]Call, len(ended)) // of those that had ended by then
 	for i, call := range ended {
-		if highest[i] = call; i > 0 && highest[i-1].Number > call.Number {
+		if highest[i] = call; i > 0 && number(highest[i-1]) > number(call) {
 			highest[i] = highest[i-1]
 		}
 	}
 	for _, call := range all {
 		known := call.Begin.Add(-call.Age - Behind)
 		n, _ := slices.BinarySearchFunc(ended, known, func(e Call, at time.Time) int { return e.End.Compare(at) })
-		if n > 0 && highest[n-1].Number > call.Number {
-			c.find(Numbers, "issuer %s: list %d was had from node %s at %s, and list %d from node %s at %s, of data %s old", issuer, highest[n-1].Number,
-				highest[n-1].Node, highest[n-1].End.Format(clock), call.Number, call.Node, call.Begin.Format(clock), call.Age)
+		if n > 0 && number(highest[n-1]) > number(call) {
+			found(highest[n-1], call)
 		}
 	}
 }
 
-// signers wants an epoch of a lease to have one holder, and epochs never to fall in what is seen later.
+// signers wants an epoch of a lease to have one holder, and epochs never to fall in what is shown later. What a node has logged has no client: it
+// is read at the end, and tells of all its epochs at once.
 func (c *checker) signers() {
-	holder := map[string]string{}
+	holder, shown := map[string]string{}, map[string][]Call{}
 	for _, call := range c.calls {
 		if call.Act != Signer {
 			continue
@@ -271,6 +318,15 @@ func (c *checker) signers() {
 			c.find(OneSigner, "epoch %d of lease %q was node %s's and node %s's", call.Epoch, call.Name, other, call.Holder)
 		}
 		holder[epoch] = call.Holder
+		if call.Client != "" {
+			shown[call.Name] = append(shown[call.Name], call)
+		}
+	}
+	for name, all := range shown {
+		fallen(all, func(call Call) int64 { return call.Epoch }, func(had, call Call) {
+			c.find(Epochs, "lease %q: node %s showed epoch %d at %s, and node %s epoch %d at %s, of data %s old", name, had.Node, had.Epoch,
+				had.End.Format(clock), call.Node, call.Epoch, call.Begin.Format(clock), call.Age)
+		})
 	}
 }
 

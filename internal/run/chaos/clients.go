@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"database/sql"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -185,18 +186,30 @@ func (c *caller) some(from *[]string, take bool) string {
 }
 
 func (c *caller) revoke(ctx context.Context) error {
-	serial := c.some(&c.valid, true)
+	serial := c.doomed()
 	if serial == "" {
 		return nil
 	}
-	c.mu.Lock()
-	c.ended = append(c.ended, serial) // asked about by OCSP from now on, before the outcome is known
-	c.mu.Unlock()
-	call := c.act(ctx, Call{Act: Revoke, Serial: serial, Issuer: issuerName}, attempts, false, func(ctx context.Context, at int) error {
-		_, err := c.api[at].Revoke(ctx, issuerName, serial, client.RevokeRequest{Reason: "superseded"})
+	return c.revokes(ctx, serial, "superseded", attempts, false)
+}
+
+// doomed takes a certificate that nobody has asked to revoke, and that is asked about by OCSP from now on, before the outcome is known; none where
+// there is none.
+func (c *caller) doomed() string {
+	serial := c.some(&c.valid, true)
+	if serial != "" {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.ended = append(c.ended, serial)
+	}
+	return serial
+}
+
+func (c *caller) revokes(ctx context.Context, serial, reason string, limit int, stay bool) error {
+	return c.history.add(c.act(ctx, Call{Act: Revoke, Serial: serial, Issuer: issuerName, Reason: reason}, limit, stay, func(ctx context.Context, at int) error {
+		_, err := c.api[at].Revoke(ctx, issuerName, serial, client.RevokeRequest{Reason: reason})
 		return err
-	})
-	return c.history.add(call)
+	}))
 }
 
 func (c *caller) ask(ctx context.Context) error {
@@ -331,20 +344,59 @@ func (c *caller) steady(ctx context.Context) (err error) {
 	return err
 }
 
-// watch notes who holds the leases, as a node says.
+// asks asks its node by OCSP and no other, whatever befalls that.
+func (c *caller) asks(ctx context.Context) (err error) {
+	for err == nil && ctx.Err() == nil {
+		err = c.ask(ctx)
+		sleep(ctx, 100*time.Millisecond)
+	}
+	return err
+}
+
+// pulse asks the member beside its node whether it lives, by the socket at which the node reads.
+func (c *caller) pulse(ctx context.Context) error {
+	n := c.nodes[c.node]
+	pool, err := sql.Open("pgx", n.member.Local("chancery", "chancery"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	for {
+		call := Call{Act: Pulse, Client: c.name, Node: n.name, Begin: time.Now(), Attempts: 1, Outcome: Acknowledged}
+		once, done := context.WithTimeout(ctx, 2*time.Second)
+		_, err := pool.ExecContext(once, "SELECT 1")
+		done()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if call.End = time.Now(); err != nil {
+			call.Outcome, call.Error = Unknown, err.Error()
+		}
+		if err := c.history.add(call); err != nil {
+			return err
+		}
+		sleep(ctx, 500*time.Millisecond)
+	}
+}
+
+// watch notes who holds the leases, as a node says that can also say how old its data are.
 func (c *caller) watch(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c.node = (c.node + 1) % len(c.nodes)
 		once, done := context.WithTimeout(ctx, attemptLimit)
 		begin := time.Now()
-		nodes, err := client.Collect(c.api[c.node].Clones(once))
+		_, age, err := c.list(once, c.nodes[c.node])
+		var nodes []client.Clone
+		if err == nil {
+			nodes, err = client.Collect(c.api[c.node].Clones(once))
+		}
 		done()
 		for _, n := range nodes {
 			for _, l := range n.Leases {
 				if err != nil {
 					break
 				}
-				err := c.history.add(Call{Act: Signer, Client: c.name, Node: c.nodes[c.node].name, Begin: begin, End: time.Now(), Name: l.Name, Epoch: l.Epoch, Holder: l.Holder})
+				err := c.history.add(Call{Act: Signer, Client: c.name, Node: c.nodes[c.node].name, Begin: begin, End: time.Now(), Age: age, Name: l.Name, Epoch: l.Epoch, Holder: l.Holder})
 				if err != nil {
 					return err
 				}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"chancery/client"
 	"chancery/internal/run/cluster"
 )
@@ -20,6 +22,7 @@ type strike struct {
 	name   string
 	budget string        // the time until the next issuance counts for it; empty for none
 	home   bool          // only what callers of the struck node issue counts
+	stops  bool          // the node of the struck machine stands still, or ends
 	hold   time.Duration // how long it lasts, and until somebody has issued again
 	begin  func(context.Context) (struck string, heal func() error, err error)
 }
@@ -32,6 +35,16 @@ var bounds = []struct {
 	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"primary-frozen", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
 }
 
+// nodeAt is the name of the node that was struck, or is on the machine that was.
+func (w *world) nodeAt(struck string) string {
+	for _, n := range w.nodes {
+		if n.name == struck || n.member.Name == struck {
+			return n.name
+		}
+	}
+	return ""
+}
+
 // of is the node on a member's machine.
 func (w *world) of(m *cluster.Member) *node {
 	return w.nodes[slices.Index(w.cluster.Members, m)]
@@ -39,14 +52,14 @@ func (w *world) of(m *cluster.Member) *node {
 
 func (w *world) killNode(hold time.Duration) strike {
 	n := w.nodes[w.dice.IntN(len(w.nodes))]
-	return strike{"kill node", "node-kill", true, hold, func(context.Context) (string, func() error, error) {
+	return strike{"kill node", "node-kill", true, true, hold, func(context.Context) (string, func() error, error) {
 		return n.name, n.start, n.signal(syscall.SIGKILL)
 	}}
 }
 
 func (w *world) freezeNode(hold time.Duration) strike {
 	n := w.nodes[w.dice.IntN(len(w.nodes))]
-	return strike{"freeze node", "", false, hold, func(context.Context) (string, func() error, error) {
+	return strike{"freeze node", "", false, true, hold, func(context.Context) (string, func() error, error) {
 		return n.name, func() error { return n.signal(syscall.SIGCONT) }, n.signal(syscall.SIGSTOP)
 	}}
 }
@@ -54,7 +67,7 @@ func (w *world) freezeNode(hold time.Duration) strike {
 func none() error { return nil }
 
 func (w *world) killProcess(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"kill PostgreSQL", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"kill PostgreSQL", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -64,7 +77,7 @@ func (w *world) killProcess(hold time.Duration, which func(context.Context) (*cl
 }
 
 func (w *world) killMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"kill machine", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"kill machine", budget, false, true, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -78,7 +91,7 @@ func (w *world) killMachine(hold time.Duration, which func(context.Context) (*cl
 }
 
 func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"freeze member", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze member", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -89,7 +102,7 @@ func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*c
 
 // freezeMachine stops a member and the node beside it: both go on believing what they held when they stopped.
 func (w *world) freezeMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"freeze machine", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze machine", budget, false, true, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -105,7 +118,7 @@ func (w *world) freezeMachine(hold time.Duration, which func(context.Context) (*
 // freezePatroni stops the primary's Patroni alone: another is promoted while PostgreSQL goes on there, and takes writes whose outcome nobody
 // is told.
 func (w *world) freezePatroni(hold time.Duration) strike {
-	return strike{"freeze Patroni", "", false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze Patroni", "", false, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := w.cluster.Primary(ctx)
 		if err != nil {
 			return "", nil, err
@@ -116,7 +129,7 @@ func (w *world) freezePatroni(hold time.Duration) strike {
 
 // cut parts a machine, its node included, from all others; where it has no link of its own, its member stands still instead.
 func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"cut machine off", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"cut machine off", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -134,15 +147,31 @@ func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Me
 	}}
 }
 
-// within has a caller on a machine that is cut off ask its node for a certificate. It may not get one: Check judges.
+// within has a caller on a machine that is cut off ask its node for a certificate, and for a revocation; somebody on the other side has the same
+// certificate revoked for another reason. The cut-off side may acknowledge neither, and the other's reason stands: Check judges.
 func (w *world) within(ctx context.Context, n *node) error {
-	c, err := w.caller(fmt.Sprintf("within-%s-%d", n.name, time.Now().UnixMicro()), slices.Index(w.nodes, n))
+	at, name := slices.Index(w.nodes, n), fmt.Sprintf("within-%s-%d", n.name, time.Now().UnixMicro())
+	inside, err := w.caller(name, at)
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	_, err = c.issue(ctx, 1, true)
-	return err
+	defer inside.close()
+	outside, err := w.caller("across-"+name, (at+1)%len(w.nodes))
+	if err != nil {
+		return err
+	}
+	defer outside.close()
+	serial := outside.doomed()
+	var both errgroup.Group
+	both.Go(func() error {
+		_, err := inside.issue(ctx, 1, true)
+		return err
+	})
+	if serial != "" {
+		both.Go(func() error { return inside.revokes(ctx, serial, "keyCompromise", 1, true) })
+		both.Go(func() error { return outside.revokes(ctx, serial, "superseded", attempts, true) })
+	}
+	return both.Wait()
 }
 
 // turn has operators give a lease to nodes: two of them at once where it is a duel.
@@ -157,7 +186,7 @@ func (w *world) turn(duel bool) strike {
 	if duel {
 		verb = "promote"
 	}
-	return strike{verb, "", false, 0, func(ctx context.Context) (string, func() error, error) {
+	return strike{verb, "", false, false, 0, func(ctx context.Context) (string, func() error, error) {
 		errs := make([]error, count)
 		var all sync.WaitGroup
 		for i := range count {
@@ -281,6 +310,9 @@ func (w *world) strike(ctx context.Context, s strike, within func() error) error
 	}
 	err = errors.Join(err, heal())
 	call := Call{Act: Fault, Name: s.name, Node: struck, Begin: begin, Last: at, End: time.Now()}
+	if s.stops {
+		call.Stopped = w.nodeAt(struck)
+	}
 	if took, ok := recovery(w.history.calls(), s, struck, at); ok && s.budget != "" {
 		w.say("%s %s: issued again after %s", s.name, struck, took.Round(time.Millisecond))
 		w.took(s.budget, took)
@@ -335,6 +367,7 @@ func (w *world) restart(ctx context.Context, why error) error {
 	}
 	w.say("%v; machine %s is started anew", why, m.Name)
 	w.restarts++
+	begin := time.Now()
 	if err := w.keepLogs(); err != nil {
 		return err
 	}
@@ -346,7 +379,8 @@ func (w *world) restart(ctx context.Context, why error) error {
 	if err := errors.Join(m.Restart(), n.start()); err != nil {
 		return err
 	}
-	return w.cluster.WaitHealthy(ctx)
+	call := Call{Act: Fault, Name: "start machine anew", Node: m.Name, Stopped: n.name, Begin: begin, Last: begin, End: time.Now()}
+	return errors.Join(w.history.add(call), w.cluster.WaitHealthy(ctx))
 }
 
 // keepLogs copies what nodes and members have said to where the history is.

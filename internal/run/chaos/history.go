@@ -19,6 +19,7 @@ const (
 	CRL    = "crl"
 	Turn   = "turn"   // promote and demote
 	Signer = "signer" // somebody saw who holds a lease in which epoch
+	Pulse  = "pulse"  // the member beside a node was asked whether it lives
 	Fault  = "fault"  // from when it struck until it was healed
 )
 
@@ -43,12 +44,15 @@ type Call struct {
 	Error    string    `json:"error,omitempty"` // of the last attempt
 
 	Name   string `json:"name,omitempty"`   // of the certificate that is asked for; of a lease; of a fault
+	Reason string `json:"reason,omitempty"` // for which it shall be revoked
 	Serial string `json:"serial,omitempty"` // in lower-case hexadecimal without leading zeros
 	Issuer string `json:"issuer,omitempty"`
 
 	Status string        `json:"status,omitempty"`  // good, revoked or unknown
 	Age    time.Duration `json:"age,omitempty"`     // how old the node says its data are
 	CutOff bool          `json:"cut_off,omitempty"` // nobody else could be reached from the node, from before the call until after it
+
+	Stopped string `json:"stopped,omitempty"` // the node that a fault stopped, by itself or with its machine
 
 	Number     int64     `json:"number,omitempty"` // CRLNumber
 	ThisUpdate time.Time `json:"this_update,omitzero"`
@@ -61,12 +65,13 @@ type Call struct {
 // Certificate is one that the authority has at the end.
 type Certificate struct {
 	Serial, Issuer, Name, State string
+	Reason                      string // for which it is revoked
 }
 
 // List is the complete CRL that a node serves at the end.
 type List struct {
 	Number  int64
-	Serials map[string]bool
+	Reasons map[string]string // by serial
 }
 
 // Event is one of the audit, as far as its chain is concerned.

@@ -48,6 +48,13 @@ func (w *world) report(final *Final, found []Violation) error {
 	fmt.Fprintf(w.Out, "%8d  members did not come to themselves in %s, and were started anew\n", w.restarts, patience)
 	behind, asked := stale(w.history.calls())
 	fmt.Fprintf(w.Out, "%8d  OCSP answers about what was revoked elsewhere before; the latest that was not yet so came %s after\n", asked, behind.Round(time.Millisecond))
+	var longest silence
+	for _, s := range silences(w.history.calls()) {
+		if s.length() > longest.length() {
+			longest = s
+		}
+	}
+	fmt.Fprintf(w.Out, "%8s  was the longest time in which a node that lived beside a member that lived answered no OCSP request\n", longest.length().Round(time.Millisecond))
 	fmt.Fprintf(w.Out, "%8d  certificates, %d events of the audit, %d findings of verify that say ok\n", len(final.Certificates), len(final.Audit), final.Verified)
 	for _, b := range bounds {
 		line := bench.Budget{Name: "chaos-" + b.name, Unit: "s", Bound: b.bound, Unknown: true}

@@ -82,7 +82,7 @@ func newWorld(ctx context.Context, o Options) (w *world, err error) {
 	}
 	namespaces := os.Geteuid() == 0
 	w.say("starting PostgreSQL, Patroni and etcd, three of each; cut off by namespaces: %v", namespaces)
-	if w.cluster, err = cluster.Start(ctx, cluster.Options{Namespaces: namespaces, Parameters: map[string]string{"fsync": "off"}}); err != nil {
+	if w.cluster, err = cluster.Start(ctx, cluster.Options{Namespaces: namespaces}); err != nil {
 		return w, err
 	}
 	url, err := w.cluster.Database(ctx, "chancery")
