@@ -12,6 +12,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/clone"
+	"chancery/internal/authority/revocation"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/db"
@@ -116,6 +117,13 @@ var cloneActs = []act{
 			return has, f.events("clone.promote", name, "")
 		}
 	}},
+	{name: "clone promote crl", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+		f.givenTo(n)
+		return f.turned(f.Audit.Node(), "promote", n%2 == 0)
+	}},
+	{name: "clone demote crl", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+		return f.turned(f.givenTo(n), "demote", false)
+	}},
 	{name: "clone left", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		long := time.Now().Add(time.Hour)
 		must(f.t, f.Clones.Finish(f.t.Context(), long))
@@ -125,6 +133,51 @@ var cloneActs = []act{
 		must(f.t, f.Clones.Finish(f.t.Context(), time.Now())) // its silence counts from here
 		return func(ctx context.Context) (string, error) { return "", unavailable(f.Clones.Finish(ctx, long)) }, f.cloneGone(name, "clone.left")
 	}},
+}
+
+// givenTo pins the lease that signs CRLs to a node that does not run, so that the one that does takes it only when it is given to it. That one
+// was seen last.
+func (f *faulty) givenTo(n int) string {
+	f.t.Helper()
+	name := f.approved(n)
+	must(f.t, f.DB.Tx(f.t.Context(), func(tx *db.Tx) error {
+		_, err := db.HandOver(f.t.Context(), tx, revocation.Lease, name, true, time.Minute, time.Now())
+		return err
+	}))
+	must(f.t, f.Clones.Report(f.t.Context(), clone.Self{}, time.Now()))
+	return name
+}
+
+// turned promotes or demotes a node, of the lease that signs CRLs: the one that runs has it then, in a higher epoch, signs in it, and
+// is the one that it is pinned to, where that was asked for.
+func (f *faulty) turned(name, verb string, pin bool) (func(context.Context) (string, error), func() (bool, int)) {
+	f.t.Helper()
+	runs, action := f.Audit.Node(), "clone."+verb
+	of := func() (l db.Lease) {
+		must(f.t, f.DB.ReadSnapshot(f.t.Context(), func(tx *db.Tx) (err error) {
+			l, err = db.LeaseOf(f.t.Context(), tx, revocation.Lease)
+			return err
+		}))
+		return l
+	}
+	events, had, number := f.events(action, runs, ""), of(), f.number()
+	call := func(ctx context.Context) (string, error) {
+		if _, err := f.admin.TurnClone(ctx, name, verb, client.CloneTurn{Pin: pin}); err != nil {
+			return "", err
+		}
+		until(f.t, "it signs", func() bool { return f.number().Cmp(number) > 0 })
+		return "", nil
+	}
+	return call, func() (bool, int) {
+		l, pinned := of(), ""
+		if pin {
+			pinned = runs
+		}
+		if l.Holder != runs && (l.Holder != had.Holder || l.Pinned != had.Pinned || l.Epoch != had.Epoch) {
+			f.t.Errorf("%s of %s left %+v of %+v", verb, name, l, had)
+		}
+		return l.Holder == runs && l.Pinned == pinned && l.Epoch > had.Epoch, f.events(action, runs, "") - events
+	}
 }
 
 // unavailable is what a loop's error, which nobody is told, is to a caller.

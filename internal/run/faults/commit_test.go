@@ -137,6 +137,7 @@ type act struct {
 	// there, count how often it happened.
 	prepare func(f *faulty, n int) (call func(ctx context.Context) (id string, err error), look func() (done bool, count int))
 	moves   bool // its answer is what is in force, which may change meanwhile
+	waits   bool // until another part of the node has done its own, which takes some moments: fewer cases
 	// says is what a repetition may hear instead of the first answer where that held a secret, which is stored nowhere.
 	says string
 }
@@ -162,6 +163,9 @@ func TestEveryCommitOfEveryAct(t *testing.T) {
 			for _, a := range all {
 				for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
 					for _, failing := range failures {
+						if a.waits && len(failing) == 1 && failing[0] > 1 {
+							continue
+						}
 						n++
 						f.once(a, n, fmt.Sprintf("%s, commits %v %s", a.name, failing, outcome), func() {
 							for _, commit := range failing {
