@@ -103,6 +103,9 @@ func parseKeyDER(der, password []byte) (crypto.Signer, error) {
 	if len(der) > maxKeyDER {
 		return nil, keyTooLarge(len(der))
 	}
+	if err := notStore(der); err != nil {
+		return nil, err
+	}
 	in := cryptobyte.String(der)
 	var body, inner cryptobyte.String
 	var version int
@@ -128,6 +131,24 @@ func parseKeyDER(der, password []byte) (crypto.Signer, error) {
 		return parseSEC1(der)
 	}
 	return nil, fault.New(fault.Invalid, "the file is DER, but not a private key")
+}
+
+// notStore refuses key stores, which are often given where a key is wanted, as what they are. Those of PKCS#12 begin with their version, 3 (RFC 7292
+// section 4); some are in BER, of indefinite length.
+func notStore(data []byte) error {
+	in := cryptobyte.String(data)
+	var body cryptobyte.String
+	var version int
+	inBER := bytes.HasPrefix(data, []byte{0x30, 0x80, 2, 1, 3})
+	if inBER || in.ReadASN1(&body, asn1.SEQUENCE) && body.ReadASN1Integer(&version) && version == 3 && body.PeekASN1Tag(asn1.SEQUENCE) {
+		return fault.New(fault.Invalid, "the file is a PKCS#12 key store; a key alone is read here, or a certificate").
+			WithHint("openssl pkcs12 -in FILE -nocerts -out KEY.pem takes the key out, and -nokeys -out CERT.pem the certificates")
+	}
+	if bytes.HasPrefix(data, jksMagic) || bytes.HasPrefix(data, jceksMagic) {
+		return fault.New(fault.Invalid, "the file is a Java key store; a key alone is read here, or a certificate").
+			WithHint("keytool -exportcert -rfc -keystore FILE -alias ALIAS takes a certificate out")
+	}
+	return nil
 }
 
 func parsePKCS8(der []byte) (crypto.Signer, error) {

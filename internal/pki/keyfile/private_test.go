@@ -205,6 +205,15 @@ func TestPrivateKeyRefusals(t *testing.T) {
 	x25519 := run(t, "openssl", "genpkey", "-algorithm", "x25519")
 	explicit := run(t, "openssl", "ecparam", "-name", "prime256v1", "-genkey", "-param_enc", "explicit")
 	huge := encodePEM(labelPKCS8, make([]byte, maxKeyDER+1))
+	keyFile, store := filepath.Join(dir, "key.pem"), filepath.Join(dir, "store.p12")
+	if err := os.WriteFile(keyFile, plain, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "openssl", "pkcs12", "-export", "-nocerts", "-inkey", keyFile, "-passout", "pass:x", "-out", store)
+	p12, err := os.ReadFile(store)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	for _, tc := range []struct {
 		name     string
@@ -217,6 +226,9 @@ func TestPrivateKeyRefusals(t *testing.T) {
 		{"10 MB", bytes.Repeat([]byte("A"), 10<<20), nil, fault.TooLarge, "at most"},
 		{"huge key", huge, nil, fault.TooLarge, "at most"},
 		{"text", []byte("hello"), nil, fault.Invalid, "neither PEM nor"},
+		{"PKCS#12", p12, nil, fault.Invalid, "is a PKCS#12 key store"},
+		{"PKCS#12 in BER", []byte{0x30, 0x80, 2, 1, 3, 0x30, 0x80, 6, 9}, nil, fault.Invalid, "is a PKCS#12 key store"},
+		{"JKS", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, nil, fault.Invalid, "is a Java key store"},
 		{"truncated", plain[:len(plain)-20], nil, fault.Invalid, "truncated"},
 		{"truncated, then another", append(append([]byte{}, plain[:60]...), append([]byte("\n"), plain...)...), nil,
 			fault.Invalid, "no END line"},

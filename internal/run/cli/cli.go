@@ -14,6 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +124,9 @@ func (c *commands) run(ctx context.Context, args []string, streams Streams) int 
 	}
 	if err != nil {
 		fmt.Fprintln(streams.Err, "chancery:", err)
+		if signed := slices.IndexFunc(args, signedID.MatchString); signed >= 0 && commandOf(err) == "chancery key id" {
+			fmt.Fprintf(streams.Err, "  hint: an identifier that begins with a minus stands after --: chancery key id -- %s\n", args[signed])
+		}
 		fmt.Fprintf(streams.Err, "  %s --help shows what passes\n", commandOf(err))
 		return exitUsage
 	}
@@ -138,6 +143,9 @@ func (c *commands) run(ctx context.Context, args []string, streams Streams) int 
 	}
 	return exitDone
 }
+
+// signedID is a key's identifier as CS.cfg of RHCS has it, where a flag is looked for.
+var signedID = regexp.MustCompile(`^-[0-9a-fA-F]{2,}$`)
 
 // joinConstraints lets a value of --name-constraint begin with the minus that excludes a name: elsewhere a word that begins
 // with one is a flag.

@@ -167,8 +167,12 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	if done.Kept {
 		said = "'s identity is good, and stays."
 	}
-	fmt.Fprintf(g.Out, "%s%s Written:\n", done.Administrator, said)
-	for _, file := range append(done.Files, done.Offline...) {
+	written := append(done.Files, done.Offline...)
+	if len(written) > 0 {
+		said += " Written:"
+	}
+	fmt.Fprintf(g.Out, "%s%s\n", done.Administrator, said)
+	for _, file := range written {
 		fmt.Fprintln(g.Out, " ", file)
 	}
 	if len(done.Offline) > 0 {
@@ -186,6 +190,10 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	if c.ServerOut != "" {
 		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL's own port, NAME-client for its logins at the others, both with roots.crt; "+
 			"NAME-peer is for etcd and Patroni, with peer-roots.crt.\n", c.ServerOut)
+	}
+	if len(done.Pools) == 0 && len(written) == 0 && !done.TLSRemoved {
+		fmt.Fprintln(g.Out, "Nothing was written; a node that runs goes on as it is.")
+		return
 	}
 	fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s; the node makes its TLS certificate when it starts and has none\n", g.Dir)
 }

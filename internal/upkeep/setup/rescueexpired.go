@@ -52,6 +52,7 @@ type Brought struct {
 	Pools         []string `json:"pools"`              // that have a new issuer
 	NewRoots      []string `json:"new_roots"`          // of them, those with a new root
 	Files         []string `json:"files"`              // that were written
+	TLSRemoved    bool     `json:"tls_removed"`        // the node's TLS certificate was no good one
 	Offline       []string `json:"offline"`            // of them, those that belong off this machine
 	LoginLeft     string   `json:"login_left"`         // why the login that the database's URL names was left as it is
 	Ended         []string `json:"ended"`              // pools whose issuer has ended and that nobody asked to bring back
@@ -157,7 +158,7 @@ func (o *ExpiredOptions) bring(ctx context.Context, s *Services, done *Brought) 
 	if err := o.renewAdministrator(ctx, s, by, done, now); err != nil {
 		return err
 	}
-	if err := o.dropTLS(ctx, s, now); err != nil {
+	if err := o.dropTLS(ctx, s, done, now); err != nil {
 		return err
 	}
 	for _, step := range []func(context.Context, *Services, access.Principal, *Brought, time.Time) error{o.renewLogin, o.renewNamedLogin, o.certifyServers} {
@@ -207,17 +208,19 @@ func (o *ExpiredOptions) renewAdministrator(ctx context.Context, s *Services, by
 }
 
 // dropTLS takes the node's TLS certificate away where it is not good any more: the node makes another when it starts and finds none.
-func (o *ExpiredOptions) dropTLS(ctx context.Context, s *Services, now time.Time) error {
+func (o *ExpiredOptions) dropTLS(ctx context.Context, s *Services, done *Brought, now time.Time) error {
 	if text, err := keyfile.ReadSecret(o.Dir.TLS(), keyfile.MaxFile); err == nil {
 		defer clear(text)
 		if s.stands(ctx, text, text, pool.Identity, nil, now) {
 			return nil
 		}
 	}
-	if err := os.Remove(o.Dir.TLS()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Remove(o.Dir.TLS())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	done.TLSRemoved = err == nil
+	return err
 }
 
 func (s *Services) recordRescue(ctx context.Context, by access.Principal, now time.Time, detail any) error {
