@@ -112,6 +112,22 @@ func (n *nodes) listed(t *testing.T, at string, c *client.Certificate) bool {
 	return false
 }
 
+// reason is what openssl reads of a certificate on the list that a node publishes; empty where it is not on it.
+func (n *nodes) reason(t *testing.T, at string, c *client.Certificate) string {
+	t.Helper()
+	_, file := n.crl(t, at, c.Issuer)
+	for entry := range strings.SplitSeq(output(t, exec.Command("openssl", "crl", "-inform", "DER", "-in", file, "-noout", "-text")), "Serial Number: ") {
+		serial, rest, _ := strings.Cut(entry, "\n")
+		if !strings.EqualFold(strings.TrimLeft(strings.TrimSpace(serial), "0"), strings.TrimLeft(c.Serial, "0")) {
+			continue
+		}
+		_, reason, _ := strings.Cut(rest, "X509v3 CRL Reason Code:")
+		reason, _, _ = strings.Cut(strings.TrimLeft(reason, " \n"), "\n")
+		return strings.TrimSpace(reason)
+	}
+	return ""
+}
+
 // nss imports the list that a node publishes into a database of NSS, which then holds it against a certificate.
 func (n *nodes) nss(t *testing.T, at string, c *client.Certificate) string {
 	t.Helper()
@@ -149,8 +165,8 @@ approval:
   two_person: true
 `
 
-// revocation: what is requested, approved and fetched on one node, and revoked on another, is on the list that the holder signs without
-// being asked to, and every responder says so.
+// revocation: what is requested, approved, fetched and revoked on one node is on the list that another signs without being asked to, and on
+// the one that it is then asked for; every responder says so, in the same octets.
 func (n *nodes) revocation(t *testing.T) {
 	work := t.TempDir()
 	file, profile, token := filepath.Join(work, "leaf.pem"), filepath.Join(work, "decided.yaml"), filepath.Join(work, "token")
@@ -159,8 +175,12 @@ func (n *nodes) revocation(t *testing.T) {
 	n.types(t, "node1", "operator", "add", "olga", "--role", "operator")
 	n.types(t, "node1", "token", "add", "olga", "--out", token)
 	n.store.replayed(t)
-	id := strings.TrimSpace(output(t, exec.Command(program(t), append([]string{"request", "submit", "--profile", "decided", "--csr", newRequest(t),
-		"--name", "asked.test", "--token-file", token}, n.node("node2")...)...)))
+	asks, id := append([]string{"request", "submit", "--profile", "decided", "--csr", newRequest(t), "--name", "asked.test", "--token-file", token}, n.node("node2")...), ""
+	until(t, "node2 knows the profile", func() bool { // it reads the profiles anew every few moments
+		said, err := exec.Command(program(t), asks...).Output()
+		id = strings.TrimSpace(string(said))
+		return err == nil
+	})
 	n.types(t, "node2", "request", "approve", id)
 	n.types(t, "node2", "request", "retrieve", id, "--out", file)
 	text, err := os.ReadFile(file)
@@ -175,6 +195,9 @@ func (n *nodes) revocation(t *testing.T) {
 	if said := n.nss(t, "node3", c); !strings.Contains(said, "certificate is valid") {
 		t.Errorf("NSS says\n%s", said)
 	}
+	n.alike(t, c, "good")
+	n.types(t, "node1", "clone", "promote", "node1", "--pin") // so that who revokes is not who signs
+	n.asClone(t, "node2")
 	before := n.number(t, "node3", c.Issuer)
 	n.revoke(t, "node2", c)
 	for at := range n.all {
@@ -184,8 +207,22 @@ func (n *nodes) revocation(t *testing.T) {
 		}
 		until(t, "the list that "+at+" publishes has it", func() bool { return n.listed(t, at, c) })
 	}
-	if after := n.number(t, "node3", c.Issuer); after <= before {
+	after := n.number(t, "node3", c.Issuer)
+	if after <= before {
 		t.Errorf("list %d has what list %d had not", after, before)
+	}
+	n.alike(t, c, "revoked")
+	forced := decode[client.CRL](t, n.types(t, "node1", "crl", "issue", "--issuer", c.Issuer, "-o", "json"))
+	number, err := strconv.ParseInt(forced.Number, 10, 64)
+	if err != nil || number <= after {
+		t.Errorf("the list that was asked for after %d has the number %s", after, forced.Number)
+	}
+	n.types(t, "node1", "clone", "promote", "node1") // pinned no longer
+	for at := range n.all {
+		until(t, at+" publishes the list that was asked for", func() bool { return n.number(t, at, c.Issuer) >= number })
+		if reason := n.reason(t, at, c); reason != "Key Compromise" {
+			t.Errorf("the list that %s publishes gives the reason %q", at, reason)
+		}
 	}
 	if said := n.nss(t, "node3", c); !strings.Contains(strings.ToLower(said), "revoked") {
 		t.Errorf("NSS says\n%s", said)

@@ -1,12 +1,14 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -14,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"chancery/client"
 	"chancery/internal/authority/identity"
@@ -72,6 +76,28 @@ func addNode(t *testing.T, one *setup.Services, first datadir.Dir, name, databas
 	return dir
 }
 
+// responseData is what a node answers about a certificate (RFC 6960 section 4.2.1), less producedAt; empty while it has no answer.
+func responseData(t *testing.T, public string, leaf, above *x509.Certificate) string {
+	t.Helper()
+	request, err := ocsp.CreateRequest(leaf, above, nil)
+	must(t, err)
+	resp, err := http.Post("http://"+public+"/ocsp", "application/ocsp-request", bytes.NewReader(request))
+	must(t, err)
+	defer resp.Body.Close()
+	der, err := io.ReadAll(resp.Body)
+	must(t, err)
+	answer, err := ocsp.ParseResponseForCert(der, leaf, above)
+	if err != nil {
+		return ""
+	}
+	produced := "\x18\x0f" + answer.ProducedAt.UTC().Format("20060102150405Z") // a GeneralizedTime, the first there is
+	before, after, ok := strings.Cut(string(answer.TBSResponseData), produced)
+	if !ok {
+		t.Fatalf("no producedAt in %x", der)
+	}
+	return before + after
+}
+
 // TestNodeThatRunsOCSPAlone: it answers what is public, and agents' polls; it takes no lease, opens no issuer's key, and says where
 // issuing is done.
 func TestNodeThatRunsOCSPAlone(t *testing.T) {
@@ -116,6 +142,20 @@ func TestNodeThatRunsOCSPAlone(t *testing.T) {
 			t.Errorf("%s: %d, and other octets", path, code)
 		}
 	}
+	same := func() {
+		t.Helper()
+		until(t, "answers of one period", func() bool {
+			one, two := responseData(t, first.Public, leaf, above), responseData(t, second.Public, leaf, above)
+			if one == "" || one != responseData(t, first.Public, leaf, above) {
+				return false
+			}
+			if one != two {
+				t.Fatalf("the nodes differ:\n%x\n%x", one, two)
+			}
+			return true
+		})
+	}
+	same()
 	until(t, "readiness", func() bool { code, _ := fetch(t, "http://"+second.Metrics+"/readyz"); return code == http.StatusOK })
 	if _, err := agent.Desired(t.Context(), "", 0); err != nil {
 		t.Errorf("an agent's poll: %v", err)
@@ -145,6 +185,7 @@ func TestNodeThatRunsOCSPAlone(t *testing.T) {
 		}
 		return true
 	})
+	same()
 
 	// What it is entitled to, it opens; an issuer's key it neither opens nor makes.
 	must(t, second.stop())
