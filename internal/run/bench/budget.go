@@ -67,6 +67,7 @@ var budgets = []struct {
 	{"rollout-memory", bound{partRollouts, []string{empty}, false, 1000, "MB"}},
 	{"clones-issue", bound{partClones, []string{empty}, true, 0.7, "x"}},
 	{"clones-promote", bound{partClones, []string{empty}, false, 2, "s"}},
+	{"clones-revoke-visible", bound{partClones, []string{empty}, false, 1, "s"}},
 	{"clones-join", bound{partClones, []string{full}, false, 5, "s"}},
 	{"clones-ocsp-lost", bound{partClones, []string{empty}, false, 0, ""}},
 }

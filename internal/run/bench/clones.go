@@ -1,16 +1,19 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"chancery/client"
+	"chancery/internal/pki/cert"
 	"chancery/internal/run/cluster"
 	"chancery/internal/run/consumer"
 	"chancery/internal/upkeep/datadir"
@@ -62,6 +65,9 @@ func (b *bench) clones(ctx context.Context, a *authority, store string) (err err
 	}
 	if err := b.promotions(ctx, all); err != nil {
 		return fmt.Errorf("promote: %w", err)
+	}
+	if err := b.elsewhere(ctx, all); err != nil {
+		return fmt.Errorf("revoke at a node that signs no CRLs: %w", err)
 	}
 	if err := b.outage(ctx); err != nil {
 		return fmt.Errorf("OCSP without the primary: %w", err)
@@ -180,6 +186,45 @@ func (b *bench) promotions(ctx context.Context, all []*authority) error {
 	}
 	b.add(row{what: "promote", who: "call to the next CRL", engine: all[0].engine, store: empty, p50: took.percentile(50), most: took.percentile(100)})
 	b.judge(ctx, "clones-promote."+all[0].engine+"."+empty, took.percentile(100).Seconds(), nil)
+	return nil
+}
+
+// elsewhere revokes at a node that does not sign the CRLs, and looks at a third until the list that it publishes has it. The first node signs: it
+// was promoted last.
+func (b *bench) elsewhere(ctx context.Context, all []*authority) error {
+	signs, revokes, publishes := all[0], all[1], all[2]
+	certificates, err := b.issueSome(ctx, revokes, plainIssuer, 1+b.revocations)
+	if err != nil {
+		return err
+	}
+	var took latencies
+	for i, c := range certificates {
+		begin := time.Now()
+		if _, err := revokes.client.Revoke(ctx, plainIssuer, cert.FormatSerial(c.SerialNumber), client.RevokeRequest{Reason: "superseded"}); err != nil {
+			return err
+		}
+		limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+		seen, err := since(limited, begin, func() (bool, error) {
+			der, err := fetch(limited, "http://"+publishes.public()+"/crl/"+plainIssuer+".crl")
+			return bytes.Contains(der, c.SerialNumber.Bytes()), err
+		})
+		cancel()
+		if err != nil {
+			return err
+		}
+		if i > 0 { // the first is not counted, as with one node
+			took = append(took, seen)
+		}
+	}
+	now, err := signs.client.Clone(ctx, signs.config.Name)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(now.Leases, func(l client.CloneLease) bool { return l.Name == "crl" }) {
+		return fmt.Errorf("node %s signs no CRLs any more: the figures are of another node", signs.config.Name)
+	}
+	b.add(row{what: "revoke at one node", who: "until in the CRL of a third", engine: signs.engine, store: empty, p50: took.percentile(50), p99: took.percentile(99), most: took.percentile(100)})
+	b.judge(ctx, "clones-revoke-visible."+signs.engine+"."+empty, took.percentile(100).Seconds(), nil)
 	return nil
 }
 
