@@ -193,7 +193,7 @@ func (b *bench) promotions(ctx context.Context, all []*authority) error {
 // was promoted last.
 func (b *bench) elsewhere(ctx context.Context, all []*authority) error {
 	signs, revokes, publishes := all[0], all[1], all[2]
-	certificates, err := b.issueSome(ctx, revokes, plainIssuer, 1+b.revocations)
+	certificates, err := b.issueSome(ctx, signs, plainIssuer, 1+b.revocations)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,8 @@ func (b *bench) elsewhere(ctx context.Context, all []*authority) error {
 	if !slices.ContainsFunc(now.Leases, func(l client.CloneLease) bool { return l.Name == "crl" }) {
 		return fmt.Errorf("node %s signs no CRLs any more: the figures are of another node", signs.config.Name)
 	}
-	b.add(row{what: "revoke at one node", who: "until in the CRL of a third", engine: signs.engine, store: empty, p50: took.percentile(50), p99: took.percentile(99), most: took.percentile(100)})
+	b.add(row{what: "revoke at one node", who: "until in the CRL of a third", engine: signs.engine, store: empty,
+		p50: took.percentile(50), p99: took.percentile(99), most: took.percentile(100)})
 	b.judge(ctx, "clones-revoke-visible."+signs.engine+"."+empty, took.percentile(100).Seconds(), nil)
 	return nil
 }
