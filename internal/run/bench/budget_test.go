@@ -91,7 +91,7 @@ func TestWantedBudgets(t *testing.T) {
 		}
 		names[b.Name] = true
 	}
-	if len(names) != len(all) || len(all) != 51 {
+	if len(names) != len(all) || len(all) != 52 {
 		t.Errorf("%d budgets, %d names", len(all), len(names))
 	}
 	some := wanted([]string{sqliteEngine}, func(part string) bool { return part == partStart })
