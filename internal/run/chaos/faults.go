@@ -148,7 +148,7 @@ func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Me
 }
 
 // within has a caller on a machine that is cut off ask its node for a certificate, and for a revocation; somebody on the other side has the same
-// certificate revoked for another reason. The cut-off side may acknowledge neither, and the other's reason stands: Check judges.
+// certificate revoked for another reason. The cut-off side may acknowledge neither, and the reason at the end is one that was not refused: Check judges.
 func (w *world) within(ctx context.Context, n *node) error {
 	at, name := slices.Index(w.nodes, n), fmt.Sprintf("within-%s-%d", n.name, time.Now().UnixMicro())
 	inside, err := w.caller(name, at)

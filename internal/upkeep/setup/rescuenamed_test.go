@@ -370,11 +370,12 @@ func TestGoodTLSStays(t *testing.T) {
 		if err := os.WriteFile(dir.TLS(), tc.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir}); err != nil {
+		done, err := setup.RescueExpired(t.Context(), setup.ExpiredOptions{Dir: dir})
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(dir.TLS()); (err == nil) != tc.stays {
-			t.Errorf("it stays: %v, wanted %t", err, tc.stays)
+		if _, err := os.Stat(dir.TLS()); (err == nil) != tc.stays || done.TLSRemoved == tc.stays {
+			t.Errorf("it stays: %v, wanted %t; it says that it was removed: %t", err, tc.stays, done.TLSRemoved)
 		}
 	}
 }
