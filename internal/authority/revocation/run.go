@@ -172,8 +172,8 @@ type failing struct {
 	pause time.Duration
 }
 
-// maxPause is how long an issuer waits at most after a list could not be made.
-const maxPause = time.Minute
+// maxPause is how long an issuer waits at most after a list could not be made: when what was in the way is gone, no list is later than this.
+const maxPause = 15 * time.Second
 
 func newWorker(s *Service, lease db.Lease, long bool) *worker {
 	return &worker{s: s, lease: lease, long: long, seen: make(map[string]int64), failing: make(map[string]failing), places: make(map[string]string),

@@ -289,6 +289,19 @@ func await(r *client.Rollout) {
 	time.Sleep(time.Millisecond)
 }
 
+// awaitsCRL reports whether a rollout is prepared, and the signer of CRLs still owes a list of an issuer that it made.
+func (w *world) awaitsCRL(r *client.Rollout) (yes bool) {
+	w.t.Helper()
+	if r.Stage != client.StagePrepare || !strings.HasSuffix(r.Message, "has no CRL yet") {
+		return false
+	}
+	check(w.t, w.DB.Read(w.t.Context(), func(tx *db.Tx) error {
+		return tx.QueryRow(w.t.Context(), `SELECT EXISTS (SELECT 1 FROM issuer i WHERE i.name IN ('lab-2', 'lab-root-2') AND NOT EXISTS
+			(SELECT 1 FROM crl c WHERE c.issuer = i.id AND c.scope = 'complete' AND c.state = 'current'))`).Scan(&yes)
+	}))
+	return yes
+}
+
 func (w *world) untilState(state string) *client.Rollout {
 	w.t.Helper()
 	return w.until(state, func(r *client.Rollout) bool { return r.State == state })
