@@ -70,9 +70,9 @@ func whatAnswers(head []byte) (what, startTLS string) {
 const listenWait = 1500 * time.Millisecond
 
 // listen looks once more at a port that took a ClientHello without a word: some protocols greet first, and PostgreSQL waits
-// for a question of its own.
-func (c connection) listen(ctx context.Context) (what, startTLS string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*listenWait)
+// for a question of its own, whose answer is waited for that long.
+func (c connection) listen(ctx context.Context, patience time.Duration) (what, startTLS string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.address)
 	if err != nil {
@@ -84,7 +84,7 @@ func (c connection) listen(ctx context.Context) (what, startTLS string) {
 	if n, _ := conn.Read(head); n > 0 {
 		return whatAnswers(head[:n])
 	}
-	_ = conn.SetDeadline(time.Now().Add(listenWait))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	if _, err := conn.Write(binary.BigEndian.AppendUint32([]byte{0, 0, 0, 8}, 80877103)); err != nil {
 		return "", ""
 	}

@@ -214,7 +214,11 @@ func (c connection) notSpoken(ctx context.Context, err error, head []byte) *fail
 		return c.notTLS(what, protocol)
 	case timedOut(err) && len(head) == 0, hungUp(err) && len(head) == 0:
 		if c.startTLS == "" && c.most == 0 {
-			if what, protocol := c.listen(ctx); what != "" {
+			patience := listenWait // who has kept silent till now is not given all that time again
+			if hungUp(err) {
+				patience = max(patience, c.timeout/2)
+			}
+			if what, protocol := c.listen(ctx, patience); what != "" {
 				return c.notTLS(what, protocol)
 			}
 		}

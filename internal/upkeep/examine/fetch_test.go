@@ -269,7 +269,7 @@ func TestFindingsHaveCommands(t *testing.T) {
 	t.Parallel()
 	o := newOffice(t)
 	silent := say(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
-	wantOne(t, at(t, silent, PortOptions{Offline: true, Timeout: time.Second}), "wire.tls.slow", "chancery doctor "+silent+" --timeout 1m0s")
+	wantOne(t, at(t, silent, PortOptions{Offline: true, Timeout: 3 * time.Second}), "wire.tls.slow", "chancery doctor "+silent+" --timeout 1m0s")
 	wantOne(t, at(t, "127.0.0.1:1", PortOptions{Offline: true}), "wire.connect.refused", "ss -ltn 'sport = :1'")
 	rooted := o.leaf.sServer(t, append(o.leaf.path[:len(o.leaf.path):len(o.leaf.path)], o.root.cert))
 	wantOne(t, at(t, rooted, PortOptions{Offline: true, Trust: o.trust()}), "wire.path.root", "openssl s_client -connect "+rooted+" -servername localhost -showcerts </dev/null")

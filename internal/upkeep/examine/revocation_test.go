@@ -74,7 +74,7 @@ func TestCRLs(t *testing.T) {
 	} {
 		leaf := issue(t, o.issuer, "localhost", server("localhost"), func(c *x509.Certificate) { c.CRLDistributionPoints = []string{web.URL + path} })
 		served = leaf.cert
-		found := at(t, leaf.sServer(t, leaf.path), PortOptions{Trust: o.trust(), Timeout: 5 * time.Second})
+		found := at(t, leaf.sServer(t, leaf.path), PortOptions{Trust: o.trust()})
 		if rule == "" {
 			want(t, found)
 		} else {
