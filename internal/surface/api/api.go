@@ -72,6 +72,9 @@ type Checkpoints interface {
 // callers is how many callers of each sort the rate limits remember.
 const callers = 1 << 15
 
+// guesses is how often a stranger may be wrong at once.
+const guesses = 200
+
 // New puts the API together; it starts nothing.
 func New(services *setup.Services, o Options) (*Server, error) {
 	if o.BodyTimeout == 0 {
@@ -83,7 +86,7 @@ func New(services *setup.Services, o Options) (*Server, error) {
 		names:     &names{access: services.Access},
 		expensive: problem.NewGate(max(o.Expensive, 1), 5*time.Second),
 		operators: problem.NewRateLimiter(0, 1, callers), hosts: problem.NewRateLimiter(0, 1, callers),
-		strangers: problem.NewRateLimiter(20, 200, callers), joins: problem.NewRateLimiter(200, 4000, callers),
+		strangers: problem.NewRateLimiter(20, guesses, callers), joins: problem.NewRateLimiter(200, 4000, callers),
 	}
 	s.huma = humago.New(s.mux, configuration(o.Version))
 	s.routes()
