@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -32,7 +33,7 @@ type drilling struct {
 func newDrilling(t *testing.T) *drilling {
 	t.Helper()
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, Online: true}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Online: true}); err != nil {
 		t.Fatal(err)
 	}
 	config, err := dir.Load()

@@ -9,6 +9,7 @@ import (
 
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/backup"
@@ -27,7 +28,7 @@ func authority(t *testing.T, algorithm keyfile.Algorithm) (*setup.Services, dril
 func authorityAt(t *testing.T, algorithm keyfile.Algorithm, url string) (*setup.Services, drill.Options) {
 	t.Helper()
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	o := setup.Options{Dir: dir, Algorithm: algorithm, Online: true}
+	o := setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Algorithm: algorithm, Online: true}
 	if strings.HasPrefix(url, "postgres") {
 		o.DatabaseFile = filepath.Join(t.TempDir(), "database")
 		if err := os.WriteFile(o.DatabaseFile, []byte(url), 0o600); err != nil {

@@ -38,7 +38,7 @@ func newServed(t *testing.T) *served {
 	}
 	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	dir, url := newDir(t), pkitest.URL(t, db.Postgres)
-	_, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true,
+	_, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url), Online: true,
 		Address: "https://" + at(0), Listen: at(0), PublicListen: at(1), Metrics: at(2)})
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ func TestDrillOnANodeThatJoined(t *testing.T) {
 		}
 	})
 	var page audit.Page
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if page, err = s.Audit.Search(ctx, audit.Filter{Action: backup.DrillAction}, "", 10); err != nil {
 			t.Fatal(err)
 		}

@@ -170,7 +170,7 @@ func TestJoinLooksAtTheDatabaseFirst(t *testing.T) {
 	t.Parallel()
 	s := newServed(t)
 	another := pkitest.URL(t, db.Postgres)
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, another), Online: true}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), DatabaseFile: databaseFile(t, another), Online: true}); err != nil {
 		t.Fatal(err)
 	}
 	for what, c := range map[string]struct{ url, says string }{

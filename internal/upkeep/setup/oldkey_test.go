@@ -24,7 +24,7 @@ func TestOldKeyKeepsItsLists(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
 			t.Fatal(err)
 		}
 		s := open(t, dir)

@@ -22,7 +22,7 @@ func TestRescue(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: databaseFile(t, url)}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url)}); err != nil {
 			t.Fatal(err)
 		}
 		ahead := time.Now().Add(48 * time.Hour)
@@ -81,7 +81,7 @@ func readFile(t *testing.T, path string) []byte {
 func TestReplaceRecovery(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
-		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
+		result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
 		if err != nil {
 			t.Fatal(err)
 		}

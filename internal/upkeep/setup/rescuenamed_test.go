@@ -19,6 +19,7 @@ import (
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/keyfile"
+	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
@@ -39,7 +40,7 @@ func newNamed(t *testing.T) *named {
 	n := &named{t: t, dir: newDir(t), cert: filepath.Join(files, "login.crt"), key: filepath.Join(files, "login.key"), roots: filepath.Join(files, "roots.crt")}
 	var key, path, roots []byte
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: n.dir, Online: true}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: n.dir, Online: true}); err != nil {
 			t.Fatal(err)
 		}
 		s := open(t, n.dir)
@@ -340,7 +341,7 @@ func TestRescueLooksFirst(t *testing.T) {
 // TestGoodTLSStays: the node's own certificate goes where it has ended, and where it has not it stays.
 func TestGoodTLSStays(t *testing.T) {
 	dir := newDir(t)
-	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, dir)

@@ -42,7 +42,7 @@ func serves(t *testing.T, dir datadir.Dir, name string) {
 func TestNodeRescueIsCutAnywhere(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
-		result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
+		result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), DatabaseFile: databaseFile(t, url)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func TestNodeRescueIsCutAnywhere(t *testing.T) {
 // TestNodeRescueIsCutBetweenFiles stops a rescue at each file that it writes in the node's directory.
 func TestNodeRescueIsCutBetweenFiles(t *testing.T) {
 	t.Parallel()
-	result, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t)})
+	result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

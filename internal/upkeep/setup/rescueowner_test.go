@@ -57,7 +57,7 @@ func left(t *testing.T, dir datadir.Dir, rescue func() error) {
 }
 
 func TestNodeRescueOfAService(t *testing.T) {
-	made, err := setup.Init(t.Context(), setup.Options{Dir: newDir(t), Online: true})
+	made, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: newDir(t), Online: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestNodeRescueOfAService(t *testing.T) {
 func TestExpiredRescueOfAService(t *testing.T) {
 	dir := newDir(t)
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir}); err != nil {
 			t.Fatal(err)
 		}
 	})
