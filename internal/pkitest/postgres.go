@@ -189,7 +189,7 @@ func launch(dir string, owner *syscall.Credential, settings []string) (*Postgres
 
 // ready waits until the server answers.
 func (s *PostgresServer) ready() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	pool, err := sql.Open("pgx", s.URL("postgres"))
 	if err != nil {
@@ -246,6 +246,20 @@ func (s *PostgresServer) Exec(tb testing.TB, query string) {
 	tb.Helper()
 	if err := s.exec(query); err != nil {
 		tb.Fatalf("%s: %v", query, err)
+	}
+}
+
+// Reload has the server read its files anew, and waits until whoever connects finds it so: PostgreSQL answers once it has sent the signal.
+func (s *PostgresServer) Reload(tb testing.TB) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	const loaded = "SELECT pg_conf_load_time()::text"
+	var before string
+	s.query(tb, ctx, loaded, &before)
+	s.Exec(tb, "SELECT pg_reload_conf()")
+	for now := before; now == before; time.Sleep(5 * time.Millisecond) {
+		s.query(tb, ctx, loaded, &now)
 	}
 }
 

@@ -134,7 +134,7 @@ func (s *PostgresServer) children() ([]int, error) {
 // Replayed waits until a standby shows all that its primary has written by now.
 func (s *PostgresServer) Replayed(tb testing.TB, primary *PostgresServer) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var position string
 	primary.query(tb, ctx, "SELECT pg_current_wal_insert_lsn()::text", &position)

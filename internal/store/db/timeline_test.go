@@ -16,7 +16,7 @@ func TestPromotedBesideFollowers(t *testing.T) {
 	replaced := pkitest.Postgres(t, "fsync=off", "full_page_writes=off", "wal_keep_size=64MB")
 	waitFor := func(standbys string) {
 		replaced.Exec(t, "ALTER SYSTEM SET synchronous_standby_names = '"+standbys+"'")
-		replaced.Exec(t, "SELECT pg_reload_conf()")
+		replaced.Reload(t)
 	}
 	waitFor("follower")
 	replaced.Standby(t, "follower", "fsync=off")

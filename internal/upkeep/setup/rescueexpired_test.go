@@ -82,7 +82,7 @@ func longAgo(t *testing.T, dir datadir.Dir, socket string, online bool) (serverK
 	t.Helper()
 	file := databaseFile(t, socket)
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir, DatabaseFile: file, Organization: "Example", Online: online}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: file, Organization: "Example", Online: online}); err != nil {
 			t.Fatal(err)
 		}
 		config, err := dir.Load()
@@ -134,7 +134,7 @@ func TestAllCertificatesEnded(t *testing.T) {
 		writeAs(t, data, filepath.Join(data, "server.key"), key)
 		writeAs(t, data, filepath.Join(data, "server.crt"), path)
 		writeAs(t, data, filepath.Join(data, "roots.crt"), roots)
-		server.Exec(t, "SELECT pg_reload_conf()")
+		server.Reload(t)
 	}
 	writeAs(t, data, filepath.Join(data, "pg_ident.conf"), fmt.Appendf(nil, "chancery %s chancery\n", me.Username))
 	writeAs(t, data, filepath.Join(data, "pg_hba.conf"), []byte("local all all peer map=chancery\nhostssl all all 127.0.0.1/32 cert\nhostssl all all ::1/128 cert\n"))
@@ -263,7 +263,7 @@ func databaseOf(t *testing.T, dir datadir.Dir) string {
 func TestOfflineRootEnded(t *testing.T) {
 	dir := newDir(t)
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -293,7 +293,7 @@ func TestOfflineRootIsCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := newDir(t)
 			synctest.Test(t, func(t *testing.T) {
-				if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+				if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir}); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -373,7 +373,7 @@ func TestRescueIsCutAnywhere(t *testing.T) {
 	dir := newDir(t)
 	pools := []string{pool.Identity, setup.DatabasePool, setup.ControlPool, pool.Default}
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir}); err != nil {
 			t.Fatal(err)
 		}
 		s := open(t, dir)
