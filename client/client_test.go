@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -270,12 +271,13 @@ func TestCloseEndsConnectionsInUse(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	// A connection that is done with is taken again, but net/http drops one whose write it hears of too late: on a busy machine, now and then.
+	for try := 0; try < 2 || try < 20 && from[try] != from[try-1]; try++ {
 		if _, err := c.Host(t.Context(), "two"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(from) != 3 || from[1] == from[0] || from[2] != from[1] {
-		t.Fatalf("calls came from %q: the second from another connection than the first, and the third from the second's", from)
+	if n := len(from); slices.Contains(from[1:], from[0]) || from[n-1] != from[n-2] {
+		t.Fatalf("calls came from %q: none but the first from its connection, and the last from the one before", from)
 	}
 }

@@ -33,28 +33,28 @@ func TestServedByNginx(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := probeOf(n.Address)
-	_, err = Served(t.Context(), p, both.cert, o.roots(), nil, time.Now())
+	_, err = served(t, p, both.cert, o.roots(), nil, time.Now())
 	wantError(t, err, "for b.test", "was placed")
 	p.Names = []string{"a.test"}
-	if _, err := Served(t.Context(), p, both.cert, o.roots(), nil, time.Now()); err != nil {
+	if _, err := served(t, p, both.cert, o.roots(), nil, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	// A new certificate is not seen before the reload, and is seen after it.
 	renewed := issue(t, o.issuer, "a.test", server("a.test"))
 	renewed.files(t, dir, "a")
-	_, err = Served(t.Context(), p, renewed.cert, o.roots(), nil, time.Now())
+	_, err = served(t, p, renewed.cert, o.roots(), nil, time.Now())
 	wantError(t, err, "was placed")
 	if err := n.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	p.Timeout = recipe.Duration(10 * time.Second)
-	if _, err := Served(t.Context(), p, renewed.cert, o.roots(), nil, time.Now()); err != nil {
+	p.Timeout = recipe.Duration(time.Minute)
+	if _, err := served(t, p, renewed.cert, o.roots(), nil, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Look(t.Context(), p, nil); !IsDown(err) {
+	if _, err := looked(t, p, nil); !IsDown(err) {
 		t.Fatalf("after the end: %v", err)
 	}
 }
@@ -72,11 +72,11 @@ func TestServedByPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := probeOf(pg.Address)
-	if _, err := Look(t.Context(), p, nil); err == nil {
+	if _, err := looked(t, p, nil); err == nil {
 		t.Error("PostgreSQL spoke TLS without being asked in its protocol")
 	}
 	p.StartTLS = "postgres"
-	seen, err := Served(t.Context(), p, o.leaf.cert, o.roots(), nil, time.Now())
+	seen, err := served(t, p, o.leaf.cert, o.roots(), nil, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,14 +144,14 @@ func TestServedByLibvirtd(t *testing.T) {
 	p.AcceptRefusal = true
 	var seen *Seen
 	for try := 0; try == 0 || err == nil && seen.Refused == "" && try < 20; try++ { // as in TestRefusedClientHasSeenTheServer
-		seen, err = Served(t.Context(), p, h.cert, o.roots(), h.tls(), time.Now())
+		seen, err = served(t, p, h.cert, o.roots(), h.tls(), time.Now())
 	}
 	if err != nil || seen.Refused == "" || !seen.Asked {
 		t.Fatalf("saw %+v, error %v", seen, err)
 	}
 	good := virtual(t, o, "client1", client)
 	p.AcceptRefusal = false
-	if seen, err = Served(t.Context(), p, h.cert, o.roots(), good.tls(), time.Now()); err != nil || seen.Refused != "" {
+	if seen, err = served(t, p, h.cert, o.roots(), good.tls(), time.Now()); err != nil || seen.Refused != "" {
 		t.Fatalf("saw %+v, error %v", seen, err)
 	}
 	pki := filepath.Join(dir, "pki")

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"chancery/internal/run/consumer"
 )
 
 // TestListenersAreFoundAndOutlived: this process listens and runs; one that ended does not, even before its parent asked why,
@@ -35,11 +37,14 @@ func TestListenersAreFoundAndOutlived(t *testing.T) {
 	if found < 2 {
 		t.Fatalf("%d kinds of addresses were tried", found)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := consumer.FreeAddress() // which nobody else takes while nothing listens there
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := l.Addr().String()
+	l, err := net.Listen("tcp", closed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	unseen := Listeners(closed)
 	unseen.Processes = nil // as an agent finds it that may not see what others have open
 	if unseen.Ended() {

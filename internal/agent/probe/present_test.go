@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -14,6 +15,18 @@ import (
 	"chancery/internal/agent/recipe"
 	"chancery/internal/pki/keyfile"
 )
+
+// presented is Present. What a server says too late on a busy machine, which is taken for consent, is no verdict where another is expected: it is
+// shown again then.
+func presented(t *testing.T, p recipe.Probe, own *holder, quiet bool) (shown *Shown, err error) {
+	t.Helper()
+	for late := time.Now().Add(time.Minute); ; {
+		shown, err = Present(t.Context(), p, own.tls())
+		if again := errors.Is(err, ErrTimeout) || err == nil && !quiet && strings.Contains(shown.Said, " within "); !again || time.Now().After(late) {
+			return shown, err
+		}
+	}
+}
 
 // TestPresentToOpenSSL shows certificates to openssl s_server with a CRL, in both versions of TLS and by two ways of seeing: a good
 // one is taken, a revoked one is refused by its alert, a stranger's by another, and no certificate is asked for where none is.
@@ -43,7 +56,7 @@ func TestPresentToOpenSSL(t *testing.T) {
 						"not asked for": {recipe.Probe{Address: open, Accepts: accepts}, bad, false, false, false},
 					} {
 						shown.Add(1)
-						got, err := Present(t.Context(), c.p, c.own.tls())
+						got, err := presented(t, c.p, c.own, c.accepted)
 						if err != nil || got.Asked != c.asked || got.Accepted != c.accepted || got.Revoked != c.isRevoked || got.Said == "" {
 							t.Errorf("accepts %q, %s: %+v, %v", accepts, name, got, err)
 						}
@@ -102,7 +115,7 @@ func TestPresentByProtocol(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := Present(t.Context(), recipe.Probe{Address: speaker(t, o, tls.RequireAnyClientCert, c.does), Accepts: c.accepts}, o.leaf.tls())
+			got, err := presented(t, recipe.Probe{Address: speaker(t, o, tls.RequireAnyClientCert, c.does), Accepts: c.accepts}, o.leaf, name == "is quiet")
 			if err != nil || !got.Asked || got.Accepted != c.accepted || !strings.Contains(got.Said, c.said) {
 				t.Errorf("%+v, %v", got, err)
 			}

@@ -103,7 +103,7 @@ func TestStartTLS(t *testing.T) {
 			})
 			p := probeOf(address)
 			p.StartTLS, p.Timeout = protocol, 0
-			seen, err := Served(t.Context(), p, o.leaf.cert, o.roots(), nil, time.Now())
+			seen, err := served(t, p, o.leaf.cert, o.roots(), nil, time.Now())
 			if err != nil || len(seen.Path) != 2 {
 				t.Errorf("saw %+v, error %v", seen, err)
 			}
@@ -152,7 +152,7 @@ func TestStartTLSThatIsNotStarted(t *testing.T) {
 				io.Copy(io.Discard, conn)
 			}))
 			p.StartTLS = c.protocol
-			if _, err := Look(t.Context(), p, nil); !errors.Is(err, c.want) {
+			if _, err := looked(t, p, nil); !errors.Is(err, c.want) {
 				t.Errorf("%.40q: %v", c.answer, err)
 			}
 		})

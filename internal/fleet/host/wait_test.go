@@ -9,6 +9,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/fleet/host"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -28,11 +29,14 @@ type answer struct {
 	err     error
 }
 
+// enough is how long a wait may last: as long as a node lets any, so that none ends by itself before it was woken.
+const enough = host.MaxWait
+
 // await waits for a change in a goroutine of its own.
 func await(a *authority, by access.Principal, etag string) <-chan answer {
 	got := make(chan answer, 1)
 	go func() {
-		desired, err := a.Hosts.Desired(a.t.Context(), by, etag, time.Minute)
+		desired, err := a.Hosts.Desired(a.t.Context(), by, etag, enough)
 		got <- answer{desired, err}
 	}()
 	return got
@@ -41,7 +45,7 @@ func await(a *authority, by access.Principal, etag string) <-chan answer {
 // waiting returns when so many wait.
 func (a *authority) waiting(n int) {
 	a.t.Helper()
-	for deadline := time.Now().Add(time.Minute); a.Hosts.Waiting() != n; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(enough); a.Hosts.Waiting() != n; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			a.t.Fatalf("%d wait, want %d", a.Hosts.Waiting(), n)
 		}
@@ -134,7 +138,7 @@ func TestThousandWaitersAreWokenOnce(t *testing.T) {
 	var group sync.WaitGroup
 	answers := make([]answer, many)
 	for i, p := range principals {
-		group.Go(func() { answers[i].desired, answers[i].err = a.Hosts.Desired(ctx, p, etags[i], time.Minute) })
+		group.Go(func() { answers[i].desired, answers[i].err = a.Hosts.Desired(ctx, p, etags[i], enough) })
 	}
 	a.waiting(many)
 	before := faults.Statements()
