@@ -243,6 +243,20 @@ func say(t testing.TB, with func(net.Conn)) string {
 	return l.Addr().String()
 }
 
+// TestBusyPostgreSQL takes two seconds to answer its own question: it was taken for a port that hangs up.
+func TestBusyPostgreSQL(t *testing.T) {
+	t.Parallel()
+	busy := say(t, func(c net.Conn) {
+		question := make([]byte, 8)
+		if _, err := io.ReadFull(c, question); err != nil || question[0] == recordHandshake {
+			return
+		}
+		time.Sleep(2 * time.Second)
+		_, _ = io.WriteString(c, "S")
+	})
+	wantOne(t, at(t, busy, PortOptions{Offline: true}), "wire.tls.none", "PostgreSQL", "--starttls postgres")
+}
+
 func TestWhatIsNoTLS(t *testing.T) {
 	t.Parallel()
 	web := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.NotFoundHandler()}
