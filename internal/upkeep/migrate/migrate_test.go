@@ -243,9 +243,14 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	killed := map[string]int{}
 	ended := false
 	for i := 0; i < 20 && !ended; i++ {
-		step := []string{"", "copying", "comparing", "verifying"}[i%4]
-		if i >= 16 { // which may come to its end before it is killed
+		step := []string{"", "copying"}[i%2]
+		switch { // these may come to their end before they are killed, where who kills them is late
+		case i >= 16:
 			step = "switching"
+		case i >= 13:
+			step = "verifying"
+		case i >= 10:
+			step = "comparing"
 		}
 		if ended = killedMove(t, dir, file, step, time.Duration(mathrand.IntN(40))*time.Millisecond); !ended {
 			killed[step]++
