@@ -41,7 +41,7 @@ func TestNobodySignsCRLs(t *testing.T) {
 		})
 		return l
 	}
-	turn(false, now)
+	turn(false, time.Now())
 	want(t, look(short), finding.OK, "", "node n1 signs CRLs")
 
 	turn(false, now.Add(-4*time.Minute)) // as after a crash
@@ -70,12 +70,12 @@ func TestNobodySignsCRLs(t *testing.T) {
 	}
 
 	// One that was let go of is taken within seconds, and not forever said to be.
-	l := turn(false, now)
+	l := turn(false, time.Now())
 	if err := d.Release(ctx, l); err != nil {
 		t.Fatal(err)
 	}
 	want(t, look(short), finding.OK, "", "node n1 let go of")
-	turn(false, now)
+	turn(false, time.Now())
 	write(func(tx *db.Tx) error { return db.Dismiss(ctx, tx, "n1") })
 	want(t, look(short), finding.OK, "", "node n1 let go of")
 	ago := func(micros int64) {
