@@ -42,6 +42,14 @@ func newPair(t *testing.T) pair {
 	return pair{primary, standby, db.Options{URL: primary.TCP("chancery") + "&connect_timeout=1", ReadURL: standby.URL("chancery") + "&connect_timeout=1", Node: "n1", Patience: time.Second}}
 }
 
+// patient is for a node whose servers answer or are gone, and which nothing watches at first: on a busy machine a moment of theirs may be
+// longer than the patience of the others.
+func (p pair) patient() db.Options {
+	o := p.options
+	o.URL, o.ReadURL, o.Patience = p.primary.TCP("chancery"), p.standby.URL("chancery"), 0
+	return o
+}
+
 // watch runs Watch for as long as the test.
 func watch(t *testing.T, d *db.DB) {
 	t.Helper()
@@ -74,6 +82,12 @@ func put(t *testing.T, d *db.DB, value int64) error {
 	})
 }
 
+// written is put where the primary is watched and there: on a busy machine it may take longer than the pair's patience for a moment.
+func written(t *testing.T, d *db.DB, value int64) {
+	t.Helper()
+	await(t, "a write", func() bool { return put(t, d, value) == nil })
+}
+
 func look(t *testing.T, d *db.DB) (value int64, lacks bool, err error) {
 	err = d.Read(t.Context(), func(tx *db.Tx) error {
 		lacks = tx.Lacks()
@@ -104,7 +118,7 @@ func TestAwayAndBehind(t *testing.T) {
 
 // standbyBehind has the standby stop to replay: a node's own writes are read all the same.
 func standbyBehind(t *testing.T, p pair) {
-	d := pkitest.Open(t, p.options)
+	d := pkitest.Open(t, p.patient())
 	if err := put(t, d, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +132,7 @@ func standbyBehind(t *testing.T, p pair) {
 			t.Fatalf("wrote %d and read %d, lacking %t: %v", value, got, lacks, err)
 		}
 	}
-	other := p.options
+	other := p.patient()
 	other.Node = "n2"
 	if got, _, err := look(t, pkitest.Open(t, other)); err != nil || got != 1 {
 		t.Fatalf("a node that wrote nothing read %d, %v; the standby has 1", got, err)
@@ -138,9 +152,7 @@ func standbyBehind(t *testing.T, p pair) {
 func primaryFrozen(t *testing.T, p pair) {
 	d := pkitest.Open(t, p.options)
 	watch(t, d)
-	if err := put(t, d, 1); err != nil {
-		t.Fatal(err)
-	}
+	written(t, d, 1)
 	await(t, "that data beside a primary have no age", func() bool { return d.Age(time.Now()) == 0 })
 	p.standby.Replayed(t, p.primary)
 	p.primary.Freeze(t)
@@ -238,7 +250,7 @@ func (l *lines) count(what string) int {
 // startedWithout has a node acknowledge what its standby does not have, and start again while the primary is away: it knows that
 // something is lacking, and not what.
 func startedWithout(t *testing.T, p pair) {
-	o := p.options
+	o := p.patient()
 	o.Node, o.MarkFile = "n3", filepath.Join(t.TempDir(), "mark")
 	kept := func() int64 {
 		t.Helper()
@@ -254,11 +266,11 @@ func startedWithout(t *testing.T, p pair) {
 	}
 	row := func(d *db.DB) (number int64) {
 		t.Helper()
-		if err := d.ReadSnapshot(t.Context(), func(tx *db.Tx) error {
-			return tx.QueryRow(t.Context(), `SELECT number FROM write_mark WHERE node = 'n3'`).Scan(&number)
-		}); err != nil {
-			t.Fatal(err)
-		}
+		await(t, "the row at the primary", func() bool {
+			return d.ReadSnapshot(t.Context(), func(tx *db.Tx) error {
+				return tx.QueryRow(t.Context(), `SELECT number FROM write_mark WHERE node = 'n3'`).Scan(&number)
+			}) == nil
+		})
 		return number
 	}
 	former := func(d *db.DB) (lacks bool) {
@@ -291,6 +303,7 @@ func startedWithout(t *testing.T, p pair) {
 		t.Fatalf("acknowledged %d and ended, and kept %d", number, kept())
 	}
 	p.primary.Freeze(t)
+	o.URL, o.ReadURL, o.Patience = p.options.URL, p.options.ReadURL, p.options.Patience
 	second, forgot := pkitest.Open(t, o), o
 	forgot.MarkFile = filepath.Join(t.TempDir(), "mark")
 	third := pkitest.Open(t, forgot)
@@ -315,9 +328,7 @@ func startedWithout(t *testing.T, p pair) {
 		t.Fatalf("read %d, lacking %t and of before %t: %v", got, lacks, former(third), err)
 	}
 	for i := int64(23); i < 40; i++ { // many in a moment
-		if err := put(t, second, i); err != nil {
-			t.Fatal(err)
-		}
+		written(t, second, i)
 		if kept() < row(second) {
 			t.Fatal("a number was acknowledged that is not kept")
 		}
@@ -344,9 +355,7 @@ func severalToRead(t *testing.T, p pair) {
 func standbyFrozen(t *testing.T, p pair) {
 	d := pkitest.Open(t, p.options)
 	watch(t, d)
-	if err := put(t, d, 1); err != nil {
-		t.Fatal(err)
-	}
+	written(t, d, 1)
 	p.standby.Freeze(t)
 	if got, _, err := look(t, d); err != nil || got != 1 { // it waits until Watch has seen it
 		t.Fatalf("read %d, %v", got, err)
@@ -354,9 +363,7 @@ func standbyFrozen(t *testing.T, p pair) {
 	if age := d.Age(time.Now()); age != 0 {
 		t.Fatalf("the primary's data are called %v old", age)
 	}
-	if err := put(t, d, 2); err != nil {
-		t.Fatal(err)
-	}
+	written(t, d, 2)
 	if got, _, err := look(t, d); err != nil || got != 2 {
 		t.Fatalf("read %d, %v", got, err)
 	}
