@@ -387,7 +387,7 @@ func (a *authorityInToken) holder(node string) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		all, err := d.Leases(t.Context())
 		if err == nil && slices.ContainsFunc(all, func(l db.Lease) bool { return l.Name == revocation.Lease && l.Holder == node }) {
 			return
