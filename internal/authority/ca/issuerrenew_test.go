@@ -440,7 +440,7 @@ func TestRenewedIssuerOnOtherNodes(t *testing.T) {
 		t.Fatal("the other node has another certificate from the beginning")
 	}
 	after := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"}))
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		c := must[*Certificate](t)(other.Issue(ctx, admin(), order))
 		if c.Issuer.Certificate.Equal(after.Certificate) {
 			break

@@ -107,7 +107,7 @@ func TestImportedCAGoesOn(t *testing.T) {
 			t.Fatalf("the same call again: %v", err)
 		}
 
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		var loops sync.WaitGroup
 		defer loops.Wait()
 		defer cancel()
