@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"chancery/client"
+	"chancery/internal/agent/probe"
 	"chancery/internal/fault"
 )
 
@@ -102,13 +104,17 @@ type commands struct {
 
 // Run runs the command line and returns its exit code.
 func Run(ctx context.Context, args []string, streams Streams) int {
+	// An agent starts itself for each file that it tries as another user: that takes less than the grammar of all commands.
+	if len(args) == 6 && args[0] == "agent" && args[1] == "readable" {
+		return probe.ReadableMain(args[2:])
+	}
 	return new(commands).run(ctx, args, streams)
 }
 
 func (c *commands) run(ctx context.Context, args []string, streams Streams) int {
 	c.Streams, c.ctx = streams, ctx
 	exited := -1
-	parser, err := newParser(c,
+	parser, err := newParser(c, args,
 		kong.Writers(streams.Out, streams.Err),
 		kong.Exit(func(code int) { exited = code }),
 		kong.UsageOnError(),
@@ -175,18 +181,41 @@ func commandOf(err error) string {
 	return name
 }
 
-// newParser is the parser of the command line.
-func newParser(c *commands, options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append([]kong.Option{
+// newParser is the parser of the command line: of the whole of it, or, where args begin with a command's name, of that one. To
+// read all hundred and more by reflection took a command longer than everything else it does before its call.
+func newParser(c *commands, args []string, options ...kong.Option) (*kong.Kong, error) {
+	options = append([]kong.Option{
 		kong.Name("chancery"),
 		kong.Description("A private PKI for fleets of hosts."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
 		kong.Vars{"reasons": reasons, "reason_numbers": reasonNumbers},
-	}, options...)...)
+	}, options...)
+	if one := c.only(args); one != nil {
+		return kong.New(&c.globals, append(options, one)...)
+	}
+	return kong.New(c, options...)
+}
+
+// only is the command that args begin with; nil where they begin with something else: a flag, a mistyped name, nothing, a hidden
+// command. The whole line is read then.
+func (c *commands) only(args []string) kong.Option {
+	if len(args) == 0 {
+		return nil
+	}
+	all := reflect.ValueOf(c).Elem()
+	for field := range all.Type().Fields() {
+		name := strings.ToLower(field.Name)
+		_, command := field.Tag.Lookup("cmd")
+		_, hidden := field.Tag.Lookup("hidden")
+		if command && !hidden && name == args[0] {
+			return kong.DynamicCommand(name, field.Tag.Get("help"), "", all.FieldByIndex(field.Index).Addr().Interface())
+		}
+	}
+	return nil
 }
 
 // Grammar is the command line as data, and a parser that runs nothing: the documents are held against it.
-func Grammar() (*kong.Kong, error) { return newParser(&commands{}, kong.Exit(func(int) {})) }
+func Grammar() (*kong.Kong, error) { return newParser(&commands{}, nil, kong.Exit(func(int) {})) }
 
 // usageError is a command line that no parser can refuse: flags that exclude each other, say.
 type usageError struct{ message string }
