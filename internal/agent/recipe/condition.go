@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"chancery/internal/fault"
 )
@@ -279,7 +280,7 @@ func (c *condition) judge(value func(string) string) verdict {
 func (c *condition) compare(value func(string) string) verdict {
 	left, right := c.left.value(value), c.right.value(value)
 	equality := c.operator == "==" || c.operator == "!="
-	if equality && (c.left.quoted || c.right.quoted || !wholeVersion.MatchString(left) || !wholeVersion.MatchString(right)) {
+	if equality && (c.left.quoted || c.right.quoted || !wholeVersion().MatchString(left) || !wholeVersion().MatchString(right)) {
 		return decide((left == right) == (c.operator == "=="))
 	}
 	a, b := parseVersion(left), parseVersion(right)
@@ -309,14 +310,16 @@ func (o operand) value(value func(string) string) string {
 	return o.text
 }
 
+// These are compiled when they are first asked for: bounded repetitions make long programs of them, and every start of an agent,
+// and of any other command, would wait for that.
 var (
-	wholeVersion   = regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){0,7}$`)
-	leadingVersion = regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){0,7}`)
+	wholeVersion   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){0,7}$`) })
+	leadingVersion = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){0,7}`) })
 )
 
 // parseVersion reads the numbers that a version begins with: 11.6.0-1.fc43 is 11.6.0. It is nil where there is none.
 func parseVersion(text string) []int {
-	found := leadingVersion.FindString(text)
+	found := leadingVersion().FindString(text)
 	if found == "" {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"chancery/client"
 	"chancery/internal/fault"
@@ -80,13 +81,17 @@ func (p *Parameter) sample() string {
 }
 
 var (
-	accountName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
-	plainName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	unitName     = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:-]*(@[A-Za-z0-9_.:-]+)?$`)
-	pathText     = regexp.MustCompile(`^/[A-Za-z0-9/._+@:=,%-]*$`)
-	selinuxLabel = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}(:[A-Za-z0-9_.,:-]{1,64})?$`)
-	identifier   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	accountName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
+	plainName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	unitName    = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:-]*(@[A-Za-z0-9_.:-]+)?$`)
+	pathText    = regexp.MustCompile(`^/[A-Za-z0-9/._+@:=,%-]*$`)
+	identifier  = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 )
+
+// selinuxLabel is compiled when it is first asked for, as wholeVersion is.
+var selinuxLabel = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}:[A-Za-z0-9_]{1,64}(:[A-Za-z0-9_.,:-]{1,64})?$`)
+})
 
 // check holds a value to the parameter's type.
 func (p *Parameter) check(value string) error {
@@ -121,7 +126,7 @@ func (p *Parameter) check(value string) error {
 		_, err := keyfile.ParseAlgorithm(value)
 		good = err == nil && plainName.MatchString(value)
 	case "label":
-		good = value == "" || selinuxLabel.MatchString(value)
+		good = value == "" || selinuxLabel().MatchString(value)
 	}
 	if !good {
 		return fault.New(fault.Invalid, "parameter %s: %q is not what it takes: %s", p.Name, value, p.accepts())

@@ -293,7 +293,7 @@ func (v *validation) comparison(path string, c *condition, variable, literal ope
 	}
 	ordered := c.operator != "==" && c.operator != "!="
 	switch {
-	case ordered && !wholeVersion.MatchString(literal.text):
+	case ordered && !wholeVersion().MatchString(literal.text):
 		v.add(path, "%s %s %q: only versions such as 11.6.0 have an order", variable.variable, c.operator, literal.text)
 	case ordered && isParam && p.Type != "port":
 		v.add(path, "%s is a %s, and has no order", variable.variable, p.Type)

@@ -375,7 +375,7 @@ func checkUserAndGroup(value string) error {
 }
 
 func checkLabel(value string) error {
-	if value != "" && !selinuxLabel.MatchString(value) {
+	if value != "" && !selinuxLabel().MatchString(value) {
 		return fault.New(fault.Invalid, "label %q is no SELinux context such as system_u:object_r:cert_t:s0", value)
 	}
 	return nil
