@@ -94,6 +94,9 @@ func (n *node) prepare(ctx context.Context) error {
 	if err := s.DB.LearnClock(ctx); err != nil {
 		return fmt.Errorf("learn the authority's time: %w", err)
 	}
+	if err := s.HoldIdentityRoot(ctx, n.Dir, n.logger); err != nil {
+		return err
+	}
 	now := time.Now()
 	if err := s.DB.CheckClock(now); err != nil {
 		n.logger.Error("the node serves what only reads", "error", err)

@@ -141,6 +141,7 @@ type joining struct {
 	token  *client.CloneToken
 	config datadir.Config
 	at     datadir.Dir
+	root   string // of identities: the one that the token names
 	node   *keys.NodeKey
 	tls    crypto.Signer
 	base   crypto.Signer // of the login at the database
@@ -226,9 +227,11 @@ func (j *joining) ask(ctx context.Context) (*client.CloneJoined, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := keyfile.WriteBeside(j.at.IdentityRoot(), []byte(root), 0o644); err != nil && !errors.Is(err, fs.ErrExist) {
+	// One that is there may be of a token before, of another authority: what counts is what this token names.
+	if err := keyfile.ReplaceBeside(j.at.IdentityRoot(), []byte(root), 0o644); err != nil {
 		return nil, err
 	}
+	j.root = root
 	if err := j.lookAhead(ctx, root); err != nil {
 		return nil, err
 	}

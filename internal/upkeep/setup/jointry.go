@@ -101,11 +101,16 @@ func (j *joining) lookInto(ctx context.Context, d *db.DB, root string) error {
 	if len(roots) == 0 {
 		return j.noAuthority()
 	}
-	if slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return string(keyfile.EncodeCertificates(r)) == root }) {
+	if hasRoot(roots, root) {
 		return nil
 	}
 	return fault.New(fault.Invalid, "the database of %s is another authority's: it has not the root of identities that %s shows; nobody was asked to approve",
 		j.config.DatabaseFile, j.token.Address)
+}
+
+// hasRoot reports whether the root in PEM is one of the roots.
+func hasRoot(roots []*x509.Certificate, root string) bool {
+	return slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return string(keyfile.EncodeCertificates(r)) == root })
 }
 
 func (j *joining) noAuthority() error {
@@ -138,6 +143,14 @@ func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoin
 	if list != nil && list.Version >= joined.RecipientList && slices.ContainsFunc(list.Recipients, func(r keys.Listed) bool {
 		return r.ID == j.config.Name && r.PublicKey == j.node.Public()
 	}) {
+		roots, err := s.Identity.RootCertificates(ctx)
+		if err != nil {
+			return err
+		}
+		if !hasRoot(roots, j.root) {
+			return fault.New(fault.Conflict, "the database of %s has not the root of identities that %s shows, SHA-256 %x: its is %s",
+				j.config.DatabaseFile, j.token.Address, j.token.Fingerprint, prints(roots))
+		}
 		return j.tryKeys(ctx, s)
 	}
 	return fault.New(fault.Conflict, "the database of %s does not know node %s with its key: it is another authority's, or a copy from before the node "+
