@@ -50,9 +50,7 @@ func (w *world) databaseHost(t *testing.T, m machine) *database {
 	_, d.port, _ = strings.Cut(free, ":")
 	must(t, os.Mkdir(d.home, 0o755))
 	owner, group := d.account()
-	initdb := exec.Command(postgresPrograms+"initdb", "-D", d.home+"/data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C")
-	initdb.Dir, initdb.SysProcAttr = d.home, &syscall.SysProcAttr{Credential: d.as}
-	output(t, initdb)
+	d.initialize()
 	h.write("/etc/postgresql/pg_hba.conf", "local all postgres trust\nhostssl all all 127.0.0.0/8 cert\n")
 	settings := map[string]string{
 		"listen_addresses": h.at, "port": d.port, "unix_socket_directories": d.home, "fsync": "off",
@@ -68,6 +66,35 @@ func (w *world) databaseHost(t *testing.T, m machine) *database {
 	h.join(order("postgresql", "conf="+h.inside("/etc/postgresql/postgresql.conf"), "data="+d.home+"/data", "address="+h.at+":"+d.port,
 		"user="+owner, "group="+group))
 	return d
+}
+
+// initialize makes the data directory. It is a copy of one that initdb made for all tests, which takes a fifth of the time.
+func (d *database) initialize() {
+	d.h.t.Helper()
+	program(d.h.t)
+	shared.initdb.Do(func() { shared.data, shared.dataErr = newData(d.as) })
+	must(d.h.t, shared.dataErr)
+	output(d.h.t, exec.Command("cp", "-a", shared.data, filepath.Join(d.home, "data")))
+}
+
+// newData has initdb make a data directory, where its owner alone comes by.
+func newData(as *syscall.Credential) (string, error) {
+	home := filepath.Join(shared.bin, "pg")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return "", err
+	}
+	if as != nil {
+		if err := os.Chown(home, int(as.Uid), int(as.Gid)); err != nil {
+			return "", err
+		}
+	}
+	data := filepath.Join(home, "data")
+	initdb := exec.Command(postgresPrograms+"initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C")
+	initdb.Dir, initdb.SysProcAttr = home, &syscall.SysProcAttr{Credential: as}
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	return data, nil
 }
 
 // reads has the host accept where its server's pid file is: the lines of agent.yaml.

@@ -28,14 +28,17 @@ const (
 // ownDirectories are those that each host has for itself.
 var ownDirectories = []string{"etc", "run", "home", "opt"}
 
-// machineDirectory is the machine's, hundreds of links that no test changes: hosts see it where it is, without a copy.
-const machineDirectory = "/etc/alternatives"
+// machineDirectories are the machine's, with hundreds of files and links that no test changes: hosts see them where they are, without a copy.
+var machineDirectories = []string{"/etc/alternatives", "/etc/ssl/certs", "/etc/java-17-openjdk", "/etc/ldap/schema"}
 
 // hold puts a host's own directories in the place of the machine's, says so, and waits until its input ends.
 func hold(home string) {
-	if _, err := os.Stat(machineDirectory); err == nil {
-		at := filepath.Join(home, machineDirectory)
-		if err := errors.Join(os.Mkdir(at, 0o755), syscall.Mount(machineDirectory, at, "", syscall.MS_BIND, ""),
+	for _, d := range machineDirectories {
+		if _, err := os.Stat(d); err != nil {
+			continue
+		}
+		at := filepath.Join(home, d)
+		if err := errors.Join(os.MkdirAll(at, 0o755), syscall.Mount(d, at, "", syscall.MS_BIND, ""),
 			syscall.Mount("", at, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, "")); err != nil {
 			fmt.Fprintln(os.Stderr, "mount:", err)
 			os.Exit(3)
@@ -119,9 +122,10 @@ func (w *world) newHost(t testing.TB, name string, m machine) *host {
 
 func (h *host) directory(m machine) bool { return m.directory || os.Geteuid() != 0 }
 
-// machineFiles are those of the machine's /etc that programs of a host need.
-var machineFiles = []string{"apache2", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
-	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl", "java-17-openjdk", "ldap", "security", "environment", "login.defs"}
+// machineFiles are those of the machine's /etc that programs of a host need. Each is copied for each host, so they are few.
+var machineFiles = []string{"apache2/envvars", "gnutls", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libvirt", "localtime", "mime.types",
+	"nginx", "nsswitch.conf", "pam.d", "passwd", "group", "postgresql-common", "protocols", "services", "ssl/openssl.cnf", "ssl/private", "ldap/ldap.conf",
+	"security", "environment", "login.defs"}
 
 // settle fills the host's /etc.
 func (h *host) settle(m machine) {
@@ -137,13 +141,15 @@ func (h *host) settle(m machine) {
 	if h.directory(m) {
 		files = []string{"passwd", "group"}
 	}
-	args := []string{"-a"}
+	args := []string{"-a", "--parents"}
 	for _, name := range files {
 		if _, err := os.Lstat("/etc/" + name); err == nil {
-			args = append(args, "/etc/"+name)
+			args = append(args, "etc/"+name)
 		}
 	}
-	output(h.t, exec.Command("cp", append(args, etc)...))
+	copying := exec.Command("cp", append(args, h.home)...)
+	copying.Dir = "/"
+	output(h.t, copying)
 	for _, name := range append(m.resolves, h.name) {
 		add("hosts", h.at+" "+name)
 	}

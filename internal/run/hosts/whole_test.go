@@ -2,11 +2,13 @@ package hosts_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"chancery/client"
 	"chancery/internal/pki/cert"
+	"chancery/internal/upkeep/datadir"
 )
 
 // The tests that take longest stand here and not beside what they use: of the tests that run in parallel, Go begins with those that
@@ -100,6 +102,40 @@ func TestRabbitMQ(t *testing.T) {
 	if seen := h.observed("rabbitmq"); seen.State != client.PlacementDown {
 		t.Errorf("after it was stopped: %+v", seen)
 	}
+}
+
+// TestRescuePage types the way back from docs/move-and-rescue.md, on a cluster of deploy/patroni with an authority of which every
+// certificate has ended: the roots of all pools, the node's, the administrator's, the hosts' identities, and what PostgreSQL, etcd
+// and Patroni show each other. No clock is turned: the authority was made in a bubble of time, in the year 2000.
+func TestRescuePage(t *testing.T) {
+	t.Parallel()
+	if elseInDirectory(t, (*scene).isAccepted) {
+		return
+	}
+	w := &world{dir: datadir.Dir(filepath.Join(t.TempDir(), "authority"))}
+	s := newDatabaseStage(t, w)
+	for _, h := range s.machines {
+		s.furnish(h)
+	}
+	s.cluster()
+	e := &ended{t: t, s: s, dir: w.dir}
+	db1, node := s.machines["db1"], s.machines["authority"]
+	socket := filepath.Join(t.TempDir(), "socket-url")
+	must(t, os.WriteFile(socket, []byte("postgres:///chancery?host="+db1.path("/run/postgresql")+"&user=chancery\n"), 0o600))
+	e.found(socket)
+	e.ends(socket)
+	e.isDown()
+
+	// ssh carries a socket: here the other machine's file is seen by a link.
+	forward := "#!/bin/sh -e\nwhile [ $# -gt 1 ]; do [ $1 = -L ] && map=$2; shift; done\n" +
+		"[ $1 = root@db1 ]\nln -s " + db1.home + "${map#*:} ${map%%:*}\n"
+	must(t, os.WriteFile(filepath.Join(node.home, "local", "ssh"), []byte(forward), 0o755))
+	before, err := client.RootsFile(w.dir.IdentityRoot())
+	must(t, err)
+	node.run("cp", "-a", "/opt/chancery-agent", "/opt/chancery-agent-before")
+	s.typeBlocks(sectionOf(t, "../../../docs/move-and-rescue.md", "### The cluster of deploy/patroni"), 21, 7)
+	e.pinned(before)
+	e.told()
 }
 
 // TestClones has an authority grow by a clone and a clone of that, which share its work; loses the machine that it began on; grows

@@ -100,6 +100,10 @@ type commons struct {
 	node  *world
 	pools atomic.Int64
 	hosts atomic.Int64
+
+	initdb  sync.Once
+	data    string // PostgreSQL's, of which each database of a host has a copy
+	dataErr error
 }
 
 // program is the path of this test binary under the program's name, where every user can run it.
