@@ -46,18 +46,18 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 		}
 		switch r.state {
 		case client.CloneActive:
-			if err := s.confirm(ctx, r); err != nil {
-				return nil, err
+			if err = s.confirm(ctx, r); err != nil {
+				break
 			}
 			if err := s.complete(ctx, by, r); err != nil {
-				return nil, fmt.Errorf("node %s is approved, and does not have all it needs yet: %w", r.name, err)
+				return nil, s.incomplete(ctx, r, err)
 			}
 			return s.Show(ctx, by, r.name)
 		case client.CloneWaiting:
+			err = s.admit(ctx, by, r, time.Now())
 		default:
 			return nil, fault.New(fault.Conflict, "node %s is %s", r.name, r.state).WithHint("the machine joins anew, with another name and another token")
 		}
-		err = s.admit(ctx, by, r, time.Now())
 		if again := errors.Is(err, errDecided) || errors.Is(err, keys.ErrListMoved); err != nil && (!again || try == tries) {
 			if again {
 				err = fault.New(fault.Unavailable, "the nodes change all the time; try again: %w", err)
@@ -67,12 +67,22 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 	}
 }
 
+// incomplete says of an approved node why it does not have all it needs: also that another has taken it out meanwhile, so that it never will.
+func (s *Service) incomplete(ctx context.Context, r *row, err error) error {
+	if now, looked := s.read(ctx, r.name); looked == nil && now.state != client.CloneActive {
+		ended := fault.New(fault.Conflict, "node %s is %s since it was approved", r.name, now.state).WithHint("the machine joins anew, with another name and another token")
+		ended.Err = err
+		return ended
+	}
+	return fmt.Errorf("node %s is approved, and does not have all it needs yet: %w", r.name, err)
+}
+
 // confirm acknowledges what was found to be done behind a commit of its own: the first one's outcome may be unknown.
 func (s *Service) confirm(ctx context.Context, r *row) error {
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE node SET state = state WHERE name = $1 AND state = $2`, r.name, r.state)
 		if err == nil && n == 0 {
-			err = fault.New(fault.Unavailable, "node %s changes at the same time; try again", r.name)
+			err = errDecided
 		}
 		return err
 	})

@@ -336,6 +336,7 @@ func TestRemoved(t *testing.T) {
 		a.exec(`CREATE TABLE kept_` + table + ` AS SELECT * FROM ` + table)
 	}
 
+	must(t, three.Clones.Report(ctx, clone.Self{}, time.Now()))
 	refused(t, a.Clones.Remove(ctx, a.admin, "n3", clone.Removal{}, once.Call{}), fault.Conflict, "was seen")
 	refused(t, a.Clones.Remove(ctx, a.admin, "n1", clone.Removal{Force: true}, once.Call{}), fault.Conflict, "to remove itself")
 	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now()))

@@ -53,7 +53,7 @@ func (a *authority) holder() db.Lease {
 // await waits until the lease is a node's.
 func (a *authority) await(node string) {
 	a.t.Helper()
-	for end := time.Now().Add(time.Minute); a.holder().Holder != node; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); a.holder().Holder != node; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			a.t.Fatalf("the lease is %+v, not %s's", a.holder(), node)
 		}
@@ -154,7 +154,7 @@ func TestPromoteAndDemote(t *testing.T) {
 		}
 	}
 	// Each issuer's list is made anew by the new holder, with a greater number.
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		behind := 0
 		for id, now := range a.numbers() {
 			if now.Number == before[id].Number {
