@@ -16,7 +16,8 @@ import (
 // without a nonce. It is bounded, and what was used longest ago goes first.
 //
 // A status is true while nothing changed since it was read. So it carries the number of the last change that it knows of,
-// and is not taken in when a later change of its issuer was dropped already: it may be about that one.
+// and is not taken in when a later change of its issuer was dropped already: it may be about that one. Changes are numbered within one
+// history of the database: when another begins, all is forgotten.
 type cache struct {
 	mu       sync.Mutex
 	limit    int
@@ -24,6 +25,7 @@ type cache struct {
 	recent   *list.List       // of *known, the latest used first
 	dropped  map[string]int64 // by issuer: up to which change statuses were dropped
 	followed time.Time        // all that changed before was dropped
+	history  int64            // of the database, of which all that is kept was read
 }
 
 // certificateKey names a certificate.
@@ -115,11 +117,25 @@ func (c *cache) last(key certificateKey) (status ca.Status, asOf time.Time, ok b
 	return k.status, asOf, true
 }
 
-// keep takes a status in that was read at a time, and the answer about it where one was signed.
-func (c *cache) keep(key certificateKey, status ca.Status, readAt time.Time, signed *answer, limit int) {
+// begin forgets all where another history of the database has begun, and reports whether that is so.
+func (c *cache) begin(history int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if status.Change < c.dropped[key.issuer] {
+	if history == c.history {
+		return false
+	}
+	c.history, c.followed = history, time.Time{}
+	clear(c.dropped)
+	clear(c.byKey)
+	c.recent.Init()
+	return true
+}
+
+// keep takes a status in that was read at a time in a history, and the answer about it where one was signed.
+func (c *cache) keep(key certificateKey, status ca.Status, readAt time.Time, history int64, signed *answer, limit int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if status.Change < c.dropped[key.issuer] || history != c.history {
 		return
 	}
 	if limit > 0 {

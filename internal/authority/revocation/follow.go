@@ -47,16 +47,38 @@ func (s *Service) Follow(ctx context.Context) error {
 
 func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 	var last map[string]int64
+	if s.answers.begin(s.db.History()) {
+		clear(applied)
+	}
 	now := time.Now() // before looking
 	whole := false
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		whole = !tx.Lacks()
+		whole = !tx.Lacks() // what lacks a write may be of a history that has ended
 		last, err = ca.LastChanges(ctx, tx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	if whole {
+		if err := s.apply(ctx, last, applied); err != nil {
+			return err
+		}
+		s.answers.looked(now)
+		s.ca.ForgetChanges(now)
+	}
+	s.prepare(ctx, now)
+	if err := s.stock(ctx, now); err != nil && !s.bare {
+		s.bare = true
+		s.logger.WarnContext(ctx, "CRLs are not kept for when the database is away", "error", err)
+	} else if err == nil {
+		s.bare = false
+	}
+	return nil
+}
+
+// apply drops the answers about what has changed up to the last changes.
+func (s *Service) apply(ctx context.Context, last, applied map[string]int64) error {
 	for id, change := range last {
 		known, ok := applied[id]
 		if ok && known >= change {
@@ -72,17 +94,6 @@ func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 			}
 		}
 		applied[id] = change
-	}
-	s.answers.looked(now)
-	if whole {
-		s.ca.ForgetChanges(now)
-	}
-	s.prepare(ctx, now)
-	if err := s.stock(ctx, now); err != nil && !s.bare {
-		s.bare = true
-		s.logger.WarnContext(ctx, "CRLs are not kept for when the database is away", "error", err)
-	} else if err == nil {
-		s.bare = false
 	}
 	return nil
 }

@@ -168,7 +168,7 @@ func TestCacheDropsTheRightAnswers(t *testing.T) {
 	}
 	key := func(n int64) certificateKey { return keyOf("one", big.NewInt(n)) }
 	put := func(n, change int64) {
-		c.keep(key(n), ca.Status{Issued: true, State: ca.Valid, Change: change}, now,
+		c.keep(key(n), ca.Status{Issued: true, State: ca.Valid, Change: change}, now, 0,
 			&answer{crypto.SHA1, []byte("id"), Response{NextUpdate: now.Add(time.Hour)}, of}, 100)
 	}
 	for n := range int64(250) {
@@ -222,13 +222,32 @@ func TestCacheDropsTheRightAnswers(t *testing.T) {
 		t.Error("an answer from after the change was not taken in")
 	}
 	// Two who read at the same time: the one that saw the revocation is not overruled by the one that did not.
-	c.keep(key(201), ca.Status{Issued: true, State: ca.Revoked, Change: 8}, now, nil, 100)
+	c.keep(key(201), ca.Status{Issued: true, State: ca.Revoked, Change: 8}, now, 0, nil, 100)
 	if got(201, now) {
 		t.Error("an answer from before a revocation stays beside its status")
 	}
 	put(201, 7)
 	if got(201, now) {
 		t.Error("an older answer came after a newer status")
+	}
+	// Another server was promoted, which gives numbers anew that this one's has shown.
+	if c.begin(0) {
+		t.Error("a history began that goes on")
+	}
+	put(202, 9)
+	if !c.begin(2) || c.begin(2) || c.size() != 0 || got(202, now) {
+		t.Error("an answer of a history that has ended was kept")
+	}
+	if _, _, ok := c.status(key(202), now); ok || c.upTo("one") != 0 {
+		t.Error("a change of a history that has ended counts")
+	}
+	put(202, 9) // was read before it ended
+	if got(202, now) {
+		t.Error("an answer of a history that has ended was taken in after it")
+	}
+	c.keep(key(202), ca.Status{Issued: true, State: ca.Revoked, Change: 3}, now, 2, nil, 100)
+	if c.size() != 1 {
+		t.Error("a status of the history that has begun was not taken in")
 	}
 	c.clear()
 	if c.size() != 0 || got(201, now) {

@@ -101,7 +101,7 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 	if err := s.db.CheckClock(now); err != nil {
 		return Response{}, err
 	}
-	statuses, asOf, err := s.statuses(ctx, issuer, r.CertIDs, now, limit)
+	statuses, asOf, history, err := s.statuses(ctx, issuer, r.CertIDs, now, limit)
 	if err != nil {
 		return Response{}, err
 	}
@@ -136,21 +136,25 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 		sum := sha256.Sum256(der)
 		response.ThisUpdate, response.NextUpdate, response.Tag = singles[0].ThisUpdate, singles[0].NextUpdate, hex.EncodeToString(sum[:16])
 		id := &r.CertIDs[0]
-		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, &answer{id.Hash, bytes.Clone(id.Raw), response, of}, limit)
+		s.answers.keep(keyOf(issuer.ID, id.Serial), statuses[0], asOf, history, &answer{id.Hash, bytes.Clone(id.Raw), response, of}, limit)
 	}
 	return response, nil
 }
 
-// statuses returns what is known of certificates of an issuer, kept or read, and since when all of it is known to be so.
+// notKept is the history of what is not to be kept.
+const notKept = -1
+
+// statuses returns what is known of certificates of an issuer, kept or read, since when all of it is known to be so, and in which history.
 func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time,
-	limit int) ([]ca.Status, time.Time, error) {
-	asOf := now.Add(-s.db.Age(now)) // before they are read
+	limit int) (all []ca.Status, asOf time.Time, history int64, err error) {
+	history = s.db.History()
+	asOf = now.Add(-s.db.Age(now)) // before they are read
 	if all, ok := s.kept(issuer, ids, now); ok {
-		return all, asOf, nil
+		return all, asOf, history, nil
 	}
-	all := make([]ca.Status, len(ids))
+	all = make([]ca.Status, len(ids))
 	lacks, lacksFormer := false, false
-	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
 		lacks, lacksFormer = tx.Lacks(), tx.LacksFormer()
 		for i := range ids {
 			if all[i], err = ca.StatusOf(ctx, tx, issuer, ids[i].Serial); err != nil {
@@ -164,28 +168,31 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 			if at.After(asOf) {
 				at = asOf
 			}
-			return all, at, nil
+			return all, at, history, nil
 		}
 	}
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, notKept, err
+	}
+	if lacks {
+		history = notKept // it may be of a history that has ended
 	}
 	for i, status := range all {
 		switch {
 		case lacks && status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial):
-			return nil, time.Time{}, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not "+
+			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not "+
 				"have that yet", ids[i].Serial)
 		case lacksFormer && status.State != ca.Revoked: // which nothing takes back
-			return nil, time.Time{}, fault.New(fault.Unavailable, "the standby may lack what this node acknowledged before it was started, and "+
+			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "the standby may lack what this node acknowledged before it was started, and "+
 				"so a revocation of %x", ids[i].Serial)
 		case !status.Issued && (lacks || asOf.Before(now)):
-			return nil, time.Time{}, fault.New(fault.Unavailable, "serial %x is not in data that are %s old; it may have been issued since",
+			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "serial %x is not in data that are %s old; it may have been issued since",
 				ids[i].Serial, now.Sub(asOf).Round(time.Second))
 		case status.Issued:
-			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, asOf, nil, limit)
+			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, asOf, history, nil, limit)
 		}
 	}
-	return all, asOf, nil
+	return all, asOf, history, nil
 }
 
 // kept returns statuses that are kept, where all are, and changes were looked for a moment ago.

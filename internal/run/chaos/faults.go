@@ -32,7 +32,7 @@ var bounds = []struct {
 	name  string
 	bound float64
 }{
-	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"primary-frozen", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
+	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"primary-frozen", 35}, {"primary-cut", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
 }
 
 // nodeAt is the name of the node that was struck, or is on the machine that was.
@@ -253,6 +253,7 @@ func (w *world) opening() []strike {
 		w.killProcess(0, w.cluster.Primary, "primary-process"),
 		w.freezeMember(time.Second, w.cluster.Synchronous, "standby-frozen"),
 		w.cut(time.Second, w.cluster.Synchronous, "standby-cut"),
+		w.cut(time.Second, w.cluster.Primary, "primary-cut"), // until another was promoted, while this one is still asked
 		w.killMachine(time.Second, w.cluster.Primary, "primary-machine"),
 		w.freezeMachine(time.Second, w.cluster.Primary, "primary-frozen"), // until another was promoted, and has acknowledged
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"chancery/internal/fault"
@@ -15,6 +16,7 @@ import (
 
 const (
 	checkpointEvery = 5 * time.Minute
+	checkpointLook  = 500 * time.Millisecond
 	auditLeaseTime  = 2 * time.Minute
 )
 
@@ -57,9 +59,13 @@ func (c *checkpoints) sign(ctx context.Context, lease db.Lease, now time.Time, c
 	return c.Audit.Checkpoint(ctx, lease, set.Authority, now, call, signer)
 }
 
-// Run signs every few minutes, while this node holds the lease.
+// Run signs every few minutes, while this node holds the lease, and as soon as the lease was handed to it.
 func (c *checkpoints) Run(ctx context.Context) error {
-	return every(ctx, checkpointEvery, func(ctx context.Context, now time.Time) {
+	handed := make(chan struct{})
+	var looking sync.WaitGroup
+	looking.Go(func() { c.look(ctx, handed) })
+	defer looking.Wait()
+	return everyOr(ctx, checkpointEvery, handed, func(ctx context.Context, now time.Time) {
 		lease, err := c.acquire(ctx)
 		if fault.Is(err, fault.Conflict) {
 			return // another node does it
@@ -76,6 +82,27 @@ func (c *checkpoints) Run(ctx context.Context) error {
 	})
 }
 
+// look tells whenever the lease was handed to this node: whoever promotes it waits until it has taken it up.
+func (c *checkpoints) look(ctx context.Context, handed chan<- struct{}) {
+	t := time.NewTicker(checkpointLook)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if is, err := c.DB.Handed(ctx, audit.Lease, c.Audit.Node()); err != nil || !is {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case handed <- struct{}{}:
+		}
+	}
+}
+
 func (c *checkpoints) prune(ctx context.Context, lease db.Lease, now time.Time) error {
 	set, err := c.Settings.Get(ctx)
 	if err != nil || set.Retention.Audit == 0 {
@@ -90,6 +117,11 @@ func (c *checkpoints) prune(ctx context.Context, lease db.Lease, now time.Time) 
 
 // every calls work at once and then each interval, until ctx ends.
 func every(ctx context.Context, interval time.Duration, work func(context.Context, time.Time)) error {
+	return everyOr(ctx, interval, nil, work)
+}
+
+// everyOr does work at once, in every interval, and when now has something.
+func everyOr(ctx context.Context, interval time.Duration, now <-chan struct{}, work func(context.Context, time.Time)) error {
 	t := time.NewTicker(interval)
 	defer t.Stop()
 	for {
@@ -98,6 +130,7 @@ func every(ctx context.Context, interval time.Duration, work func(context.Contex
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		case <-now:
 		}
 	}
 }

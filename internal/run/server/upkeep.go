@@ -28,7 +28,7 @@ const (
 // With it comes what the node must know at once: how durable commits have to be.
 func heartbeat(ctx context.Context, s *setup.Services, logger *slog.Logger) error {
 	failing := false
-	return every(ctx, heartbeatEvery, func(ctx context.Context, now time.Time) {
+	return everyOr(ctx, heartbeatEvery, s.DB.Promoted(), func(ctx context.Context, now time.Time) {
 		err := s.DB.Heartbeat(ctx, now)
 		if err == nil {
 			err = followDurability(ctx, s)

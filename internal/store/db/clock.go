@@ -19,7 +19,7 @@ const clockRow = "authority"
 // reads are (ReadAge), and a synchronously committed write after which a look at the primary settles an unknown outcome.
 func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 	before := d.refused.Load()
-	var high int64
+	var high, history int64
 	err := d.Tx(ctx, func(tx *Tx) error {
 		var err error
 		if high, err = readClock(ctx, tx); err != nil {
@@ -27,6 +27,9 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 		}
 		if behind(now, high) {
 			return nil
+		}
+		if history, err = readHistory(ctx, tx); err != nil {
+			return err
 		}
 		high = max(high, Micros(now))
 		_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, $2)
@@ -37,6 +40,7 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 		return err
 	}
 	d.highWater.Store(high)
+	d.begins(history)
 	if before != nil {
 		d.refused.CompareAndSwap(before, nil) // one that came meanwhile stays until the next heartbeat
 	}

@@ -89,7 +89,10 @@ type DB struct {
 	lastMark      int64        // the number of the newest write; used by the lane's leader only
 	floor, former atomic.Int64 // no number above was acknowledged, and none above before this process; nobodyKnows
 	kept          keptMark
+	history       atomic.Int64          // the timeline of the primary that acknowledged the newest heartbeat
+	promoted      chan struct{}         // holds one
 	fence         atomic.Pointer[fence] // by which this process writes; nil where it took none
+	held          atomic.Int64          // when a lock was waited for in vain, in nanoseconds
 
 	lane       lane
 	leases     leaseMemory
@@ -118,7 +121,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	default:
 		return nil, fault.New(fault.Invalid, "durability %q is not one of local, synchronous, provider", o.Durability)
 	}
-	d := &DB{log: o.Logger, durability: new(atomic.Value), node: o.Node, patience: o.Patience}
+	d := &DB{log: o.Logger, durability: new(atomic.Value), node: o.Node, patience: o.Patience, promoted: make(chan struct{}, 1)}
 	d.durability.Store(o.Durability)
 	var err error
 	switch {

@@ -21,6 +21,9 @@ import (
 // or not, or appear later. Only a look at the data can tell; repeat the call with the same idempotency key.
 var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 
+// ErrHeld is within what a write is refused with that needs a row, or a table, which another session of the database does not let go of.
+var ErrHeld = errors.New("another session holds it")
+
 // errLost marks the end of a connection that the driver reports as a bare EOF, which a function may also have read elsewhere.
 var errLost = errors.New("the connection to the database was lost")
 
@@ -67,20 +70,26 @@ const (
 	again                      // nothing was done; the same transaction may pass when it is run again
 	broken                     // nothing was done and the connection is useless; run again on a new one
 	unknown                    // COMMIT was sent, and whether it took effect is not known
+	held                       // nothing was done; a function of the transaction wants what another session does not let go of
 )
+
+// lockNotAvailable is PostgreSQL's code for a lock that was waited for in vain.
+const lockNotAvailable = "55P03"
 
 // judge classifies an error of BEGIN or of a statement before COMMIT, when nothing can be durable yet.
 func judge(err error) disposition {
 	if err == nil {
 		return final
 	}
-	if errors.Is(err, errStandby) || errors.Is(err, errReplaced) {
+	if errors.Is(err, errStandby) || errors.Is(err, errReplaced) || errors.Is(err, errDemoted) {
 		return broken
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch {
 		case e.Code == "40001", e.Code == "40P01", e.Code == "40003":
 			return again
+		case e.Code == lockNotAvailable:
+			return held
 		case e.Code == "25006": // read_only_sql_transaction: the primary became a standby under us
 			return broken
 		case e.Severity == "FATAL", e.Severity == "PANIC", strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "57P"):
@@ -247,6 +256,10 @@ func (d *DB) explain(err error) error {
 		}
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database cannot be reached; nothing was changed"}).
 			WithHint("chancery doctor")
+	case held:
+		return (&fault.Error{Kind: fault.Unavailable, Err: fmt.Errorf("%w: %w", ErrHeld, err),
+			Message: "another session of the database holds what this change needs, and did not let go of it in some seconds; nothing was changed"}).
+			WithHint("try again; if it stays so, have the database's administrator look for a transaction that is left open (pg_stat_activity, pg_blocking_pids)")
 	case again:
 		return &fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database is too busy with other changes of the same objects; try again"}
 	}

@@ -33,3 +33,6 @@ func (d *DB) ReplacedBy(timeline int64) {
 
 // Aside runs fn in a transaction beside the lane.
 func (d *DB) Aside(ctx context.Context, fn func(conn *sql.Conn) error) error { return d.aside(ctx, fn) }
+
+// Ruled reports whether the server that is read was seen to be the primary.
+func Ruled(d *DB) bool { return d.standby.ruled.Load() }

@@ -27,6 +27,13 @@ const (
 	// locks it has, on a lease for example, would keep all other nodes from taking its place. Snapshots lock nothing, and a
 	// backup may be read slowly.
 	limitIdle = "; SET LOCAL idle_in_transaction_session_timeout = '15s'"
+
+	// limitHeld has the server refuse a statement whose lock another session does not let go of: it may be of anybody who may log in, and
+	// for as long as he likes, and all writes of this node wait in the lane behind it. Nodes have locks for as long as a commit takes.
+	limitHeld = "; SET LOCAL lock_timeout = '5s'"
+	// heldBriefly is instead of that for a while after a lock was waited for in vain: who wants it is refused soon, and the others do not
+	// wait for so long with each of his tries.
+	heldBriefly = "SET LOCAL lock_timeout = '1s'"
 )
 
 // errRolledBack is COMMIT answered by ROLLBACK: a statement of the transaction had failed.
@@ -91,7 +98,9 @@ func (d *DB) openStandby(o Options) error {
 	if d.reader, err = d.postgresPool(o, o.ReadURL, s, o.ReadConns); err != nil {
 		return err
 	}
-	if s.asking, err = d.postgresPool(o, o.ReadURL, newServer("", 1, false), 1); err != nil {
+	asks := newServer("", 1, false)
+	asks.ruled = s.ruled
+	if s.asking, err = d.postgresPool(o, o.ReadURL, asks, 1); err != nil {
 		return err
 	}
 	s.pools = []*sql.DB{d.reader}
@@ -215,6 +224,8 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 			met, err = c.of.timeline.validate(ctx, to)
 			return err
 		}
+	} else if c.of.ruled.Load() {
+		cfg.ValidateConnect = refuseDemoted
 	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {
@@ -291,7 +302,7 @@ func (c *postgresConn) begin(ctx context.Context) (driver.Result, error) {
 			return nil, markLost(err)
 		}
 	}
-	res, err := c.Conn.ExecContext(ctx, beginSerializable+limitIdle, nil) // in one message
+	res, err := c.Conn.ExecContext(ctx, beginSerializable+limitIdle+limitHeld, nil) // in one message
 	return res, markLost(markStandby(err))
 }
 

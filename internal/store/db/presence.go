@@ -38,10 +38,13 @@ type server struct {
 	here atomic.Pointer[stay]    // whose context ends when it goes away
 	seen atomic.Int64            // microseconds: the newest heartbeat that it showed; of a primary, when it last answered
 
+	ruled *atomic.Bool // of the server that is read: it was the primary, and has not followed another since
+
 	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
 
 	timeline *timeline // of a primary; shared with those who ask it
 	met      int64     // the highest at the last look; Watch's alone
+	showed   string    // the timeline of the primary at the last look; Watch's alone
 }
 
 // absence is a server that does not answer.
@@ -62,7 +65,7 @@ func newStay() *stay {
 }
 
 func newServer(name string, idle int, primary bool) *server {
-	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}}
+	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}, ruled: new(atomic.Bool)}
 	s.here.Store(newStay())
 	return s
 }
@@ -136,9 +139,10 @@ func (d *DB) watch(ctx context.Context, s *server) {
 		alone, err := s.ask(ctx, min(watchPatience, d.patience), synchronous)
 		if s.primary {
 			s.followed()
+			d.meets(s.showed)
 		}
 		switch {
-		case errors.Is(err, errReplaced):
+		case errors.Is(err, errReplaced), errors.Is(err, errDemoted):
 			failed = watchTries
 		case err == nil && alone && synchronous:
 			others.ask(ctx, d.url, s.timeline, begun)
@@ -187,7 +191,12 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 		err = conn.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'), (`+askTimeline+`), (SELECT COUNT(*)
 			FROM pg_stat_replication WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum'))`).Scan(&readOnly, &timeline, &followers)
 	} else {
-		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0) FROM clock WHERE name = $1`, clockRow).Scan(&high)
+		var rules bool
+		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0), NOT pg_is_in_recovery() FROM clock WHERE name = $1`,
+			clockRow).Scan(&high, &rules)
+		if err == nil {
+			s.ruled.Store(rules) // one that follows nobody has refused the connection, if it ruled
+		}
 	}
 	if err == nil && readOnly == "on" {
 		err = errNoPrimary
@@ -204,6 +213,9 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 		return false, err
 	}
 	s.seen.Store(max(high, s.seen.Load()))
+	if s.primary {
+		s.showed = timeline
+	}
 	return followers == 0 && timeline != "", err
 }
 
