@@ -139,7 +139,7 @@ func TestScheduledDrills(t *testing.T) {
 	running, end := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(running) }()
-	for deadline := time.Now().Add(2 * time.Minute); d.made() == 0; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); d.made() == 0; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the loop makes no drill")
 		}
