@@ -51,8 +51,10 @@ func (c *CA) Check(ctx context.Context, every int64) ([]Finding, Checked, error)
 			return err
 		}
 		now := time.Now()
+		k.twins(issuers)
 		for _, i := range issuers {
 			k.issuer(i)
+			k.above(i, issuers)
 			if err := k.recorded(ctx, tx, i, now); err != nil {
 				return err
 			}
@@ -106,15 +108,45 @@ func (k *checker) issuer(i *Issuer) {
 	}
 }
 
+// above finds issuers with a certificate above them that the issuer above has no more, since it was renewed.
+func (k *checker) above(i *Issuer, all []*Issuer) {
+	for _, parent := range all {
+		if parent.ID == i.Parent && parent.ID != i.ID && parent.Certificate != nil && len(i.Chain) > 0 && sameIssuer(i.Chain[0], parent.Certificate) &&
+			i.Chain[0].NotAfter.Before(parent.Certificate.NotAfter) {
+			k.tell(i.Name, "the certificate above the issuer ends on %s, and issuer %q has one that ends on %s; the next renewal of %q mends it", utc(i.Chain[0].NotAfter),
+				parent.Name, utc(parent.Certificate.NotAfter), parent.Name)
+		}
+	}
+}
+
+// twins finds issuers of one subject and key that all sign here. None is made any more; they came in before that was refused.
+func (k *checker) twins(issuers []*Issuer) {
+	first := map[string]string{}
+	for _, i := range issuers {
+		if i.Certificate == nil || i.KeyID == "" {
+			continue
+		}
+		of := string(i.Certificate.RawSubject) + string(i.PublicKey)
+		if other := first[of]; other != "" {
+			k.tell(i.Name, "the issuer has the subject and the key of issuer %q, so both sign CRLs of one name and key, which contradict each other; retire one", other)
+			continue
+		}
+		first[of] = i.Name
+	}
+}
+
 // recorded looks for an issuer's certificate in the inventory of the issuer above, which could not revoke it otherwise.
 func (k *checker) recorded(ctx context.Context, tx *db.Tx, i *Issuer, now time.Time) error {
 	if i.Certificate == nil || i.Parent == "" || i.Root() || now.After(i.Certificate.NotAfter) {
 		return nil // a root is in its own inventory, whoever has its key and name beside it
 	}
 	var der []byte
-	err := tx.QueryRow(ctx, `SELECT der FROM certificate WHERE serial = $1 AND issuer = (SELECT number FROM issuer WHERE id = $2)`,
-		serialKey(i.Certificate.SerialNumber), i.Parent).Scan(&der)
+	var state State
+	err := tx.QueryRow(ctx, `SELECT der, state FROM certificate WHERE serial = $1 AND issuer = (SELECT number FROM issuer WHERE id = $2)`,
+		serialKey(i.Certificate.SerialNumber), i.Parent).Scan(&der, &state)
 	switch {
+	case err == nil && i.State == IssuerActive && state == Revoked:
+		k.tell(i.Name, "the issuer is %s, and its certificate %s is revoked in the inventory of the issuer above it", i.State, cert.FormatSerial(i.Certificate.SerialNumber))
 	case errors.Is(err, sql.ErrNoRows):
 		k.tell(i.Name, "the issuer's certificate %s is not in the inventory of the issuer above it", cert.FormatSerial(i.Certificate.SerialNumber))
 		return nil

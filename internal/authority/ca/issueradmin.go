@@ -46,6 +46,9 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 			return fault.New(fault.Conflict, "issuer %q is %s; only a pending one takes an answer", i.Name, i.State)
 		}
 		answered.ID, answered.Pool = i.ID, i.Pool
+		if err := answered.underPresent(ctx, tx); err != nil {
+			return err
+		}
 		if err := ownRoot(ctx, tx, answered); err != nil {
 			return err
 		}

@@ -74,7 +74,7 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 	if spec.Pool == "" {
 		spec.Pool = set.poolAbove(&Issuer{Certificate: spec.Certificate, Chain: above})
 	}
-	n := &newIssuer{subject: spec.Certificate.RawSubject, request: spec.digest(), issuer: &Issuer{
+	n := &newIssuer{imported: true, subject: spec.Certificate.RawSubject, request: spec.digest(), issuer: &Issuer{
 		ID: db.NewID(), Name: spec.Name, Pool: spec.Pool, State: IssuerActive, Default: spec.Default,
 		PublicKey: spec.Certificate.RawSubjectPublicKeyInfo, Certificate: spec.Certificate, Chain: above, CRL: spec.CRL,
 		CreatedAt: now,

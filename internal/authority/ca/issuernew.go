@@ -118,7 +118,9 @@ type newIssuer struct {
 	sealed  *keys.Sealed
 	token   *keys.TokenKey
 	history []imported
-	request any // what tells a repeated call from another one
+	// imported says that it existed before: it was not signed here now.
+	imported bool
+	request  any // what tells a repeated call from another one
 
 	also func(ctx context.Context, tx *db.Tx, issuer *Issuer) error // of an import; may be nil
 }
@@ -324,6 +326,9 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 			if err := c.keys.InsertToken(ctx, tx, n.token, by.Actor(), now); err != nil {
 				return err
 			}
+		}
+		if err := c.fitAbove(ctx, tx, n); err != nil {
+			return err
 		}
 		if err := c.insertIssuer(ctx, tx, n.issuer, n.subject); err != nil {
 			return err

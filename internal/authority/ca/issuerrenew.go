@@ -79,12 +79,16 @@ func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpe
 		return nil, err
 	}
 	var r *renewal
+	var warnings []string
 	repeated, err := c.wasAsked(ctx, asked)
 	if err != nil {
 		return nil, err
 	}
 	if !repeated { // nothing is signed, nor judged anew, for a call that is repeated
 		if r, err = c.prepareRenewal(ctx, &spec, now); err != nil {
+			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
+		}
+		if warnings, err = c.warnings(ctx, r.before, now); err != nil {
 			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
 		}
 	}
@@ -98,6 +102,7 @@ func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpe
 		return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
 	}
 	c.announce()
+	renewed.Warnings = warnings
 	return renewed, nil
 }
 
@@ -175,8 +180,14 @@ func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time)
 	if err != nil {
 		return nil, err
 	}
+	if !after.Certificate.Equal(before.Certificate) {
+		if err := root.CheckPath(after.path(), now); err != nil {
+			return nil, err
+		}
+	}
 	r := &renewal{before: before, after: &after}
-	if above := set.find(before.Parent); above != nil && before.Parent != "" {
+	if above := set.parent(&after); above != nil {
+		after.Parent = above.ID // which may have come in after it
 		r.record = &Certificate{Issuer: above, State: Valid, DER: after.Certificate.Raw, Profile: issuerProfile}
 		err = r.record.fill()
 	}
@@ -185,9 +196,9 @@ func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time)
 
 // signAgain has the issuer above sign, whose key is here.
 func (c *CA) signAgain(ctx context.Context, set *issuerSet, before, after *Issuer, validity time.Duration, now time.Time) error {
-	above := set.find(before.Parent)
+	above := set.parent(before)
 	switch {
-	case before.Parent == "" || above == nil:
+	case above == nil:
 		return fault.New(fault.Conflict, "%q, which signed issuer %q, is not here", before.Certificate.Issuer, before.Name).
 			WithHint("chancery issuer renew %s --csr-out F, have it signed there, and then chancery issuer renew %s --certificate F", before.Name, before.Name)
 	case above.State != IssuerActive:
@@ -212,62 +223,6 @@ func (c *CA) signAgain(ctx context.Context, set *issuerSet, before, after *Issue
 	return nil
 }
 
-// takeRenewed finds the issuer's new certificate among those given, orders what is above it, and judges it.
-func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate, now time.Time) error {
-	n := slices.IndexFunc(given, func(c *x509.Certificate) bool { return bytes.Equal(c.RawSubjectPublicKeyInfo, before.PublicKey) })
-	if n < 0 {
-		return fault.New(fault.Invalid, "none of the %d certificates is for the key of issuer %q; a new key makes another issuer", len(given), before.Name).
-			WithHint("chancery rollout start rotate-issuer --pool %s", before.Pool)
-	}
-	own := given[n]
-	if own.Equal(before.Certificate) {
-		return nil // it has it
-	}
-	if err := checkIssuerCertificate(own, now); err != nil {
-		return err
-	}
-	if own.NotBefore.After(now) {
-		return fault.New(fault.Invalid, "the certificate of %q begins on %s; bring it in then", own.Subject, utc(own.NotBefore))
-	}
-	chain := chainAbove(own, s.above(before, given))
-	if len(chain) == 0 {
-		return fault.New(fault.Invalid, "the certificate of issuer %q, which signed the new one, is neither here nor among those given, or did not sign it", own.Issuer)
-	}
-	var was *x509.Certificate
-	if len(before.Chain) > 0 {
-		was = before.Chain[0]
-	}
-	if err := root.CheckRenewed(before.Certificate, own, chain[0], was); err != nil {
-		return err
-	}
-	was, is := before.top(), chain[len(chain)-1]
-	if bytes.Equal(is.RawIssuer, is.RawSubject) && bytes.Equal(was.RawIssuer, was.RawSubject) && !is.Equal(was) {
-		return fault.New(fault.Conflict, "the root above the certificate is another certificate of %q (%s) than the one that hosts trust (%s); a root is brought to "+
-			"everyone before anything is under it", is.Subject, digestOf(is), digestOf(was)).WithHint("chancery rollout start rotate-root --pool %s", before.Pool)
-	}
-	if parent := s.find(before.Parent); parent != nil && chain[0].Equal(parent.Certificate) {
-		chain = parent.path()
-	}
-	after.Certificate, after.Chain = own, chain
-	return nil
-}
-
-// above are the certificates in which the way up from a renewed one is looked for: those of issuers here as they are now, what is
-// given, and what stood above the certificate before.
-func (s *issuerSet) above(before *Issuer, given []*x509.Certificate) []*x509.Certificate {
-	var all []*x509.Certificate
-	if parent := s.find(before.Parent); parent != nil && before.Parent != "" {
-		all = parent.path()
-	}
-	return append(append(all, given...), before.Chain...)
-}
-
-// top is the last certificate of the path.
-func (i *Issuer) top() *x509.Certificate {
-	path := i.path()
-	return path[len(path)-1]
-}
-
 // storeRenewal commits an issuer's new certificate: its row, the chains that it stands in, its record, idempotency key and event.
 func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, asked call, r *renewal, now time.Time) (*Issuer, error) {
 	earlier, err := asked.renewed(ctx, tx)
@@ -287,15 +242,19 @@ func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, a
 		}
 		return touchIssuer(ctx, tx, i.ID)
 	}
-	if err := r.admit(ctx, tx, i); err != nil {
+	if err := c.admitRenewal(ctx, tx, r, i); err != nil {
 		return nil, err
 	}
 	old, err := c.recordBefore(ctx, tx, r)
 	if err != nil {
 		return nil, err
 	}
+	if err := keepFormer(ctx, tx, i, now); err != nil {
+		return nil, err
+	}
 	certificate, chain, notAfter := r.after.stored()
-	if _, err := tx.Exec(ctx, `UPDATE issuer SET certificate = $1, chain = $2, not_after = $3 WHERE id = $4`, certificate, chain, notAfter, i.ID); err != nil {
+	_, err = tx.Exec(ctx, `UPDATE issuer SET certificate = $1, chain = $2, not_after = $3, parent = $4 WHERE id = $5`, certificate, chain, notAfter, r.after.Parent, i.ID)
+	if err != nil {
 		return nil, fmt.Errorf("store the certificate of issuer %s: %w", i.Name, err)
 	}
 	if err := replaceAbove(ctx, tx, i.Certificate, r.after); err != nil {
@@ -323,8 +282,8 @@ func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, a
 	return oneIssuer(ctx, tx, `issuer "`+i.Name+`" is gone`, ` WHERE id = $1`, i.ID)
 }
 
-// admit judges the renewal again by what the store holds now.
-func (r *renewal) admit(ctx context.Context, tx *db.Tx, i *Issuer) error {
+// admitRenewal judges the renewal again by what the store holds now.
+func (c *CA) admitRenewal(ctx context.Context, tx *db.Tx, r *renewal, i *Issuer) error {
 	if err := i.renewable(); err != nil {
 		return err
 	}
@@ -336,8 +295,11 @@ func (r *renewal) admit(ctx context.Context, tx *db.Tx, i *Issuer) error {
 		return err
 	}
 	if r.record != nil {
-		above, err := oneIssuer(ctx, tx, `the issuer above "`+i.Name+`" is gone`, ` WHERE id = $1`, i.Parent)
+		above, err := oneIssuer(ctx, tx, `the issuer above "`+i.Name+`" is gone`, ` WHERE id = $1`, r.after.Parent)
 		if err != nil {
+			return err
+		}
+		if err := c.goodAbove(ctx, tx, above); err != nil {
 			return err
 		}
 		if above.State != IssuerActive || !slices.EqualFunc(above.path(), r.after.Chain, (*x509.Certificate).Equal) {
@@ -354,7 +316,7 @@ func (c *CA) recordBefore(ctx context.Context, tx *db.Tx, r *renewal) (*record, 
 	if r.record == nil {
 		return nil, nil
 	}
-	old, err := c.recordByRef(ctx, tx, Ref{Issuer: r.before.Parent, Serial: r.before.Certificate.SerialNumber})
+	old, err := c.recordByRef(ctx, tx, Ref{Issuer: r.after.Parent, Serial: r.before.Certificate.SerialNumber})
 	switch {
 	case fault.Is(err, fault.NotFound):
 		return nil, nil
@@ -368,15 +330,23 @@ func (c *CA) recordBefore(ctx context.Context, tx *db.Tx, r *renewal) (*record, 
 }
 
 // recordRenewed enters the new certificate into the inventory of the issuer above, as what replaced the one before. Nothing is
-// entered where it is there already.
+// entered where it is there already; what is there in its place, or is revoked or on hold, is no certificate for an issuer.
 func (c *CA) recordRenewed(ctx context.Context, tx *db.Tx, by access.Principal, r *renewal, old *record, now time.Time) (*Certificate, error) {
 	if r.record == nil {
 		return nil, nil
 	}
-	var known int64
-	err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM certificate WHERE serial = $1 AND issuer = $2`, serialKey(r.record.Serial), r.record.Issuer.number).Scan(&known)
-	if err != nil || known > 0 {
+	known, err := c.recordByRef(ctx, tx, Ref{Issuer: r.record.Issuer.ID, Serial: r.record.Serial})
+	switch {
+	case fault.Is(err, fault.NotFound):
+	case err != nil:
 		return nil, err
+	case len(known.DER) > 0 && !bytes.Equal(known.DER, r.record.DER):
+		return nil, fault.New(fault.Conflict, "the inventory of issuer %q has another certificate with the serial %s", r.record.Issuer.Name, cert.FormatSerial(known.Serial))
+	case known.State != Valid:
+		return nil, fault.New(fault.Conflict, "the certificate %s is %s in the inventory of issuer %q", cert.FormatSerial(known.Serial), known.State, r.record.Issuer.Name).
+			WithHint("have another one signed")
+	default:
+		return nil, nil
 	}
 	fresh := *r.record
 	fresh.ID, fresh.Requester = c.nextID(now), by.ID
@@ -386,15 +356,15 @@ func (c *CA) recordRenewed(ctx context.Context, tx *db.Tx, by access.Principal, 
 	return &fresh, c.insertCertificate(ctx, tx, &fresh)
 }
 
-// replaceAbove puts a renewed issuer's certificate, and what is above it now, in the place of the one before in the chains of the
-// issuers below.
+// replaceAbove puts a renewed issuer's certificate, and what is above it now, in the place of whichever it had before in the chains of
+// the issuers below.
 func replaceAbove(ctx context.Context, tx *db.Tx, before *x509.Certificate, after *Issuer) error {
 	all, err := readIssuers(ctx, tx, "")
 	if err != nil {
 		return err
 	}
 	for _, i := range all {
-		at := slices.IndexFunc(i.Chain, before.Equal)
+		at := slices.IndexFunc(i.Chain, func(c *x509.Certificate) bool { return sameIssuer(c, before) })
 		if at < 0 {
 			continue
 		}
@@ -407,9 +377,10 @@ func replaceAbove(ctx context.Context, tx *db.Tx, before *x509.Certificate, afte
 	return nil
 }
 
-// RenewalRequest is a request for another certificate of an issuer, with its name and key, for a root that is not here. Nothing
-// is stored.
+// RenewalRequest is a request for another certificate of an issuer, with its name and key and all by which relying parties judge what
+// is below it, for a root that is not here. That the key signed it is in the audit log; nothing else is stored.
 func (c *CA) RenewalRequest(ctx context.Context, by access.Principal, nameOrID string) ([]byte, error) {
+	now := time.Now()
 	if err := by.May(access.ManageIssuers); err != nil {
 		return nil, err
 	}
@@ -432,7 +403,17 @@ func (c *CA) RenewalRequest(ctx context.Context, by access.Principal, nameOrID s
 	if err != nil {
 		return nil, fmt.Errorf("read the subject of issuer %s: %w", i.Name, err)
 	}
-	return cert.CreateCSR(&cert.CSRTemplate{
-		Subject: subject, BasicConstraints: &cert.BasicConstraints{CA: true, PathLen: cert.PathLenOf(i.Certificate)}, KeyUsage: i.Certificate.KeyUsage,
-	}, signer)
+	csr, err := cert.CreateCSR(&cert.CSRTemplate{Subject: subject, Extra: root.Kept(i.Certificate)}, signer)
+	if err != nil {
+		return nil, fmt.Errorf("make a request for issuer %s: %w", i.Name, err)
+	}
+	err = c.db.Tx(ctx, func(tx *db.Tx) error {
+		return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: "issuer.renewal-request", Object: i.ID, Detail: map[string]any{
+			"name": i.Name, "sha256": fmt.Sprintf("%x", sha256.Sum256(csr)),
+		}})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record the request for issuer %s: %w", i.Name, err)
+	}
+	return csr, nil
 }

@@ -239,7 +239,7 @@ func TestRenewIssuerRefusals(t *testing.T) {
 		serial := a.issuer.Certificate.SerialNumber
 		_, err := a.Hold(ctx, admin(), Ref{Issuer: "root", Serial: serial}, "")
 		check(t, err)
-		_, err = a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"})
+		_, err = a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year})
 		refusedAs(t, err, fault.Conflict)
 		_, err = a.Release(ctx, admin(), Ref{Issuer: "root", Serial: serial}, "")
 		check(t, err)
@@ -247,10 +247,10 @@ func TestRenewIssuerRefusals(t *testing.T) {
 			t.Error("a refusal changed the issuer")
 		}
 		a.renewing = func(context.Context, *db.Tx, *Issuer, *Issuer) error { return fault.New(fault.Conflict, "not now") }
-		_, err = a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"})
+		_, err = a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year})
 		refusedAs(t, err, fault.Conflict)
 		a.renewing = nil
-		after, err := a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"})
+		after, err := a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year})
 		check(t, err)
 		renewed(t, a.issuer, after)
 		_, err = a.Retire(ctx, admin(), "issuing", once.Call{})
@@ -268,7 +268,7 @@ func TestRenewedIssuerRevoked(t *testing.T) {
 		a := newAuthority(t, d)
 		ctx := context.Background()
 		old := Ref{Issuer: "root", Serial: a.issuer.Certificate.SerialNumber}
-		_, err := a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"})
+		_, err := a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year})
 		check(t, err)
 		_, err = a.Revoke(ctx, admin(), old, RevokeOrder{Reason: crl.Superseded})
 		check(t, err)
@@ -284,7 +284,7 @@ func TestRenewedIssuerRevoked(t *testing.T) {
 		_, _, err = a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "second", Subject: "CN=Second,O=Test", Parent: "root"})
 		check(t, err)
 		first := must[*Issuer](t)(a.Issuer(ctx, "second"))
-		then := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "second"}))
+		then := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "second", Validity: 12 * year}))
 		check(t, a.db.Tx(ctx, func(tx *db.Tx) error {
 			_, err := a.RevokeIssuer(ctx, tx, then, crl.CACompromise, "test", time.Now())
 			return err
@@ -312,11 +312,11 @@ func TestRenewIssuerElsewhere(t *testing.T) {
 		refusedAs(t, err, fault.Conflict) // and says how
 		offline := must[*root.Root](t)(root.Open(top.Certificate, key))
 		links := cert.Issuer{CRLDistributionPoints: []string{publicURL + "/crl/root.crl"}, CAIssuers: []string{publicURL + "/ca/root.cer"}}
-		answer := must[*x509.Certificate](t)(offline.RenewIssuer(sub.Certificate, 0, links, time.Now()))
+		answer := must[*x509.Certificate](t)(offline.RenewIssuer(sub.Certificate, 12*year, links, time.Now()))
 
 		other, otherKey, err := a.CreateIssuer(ctx, admin(), IssuerSpec{Name: "other", Subject: "CN=Other root", Offline: true})
 		check(t, err)
-		wrong := must[*x509.Certificate](t)(must[*root.Root](t)(root.Open(other.Certificate, otherKey)).RenewIssuer(sub.Certificate, 0, links, time.Now()))
+		wrong := must[*x509.Certificate](t)(must[*root.Root](t)(root.Open(other.Certificate, otherKey)).RenewIssuer(sub.Certificate, 12*year, links, time.Now()))
 		name := must[cert.Name](t)(cert.ParseName("CN=Sub"))
 		wide := must[*x509.Certificate](t)(offline.SignIssuer(root.Options{Subject: name, PathLen: 3, Validity: 15 * year}, sub.PublicKey, links, time.Now()))
 		short := must[*x509.Certificate](t)(offline.SignIssuer(root.Options{Subject: name, Validity: year}, sub.PublicKey, links, time.Now()))
@@ -377,8 +377,10 @@ func (a *authority) renewsOutside() {
 	renewed(t, before, after)
 	newRoot := must[*root.Root](t)(root.New(root.Options{Subject: must[cert.Name](t)(cert.ParseName("CN=Outside root")), PathLen: 1}, key, time.Now()))
 	more := must[*x509.Certificate](t)(newRoot.SignIssuer(root.Options{Subject: again.Subject, Validity: 3 * year}, again.SPKI, cert.Issuer{}, time.Now()))
-	_, err = a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "below-outside", Answer: []*x509.Certificate{more, newRoot.Certificate}})
-	refusedAs(t, err, fault.Conflict) // the root's own new certificate is in no store
+	got := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "below-outside", Answer: []*x509.Certificate{more, newRoot.Certificate}}))
+	if !got.top().Equal(outside.Certificate) || len(got.Former) != 2 || !got.Former[0].Equal(after.Certificate) || !got.Former[1].Equal(before.Certificate) {
+		t.Errorf("its path ends at %x, which is no certificate that hosts trust, or not both that it had are kept: %d", got.top().SerialNumber, len(got.Former))
+	}
 }
 
 // TestRenewIssuerCommits lets each commit of a renewal fail, in both ways: the writes lost, and the writes kept.
@@ -439,7 +441,7 @@ func TestRenewedIssuerOnOtherNodes(t *testing.T) {
 	if c := must[*Certificate](t)(other.Issue(ctx, admin(), order)); !c.Issuer.Certificate.Equal(a.issuer.Certificate) {
 		t.Fatal("the other node has another certificate from the beginning")
 	}
-	after := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing"}))
+	after := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year}))
 	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		c := must[*Certificate](t)(other.Issue(ctx, admin(), order))
 		if c.Issuer.Certificate.Equal(after.Certificate) {
@@ -449,7 +451,7 @@ func TestRenewedIssuerOnOtherNodes(t *testing.T) {
 			t.Fatal("the other node issues under the old certificate still")
 		}
 	}
-	again, err := other.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 12 * year})
+	again, err := other.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "issuing", Validity: 14 * year})
 	check(t, err)
 	renewed(t, after, again)
 	a.sound()

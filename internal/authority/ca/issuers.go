@@ -159,6 +159,14 @@ func IssuerIn(ctx context.Context, tx *db.Tx, id string) (*Issuer, error) {
 const issuerColumns = `id, number, name, pool, state, is_default, parent, key_id, public_key, certificate, chain, csr, crl, created_at`
 
 func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*Issuer, error) {
+	issuers, err := readIssuerRows(ctx, tx, where, args...)
+	if err != nil || len(issuers) == 0 {
+		return issuers, err
+	}
+	return issuers, readFormer(ctx, tx, issuers)
+}
+
+func readIssuerRows(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*Issuer, error) {
 	rows, err := tx.Query(ctx, `SELECT `+issuerColumns+` FROM issuer`+where+` ORDER BY name`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read issuers: %w", err)
@@ -199,33 +207,52 @@ func readIssuers(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*
 	return issuers, rows.Err()
 }
 
-// checkOthers refuses a name that is taken, and a subject that another key has: many relying parties take the first of two
-// equal subjects. Subjects are compared as RFC 5280 7.1 says, without regard to case.
+// checkOthers refuses a name that is taken, a subject that another key has, since many relying parties take the first of two equal
+// subjects, and a second issuer of one subject and key where this authority has the key for both: they would sign CRLs that contradict
+// each other. Subjects are compared as RFC 5280 7.1 says, without regard to case.
 func checkOthers(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
 	own, err := cert.ParseNameDER(subject)
 	if err != nil {
 		return fault.New(fault.Invalid, "the subject of issuer %q: %w", i.Name, err)
 	}
-	rows, err := tx.Query(ctx, `SELECT name, public_key, subject FROM issuer`)
+	rows, err := tx.Query(ctx, `SELECT name, state, key_id, public_key, subject FROM issuer`)
 	if err != nil {
 		return fmt.Errorf("look for issuers of the same name: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var name string
+		var name, state, keyID string
 		var key, der []byte
-		if err := rows.Scan(&name, &key, &der); err != nil {
+		if err := rows.Scan(&name, &state, &keyID, &key, &der); err != nil {
 			return fmt.Errorf("look for issuers of the same name: %w", err)
 		}
 		if name == i.Name {
 			return fault.New(fault.Conflict, "there is an issuer %q already; choose another name", i.Name)
 		}
-		if other, err := cert.ParseNameDER(der); err == nil && other.Equal(own) && !bytes.Equal(key, i.PublicKey) {
+		other, err := cert.ParseNameDER(der)
+		switch {
+		case err != nil || !other.Equal(own):
+		case !bytes.Equal(key, i.PublicKey):
 			return fault.New(fault.Conflict, "issuer %q has the same subject with another key; many relying parties take the first of "+
 				"two equal subjects, so a re-keyed issuer needs a new one", name)
+		case keyID != "" && i.KeyID != "":
+			return i.secondOf(name, IssuerState(state))
 		}
 	}
 	return rows.Err()
+}
+
+// secondOf refuses an issuer whose subject and key another one has.
+func (i *Issuer) secondOf(name string, state IssuerState) error {
+	refusal := fault.New(fault.Conflict, "issuer %q has the same subject and the same key, and is %s; two issuers of one subject and key would sign CRLs "+
+		"that contradict each other, so one issuer has its certificates after each other", name, state)
+	switch {
+	case i.Certificate == nil:
+		return refusal.WithHint("chancery issuer renew %s --csr-out F", name)
+	case i.Root():
+		return refusal.WithHint("chancery rollout start rotate-root, since a root's new certificate has to be in every store before anything is under it")
+	}
+	return refusal.WithHint("chancery issuer renew %s --certificate F", name)
 }
 
 // insertIssuer stores a new issuer.

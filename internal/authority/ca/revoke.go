@@ -3,9 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"chancery/internal/fault"
@@ -215,32 +214,48 @@ func (c *CA) revoke(ctx context.Context, tx *db.Tx, r *record, order RevokeOrder
 }
 
 // endIssuer retires the issuer whose certificate is revoked for good: what it would sign nobody would accept. One that it had
-// before it was renewed ends it only where the key is compromised. A root cannot revoke itself: no one would believe it, and
-// everyone who does would reject the CRL that says so.
+// before it was renewed ends it only where the key is compromised; then every issuer of that key ends, under whatever certificate.
+// A root cannot revoke itself: no one would believe it, and everyone who does would reject the CRL that says so.
 func (c *CA) endIssuer(ctx context.Context, tx *db.Tx, r *record) error {
 	if r.Profile != issuerProfile && r.Profile != importedProfile || len(r.DER) == 0 {
 		return nil
 	}
-	var number int64
-	err := tx.QueryRow(ctx, `SELECT number FROM issuer WHERE certificate = $1`, r.DER).Scan(&number)
-	if errors.Is(err, sql.ErrNoRows) && (r.Revocation.Reason == crl.KeyCompromise || r.Revocation.Reason == crl.CACompromise) {
-		err = tx.QueryRow(ctx, `SELECT number FROM issuer WHERE public_key = $1`, r.PublicKey()).Scan(&number)
+	query, of := `SELECT number FROM issuer WHERE certificate = $1 ORDER BY number`, r.DER
+	if r.Revocation.Reason == crl.KeyCompromise || r.Revocation.Reason == crl.CACompromise {
+		query, of = `SELECT number FROM issuer WHERE public_key = $1 ORDER BY number`, r.PublicKey()
 	}
+	numbers, err := numbersOf(ctx, tx, query, of)
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
 	case err != nil:
-		return fmt.Errorf("look for the issuer of that certificate: %w", err)
-	case number == r.issuer:
+		return fmt.Errorf("look for the issuers of that certificate: %w", err)
+	case slices.Contains(numbers, r.issuer):
 		return fault.New(fault.Conflict, "%s is a root's own certificate, which no CRL of its own can revoke", cert.FormatSerial(r.Serial)).
 			WithHint("take the root out of the trust sets")
 	case r.State != Revoked:
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE issuer SET state = 'retired', is_default = 0 WHERE number = $1`, number); err != nil {
-		return fmt.Errorf("retire the issuer: %w", err)
+	for _, number := range numbers {
+		if _, err := tx.Exec(ctx, `UPDATE issuer SET state = 'retired', is_default = 0 WHERE number = $1`, number); err != nil {
+			return fmt.Errorf("retire the issuer: %w", err)
+		}
 	}
 	return nil
+}
+
+func numbersOf(ctx context.Context, tx *db.Tx, query string, arg any) (numbers []int64, err error) {
+	rows, err := tx.Query(ctx, query, arg)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var number int64
+		if err := rows.Scan(&number); err != nil {
+			return nil, err
+		}
+		numbers = append(numbers, number)
+	}
+	return numbers, rows.Err()
 }
 
 // blockKey keeps a compromised key from being certified again.

@@ -31,9 +31,11 @@ type Issuer struct {
 	PublicKey   []byte // SubjectPublicKeyInfo, DER
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // the certificates above it, root last
+	Former      []*x509.Certificate // those that it had before it was renewed, the newest first
 	CSR         []byte              // DER; while it is pending
 	CRL         CRLMode
 	CreatedAt   time.Time
+	Warnings    []string // of its renewal, to who asked for that
 
 	number      int64                 // the short form of ID in the rows of large tables
 	constraints *cert.PathConstraints // of Certificate and Chain, as they were read; nil: not read yet

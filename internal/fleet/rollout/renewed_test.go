@@ -2,6 +2,7 @@ package rollout_test
 
 import (
 	"testing"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
@@ -24,13 +25,13 @@ func TestRenewedIssuerIsRotated(t *testing.T) {
 			a.converge()
 		}
 		before := w.issuer("lab")
-		after := must[*ca.Issuer](t)(w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab"}))
+		after := must[*ca.Issuer](t)(w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab", Validity: 12 * 365 * 24 * time.Hour}))
 		prints := []string{print256(before.Certificate), print256(after.Certificate)}
 		for _, a := range w.hosts {
 			a.converge()
 		}
 		w.start(client.StartRolloutRequest{Kind: client.RolloutIssuer, Waves: []string{"host:h02.example.com", "50%"}})
-		_, err := w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab"})
+		_, err := w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab", Validity: 14 * 365 * 24 * time.Hour})
 		refused(t, err, fault.Conflict, "works on the trust")
 		w.until("the second wave has its certificates", func(r *client.Rollout) bool { return r.Stage == client.StageRekey && w.under("lab-2") >= 2 })
 		must[*client.Rollout](t)(w.Rollouts.Undo(t.Context(), admin, w.id, once.Call{}))
@@ -55,7 +56,7 @@ func TestCompromisedIssuerWasRenewed(t *testing.T) {
 		w.unsafe = true
 		w.addMany(2)
 		before := w.issuer("lab")
-		after := must[*ca.Issuer](t)(w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab"}))
+		after := must[*ca.Issuer](t)(w.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "lab", Validity: 12 * 365 * 24 * time.Hour}))
 		w.start(client.StartRolloutRequest{Kind: client.RolloutIssuer, Compromised: true, Because: "the key was on a laptop"})
 		w.untilState(client.RolloutDone)
 		for _, i := range []*ca.Issuer{before, after} {

@@ -26,7 +26,7 @@ func TestRenewedIssuerIsTrustedBesideTheOneBefore(t *testing.T) {
 		old := trust.Fingerprint(before.Certificate)
 		a.report(m, client.Observation{Placement: "a", Issuer: old, Serial: "01"})
 		first, told := a.of(0), a.desired(m)
-		after, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default"})
+		after, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
 		check(t, err)
 		now := trust.Fingerprint(after.Certificate)
 		second := a.of(0)
@@ -77,7 +77,7 @@ func TestRenewedIssuerThatHadEnded(t *testing.T) {
 		a.of(0)
 		before := must[*ca.Issuer](t)(a.CA.Issuer(t.Context(), "default"))
 		a.exec(`UPDATE trust_entry SET pruned_at = 1 WHERE fingerprint = $1`, trust.Fingerprint(before.Certificate))
-		after, err := a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default"})
+		after, err := a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
 		check(t, err)
 		trusts := func(c *x509.Certificate) bool {
 			return slices.ContainsFunc(a.of(0).General.Issuers, func(i client.TrustIssuer) bool { return i.PEM == encode(c.Raw) })
@@ -87,7 +87,7 @@ func TestRenewedIssuerThatHadEnded(t *testing.T) {
 		}
 		a.exec(`UPDATE trust_entry SET to_version = from_version WHERE fingerprint = $1`, trust.Fingerprint(after.Certificate))
 		dropped := after
-		after, err = a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
+		after, err = a.CA.RenewIssuer(t.Context(), admin, ca.RenewSpec{Issuer: "default", Validity: 14 * 365 * 24 * time.Hour})
 		check(t, err)
 		if trusts(after.Certificate) || trusts(dropped.Certificate) {
 			t.Error("an issuer that was dropped from the trust came back by its renewal")
@@ -111,7 +111,7 @@ func (a *authority) leavesWithBoth(now, old string) {
 			t.Errorf("certificate %.16s… of the issuer that leaves is trusted still", one)
 		}
 	}
-	_, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default", Validity: 12 * 365 * 24 * time.Hour})
+	_, err := a.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: "default", Validity: 14 * 365 * 24 * time.Hour})
 	refused(t, err, fault.Conflict, "rollout r1 works on the trust")
 	if i := must[*ca.Issuer](t)(a.CA.Issuer(ctx, "default")); trust.Fingerprint(i.Certificate) != now {
 		t.Error("what was refused was done")

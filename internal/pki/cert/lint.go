@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -120,4 +121,11 @@ func (t *TBS) Lint(rules Lints) (*Linted, error) {
 		return nil, fault.New(fault.Invalid, "%s", strings.Join(failed, "; ")).At(pointer)
 	}
 	return linted, nil
+}
+
+// LintCertificate holds a certificate that was made elsewhere, under an issuer, to the lints that nothing turns off.
+func LintCertificate(c *x509.Certificate, issuer *Issuer) error {
+	names, fixed := LintNames()
+	_, err := (&TBS{der: c.RawTBSCertificate, issuer: issuer}).Lint(Lints{Off: slices.DeleteFunc(names, func(name string) bool { return fixed[name] })})
+	return err
 }
