@@ -48,10 +48,14 @@ type authority struct {
 
 const database = "bench"
 
+// recoveryWork is at what the recovery key of an authority is sealed that is gone in minutes: no passphrase of its is worth guessing, and
+// at the usual cost each making of one keeps a processor busy for a second beside what is measured.
+const recoveryWork = 10
+
 // newAuthority makes one below dir and starts its node.
 func (b *bench) newAuthority(ctx context.Context, engine, dir string) (*authority, error) {
 	a := &authority{engine: engine, program: b.Program, dir: datadir.Dir(filepath.Join(dir, engine))}
-	o := setup.Options{Dir: a.dir, Organization: "Bench", Online: true}
+	o := setup.Options{Dir: a.dir, Organization: "Bench", Online: true, RecoveryWork: recoveryWork}
 	for _, address := range []*string{&o.Listen, &o.PublicListen, &o.Metrics} {
 		var err error
 		if *address, err = consumer.FreeAddress(); err != nil {

@@ -3,10 +3,13 @@ package bench_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,12 +21,11 @@ import (
 func TestEveryBudgetIsMeasured(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	program := built(t, dir)
 	var out, talk bytes.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	err := bench.Run(ctx, bench.Options{
-		Program: program, Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "issuance", "ocsp", "revocation", "crl", "start"},
+		Program: built(t), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "issuance", "ocsp", "revocation", "crl", "start"},
 		Scale: bench.Tiny, Out: &out, Err: &talk,
 	})
 	if err != nil {
@@ -70,7 +72,7 @@ func TestAgents(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	err := bench.Run(ctx, bench.Options{
-		Program: built(t, dir), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "agents"}, Scale: bench.Tiny, Out: &out, Err: &talk,
+		Program: built(t), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "agents"}, Scale: bench.Tiny, Out: &out, Err: &talk,
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, talk.String(), out.String())
@@ -100,14 +102,34 @@ func TestAgents(t *testing.T) {
 	}
 }
 
-// built is this program.
-func built(t *testing.T, dir string) string {
-	t.Helper()
-	program := filepath.Join(dir, "chancery")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "chancery/cmd/chancery").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+// program is this program: linked once for all tests, since that takes as long as some of them, and without what debuggers read.
+var program = sync.OnceValues(func() (string, error) {
+	file := filepath.Join(place(), "chancery")
+	if out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", file, "chancery/cmd/chancery").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
-	return program
+	return file, nil
+})
+
+// place is where this process has it.
+func place() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("chancery-built-%d", os.Getpid()))
+}
+
+func built(t *testing.T) string {
+	t.Helper()
+	file, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestMain removes what was built.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(place())
+	os.Exit(code)
 }
 
 func TestOnlyRefusesUnknownNames(t *testing.T) {

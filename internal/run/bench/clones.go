@@ -290,7 +290,7 @@ func (b *bench) beside(ctx context.Context, url, local string) (*authority, erro
 	if err := errors.Join(os.WriteFile(write, []byte(url+"\n"), 0o600), os.WriteFile(read, []byte(local+"\n"), 0o600)); err != nil {
 		return nil, err
 	}
-	o := setup.Options{Dir: a.dir, Organization: "Bench", Online: true, DatabaseFile: write}
+	o := setup.Options{Dir: a.dir, Organization: "Bench", Online: true, RecoveryWork: recoveryWork, DatabaseFile: write}
 	for _, address := range []*string{&o.Listen, &o.PublicListen, &o.Metrics} {
 		var err error
 		if *address, err = consumer.FreeAddress(); err != nil {

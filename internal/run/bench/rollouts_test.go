@@ -20,7 +20,7 @@ func TestRollouts(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	err := bench.Run(ctx, bench.Options{
-		Program: built(t, dir), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "rollouts"}, Scale: bench.Tiny, Out: &out, Err: &talk,
+		Program: built(t), Dir: dir, Profiles: filepath.Join(dir, "profiles"), Only: []string{"sqlite", "rollouts"}, Scale: bench.Tiny, Out: &out, Err: &talk,
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, talk.String(), out.String())
