@@ -208,10 +208,12 @@ func readSets(ctx context.Context, tx *db.Tx, pool string, version int64, issuer
 		b.ours[i.ID] = i
 	}
 	general := b.purpose(client.TrustGeneral)
+	entries = slices.DeleteFunc(entries, func(e *entry) bool { return !e.in(version) || !now.Before(e.notAfter) })
+	if entries, err = presentable(ctx, tx, entries); err != nil {
+		return nil, err
+	}
 	for _, e := range entries {
-		if e.in(version) && now.Before(e.notAfter) {
-			b.take(e)
-		}
+		b.take(e)
 	}
 	// Who pins a certificate looks at no CRL as a rule: one that was revoked or is held is not handed out. A new CRL is what makes
 	// the sets anew after that.
