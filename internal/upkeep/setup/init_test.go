@@ -188,6 +188,7 @@ func TestInitRefuses(t *testing.T) {
 		"bad public URL":  {Dir: newDir(t), PublicURL: "https://pki.example"},
 		"missing DB file": {Dir: newDir(t), DatabaseFile: "/nonexistent/file"},
 	} {
+		o.RecoveryWork = pkitest.RecoveryWork
 		if _, err := setup.Init(t.Context(), o); err == nil {
 			t.Errorf("%s: no refusal", name)
 		} else if fault.KindOf(err) == fault.Internal && name != "missing DB file" {
