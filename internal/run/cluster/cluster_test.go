@@ -11,10 +11,10 @@ import (
 	"chancery/internal/run/cluster"
 )
 
-// await asks until the condition holds.
+// await asks until the condition holds. A member that is put right on a machine that does much else may take minutes.
 func await(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for {
 		err := ok()

@@ -263,9 +263,7 @@ func TestDiskOfOneMemberFillsUp(t *testing.T) {
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.WaitHealthy(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		await(t, "the "+role+" follows again, whose disk has room", func() error { return c.WaitHealthy(t.Context()) })
 	}
 	cancel()
 	workers.Wait()
