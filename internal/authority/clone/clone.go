@@ -52,7 +52,8 @@ type Login struct {
 // Service knows the nodes. It may be used by many goroutines, and starts none.
 type Service struct {
 	Options
-	node string // this one
+	node   string        // this one
+	takeUp time.Duration // for how long the new holder of a lease is waited for
 
 	asking sync.Mutex // held by the one caller who asks whether this node is registered
 
@@ -63,7 +64,8 @@ type Service struct {
 	clock    told             // the newest that was heard of the primary's
 	started  int64            // node.started_at as this process wrote it; 0 before it is registered
 
-	suspended map[string]time.Time // nodes whose end is begun, and since when this process has seen that
+	suspended map[string]time.Time  // nodes whose end is begun, and since when this process has seen that
+	turns     map[string]unanswered // by the lease's name
 }
 
 // New returns the service of the node whose key recipient o.Keys is.
@@ -71,7 +73,7 @@ func New(o Options) *Service {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{Options: o, node: o.Keys.Self()}
+	return &Service{Options: o, node: o.Keys.Self(), takeUp: takeUp}
 }
 
 // Node is the name of this node.

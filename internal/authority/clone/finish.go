@@ -40,17 +40,22 @@ func (s *Service) silent(r *row, now time.Time) time.Duration {
 const stoppedAfter = time.Minute
 
 // Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
-// those that have left, and ends the logins of those that are gone, also those that nobody came to remember, and their right to write.
+// those that have left, ends the logins of those that are gone, also those that nobody came to remember, and their right to write, and gives
+// leases back that were handed to a node that did not take them up.
 // Only a node with the ca subsystem can.
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
 	var writing, suspended map[string]bool // none that is gone should write, and none that is not be suspended for long
+	var leases []db.Lease
 	err := s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
 		if all, err = nodes(ctx, tx, "", MaxNodes); err == nil {
 			writing, err = db.Writing(ctx, tx)
 		}
 		if err == nil {
 			suspended, err = db.Suspended(ctx, tx)
+		}
+		if err == nil {
+			leases, err = db.LeasesIn(ctx, tx)
 		}
 		return err
 	})
@@ -69,7 +74,7 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		return err
 	}
 	by := access.System(s.node)
-	errs := []error{s.findLogins(ctx, all)}
+	errs := []error{s.findLogins(ctx, all), s.finishTurns(ctx, by, leases, now)}
 	for _, r := range all {
 		var err error
 		switch {
@@ -80,7 +85,8 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		case r.state == client.CloneGone && (r.databaseRole != "" || writing[r.name]):
 			err = s.finishEnd(ctx, by, r.name, nil, once.Call{}, now)
 		case r.state == client.CloneActive || r.state == client.CloneLeaving:
-			if s.abandoned(r, suspended[r.name], now) {
+			over, is := suspended[r.name]
+			if s.abandoned(r, is, now) || over {
 				s.resume(ctx, r.name)
 			}
 		}
@@ -190,7 +196,7 @@ func (s *Service) resume(ctx context.Context, name string) {
 }
 
 // abandoned reports whether a node that is none of the gone has been suspended for so long, as far as this process saw, that whoever removed
-// it has ended meanwhile.
+// it has ended meanwhile: a suspension by a program from before they ended by themselves.
 func (s *Service) abandoned(r *row, suspended bool, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

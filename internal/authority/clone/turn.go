@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"chancery/client"
@@ -16,40 +17,40 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
 	"chancery/internal/store/once"
+	"chancery/internal/store/token"
 )
 
 // turns are the leases that may be given to a node by hand.
 var turns = []string{revocation.Lease, audit.Lease, "rollout"} // never changed
 
-const (
-	// turnFor is how long a lease is its new holder's before that one has taken it up; then others may have it, unless it is pinned.
-	turnFor = 15 * time.Second
-	// takeUp is how long Promote waits for the new holder.
-	takeUp = 10 * time.Second
-)
+// turnFor is how long a lease is its new holder's before that one has taken it up; then others may have it, unless it is pinned.
+const turnFor = 15 * time.Second
 
 // turned is a lease that was handed over, and who had it before.
 type turned struct {
 	db.Lease
 	From, WasPinned string
+	// Lists are the lists that were asked for, as they were: by where the key is, then by the issuer's ID, the number; empty where there was none.
+	Lists map[string]map[string]string `json:",omitempty"`
 }
 
 // Promote gives a node a lease: in one transaction it is the new holder's, and what the old one still does under it is refused. So
-// there is no moment at which both or neither could, and nothing to take back when the caller is cut off. With a CRL's lease every
-// issuer's list is asked for anew, so that the first list of the new holder shows that it signs. It waits until the holder has taken
-// the lease up; from one that does not, since it died a moment ago for example, the lease goes back, and the answer is a Conflict. A call
-// that was not answered may be repeated.
+// there is no moment at which both or neither could. A node whose last report says that it could not do the work is refused. It waits until
+// the holder has taken the lease up, or said once more that it has it, whoever else has given it to the same node meanwhile; with a CRL's
+// lease every issuer's list is asked for anew, and it waits for the first of them, and for the first from each token. From a holder that
+// does not, since it died a moment ago for example, the lease goes back, and the answer is a Conflict that says who has it now. A call that
+// was not answered may be repeated.
 func (s *Service) Promote(ctx context.Context, by access.Principal, name string, in client.CloneTurn, call once.Call) (*client.Clone, error) {
 	return s.turn(ctx, by, in, call, "clone.promote", func(ctx context.Context, tx *db.Tx, _ db.Lease) (string, error) {
 		r, err := named(ctx, tx, name)
 		if err != nil {
 			return "", err
 		}
-		now, err := tx.Clock(ctx)
+		all, now, err := crowd(ctx, tx)
 		if err != nil {
 			return "", err
 		}
-		return r.name, mayHold(r, now)
+		return r.name, mayHold(r, all, now)
 	}, name)
 }
 
@@ -66,35 +67,61 @@ func (s *Service) Demote(ctx context.Context, by access.Principal, name string, 
 		if l.Holder != name && l.Pinned != name {
 			return "", nil
 		}
-		now, err := tx.Clock(ctx)
+		all, now, err := crowd(ctx, tx)
 		if err != nil {
 			return "", err
 		}
-		all, err := nodes(ctx, tx, "", MaxNodes)
-		if err != nil {
-			return "", err
-		}
-		all = slices.DeleteFunc(all, func(r *row) bool { return r.name == name || mayHold(r, now) != nil })
-		if len(all) == 0 {
-			return "", fault.New(fault.Conflict, "no other node that runs ca was seen in the last %s, so node %s keeps the lease %q", aliveFor, name, l.Name).
+		fit := slices.DeleteFunc(slices.Clone(all), func(r *row) bool { return r.name == name || mayHold(r, all, now) != nil })
+		if len(fit) == 0 {
+			return "", fault.New(fault.Conflict, "no other node that runs ca and is ready was seen in the last %s, so node %s keeps the lease %q", aliveFor, name, l.Name).
 				WithHint("start another node, then try again; chancery clone list shows them")
 		}
-		return slices.MaxFunc(all, func(a, b *row) int { return a.seen.Compare(b.seen) }).name, nil
+		return slices.MaxFunc(fit, func(a, b *row) int { return a.seen.Compare(b.seen) }).name, nil
 	}, name)
 }
 
+// crowd reads all nodes, and the time by the clock that dates when they were seen.
+func crowd(ctx context.Context, tx *db.Tx) (all []*row, now time.Time, err error) {
+	if now, err = tx.Clock(ctx); err == nil {
+		all, err = nodes(ctx, tx, "", MaxNodes)
+	}
+	return all, now, err
+}
+
 // mayHold refuses a node that could not do what only one node does; now is the database's.
-func mayHold(r *row, now time.Time) error {
+func mayHold(r *row, all []*row, now time.Time) error {
 	switch {
 	case r.state != client.CloneActive:
 		return goneError(r)
 	case !r.runs(keys.SubsystemCA):
 		return fault.New(fault.Conflict, "node %s runs %v and has no issuer's key; only a node that runs ca can hold a lease", r.name, r.subsystems)
-	case now.Sub(r.seen) >= aliveFor:
+	case r.seen.IsZero():
+		return fault.New(fault.Conflict, "node %s has not started yet, and would leave the work undone", r.name).WithHint("start it, then try again")
+	case !r.alive(now):
 		return fault.New(fault.Conflict, "node %s was last seen at %s, and would leave the work undone; one that was seen in the last %s passes", r.name,
 			r.seen.UTC().Format(time.RFC3339), aliveFor)
 	}
+	if why := r.unfit(all, now); len(why) > 0 {
+		return fault.New(fault.Conflict, "node %s is not ready, and would leave the work undone: %s", r.name, strings.Join(why, "; ")).
+			WithHint("mend that, and wait for chancery clone status %s to say that it is ready; then try again", r.name)
+	}
 	return nil
+}
+
+func (r *row) alive(now time.Time) bool { return now.Sub(r.seen) < aliveFor }
+
+// unfit is why a node would not do the work by its own last report: that keys do not open, or a token is not reached, for example. What every
+// other node that lives and could do the work reports as well is no reason: none of them would do better.
+func (r *row) unfit(all []*row, now time.Time) []string {
+	var others []*row
+	for _, o := range all {
+		if o.name != r.name && o.state == client.CloneActive && o.runs(keys.SubsystemCA) && !o.seen.IsZero() && o.alive(now) {
+			others = append(others, o)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(r.report.NotReady), func(why string) bool {
+		return len(others) > 0 && !slices.ContainsFunc(others, func(o *row) bool { return !slices.Contains(o.report.NotReady, why) })
+	})
 }
 
 // turn hands a lease over to whom choose names; to nobody where that is empty. shown is the node that the answer is about.
@@ -109,29 +136,32 @@ func (s *Service) turn(ctx context.Context, by access.Principal, in client.Clone
 	if !slices.Contains(turns, in.Lease) {
 		return nil, fault.New(fault.Invalid, "there is no lease %.80q; %v would pass", in.Lease, turns).At("/lease")
 	}
-	issuers, err := s.CA.Issuers(ctx)
-	if err != nil {
-		return nil, err
+	var signers []signer
+	if in.Lease == revocation.Lease {
+		var err error
+		if signers, err = s.signers(ctx); err != nil {
+			return nil, err
+		}
 	}
 	now := time.Now()
 	if err := s.DB.CheckClock(now); err != nil {
 		return nil, err
 	}
 	var given turned
-	err = s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
+	err := s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
 		given, err = once.Act(ctx, tx, call, now, func() (turned, error) {
-			return s.handOver(ctx, tx, by, in, action, choose, issuers, now)
+			return s.handOver(ctx, tx, by, in, action, choose, signers, now)
 		})
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("give the lease %q away: %w", in.Lease, err)
 	}
-	if given.Holder != "" && in.Lease == revocation.Lease {
+	if given.Holder != "" {
 		held := context.WithoutCancel(ctx) // who asked may be cut off; the work is somebody's all the same
-		err := s.takenUp(held, given.Lease)
+		err := s.takenUp(held, &given)
 		if errors.Is(err, errNotTakenUp) {
-			err = s.takeBack(held, by, given, action)
+			err = s.takeBack(held, by, &given, action)
 		}
 		if err != nil {
 			return nil, err
@@ -140,8 +170,38 @@ func (s *Service) turn(ctx context.Context, by access.Principal, in client.Clone
 	return s.Show(ctx, by, shown)
 }
 
+// signer is an issuer, and where its key is.
+type signer struct {
+	*ca.Issuer
+	place string
+}
+
+func (s *Service) signers(ctx context.Context) ([]signer, error) {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inTokens, err := s.Keys.InTokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]signer, len(issuers))
+	for i, issuer := range issuers {
+		all[i] = signer{issuer, "store"}
+		if at := slices.IndexFunc(inTokens, func(k keys.Key) bool { return k.ID == issuer.KeyID }); at >= 0 {
+			u, err := token.Parse(inTokens[at].Token)
+			if err != nil {
+				return nil, fmt.Errorf("the key of issuer %s: %w", issuer.Name, err)
+			}
+			all[i].place = "token " + u.Serial
+		}
+	}
+	return all, nil
+}
+
+// handOver also asks a holder for a word that has the lease already, as it shall have it: it may have died since.
 func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, in client.CloneTurn, action string,
-	choose func(context.Context, *db.Tx, db.Lease) (string, error), issuers []*ca.Issuer, now time.Time) (turned, error) {
+	choose func(context.Context, *db.Tx, db.Lease) (string, error), signers []signer, now time.Time) (turned, error) {
 	had, err := db.LeaseOf(ctx, tx, in.Lease)
 	if err != nil {
 		return turned{}, err
@@ -150,105 +210,44 @@ func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, 
 	if err != nil || to == "" {
 		return turned{}, err
 	}
-	pinned := ""
-	if in.Pin {
-		pinned = to
-	}
-	if had.Holder == to && had.Pinned == pinned && had.Expires.After(now) {
-		return turned{}, nil
-	}
 	given, err := db.HandOver(ctx, tx, in.Lease, to, in.Pin, turnFor, now)
 	if err != nil {
 		return turned{}, err
 	}
-	if in.Lease == revocation.Lease && had.Holder != to {
-		for _, issuer := range issuers {
-			if err := revocation.Ask(ctx, tx, issuer, now); err != nil {
-				return turned{}, err
-			}
-		}
+	out := turned{Lease: given, From: given.GivenFrom, WasPinned: given.GivenPinned}
+	if out.Lists, err = askLists(ctx, tx, signers, now); err != nil {
+		return turned{}, err
 	}
-	return turned{given, had.Holder, had.Pinned}, s.audit(ctx, tx, by.Actor(), action, to, map[string]any{
+	if had.Holder == to && had.Pinned == given.Pinned && had.Epoch == given.Epoch {
+		return out, nil
+	}
+	return out, s.audit(ctx, tx, by.Actor(), action, to, map[string]any{
 		"lease": in.Lease, "from": had.Holder, "epoch": given.Epoch, "pinned": in.Pin,
 	}, now)
 }
 
-var errNotTakenUp = errors.New("the lease was not taken up")
-
-// takenUp waits until the holder has renewed a lease that it was given: whoever does writes another end, which is of another clock than
-// this node's and may be earlier.
-func (s *Service) takenUp(ctx context.Context, given db.Lease) error {
-	within, cancel := context.WithTimeout(ctx, takeUp)
-	defer cancel()
-	for {
-		var l db.Lease
-		err := s.DB.ReadSnapshot(within, func(tx *db.Tx) (err error) {
-			l, err = db.LeaseOf(within, tx, given.Name)
-			return err
-		})
-		switch {
-		case err == nil && (l.Epoch > given.Epoch || !l.Expires.Equal(given.Expires)):
-			return movedOn(l, given)
-		case err != nil && within.Err() == nil:
-			return err
-		}
-		select {
-		case <-within.Done():
-			return errNotTakenUp
-		case <-time.After(50 * time.Millisecond):
-		}
+// askLists asks for the lists of all who sign here, and returns which are in force.
+func askLists(ctx context.Context, tx *db.Tx, signers []signer, now time.Time) (map[string]map[string]string, error) {
+	if len(signers) == 0 {
+		return nil, nil
 	}
-}
-
-// movedOn is what to say of a lease that is not as it was given: nothing where the holder is the one who got it.
-func movedOn(l, given db.Lease) error {
-	if l.Holder == given.Holder {
-		return nil
+	numbers, err := revocation.CurrentNumbers(ctx, tx)
+	if err != nil {
+		return nil, err
 	}
-	return fault.New(fault.Conflict, "node %s has the lease %q: it was given on, or node %s did not take it up", l.Holder, l.Name, given.Holder).
-		WithHint("chancery clone status %s, then try again", given.Holder)
-}
-
-// takeBack gives a lease that was not taken up to who had it, or else to whoever comes first, and says so. What somebody did to it meanwhile
-// stays, and is no error where it was the holder.
-func (s *Service) takeBack(ctx context.Context, by access.Principal, given turned, action string) error {
-	now, to, late := time.Now(), "", false
-	ctx, cancel := context.WithTimeout(ctx, takeUp)
-	defer cancel()
-	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		to, late = "", false
-		l, err := db.LeaseOf(ctx, tx, given.Name)
+	before := map[string]map[string]string{}
+	for _, i := range signers {
+		asked, err := revocation.AskAny(ctx, tx, i.Issuer, now)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if l.Epoch != given.Epoch || !l.Expires.Equal(given.Expires) {
-			late = true
-			return movedOn(l, given.Lease)
+		if !asked {
+			continue
 		}
-		clock, err := tx.Clock(ctx)
-		if err != nil {
-			return err
+		if before[i.place] == nil {
+			before[i.place] = map[string]string{}
 		}
-		r, err := named(ctx, tx, given.From)
-		switch {
-		case err == nil && r.name != given.Holder && mayHold(r, clock) == nil:
-			to = r.name
-			_, err = db.HandOver(ctx, tx, given.Name, to, given.WasPinned == to, turnFor, now)
-		case err == nil || fault.Is(err, fault.NotFound):
-			_, err = db.HandOver(ctx, tx, given.Name, given.Holder, false, 0, now)
-		}
-		if err != nil {
-			return err
-		}
-		return s.audit(ctx, tx, by.Actor(), action, given.Holder, map[string]any{"lease": given.Name, "not_taken_up": true, "back_to": to}, now)
-	})
-	if err != nil || late {
-		return err
+		before[i.place][i.ID] = numbers[i.ID].Number
 	}
-	back := "any node that runs ca may take it"
-	if to != "" {
-		back = "node " + to + " has it again"
-	}
-	return fault.New(fault.Conflict, "node %s did not take the lease %q up in %s; %s", given.Holder, given.Name, takeUp, back).
-		WithHint("chancery clone status %s, then try again", given.Holder)
+	return before, nil
 }

@@ -2,9 +2,11 @@ package revocation
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"slices"
 	"strings"
@@ -373,12 +375,53 @@ func TestLongListIsStoredInChunks(t *testing.T) {
 			return lists, chunks
 		}
 		lists, chunks := count()
-		must(t, o.service.sweep(t.Context(), lease))
-		if l2, c2 := count(); l2 != lists-1 || c2 != chunks-1 {
-			t.Fatalf("%d lists and %d chunks became %d and %d", lists, chunks, l2, c2)
+		left, err := o.service.leftBehind(t.Context())
+		must(t, err)
+		set, err := o.settings.Get(t.Context())
+		must(t, err)
+		signer, err := o.keys.SignerFor(t.Context(), o.issuer.KeyID, o.issuer.Certificate)
+		must(t, err)
+		make := func(do func()) ([]*List, error) {
+			return o.service.make(t.Context(), lease, o.issuer, []order{{scope: Complete, long: true}}, set, beforeSigning{signer, do}, time.Now())
 		}
+		// The sweep goes on beside what this holder makes, and takes nothing of it.
+		next, err := make(func() {
+			must(t, o.service.sweep(t.Context(), lease, left))
+			if l2, c2 := count(); l2 != lists || c2 != chunks { // one chunk of what is made is there
+				t.Errorf("%d lists and %d chunks became %d and %d", lists, chunks, l2, c2)
+			}
+		})
+		must(t, err)
 		o.parse(l)
+		o.parse(next[0])
+		// Of which octets went away, whoever took them, is not published.
+		_, err = make(func() {
+			must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+				n, err := tx.Exec(t.Context(), `DELETE FROM crl_chunk WHERE crl IN (SELECT id FROM crl WHERE state = 'building')`)
+				if n != 1 {
+					t.Errorf("%d chunks of it were there", n)
+				}
+				return err
+			}))
+		})
+		now, found := o.service.Current(t.Context(), "one", Complete)
+		must(t, found)
+		if err == nil || now.ID != next[0].ID {
+			t.Fatalf("a list without its octets: %v; the one in force has number %v, not %v", err, now.Number, next[0].Number)
+		}
+		o.parse(now)
 	})
+}
+
+// beforeSigning is a key before whose signature something happens.
+type beforeSigning struct {
+	crypto.Signer
+	do func()
+}
+
+func (s beforeSigning) Sign(r io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, error) {
+	s.do()
+	return s.Signer.Sign(r, digest, o)
 }
 
 func TestPastListsArePruned(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"chancery/internal/authority/ca"
@@ -19,9 +21,9 @@ const (
 	lingering = time.Hour
 )
 
-// maintain does what nobody waits for.
-func (s *Service) maintain(ctx context.Context, lease db.Lease) error {
-	if err := s.sweep(ctx, lease); err != nil {
+// maintain does what nobody waits for. left are the lists that nobody will publish.
+func (s *Service) maintain(ctx context.Context, lease db.Lease, left []string) error {
+	if err := s.sweep(ctx, lease, left); err != nil {
 		return err
 	}
 	packed := make(map[string]int64)
@@ -88,15 +90,43 @@ func (s *Service) packAll(ctx context.Context, lease db.Lease, issuer *ca.Issuer
 	return nil
 }
 
-// sweep removes what earlier holders left of lists that they did not publish. None of them can write any more: their epoch
-// is over, and each chunk is stored under its check.
-func (s *Service) sweep(ctx context.Context, lease db.Lease) error {
-	for {
-		n, err := s.removeLists(ctx, lease, `state = 'building'`)
-		if err != nil || n == 0 {
+// leftBehind are the lists that earlier holders were making. It is asked before this one makes any; the others' epochs are over by then, and each
+// chunk is stored under its check, so there will be no more of theirs.
+func (s *Service) leftBehind(ctx context.Context) (ids []string, err error) {
+	err = s.db.ReadSnapshot(ctx, func(tx *db.Tx) error {
+		ids = nil
+		rows, err := tx.Query(ctx, `SELECT id FROM crl WHERE state = 'building' ORDER BY id`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id string
+			if err := rows.Scan(&id); err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for CRLs that were not finished: %w", err)
+	}
+	return ids, nil
+}
+
+// sweep removes what earlier holders left of lists that they did not publish, and nothing of what is made beside it.
+func (s *Service) sweep(ctx context.Context, lease db.Lease, left []string) error {
+	for some := range slices.Chunk(left, step) {
+		args, where := make([]any, len(some)), make([]string, len(some))
+		for i, id := range some {
+			args[i], where[i] = id, fmt.Sprintf("$%d", i+1)
+		}
+		if _, err := s.removeLists(ctx, lease, `state = 'building' AND id IN (`+strings.Join(where, ", ")+`)`, args...); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // prune removes lists that are past. Of complete lists that were scheduled the octets stay as long as the settings say; of

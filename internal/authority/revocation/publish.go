@@ -75,6 +75,22 @@ func (w *chunkWriter) insertChunk(ctx context.Context, tx *db.Tx) error {
 	return nil
 }
 
+// whole refuses to publish a list whose octets are not all there: every node would serve it as far as it goes.
+func (w *chunkWriter) whole(ctx context.Context, tx *db.Tx) error {
+	want := w.stored
+	if len(w.buffer) > 0 {
+		want++
+	}
+	var chunks int64
+	if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM crl_chunk WHERE crl = $1`, w.list.ID).Scan(&chunks); err != nil {
+		return fmt.Errorf("count the chunks of CRL %s: %w", w.list.ID, err)
+	}
+	if chunks != want {
+		return fmt.Errorf("of CRL %s, %d chunks are stored, and %d were written: it is made anew", w.list.ID, chunks, want)
+	}
+	return nil
+}
+
 func (l *List) insert(ctx context.Context, tx *db.Tx, state string) error {
 	base := ""
 	if l.Base != nil {
@@ -127,12 +143,15 @@ func (s *Service) publishOne(ctx context.Context, tx *db.Tx, actor string, now t
 			return err
 		}
 	}
+	if err := w.whole(ctx, tx); err != nil {
+		return err
+	}
 	_, err = tx.Exec(ctx, `UPDATE crl SET state = 'past' WHERE issuer = $1 AND scope = $2 AND state = 'current'`,
 		l.Issuer, string(l.Scope))
 	if err != nil {
 		return fmt.Errorf("retire the CRL before %v: %w", l.Number, err)
 	}
-	// The row that the first chunk needed says nothing yet of length and signature.
+	// The row that the first chunk needed (flush) says nothing yet of length and signature.
 	if _, err := tx.Exec(ctx, `DELETE FROM crl WHERE id = $1 AND state = 'building'`, l.ID); err != nil {
 		return fmt.Errorf("store CRL %s: %w", l.ID, err)
 	}

@@ -99,41 +99,56 @@ func (s *Service) acquire(ctx context.Context) (lease db.Lease, ok bool, err err
 // was left to others before.
 func (s *Service) hold(ctx context.Context, lease db.Lease, yielded time.Time) error {
 	s.logger.InfoContext(ctx, "signing CRLs", "epoch", lease.Epoch)
+	left, err := s.leftBehind(ctx)
+	if err != nil {
+		return errors.Join(err, s.release(ctx, lease))
+	}
 	held, end := context.WithCancelCause(access.With(ctx, access.System(s.audit.Node())))
 	for _, loop := range []func() error{
 		func() error { return s.yield(held, lease, yielded) },
 		// Two loops, so that a revocation is in a short list while a long one is still being made.
 		func() error { return s.work(held, lease, false) },
 		func() error { return s.work(held, lease, true) },
-		func() error { return s.maintain(held, lease) },
+		func() error { return s.maintain(held, lease, left) },
 	} {
 		s.running.Go(func() { end(loop()) })
 	}
 	end(s.keepLease(held, lease))
 	// The loops are not waited for: one may stand at a token that hangs, and another node is to sign meanwhile. From when that
 	// one has the lease, nothing that they still make is taken.
-	release, cancel := context.WithTimeout(context.WithoutCancel(held), 5*time.Second)
+	return errors.Join(context.Cause(held), s.release(held, lease))
+}
+
+// release lets go of the lease, also where ctx has ended.
+func (s *Service) release(ctx context.Context, lease db.Lease) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	return errors.Join(context.Cause(held), s.db.Release(release, lease))
+	return s.db.Release(ctx, lease)
 }
 
 func (s *Service) keepLease(ctx context.Context, lease db.Lease) error {
 	renewed, tried := time.Now(), time.Now()
+	answered := lease.Given // of the hand-overs to this node, the last that it answered; a standby may show it for a while still
 	for {
 		if err := sleep(ctx, turn); err != nil {
 			return err
 		}
-		if held, err := s.db.Held(ctx, lease); err == nil && !held {
+		have, held, err := s.db.Held(ctx, lease)
+		if err == nil && !held {
 			return fault.New(fault.Conflict, "the lease to sign CRLs (epoch %d) was handed over", lease.Epoch)
 		}
-		if time.Since(tried) < leaseTime/3 {
+		asked := err == nil && have.Epoch == lease.Epoch && have.Unanswered() && !have.Given.Equal(answered) // whoever promotes waits for it
+		if !asked && time.Since(tried) < leaseTime/3 {
 			continue
 		}
 		tried = time.Now()
-		_, err := s.db.Renew(ctx, lease, leaseTime)
+		_, err = s.db.Renew(ctx, lease, leaseTime)
 		switch {
 		case err == nil:
 			renewed = time.Now()
+			if asked {
+				answered = have.Given
+			}
 		case fault.Is(err, fault.Conflict) || time.Since(renewed) > leaseTime:
 			return fmt.Errorf("keep the lease to sign CRLs: %w", err)
 		}

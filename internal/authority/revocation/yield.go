@@ -43,7 +43,10 @@ func (s *Service) yield(ctx context.Context, lease db.Lease, last time.Time) err
 // away says why a token is not reached, where somebody else could take the lease.
 func (s *Service) away(ctx context.Context, lease db.Lease) (why, err error) {
 	inTokens, err := s.keys.InTokens(ctx)
-	if err != nil || len(inTokens) == 0 || lease.Pinned != "" {
+	if err != nil || len(inTokens) == 0 {
+		return nil, err
+	}
+	if now, held, err := s.db.Held(ctx, lease); err != nil || !held || now.Pinned != "" { // it may have been pinned since
 		return nil, err
 	}
 	all, err := s.keys.Recipients(ctx)

@@ -23,6 +23,8 @@ const (
 	busy  = 200 * time.Millisecond
 	share = 3
 	rare  = 5 * time.Second
+	// seen is how long the lease is kept for whoever handed it over to see, where there is nothing to drive.
+	seen = 5 * time.Second
 	// syncEvery is how often hosts that came or went are looked for within a wave.
 	syncEvery = 5 * time.Second
 	// atOnce is how many hosts are told in one transaction, and inFlight how many may be told and not done before the next are,
@@ -68,6 +70,7 @@ func (s *Service) Run(ctx context.Context) error {
 type drive struct {
 	lease   db.Lease
 	renewed time.Time
+	handed  time.Time // when it was handed to this node last
 	rollout map[string]*progress
 }
 
@@ -82,20 +85,25 @@ type progress struct {
 // node does.
 func (s *Service) look(ctx context.Context, d *drive, now time.Time) (*drive, error) {
 	var active []*row
+	handed := false // whoever hands the lease over waits until it is taken up
 	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		active, err = read(ctx, tx, `WHERE ended_at = 0 AND state IN ('running', 'waiting') ORDER BY number`)
+		if active, err = read(ctx, tx, `WHERE ended_at = 0 AND state IN ('running', 'waiting') ORDER BY number`); err != nil {
+			return err
+		}
+		l, err := db.LeaseOf(ctx, tx, leaseName)
+		handed = l.Holder == s.Audit.Node() && l.Unanswered()
 		return err
 	})
 	if err != nil {
 		return d, err
 	}
-	if len(active) == 0 {
-		if d != nil {
+	if len(active) == 0 && !handed {
+		if d != nil && now.Sub(d.handed) > seen {
 			return nil, s.DB.Release(ctx, d.lease)
 		}
-		return nil, nil
+		return d, nil
 	}
-	if d, err = s.hold(ctx, d, now); err != nil || d == nil {
+	if d, err = s.hold(ctx, d, handed, now); err != nil || d == nil {
 		return d, err
 	}
 	var failed error
@@ -123,9 +131,10 @@ func (d *drive) lost(ctx context.Context, s *Service) bool {
 	return fault.Is(err, fault.Conflict)
 }
 
-// hold takes or renews the lease. It returns nil where another node has it, or this one may open no issuer's key.
-func (s *Service) hold(ctx context.Context, d *drive, now time.Time) (*drive, error) {
-	if d != nil && now.Sub(d.renewed) < leaseTime/3 {
+// hold takes or renews the lease, at once where it was handed to this node. It returns nil where another node has it, or this one may open no
+// issuer's key.
+func (s *Service) hold(ctx context.Context, d *drive, handed bool, now time.Time) (*drive, error) {
+	if d != nil && !handed && now.Sub(d.renewed) < leaseTime/3 {
 		return d, nil
 	}
 	all, err := s.Keys.Recipients(ctx)
@@ -142,7 +151,9 @@ func (s *Service) hold(ctx context.Context, d *drive, now time.Time) (*drive, er
 	if d == nil || d.lease.Epoch != lease.Epoch {
 		d = &drive{rollout: map[string]*progress{}}
 	}
-	d.lease, d.renewed = lease, now
+	if d.lease, d.renewed = lease, now; handed {
+		d.handed = now
+	}
 	return d, nil
 }
 

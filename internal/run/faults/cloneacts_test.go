@@ -100,28 +100,11 @@ var cloneActs = []act{
 			return c.State == client.CloneLeaving, f.events("clone.leave", name, "")
 		}
 	}},
-	{name: "clone promote", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
-		name := f.approved(n)
-		must(f.t, f.DB.Tx(f.t.Context(), func(tx *db.Tx) error { // as if it ran
-			_, err := tx.Exec(f.t.Context(), `UPDATE node SET seen_at = $1 WHERE name = $2`, db.Micros(time.Now()), name)
-			return err
-		}))
-		call := func(ctx context.Context) (string, error) {
-			_, err := f.admin.TurnClone(ctx, name, "promote", client.CloneTurn{Lease: "rollout"}) // nobody waits until it is taken up
-			return "", err
-		}
-		return call, func() (bool, int) {
-			leases, err := f.DB.Leases(f.t.Context())
-			must(f.t, err)
-			has := slices.ContainsFunc(leases, func(l db.Lease) bool { return l.Name == "rollout" && l.Holder == name })
-			return has, f.events("clone.promote", name, "")
-		}
-	}},
-	{name: "clone promote crl", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "clone promote", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		f.givenTo(n)
 		return f.turned(f.Audit.Node(), "promote", n%2 == 0)
 	}},
-	{name: "clone demote crl", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
+	{name: "clone demote", waits: true, prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {
 		return f.turned(f.givenTo(n), "demote", false)
 	}},
 	{name: "clone left", prepare: func(f *faulty, n int) (func(context.Context) (string, error), func() (bool, int)) {

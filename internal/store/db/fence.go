@@ -99,7 +99,7 @@ func RaiseFence(ctx context.Context, tx *Tx, node string) error {
 	return err
 }
 
-// ResumeFence has the process of a node whose fence was suspended go on, by its number.
+// ResumeFence has the process of a node whose fence was suspended go on, by its number, before the suspension ends by itself.
 func ResumeFence(ctx context.Context, tx *Tx, node string, number int64) error {
 	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = $2 WHERE node = $1 AND fence = -2`, node, number)
 	return err
@@ -110,13 +110,25 @@ func Writing(ctx context.Context, tx *Tx) (map[string]bool, error) {
 	return fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence <> -1`)
 }
 
-// Suspended names the nodes whose fence is suspended.
+// Suspended names the nodes whose fence is suspended. It is true of those whose process could go on by now, and has not.
 func Suspended(ctx context.Context, tx *Tx) (map[string]bool, error) {
-	return fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence = -2`)
+	found, err := fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence = -2`)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	now, err := tx.Clock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	over, err := fencesOf(ctx, tx, `SELECT node FROM write_mark WHERE fence = -2 AND suspended_until BETWEEN 1 AND $1`, Micros(now))
+	for node := range found {
+		found[node] = over[node]
+	}
+	return found, err
 }
 
-func fencesOf(ctx context.Context, tx *Tx, query string) (map[string]bool, error) {
-	rows, err := tx.Query(ctx, query)
+func fencesOf(ctx context.Context, tx *Tx, query string, args ...any) (map[string]bool, error) {
+	rows, err := tx.Query(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +151,9 @@ const (
 	// suspendTries is how often SuspendFence waits a second for the row: longer than a server lets a process stand still that has it
 	// (limitIdle).
 	suspendTries = 20
+	// suspendedFor is how long a suspension lasts: many times what follows it takes, and no longer than a node may be silent that is the only one
+	// left, where who suspended it is gone.
+	suspendedFor = 20 * time.Second
 	// standsAfter is when, of that second, those are ended that stand still.
 	standsAfter = 700 * time.Millisecond
 )
@@ -147,8 +162,9 @@ const (
 var ErrStanding = errors.New("the row of the fence is another's")
 
 // SuspendFence has nobody write as a node from its return on, until RaiseFence or ResumeFence, or until another process takes its fence;
-// what the node had begun by then is committed or never will be. It waits for what the node is just committing, and not in the lane, so
-// that this node's other writes do not wait with it. SQLite has one process, which is not removed while it works.
+// what the node had begun by then is committed or never will be. After suspendedFor the node's process goes on by itself (mark), since who
+// suspended it may have ended; a raise that comes later holds all the same. It waits for what the node is just committing, and not in the
+// lane, so that this node's other writes do not wait with it. SQLite has one process, which is not removed while it works.
 func (d *DB) SuspendFence(ctx context.Context, node string) error {
 	if d.dialect != Postgres {
 		return nil
@@ -158,8 +174,11 @@ func (d *DB) SuspendFence(ctx context.Context, node string) error {
 			if err := d.lockAside(ctx, conn, node); err != nil {
 				return err
 			}
-			_, err := conn.ExecContext(ctx, `INSERT INTO write_mark (node, number, fence) VALUES ($1, 0, -2)
-				ON CONFLICT (node) DO UPDATE SET fence = excluded.fence WHERE write_mark.fence <> -1`, node)
+			_, err := conn.ExecContext(ctx, `INSERT INTO write_mark (node, number, fence, suspended_until)
+				VALUES ($1, 0, -2, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) + $2)
+				ON CONFLICT (node) DO UPDATE SET fence = excluded.fence, suspended_until = excluded.suspended_until,
+					suspended = CASE WHEN write_mark.fence = -2 THEN write_mark.suspended ELSE write_mark.fence END
+				WHERE write_mark.fence <> -1`, node, suspendedFor.Microseconds())
 			return err
 		})
 		refused, ok := errors.AsType[*pgconn.PgError](err)

@@ -18,6 +18,28 @@ type Lease struct {
 	Expires  time.Time // when others may take it, if it is not renewed before; by the holder's clock
 	Pinned   string    // the only one who may take it, even while he is away; empty for whoever comes first
 	Released time.Time // when its holder let go of it, or was dismissed, by the database's clock; zero while neither is so
+
+	// Of the last hand-over: what it wrote into Expires, and who had the lease before, and to whom it was pinned then; where one came after
+	// another that was not answered, before the first of them.
+	Given                  time.Time
+	GivenFrom, GivenPinned string
+}
+
+// Unanswered reports whether the lease stands as it was handed over: its holder has neither taken nor renewed it since.
+func (l *Lease) Unanswered() bool {
+	return !l.Given.IsZero() && l.Released.IsZero() && l.Given.Equal(l.Expires)
+}
+
+const leaseColumns = "holder, epoch, expires_at, pinned, given, given_from, given_pinned"
+
+// scan reads leaseColumns, after what comes before them.
+func (l *Lease) scan(row interface{ Scan(...any) error }, before ...any) error {
+	var expires, given int64
+	err := row.Scan(append(before, &l.Holder, &l.Epoch, &expires, &l.Pinned, &given, &l.GivenFrom, &l.GivenPinned)...)
+	if l.dated(expires); given != 0 {
+		l.Given = FromMicros(given)
+	}
+	return err
 }
 
 // dated reads the column expires_at: above 0 it is when the lease expires; below, as a negative number, when it was let go of. 0 is let go
@@ -85,32 +107,6 @@ func (d *DB) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, erro
 	return l, err
 }
 
-// HandOver gives the lease to another holder, who has it for ttl from now without having asked, and takes it from the one who has it:
-// its epoch grows, so what that one still writes under it is refused. With pin nobody else may take it from then on; without, one that
-// was pinned is free again. A holder that has it keeps its epoch.
-func HandOver(ctx context.Context, tx *Tx, name, to string, pin bool, ttl time.Duration, now time.Time) (Lease, error) {
-	l := Lease{Name: name, Holder: to, Epoch: 1, Expires: FromMicros(Micros(now.Add(ttl)))}
-	if pin {
-		l.Pinned = to
-	}
-	have, err := leaseOf(ctx, tx, name)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		_, err = tx.Exec(ctx, "INSERT INTO leases (name, holder, epoch, expires_at, pinned) VALUES ($1, $2, $3, $4, $5)",
-			name, to, l.Epoch, Micros(l.Expires), l.Pinned)
-		return l, err
-	case err != nil:
-		return Lease{}, err
-	case have.Holder == to && have.Expires.After(now):
-		l.Epoch = have.Epoch
-	default:
-		l.Epoch = have.Epoch + 1
-	}
-	_, err = tx.Exec(ctx, "UPDATE leases SET holder = $2, epoch = $3, expires_at = $4, pinned = $5 WHERE name = $1",
-		name, to, l.Epoch, Micros(l.Expires), l.Pinned)
-	return l, err
-}
-
 // Dismiss takes every lease from a holder that is no more, and frees those that were pinned to it.
 func Dismiss(ctx context.Context, tx *Tx, holder string) error {
 	now, err := tx.Clock(ctx)
@@ -140,15 +136,25 @@ func (d *DB) Vacant(ctx context.Context, name, holder string, ttl time.Duration,
 	return vacant, err
 }
 
-// Held reports whether the lease is still its holder's, as far as what is read shows; it protects no write. A holder asks often, so that
-// it lets go as soon as the lease was handed over.
-func (d *DB) Held(ctx context.Context, l Lease) (held bool, err error) {
-	err = d.Read(ctx, func(tx *Tx) error {
-		have, err := leaseOf(ctx, tx, l.Name)
+// Held reports whether the lease is still its holder's, as far as what is read shows, and as which it stands; it protects no write. A holder
+// asks often, so that it lets go as soon as the lease was handed over, and answers where it was handed to it once more.
+func (d *DB) Held(ctx context.Context, l Lease) (have Lease, held bool, err error) {
+	err = d.Read(ctx, func(tx *Tx) (err error) {
+		have, err = leaseOf(ctx, tx, l.Name)
 		held = have.Epoch < l.Epoch || have.Epoch == l.Epoch && have.Holder == l.Holder // a standby may show what was before
 		return err
 	})
-	return held, err
+	return have, held, err
+}
+
+// Handed reports whether the lease was handed to holder, who has not answered yet, as far as what is read shows. It answers by Acquire.
+func (d *DB) Handed(ctx context.Context, name, holder string) (handed bool, err error) {
+	err = d.Read(ctx, func(tx *Tx) error {
+		have, err := LeaseOf(ctx, tx, name)
+		handed = have.Holder == holder && have.Unanswered()
+		return err
+	})
+	return handed, err
 }
 
 // Release lets others take the lease at once. Releasing a lease that was lost does nothing.
@@ -176,7 +182,7 @@ func (d *DB) Leases(ctx context.Context) ([]Lease, error) {
 
 // LeasesIn is Leases as tx sees them.
 func LeasesIn(ctx context.Context, tx *Tx) ([]Lease, error) {
-	rows, err := tx.Query(ctx, "SELECT name, holder, epoch, expires_at, pinned FROM leases ORDER BY name")
+	rows, err := tx.Query(ctx, "SELECT name, "+leaseColumns+" FROM leases ORDER BY name")
 	if err != nil {
 		return nil, err
 	}
@@ -184,11 +190,9 @@ func LeasesIn(ctx context.Context, tx *Tx) ([]Lease, error) {
 	var all []Lease
 	for rows.Next() {
 		var l Lease
-		var expires int64
-		if err := rows.Scan(&l.Name, &l.Holder, &l.Epoch, &expires, &l.Pinned); err != nil {
+		if err := l.scan(rows, &l.Name); err != nil {
 			return nil, err
 		}
-		l.dated(expires)
 		all = append(all, l)
 	}
 	return all, rows.Err()
@@ -204,11 +208,8 @@ func LeaseOf(ctx context.Context, tx *Tx, name string) (Lease, error) {
 }
 
 func leaseOf(ctx context.Context, tx *Tx, name string) (l Lease, err error) {
-	var expires int64
 	l.Name = name
-	err = tx.QueryRow(ctx, "SELECT holder, epoch, expires_at, pinned FROM leases WHERE name = $1", name).
-		Scan(&l.Holder, &l.Epoch, &expires, &l.Pinned)
-	l.dated(expires)
+	err = l.scan(tx.QueryRow(ctx, "SELECT "+leaseColumns+" FROM leases WHERE name = $1", name))
 	return l, err
 }
 

@@ -94,8 +94,8 @@ func TestLeaseIsHandedOver(t *testing.T) {
 		if l.Epoch != 3 || check(was) == nil || check(l) != nil {
 			t.Errorf("handed over: %+v; the old holder's check: %v; the new one's: %v", l, check(was), check(l))
 		}
-		if held, err := d.Held(ctx, was); err != nil || held {
-			t.Errorf("the old holder: %v, %v", held, err)
+		if have, held, err := d.Held(ctx, was); err != nil || held || have.Holder != "a" {
+			t.Errorf("the old holder: %v, %+v, %v", held, have, err)
 		}
 		take("b", now, false)
 		if again := give("a", false); again.Epoch != 3 {

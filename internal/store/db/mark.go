@@ -37,8 +37,11 @@ func (b *batch) mark() (*sent, error) {
 		return &sent{query: `INSERT INTO write_mark (node, number) VALUES ($1, $2)
 			ON CONFLICT (node) DO UPDATE SET number = excluded.number`, args: []any{d.node, d.lastMark}}, nil
 	}
+	// A suspension that is over by the server's clock ends with the first write of who was suspended.
 	return &sent{fenced: true, query: `INSERT INTO write_mark (node, number, fence) VALUES ($1, $2, $3)
-		ON CONFLICT (node) DO UPDATE SET number = excluded.number WHERE write_mark.fence = excluded.fence`,
+		ON CONFLICT (node) DO UPDATE SET number = excluded.number, fence = excluded.fence WHERE write_mark.fence = excluded.fence
+			OR write_mark.fence = -2 AND write_mark.suspended = excluded.fence AND write_mark.suspended_until > 0
+				AND write_mark.suspended_until < EXTRACT(EPOCH FROM clock_timestamp()) * 1000000`,
 		args: []any{held.node, d.lastMark, held.number}}, nil
 }
 
