@@ -127,7 +127,7 @@ func (s *Service) Resume(ctx context.Context, by access.Principal, id string, in
 			}
 			r.plan.Serials[serial] = because
 		}
-		if err := s.leaveOut(ctx, tx, r, left.hosts, in.Because); err != nil {
+		if err := s.leaveOut(ctx, tx, r, left.hosts, in.Because, now); err != nil {
 			return err
 		}
 		if err := holdFailing(ctx, tx, r); err != nil {
@@ -169,11 +169,11 @@ func (s *Service) leftOut(ctx context.Context, id string, in client.ResumeRollou
 	return out, s.except(ctx, out.row, hosts, in.Except, in.Because, out.hosts)
 }
 
-func (s *Service) leaveOut(ctx context.Context, tx *db.Tx, r *row, hosts map[string]string, because string) error {
+func (s *Service) leaveOut(ctx context.Context, tx *db.Tx, r *row, hosts map[string]string, because string, now time.Time) error {
 	if len(hosts) == 0 {
 		return nil
 	}
-	if err := s.sync(ctx, tx, r); err != nil {
+	if err := s.sync(ctx, tx, r, now); err != nil {
 		return err
 	}
 	all, err := members(ctx, tx, r, ``)
@@ -217,6 +217,9 @@ func (s *Service) Undo(ctx context.Context, by access.Principal, id string, call
 		case r.spec.Compromised && r.stage != client.StagePrepare:
 			return fault.New(fault.Conflict, "rollout %s cannot be undone: %q is compromised, and what it certified is not to be trusted again", r.id, r.plan.Said.Old).
 				WithHint("chancery rollout abort %s stops it where it is", r.id)
+		}
+		if _, err := s.anew(ctx, tx, r); err != nil {
+			return err
 		}
 		if err := s.record(ctx, tx, by.Actor(), "rollout.undo", r, map[string]any{"stage": r.stage, "wave": r.wave}, now); err != nil {
 			return err

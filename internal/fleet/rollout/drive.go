@@ -212,7 +212,7 @@ func (s *Service) step(ctx context.Context, d *drive, r *row, now time.Time) err
 	if len(v.untold) > 0 || v.holding > waitedFor(reached) {
 		if now.Sub(known.synced) > syncEvery {
 			known.synced = now
-			return s.within(ctx, d, r, func(tx *db.Tx, r *row) error { return s.sync(ctx, tx, r) })
+			return s.within(ctx, d, r, func(tx *db.Tx, r *row) error { return s.sync(ctx, tx, r, now) })
 		}
 		return nil
 	}
@@ -289,8 +289,12 @@ func newFailure(ctx context.Context, tx *db.Tx, r *row) (string, error) {
 	return fmt.Sprintf("host %s, placement %s: %s", f.Host, f.Placement, f.Message), nil
 }
 
-// sync takes hosts in that have come to the pool since, into the last wave, and those out that are no longer there.
-func (s *Service) sync(ctx context.Context, tx *db.Tx, r *row) error {
+// sync takes hosts in that have come to the pool since, into the last wave, and those out that are no longer there. A rollout that waits
+// for a certificate that is no issuer's any more is put right.
+func (s *Service) sync(ctx context.Context, tx *db.Tx, r *row, now time.Time) error {
+	if err := s.keepAnew(ctx, tx, r, now); err != nil {
+		return err
+	}
 	there, err := allMembers(ctx, tx, r.pool)
 	if err != nil {
 		return err

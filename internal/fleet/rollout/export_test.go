@@ -1,6 +1,9 @@
 package rollout
 
 import (
+	"chancery/client"
+	"chancery/internal/store/access"
+	"chancery/internal/store/db"
 	"context"
 	"time"
 )
@@ -27,3 +30,21 @@ func (v *Drive) Look(ctx context.Context) (err error) {
 
 // Holds reports whether it has the lease.
 func (v *Drive) Holds() bool { return v.d != nil }
+
+// StartAfter begins a rollout as Start does, with something done between the plan and the claim on the pool's trust.
+func (s *Service) StartAfter(ctx context.Context, by access.Principal, in client.StartRolloutRequest, between func()) (id string, err error) {
+	now := time.Now()
+	d, err := s.draft(ctx, by, in, now)
+	if err != nil {
+		return "", err
+	}
+	if _, err := s.Trust.Present(ctx, d.pool, now); err != nil {
+		return "", err
+	}
+	between()
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		id, err = s.insert(ctx, tx, d, by, now)
+		return err
+	})
+	return id, err
+}

@@ -78,10 +78,14 @@ func (s *Service) stepPrepare(ctx context.Context, d *drive, r *row, now time.Ti
 			return r.update(ctx, tx, now)
 		}
 		r.state = state
-		if err := s.sync(ctx, tx, r); err != nil {
+		if err := s.sync(ctx, tx, r, now); err != nil {
 			return err
 		}
-		return s.enter(ctx, tx, r, r.next(), issuers, drop, now)
+		present, err := r.issuersIn(ctx, tx, issuers)
+		if err != nil {
+			return err
+		}
+		return s.enter(ctx, tx, r, r.next(), present, drop, now)
 	})
 	s.CA.Forget()
 	s.CA.Announce()

@@ -102,6 +102,9 @@ type plan struct {
 	ToPrint   string   `json:"toPrint,omitempty"`
 	Comes     []string `json:"comes,omitempty"` // fingerprints of what is trusted since, and was not before
 
+	// Issuers are the IDs of the issuers whose certificates the fingerprints are of, since an issuer's certificate may be renewed.
+	Issuers map[string]string `json:"issuers,omitempty"`
+
 	Before int64 `json:"before,omitempty"` // versions of the pool's trust: without the new,
 	Both   int64 `json:"both,omitempty"`   // with the old and the new,
 	After  int64 `json:"after,omitempty"`  // without the old, or, backwards, without the new again

@@ -418,6 +418,9 @@ func (s *Service) insert(ctx context.Context, tx *db.Tx, d *draft, by access.Pri
 		if err := s.Trust.Claim(ctx, tx, d.pool, d.id); err != nil {
 			return "", err
 		}
+		if err := s.keepAnew(ctx, tx, d.row, now); err != nil { // from here on nobody renews an issuer of the pool
+			return "", err
+		}
 	}
 	if err := insertMembers(ctx, tx, d.row, d.members); err != nil {
 		return "", err

@@ -136,7 +136,7 @@ func (s *Service) advance(ctx context.Context, d *drive, r *row, now time.Time) 
 		return err
 	}
 	err = s.within(ctx, d, r, func(tx *db.Tx, r *row) error {
-		if err := s.sync(ctx, tx, r); err != nil {
+		if err := s.sync(ctx, tx, r, now); err != nil {
 			return err
 		}
 		open, err := stillOpen(ctx, tx, r)
@@ -146,7 +146,11 @@ func (s *Service) advance(ctx context.Context, d *drive, r *row, now time.Time) 
 		if !r.last() {
 			return s.nextWave(ctx, tx, r, now)
 		}
-		return s.nextStage(ctx, tx, r, issuers, drop, now)
+		present, err := r.issuersIn(ctx, tx, issuers)
+		if err != nil {
+			return err
+		}
+		return s.nextStage(ctx, tx, r, present, drop, now)
 	})
 	s.CA.Forget() // also after an error: the outcome may be unknown
 	s.CA.Announce()
@@ -326,6 +330,7 @@ func (r *row) target(issuers []*ca.Issuer) (*ca.Issuer, error) {
 		return nil, fault.New(fault.Conflict, "issuer %q, which the hosts are to go to, is not there", r.plan.To)
 	}
 	target := issuers[i]
+	r.plan.remember(target)
 	r.plan.Comes = nil
 	if n := r.plan.Next; n != nil {
 		r.plan.Comes = []string{trust.Fingerprint(target.Certificate)}

@@ -34,6 +34,7 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 		}
 	}
 	d.plan.From, d.plan.FromPrint = p.Issuer.Name, trust.Fingerprint(p.Issuer.Certificate)
+	d.plan.remember(p.Issuer)
 	d.plan.Said.Old = p.Issuer.Name
 	var old []*ca.Issuer
 	withRoot := d.kind == client.RolloutRoot
@@ -61,10 +62,12 @@ func (s *Service) succession(ctx context.Context, d *draft) error {
 			if err := lasts(target, leastAtStart, time.Now()); err != nil {
 				return err
 			}
+			d.plan.remember(target)
 			d.plan.To, d.plan.ToPrint, d.plan.Said.New = target.Name, trust.Fingerprint(target.Certificate), target.Name
 		}
 		withRoot = target == nil
 	}
+	d.plan.remember(old...)
 	for _, i := range old {
 		d.plan.Retires = append(d.plan.Retires, i.ID)
 		d.plan.Leaves = append(d.plan.Leaves, trust.Fingerprint(i.Certificate))
