@@ -212,8 +212,9 @@ const endWithin = 90 * time.Second
 
 // end takes all from a node that a node had, in the transaction that raises its fence: what it committed before is ended with it, and there
 // is nothing after. The fence is suspended before, since that transaction would begin anew with each of the node's, as long as it is busy,
-// and goes on if the end fails. The login comes last. What was begun goes on where who asked for it is gone; where this process ends before,
-// Finish of any node does the rest.
+// and goes on if the end fails. The login is removed last; that of a compromised node is shut first, and any that holds on to what its end needs
+// then: no session of the node's keeps it from being ended. What was begun goes on where who asked for it is gone; where this process ends
+// before, Finish of any node does the rest.
 func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, call once.Call, now time.Time) error {
 	issuers, err := s.Identity.Issuers(ctx)
 	if err != nil {
@@ -225,12 +226,43 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
 	defer cancel()
+	compromised := reason == crl.KeyCompromise
+	shut := compromised && s.shutLogin(ctx, r.name)
 	err = s.DB.SuspendFence(ctx, r.name)
+	if errors.Is(err, db.ErrStanding) && s.shutLogin(ctx, r.name) {
+		shut, err = true, s.DB.SuspendFence(ctx, r.name)
+	}
 	quiet := err == nil
-	if err != nil && !errors.Is(err, db.ErrStanding) { // who holds the row is out with its login, and the fence is raised then
+	if quiet || errors.Is(err, db.ErrStanding) { // who holds the row, and is no node's login, is waited for by Finish
+		err = s.gone(ctx, by, r, action, reason, issuers, quiet, call, now)
+		if errors.Is(err, db.ErrHeld) && s.shutLogin(ctx, r.name) {
+			shut, err = true, s.gone(ctx, by, r, action, reason, issuers, quiet, call, now)
+		}
+	}
+	if err != nil && !errors.Is(err, errEnded) {
+		if quiet {
+			s.resume(ctx, r.name)
+		}
+		switch {
+		case shut && compromised:
+			return staysShut(err)
+		case shut:
+			s.reopenLogin(ctx, r.name)
+		}
 		return err
 	}
-	err = s.Keys.ChangeList(ctx, nil, []string{r.name}, by.Actor(), now, func(tx *db.Tx) error {
+	s.CA.Announce()
+	s.Access.Forget()
+	if err = s.finishEnd(ctx, by, r.name, issuers, call, now); err != nil {
+		s.Logger.ErrorContext(ctx, "a node that is gone may write still; a node with the ca subsystem tries again", "node", r.name, "error", err)
+	}
+	return err
+}
+
+// gone is the transaction by which a node is none any more; quiet says that its fence is suspended.
+func (s *Service) gone(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, issuers []string, quiet bool,
+	call once.Call, now time.Time) error {
+	return s.Keys.ChangeList(ctx, nil, []string{r.name}, by.Actor(), now, func(tx *db.Tx) error {
 		current, err := named(ctx, tx, r.name)
 		if err != nil {
 			return err
@@ -252,18 +284,6 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 		_, err = once.Act(ctx, tx, begun(call), now, func() (done once.Done, err error) { return done, nil })
 		return err
 	})
-	if err != nil && !errors.Is(err, errEnded) {
-		if quiet {
-			s.resume(ctx, r.name)
-		}
-		return err
-	}
-	s.CA.Announce()
-	s.Access.Forget()
-	if err = s.finishEnd(ctx, by, r.name, issuers, call, now); err != nil {
-		s.Logger.ErrorContext(ctx, "a node that is gone may write still; a node with the ca subsystem tries again", "node", r.name, "error", err)
-	}
-	return err
 }
 
 // begun is what a removal is kept as whose last step may be left: only what is done whole is the answer of the call itself.

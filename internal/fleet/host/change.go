@@ -311,7 +311,7 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name, reason,
 		}
 		for _, statement := range []string{
 			`DELETE FROM host_name WHERE host = $1`, `DELETE FROM host_placement WHERE host = $1`, `DELETE FROM host_token WHERE host = $1`,
-			`DELETE FROM host_seen WHERE host = $1`,
+			`DELETE FROM host_seen WHERE host = $1`, `DELETE FROM host_heard WHERE host = $1`,
 		} {
 			if _, err := tx.Exec(ctx, statement, r.id); err != nil {
 				return err

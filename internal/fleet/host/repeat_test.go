@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
@@ -244,4 +245,44 @@ func TestTwoNodes(t *testing.T) {
 			t.Fatalf("a removed host that waited on another node: %+v", gone)
 		}
 	})
+}
+
+// TestTakeHeard has another node, whose login reads, hear an agent: its word counts where it is newer, and of hosts that there are.
+func TestTakeHeard(t *testing.T) {
+	a := newAuthority(t, pkitest.Open(t, db.Options{URL: pkitest.URL(t, db.Postgres)}))
+	ctx := t.Context()
+	a.join(client.AddHostRequest{Name: "web1"})
+	at := time.Now().Add(time.Hour).Truncate(time.Second)
+	hear := func(node string, at time.Time) {
+		t.Helper()
+		check(t, a.DB.Tx(ctx, func(tx *db.Tx) error {
+			_, err := tx.Exec(ctx, `INSERT INTO host_heard (node, host, seen_at) SELECT CAST($1 AS TEXT), id, CAST($2 AS BIGINT) FROM host UNION ALL SELECT $1, 'x' || $1, $2
+				ON CONFLICT (node, host) DO UPDATE SET seen_at = excluded.seen_at`, node, db.Micros(at))
+			return err
+		}))
+		check(t, a.Hosts.TakeHeard(ctx))
+	}
+	for _, heard := range []struct {
+		node     string
+		at, want time.Time
+	}{
+		{"o1", at, at}, {"o2", at.Add(time.Minute), at.Add(time.Minute)}, {"o1", at.Add(2 * time.Minute), at.Add(2 * time.Minute)},
+		{"o2", at.Add(-time.Hour), at.Add(2 * time.Minute)},
+	} {
+		if hear(heard.node, heard.at); !a.host("web1").SeenAt.Equal(heard.want) {
+			t.Errorf("%s heard it at %s; it was seen at %s", heard.node, heard.at, a.host("web1").SeenAt)
+		}
+	}
+	var n int
+	check(t, a.DB.Read(ctx, func(tx *db.Tx) error { return tx.QueryRow(ctx, `SELECT COUNT(*) FROM host_seen`).Scan(&n) }))
+	if n != 1 {
+		t.Errorf("%d hosts were seen", n)
+	}
+	check(t, a.Hosts.Remove(ctx, operator, "web1", "", ""))
+	check(t, a.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM host_heard WHERE host NOT LIKE 'x%'`).Scan(&n)
+	}))
+	if n != 0 {
+		t.Errorf("%d rows of a host that was removed are left", n)
+	}
 }

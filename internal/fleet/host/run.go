@@ -30,7 +30,7 @@ func (s *Service) Run(ctx context.Context) error {
 	ticker := time.NewTicker(flushEvery)
 	defer ticker.Stop()
 	for {
-		if err := errors.Join(s.FlushSeen(ctx), s.finish(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.FlushSeen(ctx), s.TakeHeard(ctx), s.finish(ctx)); err != nil && ctx.Err() == nil {
 			s.Logger.WarnContext(ctx, "hosts: the minute's work is not done, and is tried again", "error", err)
 		}
 		select {
@@ -85,11 +85,47 @@ func (s *Service) writeSeen(ctx context.Context, hosts []string, at map[string]t
 		rows = append(rows, fmt.Sprintf("($%d, $%d)", len(args)-1, len(args)))
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		reads, err := tx.Reader(ctx)
+		if err != nil {
+			return err
+		}
+		if reads {
+			return heardByReader(ctx, tx, rows, args)
+		}
 		// Another node may have written a later time.
-		_, err := tx.Exec(ctx, `INSERT INTO host_seen (host, seen_at) VALUES `+strings.Join(rows, ", ")+`
+		_, err = tx.Exec(ctx, `INSERT INTO host_seen (host, seen_at) VALUES `+strings.Join(rows, ", ")+`
 			ON CONFLICT (host) DO UPDATE SET seen_at = excluded.seen_at WHERE host_seen.seen_at < excluded.seen_at`, args...)
 		return err
 	})
+}
+
+// heardByReader writes what writeSeen does, where the node's login at the database may write rows of its own alone.
+func heardByReader(ctx context.Context, tx *db.Tx, rows []string, args []any) error {
+	own := strings.ReplaceAll(strings.Join(rows, ", "), "(", "(substr(session_user, 10), ")
+	_, err := tx.Exec(ctx, `INSERT INTO host_heard (node, host, seen_at) VALUES `+own+`
+		ON CONFLICT (node, host) DO UPDATE SET seen_at = excluded.seen_at WHERE host_heard.seen_at < excluded.seen_at`, args...)
+	return err
+}
+
+// TakeHeard takes over what nodes have heard whose logins at the database read. SQLite has no such nodes.
+func (s *Service) TakeHeard(ctx context.Context) error {
+	if s.DB.Dialect() != db.Postgres {
+		return nil
+	}
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if reads, err := tx.Reader(ctx); err != nil || reads {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO host_seen (host, seen_at)
+			SELECT heard.host, MAX(heard.seen_at) FROM host_heard heard JOIN host ON host.id = heard.host LEFT JOIN host_seen seen ON seen.host = heard.host
+			WHERE seen.seen_at IS NULL OR seen.seen_at < heard.seen_at GROUP BY heard.host
+			ON CONFLICT (host) DO UPDATE SET seen_at = excluded.seen_at WHERE host_seen.seen_at < excluded.seen_at`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("take over what other nodes have heard: %w", err)
+	}
+	return nil
 }
 
 // ending is a machine that is no longer a host, and holds certificates that are to be revoked.

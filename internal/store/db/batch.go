@@ -34,6 +34,36 @@ type batch struct {
 	marked  bool       // the mark was sent
 	number  int64      // the transaction's, where it has one
 	fence   *fence     // that a function took
+	stuck   *stuck     // the first statement of this transaction that waited for a lock in vain
+}
+
+// stuck is whose statement waited in vain; nil for one of all.
+type stuck struct{ call *call }
+
+// keptFrom notes whose statement it was that failed, if that is because another session has what it wants.
+func (b *batch) keptFrom(c *call, err error) {
+	if b != nil && b.stuck == nil && judge(err) == held {
+		b.stuck = &stuck{c}
+		b.d.held.Store(time.Now().UnixNano())
+	}
+}
+
+// stuckFor is how long after a lock was waited for in vain others are waited for briefly.
+const stuckFor = 15 * time.Second
+
+// giveUp answers the function that waited for a lock in vain, so that its neighbours do not wait for it again; all of them, where it was
+// what all write.
+func (b *batch) giveUp(err error) {
+	at := -1
+	if b.stuck != nil && b.stuck.call != nil {
+		at = slices.Index(b.calls, b.stuck.call)
+	}
+	if at < 0 {
+		b.answer(err)
+		return
+	}
+	b.reply(b.calls[at], err)
+	b.calls = slices.Delete(b.calls, at, at+1)
 }
 
 // errRetry makes settle run the batch again: a function failed after it had written, and nothing separates its writes
@@ -53,6 +83,8 @@ func (b *batch) settle() {
 			b.answer(errors.Join(ErrUnknownOutcome, err))
 		case kind == broken && attempt < brokenTries, kind == again && attempt < b.tries():
 			time.Sleep(backoff(attempt - 1))
+		case kind == held:
+			b.giveUp(err)
 		case len(b.calls) == 1:
 			b.conclude([]verdict{{b.calls[0], err}})
 		case kind == broken:
@@ -117,7 +149,7 @@ func (b *batch) try() (kind disposition, err error) {
 		return kind, err
 	}
 	b.sent, b.items, b.view, b.viewed, b.wrote = nil, nil, nil, false, false
-	b.marked, b.number, b.fence = false, 0, nil
+	b.marked, b.number, b.fence, b.stuck = false, 0, nil, nil
 	defer b.d.kept.end()
 	clean := false
 	defer func() {
@@ -128,6 +160,11 @@ func (b *batch) try() (kind disposition, err error) {
 	}()
 	if _, err := conn.ExecContext(context.Background(), b.d.beginWrite); err != nil {
 		return judge(err), err
+	}
+	if since := time.Now().UnixNano() - b.d.held.Load(); b.d.dialect == Postgres && since < int64(stuckFor) {
+		if _, err := conn.ExecContext(context.Background(), heldBriefly); err != nil {
+			return judge(err), err
+		}
 	}
 	// rollback leaves a connection that can be used again, or else a discarded one
 	rollback := func() {
@@ -241,6 +278,7 @@ func (b *batch) runAll(conn *sql.Conn) (failed []verdict, kind disposition, err 
 		kind, err := b.runOne(c, tx)
 		if guard && err == nil && !c.gone {
 			if _, err = b.flush(conn); err != nil {
+				b.keptFrom(c, err)
 				tx.failed, kind = err, judge(err)
 			}
 		}

@@ -14,7 +14,8 @@ const ClockTolerance = 5 * time.Minute
 
 const clockRow = "authority"
 
-// Heartbeat writes now as the newest time that any node has seen, and learns what others have written. It is refused, and
+// Heartbeat writes now as the newest time that any node has seen, and learns what others have written. A node whose login reads writes it
+// into a row of its own. It is refused, and
 // writes nothing, while the clock is behind. Each node calls it every few seconds; the row is also how old a standby's
 // reads are (ReadAge), and a synchronously committed write after which a look at the primary settles an unknown outcome.
 func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
@@ -32,6 +33,15 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 			return err
 		}
 		high = max(high, Micros(now))
+		reads, err := tx.Reader(ctx)
+		if err != nil {
+			return err
+		}
+		if reads {
+			_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES (`+readerRow+`, $1)
+				ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, Micros(now))
+			return err
+		}
 		_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES ($1, $2)
 			ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, clockRow, high)
 		return err
@@ -75,7 +85,9 @@ func (d *DB) LearnClock(ctx context.Context) error {
 		high, err := readClock(ctx, tx)
 		if err == nil {
 			d.highWater.Store(high)
-			if tx.standby { // what the primary showed says nothing of it
+		}
+		if err == nil && tx.standby { // what the primary showed says nothing of it
+			if high, err = newestBeat(ctx, tx); err == nil {
 				d.standby.seen.Store(max(high, d.standby.seen.Load()))
 			}
 		}
@@ -113,7 +125,7 @@ func (d *DB) SeenTime(ctx context.Context) (seen time.Time, err error) {
 func (d *DB) ReadAge(ctx context.Context, now time.Time) (time.Duration, error) {
 	var high int64
 	err := d.Read(ctx, func(tx *Tx) (err error) {
-		high, err = readClock(ctx, tx)
+		high, err = newestBeat(ctx, tx)
 		return err
 	})
 	if err != nil || high == 0 {
@@ -131,6 +143,13 @@ func (tx *Tx) Clock(ctx context.Context) (time.Time, error) {
 	var now int64
 	err := tx.QueryRow(ctx, `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`).Scan(&now)
 	return FromMicros(now), err
+}
+
+// newestBeat is the newest heartbeat, also of nodes whose logins read: it tells how old what is read is. What certificates are dated by
+// is the row that those do not write.
+func newestBeat(ctx context.Context, tx *Tx) (at int64, err error) {
+	err = tx.QueryRow(ctx, "SELECT COALESCE(MAX(high_water), 0) FROM clock").Scan(&at)
+	return at, err
 }
 
 func readClock(ctx context.Context, tx *Tx) (high int64, err error) {

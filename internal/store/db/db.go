@@ -92,6 +92,7 @@ type DB struct {
 	history       atomic.Int64          // the timeline of the primary that acknowledged the newest heartbeat
 	promoted      chan struct{}         // holds one
 	fence         atomic.Pointer[fence] // by which this process writes; nil where it took none
+	nodeLogin     bool                  // it logs in as what nodes are given
 	held          atomic.Int64          // when a lock was waited for in vain, in nanoseconds
 
 	lane       lane

@@ -182,7 +182,7 @@ func (d *DB) SuspendFence(ctx context.Context, node string) error {
 			return err
 		})
 		refused, ok := errors.AsType[*pgconn.PgError](err)
-		waited := ok && refused.Code == "55P03" // lock_not_available
+		waited := ok && refused.Code == lockNotAvailable
 		switch {
 		case err == nil || !waited && judge(err) != again:
 			return d.explain(err)
@@ -213,13 +213,13 @@ func (d *DB) lockAside(ctx context.Context, conn *sql.Conn, node string) error {
 	return err
 }
 
-// endStanding ends the connections that a session waits for and that say nothing: their process stands still between two statements. One
-// that waits for its COMMIT is left alone, since that would be done without a standby. PostgreSQL lets us end those of our own login; the
-// administrator's function ends other nodes' too. Where it is missing, since logins.sql was installed before it had that, the server ends
-// them itself (limitIdle).
+// endStanding ends the connections that a session waits for and that have said nothing for a while: their process stands still between two
+// statements, rather than be there at this instant. One that waits for its COMMIT is left alone, since that would be done without a
+// standby. PostgreSQL lets us end those of our own login; the administrator's function ends other nodes' too. Where it is missing, since
+// logins.sql was installed before it had that, the server ends them itself (limitIdle).
 func (d *DB) endStanding(ctx context.Context, pid int64) {
 	_, own := d.writer.ExecContext(ctx, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids($1))
-		AND a.state = 'idle in transaction' AND pg_has_role(a.usesysid, 'USAGE')`, pid)
+		AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '500 milliseconds' AND pg_has_role(a.usesysid, 'USAGE')`, pid)
 	_, others := d.writer.ExecContext(ctx, `SELECT chancery_logins.end_standing($1)`, pid)
 	if refused, ok := errors.AsType[*pgconn.PgError](others); ok {
 		switch refused.Code {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -34,41 +35,13 @@ func (d *DB) AddLogin(ctx context.Context, role string, limited bool) error {
 		if _, err := conn.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
 			return err
 		}
-		for _, statement := range readerRights(pgx.Identifier{owner + "_reader"}.Sanitize()) {
-			if _, err := conn.ExecContext(ctx, statement); err != nil {
-				return fmt.Errorf("%s: %w", statement, err)
-			}
-		}
-		return nil
+		return d.grantReaders(ctx, conn, owner)
 	})
 }
 
 // ErrReadsOnly is within what a write is refused with for which this node's login has no right: a node that does not issue writes of itself
 // alone.
 var ErrReadsOnly = errors.New("the login of this node reads only")
-
-// readerRights are what the tables' owner lets the logins of nodes do that do not issue: read, and write of themselves. Policies of rows do
-// not bind the owner, and whoever else may read goes on reading all.
-func readerRights(reader string) []string {
-	rights := []string{
-		"GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + reader,
-		"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO " + reader,
-		"GRANT UPDATE (report, seen_at, started_at, address) ON node TO " + reader,
-		"GRANT INSERT, UPDATE ON write_mark, clock, host_seen TO " + reader,
-	}
-	// The name of a node's login is chancery_ and the node's. No mark of time may be one that has not come: all nodes would stop for it.
-	const future = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 60000000"
-	for table, own := range map[string]string{
-		"node": "name = substr(session_user, 10)", "write_mark": "node = substr(session_user, 10)",
-		"clock": "high_water <= " + future, "host_seen": "seen_at <= " + future,
-	} {
-		rights = append(rights, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY",
-			"DROP POLICY IF EXISTS readers ON "+table, "CREATE POLICY readers ON "+table+" FOR SELECT USING (true)",
-			"DROP POLICY IF EXISTS first ON "+table, "CREATE POLICY first ON "+table+" FOR INSERT TO "+reader+" WITH CHECK ("+own+")",
-			"DROP POLICY IF EXISTS own ON "+table, "CREATE POLICY own ON "+table+" FOR UPDATE TO "+reader+" USING ("+own+")")
-	}
-	return rights
-}
 
 // dropTries is how often DropLogin calls: once to shut the login, and again until nobody is left who came in before.
 const dropTries = 5
@@ -86,6 +59,14 @@ func (d *DB) DropLogin(ctx context.Context, role string) error {
 		}
 	}
 	return fault.New(fault.Unavailable, "the login %s is shut, and is not removed yet", role)
+}
+
+// ShutLogin takes a login's rights away, lets it in no more, and ends what it has open, whatever that holds. AddLogin gives all back.
+func (d *DB) ShutLogin(ctx context.Context, role string) error {
+	return d.asOwner(ctx, func(conn *sql.Conn, _ string) error {
+		_, err := conn.ExecContext(ctx, `SELECT chancery_logins.drop($1)`, role)
+		return err
+	})
 }
 
 // Logins are the names of the logins at PostgreSQL that nodes of this database were given, but this node's own; SQLite has none.
@@ -159,11 +140,22 @@ func (d *DB) asOwner(ctx context.Context, fn func(conn *sql.Conn, owner string) 
 		if err != nil {
 			return d.explain(err)
 		}
+		if err := limitFunctions(ctx, conn, loginsWithin); err != nil {
+			return d.explain(err)
+		}
 		if err := fn(conn, owner); err != nil {
 			return d.refusedLogin(err, self, owner, database, owns)
 		}
-		return nil
+		return d.explain(limitFunctions(ctx, conn, 0)) // a COMMIT that is broken off would be done without a standby
 	})
+}
+
+// loginsWithin bounds a call of the functions, which wait for others for less.
+const loginsWithin = 20 * time.Second
+
+func limitFunctions(ctx context.Context, conn *sql.Conn, within time.Duration) error {
+	_, err := conn.ExecContext(ctx, `SELECT set_config('statement_timeout', $1, true)`, fmt.Sprint(within.Milliseconds()))
+	return err
 }
 
 // refusedLogin says what to do where a login could not be changed.
@@ -180,6 +172,9 @@ func (d *DB) refusedLogin(err error, self, owner, database, owns string) error {
 		}
 		return fault.New(fault.Denied, "the database %s lacks the functions by which nodes have logins of their own: %s", database, refused.Message).
 			WithHint("have the database's administrator run this there, as a superuser (it is deploy/patroni/logins.sql):\n%s", LoginFunctions)
+	case "57014": // query_canceled
+		return fault.New(fault.Unavailable, "the database's functions for logins had no answer in %s; nothing was changed", loginsWithin).
+			WithHint("try again; if logins.sql was installed before this release, have the database's administrator install it anew: any login could hold the older one up")
 	case "P0001": // raise_exception, in the functions
 		return fault.New(fault.Conflict, "PostgreSQL refuses: %s", refused.Message).WithHint("%s", refused.Hint)
 	}

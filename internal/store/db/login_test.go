@@ -71,9 +71,9 @@ func (l *logins) tables(d *db.DB) {
 	l.Helper()
 	for _, statement := range []string{
 		"CREATE TABLE node (name TEXT PRIMARY KEY, state TEXT, address TEXT, report TEXT, seen_at BIGINT, started_at BIGINT)",
-		"INSERT INTO node (name) VALUES ('one'), ('near')", "CREATE TABLE write_mark (node TEXT PRIMARY KEY, number BIGINT)",
+		"INSERT INTO node (name) VALUES ('one'), ('near')", "CREATE TABLE write_mark (node TEXT PRIMARY KEY, number BIGINT, fence BIGINT NOT NULL DEFAULT 0)",
 		"CREATE TABLE clock (name TEXT PRIMARY KEY, high_water BIGINT)", "CREATE TABLE host_seen (host TEXT PRIMARY KEY, seen_at BIGINT)",
-		"CREATE TABLE access_token (id TEXT)", "CREATE TABLE key_recipient (id TEXT)",
+		"CREATE TABLE host_heard (node TEXT, host TEXT, seen_at BIGINT, PRIMARY KEY (node, host))", "CREATE TABLE access_token (id TEXT)", "CREATE TABLE key_recipient (id TEXT)",
 	} {
 		if err := runSQL(l.Context(), d, statement); err != nil {
 			l.Fatal(err)
@@ -84,6 +84,7 @@ func (l *logins) tables(d *db.DB) {
 // TestNodesHaveLoginsOfTheirOwn: each node gives the next its login; what one makes is the owner's, and one whose login was taken away
 // is out, at once and for good.
 func TestNodesHaveLoginsOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	l, ctx := newLogins(t), t.Context()
 	one := l.as("chancery_one")
 	err := one.AddLogin(ctx, "chancery_two", false)
@@ -209,6 +210,7 @@ func (l *logins) powerless(role string) {
 
 // TestLoginOfNodeThatIssuesNothing: it reads, and says of itself how it is; whatever would give it more is refused.
 func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
+	t.Parallel()
 	l, ctx := newLogins(t), t.Context()
 	l.install()
 	one := l.as("chancery_one")
@@ -224,7 +226,10 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 	}
 	for _, statement := range []string{
 		"SELECT * FROM made_later", "SELECT * FROM access_token", "UPDATE node SET report = 'well', seen_at = 1, started_at = 1, address = 'x' WHERE name = 'near'",
-		"INSERT INTO clock (name, high_water) VALUES ('authority', 1) ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water",
+		"INSERT INTO clock (name, high_water) VALUES ('reader near', 1) ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water",
+		"INSERT INTO clock (name, high_water) VALUES ('reader near', 2) ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water",
+		"INSERT INTO host_heard (node, host, seen_at) VALUES ('near', 'h', 1) ON CONFLICT (node, host) DO UPDATE SET seen_at = excluded.seen_at",
+		"SELECT fence FROM write_mark WHERE node = 'near' FOR UPDATE",
 		"INSERT INTO write_mark (node, number) VALUES ('near', 1) ON CONFLICT (node) DO UPDATE SET number = excluded.number",
 		"INSERT INTO write_mark (node, number) VALUES ('near', 2) ON CONFLICT (node) DO UPDATE SET number = excluded.number",
 	} {
@@ -248,8 +253,10 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 	for _, statement := range []string{
 		"INSERT INTO access_token (id) VALUES ('x')", "INSERT INTO key_recipient (id) VALUES ('x')", "DELETE FROM key_recipient", "DELETE FROM node",
 		"INSERT INTO node (name) VALUES ('x')", "UPDATE node SET state = 'active' WHERE name = 'near'", "UPDATE node SET name = 'one' WHERE name = 'near'",
-		"INSERT INTO clock (name, high_water) VALUES ('x', 99999999999999999)", "DELETE FROM clock", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
-		"ALTER TABLE node DISABLE ROW LEVEL SECURITY", "DROP POLICY own ON node", "SET ROLE pki", "SET SESSION AUTHORIZATION chancery_one",
+		"INSERT INTO clock (name, high_water) VALUES ('authority', 1)", "UPDATE clock SET high_water = 99999999999999999 WHERE name = 'reader near'",
+		"UPDATE clock SET name = 'authority'", "DELETE FROM clock", "INSERT INTO host_seen (host, seen_at) VALUES ('h', 1)", "UPDATE host_seen SET seen_at = 1",
+		"INSERT INTO host_heard (node, host, seen_at) VALUES ('one', 'h', 1)", "SELECT 1 FROM host_seen FOR KEY SHARE", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
+		"ALTER TABLE node DISABLE ROW LEVEL SECURITY", "DROP POLICY own_again ON node", "SET ROLE pki", "SET SESSION AUTHORIZATION chancery_one",
 		"SELECT chancery_logins.add('chancery_near', false)", "SELECT chancery_logins.drop('chancery_one')",
 		"SELECT chancery_logins.end_standing(1)",
 	} {

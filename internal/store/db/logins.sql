@@ -10,6 +10,12 @@ BEGIN;
 CREATE SCHEMA IF NOT EXISTS chancery_logins;
 REVOKE ALL ON SCHEMA chancery_logins FROM PUBLIC;
 
+-- gate is what the functions lock, so that two do not change the same login at once: these functions alone may lock it. No advisory lock
+-- would do, which every login may hold for as long as it likes. Whoever may call them can hold it, in a transaction that he leaves open;
+-- therefore nothing waits for long, and a login is shut and its sessions are ended before it is asked for.
+CREATE TABLE IF NOT EXISTS chancery_logins.gate ();
+REVOKE ALL ON chancery_logins.gate FROM PUBLIC;
+
 -- owner is the role that owns the database. It is refused where a node's login would be too much by it, or where the name is not that
 -- of a node's login, or of one that somebody else has made for something else.
 CREATE OR REPLACE FUNCTION chancery_logins.owner(login text) RETURNS name LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -54,16 +60,34 @@ BEGIN
   END IF;
 END $$;
 
+-- end_sessions ends what a login has open, whatever it does, but for what waits for a standby: ended, its commit would be seen and could be
+-- lost. It says how many are left after a second.
+CREATE OR REPLACE FUNCTION chancery_logins.end_sessions(login text) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  n bigint;
+BEGIN
+  FOR look IN 1..50 LOOP
+    PERFORM pg_stat_clear_snapshot();
+    SELECT count(*) INTO n FROM pg_stat_activity WHERE usename = login AND pid <> pg_backend_pid();
+    EXIT WHEN n = 0;
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+      WHERE usename = login AND pid <> pg_backend_pid() AND wait_event IS DISTINCT FROM 'SyncRep';
+    PERFORM pg_sleep(0.02);
+  END LOOP;
+  RETURN n;
+END $$;
+
 -- add makes a node's login, or makes it what it must be. It may do what the owner may, and a node acts as the owner from the
--- beginning of each connection, so that what it makes is the owner's; a limited one, of a node that issues nothing, may do what OWNER_reader may, and no more. It has no password: it comes with a certificate.
+-- beginning of each connection, so that what it makes is the owner's; a limited one, of a node that issues nothing, may do what OWNER_reader may, and no
+-- more. It has no password: it comes with a certificate.
 CREATE OR REPLACE FUNCTION chancery_logins.add(login text, limited boolean) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
+  SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
   owner name := chancery_logins.owner(login);
   reader text := owner || '_reader';
   r record;
 BEGIN
-  PERFORM pg_advisory_xact_lock(7161403); -- two nodes may give the same login at once
+  LOCK TABLE chancery_logins.gate IN EXCLUSIVE MODE; -- two nodes may give the same login at once
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN
     EXECUTE format('CREATE ROLE %I', login);
   END IF;
@@ -88,25 +112,35 @@ BEGIN
 END $$;
 
 -- drop ends a node's login: first it has no rights and lets nobody in, then, called again, nobody who came in before is left, and it is
--- removed. It says whether it is gone.
+-- removed. It says whether it is gone. Its sessions are ended before anything is locked, since they may hold any of it, and once more
+-- while one that came in since does.
 CREATE OR REPLACE FUNCTION chancery_logins.drop(login text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
+  SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
 DECLARE
   owner name := chancery_logins.owner(login);
   enters boolean;
 BEGIN
-  PERFORM pg_advisory_xact_lock(7161403);
   SELECT rolcanlogin INTO enters FROM pg_roles WHERE rolname = login;
   IF NOT FOUND THEN
     RETURN true;
   END IF;
-  EXECUTE format('COMMENT ON ROLE %I IS %L', login, 'chancery: a node of ' || current_database());
-  EXECUTE format('ALTER ROLE %I NOLOGIN NOCREATEROLE', login);
-  PERFORM chancery_logins.strip(login);
-  PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = login AND pid <> pg_backend_pid();
-  IF enters THEN
+  FOR try IN 1..3 LOOP
+    PERFORM chancery_logins.end_sessions(login);
+    BEGIN
+      EXECUTE format('ALTER ROLE %I NOLOGIN NOCREATEROLE', login);
+      EXECUTE format('COMMENT ON ROLE %I IS %L', login, 'chancery: a node of ' || current_database());
+      PERFORM chancery_logins.strip(login);
+      EXIT;
+    EXCEPTION WHEN lock_not_available OR internal_error THEN -- "tuple concurrently updated": whoever held the role has changed it
+      IF try = 3 THEN
+        RAISE;
+      END IF;
+    END;
+  END LOOP;
+  IF chancery_logins.end_sessions(login) > 0 OR enters THEN
     RETURN false;
   END IF;
+  LOCK TABLE chancery_logins.gate IN EXCLUSIVE MODE;
   EXECUTE format('REASSIGN OWNED BY %I TO %I', login, owner);
   EXECUTE format('DROP OWNED BY %I', login);
   EXECUTE format('DROP ROLE %I', login);

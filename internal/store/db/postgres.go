@@ -150,6 +150,7 @@ func (d *DB) postgresPool(o Options, url string, of *server, conns int) (*sql.DB
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the database URL cannot be read: %w", err) // pgx leaves the password out
 	}
+	d.nodeLogin = d.nodeLogin || strings.HasPrefix(cfg.User, loginPrefix)
 	of.reach = time.Duration(1+len(cfg.Fallbacks)) * cfg.ConnectTimeout
 	var c driver.Connector = &postgresConnector{url: url, config: cfg, durability: d.durability, patience: o.Patience, of: of}
 	if o.Wrap != nil {

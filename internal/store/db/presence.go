@@ -192,8 +192,7 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 			FROM pg_stat_replication WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum'))`).Scan(&readOnly, &timeline, &followers)
 	} else {
 		var rules bool
-		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0), NOT pg_is_in_recovery() FROM clock WHERE name = $1`,
-			clockRow).Scan(&high, &rules)
+		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0), NOT pg_is_in_recovery() FROM clock`).Scan(&high, &rules)
 		if err == nil {
 			s.ruled.Store(rules) // one that follows nobody has refused the connection, if it ruled
 		}

@@ -86,6 +86,7 @@ func (b *batch) flushLast(conn *sql.Conn) (disposition, error) {
 		return final, nil
 	}
 	if kind := judge(err); kind != final {
+		b.keptFrom(owner, err)
 		return kind, err
 	}
 	if owner != nil && len(b.calls) > 1 {

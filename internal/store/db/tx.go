@@ -157,7 +157,8 @@ func (tx *Tx) enter(ctx context.Context, query string, args []any) (context.Cont
 	if len(tx.batch.sent) > 0 {
 		tx.wrote = tx.wrote || len(tx.batch.sent) > tx.mark
 		tx.mark = 0
-		if _, err := tx.batch.flush(tx.conn); err != nil {
+		if owner, err := tx.batch.flush(tx.conn); err != nil {
+			tx.batch.keptFrom(owner, err)
 			return nil, tx.fail(err)
 		}
 	}
@@ -205,6 +206,7 @@ func (tx *Tx) finish() {
 func (tx *Tx) fail(err error) error {
 	if tx.failed == nil {
 		tx.failed = err
+		tx.batch.keptFrom(tx.call, err)
 	}
 	return err
 }

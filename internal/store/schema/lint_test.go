@@ -43,7 +43,7 @@ var onPostgreSQLOnly = map[string]string{
 	"SELECT 1 FROM write_mark WHERE node = $1 FOR UPDATE": "internal/store/db/fence.go",
 	// Sessions, and whom they wait for, are PostgreSQL's own.
 	`SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids($1))
-		AND a.state = 'idle in transaction' AND pg_has_role(a.usesysid, 'USAGE')`: "internal/store/db/fence.go",
+		AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '500 milliseconds' AND pg_has_role(a.usesysid, 'USAGE')`: "internal/store/db/fence.go",
 }
 
 // TestSQLIsPortable reads every SQL text of the repository.

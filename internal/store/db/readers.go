@@ -1,0 +1,120 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A node that issues nothing has a login that reads, and writes rows of its own: of node and write_mark those that are the node's, of clock
+// and host_heard some that no other node writes. None of its rights is for a whole table, so it may lock none; and who has the login can
+// change, hold or set back nothing that another node's write needs. The name of a node's login is chancery_ and the node's.
+
+const ownName = "substr(session_user, 10)"
+
+// readerRow is the name of its row of clock.
+const readerRow = "'reader ' || " + ownName
+
+// soon is the latest time that a reader may write: of a mark that has not come all nodes would stop.
+const soon = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 60000000"
+
+// readerPolicies are which rows the readers may write. Policies of rows do not bind the tables' owner, and whoever else may read goes on reading all.
+var readerPolicies = [][2]string{
+	{"node", "name = " + ownName},
+	{"write_mark", "node = " + ownName},
+	{"clock", "name = " + readerRow + " AND high_water <= " + soon},
+	{"host_heard", "node = " + ownName + " AND seen_at <= " + soon},
+}
+
+// readerRights are what the tables' owner lets the logins of nodes do that do not issue.
+func readerRights(reader string) []string {
+	rights := []string{
+		"GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + reader,
+		"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO " + reader,
+		"GRANT UPDATE (report, seen_at, started_at, address) ON node TO " + reader,
+		"GRANT INSERT (node, number, fence), UPDATE (number, fence) ON write_mark TO " + reader,
+		"GRANT INSERT (name, high_water), UPDATE (high_water) ON clock TO " + reader,
+		"GRANT INSERT (node, host, seen_at), UPDATE (seen_at) ON host_heard TO " + reader,
+	}
+	for _, p := range readerPolicies {
+		table, own := p[0], p[1]
+		rights = append(rights, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY",
+			"DROP POLICY IF EXISTS readers ON "+table, "CREATE POLICY readers ON "+table+" FOR SELECT USING (true)",
+			"DROP POLICY IF EXISTS own_first ON "+table, "CREATE POLICY own_first ON "+table+" FOR INSERT TO "+reader+" WITH CHECK ("+own+")",
+			"DROP POLICY IF EXISTS own_again ON "+table, "CREATE POLICY own_again ON "+table+" FOR UPDATE TO "+reader+" USING ("+own+")")
+	}
+	return rights
+}
+
+// formerRights take back what releases before gave those logins: whole tables, and the one row of clock.
+func formerRights(reader string) []string {
+	rights := []string{"REVOKE INSERT, UPDATE ON write_mark, clock, host_seen FROM " + reader}
+	for _, table := range []string{"node", "write_mark", "clock", "host_seen"} {
+		rights = append(rights, "DROP POLICY IF EXISTS first ON "+table, "DROP POLICY IF EXISTS own ON "+table)
+	}
+	return rights
+}
+
+// readers is what the role of the readers may do.
+type readers struct{ there, former, own bool }
+
+func (d *DB) readersOf(ctx context.Context, conn *sql.Conn, owner string) (r readers, err error) {
+	err = conn.QueryRowContext(ctx, `SELECT COUNT(*) > 0, COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false),
+		COALESCE(bool_or(has_column_privilege(oid, 'host_heard', 'seen_at', 'UPDATE')), false) FROM pg_roles WHERE rolname = $1`, owner+"_reader").
+		Scan(&r.there, &r.former, &r.own)
+	return r, err
+}
+
+// grantReaders gives the readers their rights, where they do not have them. Those that they had by a release before they keep, since nodes
+// of that release cannot do without.
+func (d *DB) grantReaders(ctx context.Context, conn *sql.Conn, owner string) error {
+	r, err := d.readersOf(ctx, conn, owner)
+	if err != nil || r.own {
+		return err
+	}
+	return runRights(ctx, conn, readerRights(pgx.Identifier{owner + "_reader"}.Sanitize()))
+}
+
+// runRights has nobody wait for long: who changes the rights of a table waits for all who have it open, and all others wait behind him.
+func runRights(ctx context.Context, conn *sql.Conn, statements []string) error {
+	for _, statement := range slices.Concat([]string{heldBriefly}, statements) {
+		if _, err := conn.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
+}
+
+// LimitReaders takes back what releases before this one gave the logins of nodes that do not issue, where they have it still. It is for
+// when no node of such a release is left.
+func (d *DB) LimitReaders(ctx context.Context) error {
+	if d.dialect != Postgres {
+		return nil
+	}
+	var former bool
+	err := d.writer.QueryRowContext(ctx, `SELECT COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false) FROM pg_roles
+		WHERE rolname = current_user || '_reader'`).Scan(&former)
+	if err != nil || !former {
+		return d.explain(err)
+	}
+	err = d.asOwner(ctx, func(conn *sql.Conn, owner string) error {
+		reader := pgx.Identifier{owner + "_reader"}.Sanitize()
+		return runRights(ctx, conn, slices.Concat(formerRights(reader), readerRights(reader)))
+	})
+	if err != nil {
+		return fmt.Errorf("take from the logins of nodes that do not issue what they do not need any more: %w", err)
+	}
+	return nil
+}
+
+// Reader reports whether the login of this node writes rows of its own alone.
+func (tx *Tx) Reader(ctx context.Context) (reads bool, err error) {
+	if !tx.d.nodeLogin {
+		return false, nil
+	}
+	err = tx.QueryRow(ctx, `SELECT NOT has_table_privilege('clock', 'UPDATE')`).Scan(&reads)
+	return reads, err
+}
