@@ -13,6 +13,7 @@ import (
 	"chancery/client"
 	"chancery/internal/agent/loop"
 	"chancery/internal/pki/cert"
+	"chancery/internal/run/consumer"
 )
 
 // tlsServer is a consumer: it reads its files when it is told by a file that appears, and serves what it read last.
@@ -44,8 +45,8 @@ files:
   - {path: /etc/ssl/server-ca.pem, content: [anchors]}
   - {path: /etc/ssl/server-crl.pem, content: [crls]}
 reload:
-  - {name: reload, command: [/bin/false], timeout: 1s}
-probe: {address: "${param.address}", timeout: 1s}
+  - {name: reload, command: [/bin/false], timeout: 1m}
+probe: {address: "${param.address}", timeout: 1m}
 `
 
 // newServer is a host with a server whose address is at, or its own where at is empty.
@@ -61,7 +62,7 @@ func newServer(t testing.TB, at string) *tlsServer {
 	must(t, err)
 	s := &tlsServer{t: t, m: m, listener: l, told: filepath.Join(t.TempDir(), "told")}
 	must(t, os.MkdirAll(m.path(loop.RecipeDirectory), 0o755))
-	must(t, os.WriteFile(filepath.Join(m.path(loop.RecipeDirectory), "server.yaml"), []byte(ownRecipe), 0o644))
+	s.patience("1m")
 	s.reload("/bin/touch", s.told)
 	config := &tls.Config{GetCertificate: s.certificate}
 	go func() {
@@ -78,6 +79,13 @@ func newServer(t testing.TB, at string) *tlsServer {
 	}()
 	t.Cleanup(func() { l.Close() })
 	return s
+}
+
+// patience is how long the server may take to be told, and to serve: long, but where it is to be too late.
+func (s *tlsServer) patience(limit string) {
+	s.t.Helper()
+	text := strings.ReplaceAll(ownRecipe, "timeout: 1m", "timeout: "+limit)
+	must(s.t, os.WriteFile(filepath.Join(s.m.path(loop.RecipeDirectory), "server.yaml"), []byte(text), 0o644))
 }
 
 // reload says in the host's agent.yaml how the server is told.
@@ -146,6 +154,7 @@ func TestReloadThatFailsKeepsTheOldSet(t *testing.T) {
 			before := s.m.settled().Observations[0]
 			key, certificate := s.m.read("/etc/ssl/server.key"), s.m.read("/etc/ssl/server.pem")
 			s.reload(vector...)
+			s.patience("1s")
 			s.m.rename("new.example")
 			result := s.m.once()
 			o := result.Observations[0]
@@ -159,6 +168,7 @@ func TestReloadThatFailsKeepsTheOldSet(t *testing.T) {
 				t.Error("something else is served")
 			}
 			s.reload("/bin/touch", s.told)
+			s.patience("1m")
 			after := s.m.settled().Observations[0]
 			if after.Serial == before.Serial || s.serves() != after.Serial {
 				t.Errorf("once it can be told: %+v", after)
@@ -174,13 +184,17 @@ func TestProbeOfAWrongPort(t *testing.T) {
 	other := newServer(t, "")
 	other.m.settled()
 	s := newServer(t, other.listener.Addr().String())
-	if o := s.m.once().Observations[0]; o.State != client.PlacementFailed || !strings.Contains(o.Message, "serves certificate") {
-		t.Errorf("another's port: %+v", o)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	s.patience("1s")
+	s.m.eventually("what another's port shows is said", func() bool { // which on a busy machine it may show too late
+		o := s.m.once().Observations[0]
+		if o.State != client.PlacementFailed {
+			t.Fatalf("another's port: %+v", o)
+		}
+		return strings.Contains(o.Message, "serves certificate")
+	})
+	closed, err := consumer.FreeAddress()
 	must(t, err)
-	l.Close()
-	s = newServer(t, l.Addr().String())
+	s = newServer(t, closed)
 	if o := s.m.once().Observations[0]; o.State != client.PlacementDown {
 		t.Errorf("nobody's port: %+v", o)
 	}

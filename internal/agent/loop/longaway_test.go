@@ -238,7 +238,7 @@ func (l *longAway) rotate(peer *machine) {
 		if now.State == "done" {
 			return
 		}
-		if now.State != "running" && now.State != "waiting" || time.Since(began) > 2*time.Minute {
+		if now.State != "running" && now.State != "waiting" || time.Since(began) > 5*time.Minute {
 			l.t.Fatalf("%+v", now)
 		}
 	}

@@ -1,6 +1,7 @@
 package loop_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,10 +61,11 @@ func libvirtdThatEnds(t *testing.T, way string, patience time.Duration) *supervi
 	return s
 }
 
-// run starts the daemon, and starts it again for as long as it is told to.
+// run starts the daemon, and starts it again for as long as it is told to. The end of the test's context, which comes before its clean-up, does
+// not end it: that would be one more end to start it again after.
 func (s *supervised) run() {
 	s.t.Helper()
-	must(s.t, s.daemon.Start(s.t.Context()))
+	must(s.t, s.daemon.Start(context.WithoutCancel(s.t.Context())))
 	s.again, s.started = true, 1
 	go s.supervise()
 	s.t.Cleanup(func() {
@@ -88,7 +90,7 @@ func (s *supervised) supervise() {
 			return
 		}
 		s.started++
-		s.wrong = s.daemon.Start(s.t.Context())
+		s.wrong = s.daemon.Start(context.WithoutCancel(s.t.Context()))
 		s.mu.Unlock()
 		if s.wrong != nil {
 			return
@@ -160,6 +162,7 @@ func TestConsumerThatEndsAndStaysDown(t *testing.T) {
 		t.Errorf("while it is down: %+v", o)
 	}
 	s.done = make(chan struct{})
+	s.options.Pace.Restart = 2 * time.Minute // from now on it is to come back, however slowly
 	s.run()
 	if o := s.settled().Observations[0]; o.State != client.PlacementServed || o.Serial == before.Serial || shownAt(t, s.daemon.Address) != o.Serial {
 		t.Errorf("once it runs: %+v", o)

@@ -486,10 +486,10 @@ func (m *mover) renewableIssuer() *client.Issuer {
 	return made
 }
 
-// waits tries until something is so, a minute at most.
+// waits tries until something is so, three minutes at most.
 func (m *mover) waits(what string, is func() bool) {
 	m.t.Helper()
-	for end := time.Now().Add(time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			m.t.Fatalf("the host never %s", what)
 		}

@@ -95,6 +95,7 @@ func TestPlanThatFailsAtTheProbeFreezesNothing(t *testing.T) {
 	s := newServer(t, "")
 	m := s.m
 	first := m.settled().Observations[0]
+	s.patience("1s")
 	must(t, os.Symlink("server-crl.pem", m.path("/etc/ssl/crl.pem")))
 	other := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(other.Close)

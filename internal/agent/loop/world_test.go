@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/agent/loop"
@@ -65,7 +66,23 @@ func (n *node) start() error {
 	if err := n.initialize(); err != nil {
 		return err
 	}
-	return n.serve()
+	if err := n.serve(); err != nil {
+		return err
+	}
+	// A host that is given CRLs is not whole before there are any, which the node signs when it has started.
+	for _, issuer := range []string{"default-root", "default"} {
+		for late := time.Now().Add(2 * time.Minute); err == nil; time.Sleep(10 * time.Millisecond) {
+			var list bytes.Buffer
+			failed := n.admin.DownloadCRL(context.Background(), &list, issuer, "current", "", "der")
+			if failed == nil {
+				break
+			}
+			if time.Now().After(late) {
+				err = failed
+			}
+		}
+	}
+	return err
 }
 
 func (n *node) authority() string { return filepath.Join(n.dir, "authority") }
