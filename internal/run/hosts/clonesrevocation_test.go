@@ -376,37 +376,50 @@ func (n *nodes) rekeyed(t *testing.T) {
 	}
 }
 
-// certifiedAgain: a CA that is renewed keeps its key, and with it the key's identifiers. Each node issues under the new certificate, and
-// what it signed before is under both.
+// certifiedAgain: a CA that came from elsewhere and that its root, which is not here, certifies again keeps its key, and with it the
+// key's identifiers. It stays one issuer, each node issues under the new certificate, and what it signed before is under both.
 func (n *nodes) certifiedAgain(t *testing.T) {
 	work := t.TempDir()
 	file := func(name string) string { return filepath.Join(work, name) }
 	var ids []string
 	var given []*client.Certificate
-	output(t, exec.Command("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", file("key")))
-	must(t, os.Chmod(file("key"), 0o600))
-	for _, name := range []string{"plant", "plant-renewed"} {
-		output(t, exec.Command("openssl", "req", "-x509", "-new", "-key", file("key"), "-days", "800", "-subj", "/CN=plant CA", "-out", file(name),
-			"-addext", "keyUsage=critical,keyCertSign,cRLSign"))
-		n.first.chancery(t, "import", file(name), "--key", file("key"), "--name", name, "--pool", "plant", "--default")
-		ids = append(ids, n.types(t, "node2", "key", "id", file(name)))
-		until(t, "node2 issues under "+name, func() bool {
-			out, err := n.asked(t, "node2", "cert", "issue", "--pool", "plant", "--profile", "server", "--csr", newRequest(t), "--name", "w.test", "-o", "json").Output()
-			if err != nil {
-				return false // it reads the issuers anew every few moments
+	for _, name := range []string{"root.key", "key"} {
+		output(t, exec.Command("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", file(name)))
+		must(t, os.Chmod(file(name), 0o600))
+	}
+	output(t, exec.Command("openssl", "req", "-x509", "-new", "-key", file("root.key"), "-days", "3000", "-subj", "/CN=plant root", "-out", file("root"),
+		"-addext", "keyUsage=critical,keyCertSign,cRLSign"))
+	must(t, os.WriteFile(file("ext"), []byte("basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"+
+		"subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"), 0o600))
+	output(t, exec.Command("openssl", "req", "-new", "-key", file("key"), "-subj", "/CN=plant CA", "-out", file("csr")))
+	for i, name := range []string{"plant", "plant-renewed"} {
+		output(t, exec.Command("openssl", "x509", "-req", "-in", file("csr"), "-CA", file("root"), "-CAkey", file("root.key"), "-days", strconv.Itoa(800*(i+1)),
+			"-extfile", file("ext"), "-out", file(name)))
+		if i == 0 {
+			n.first.chancery(t, "import", file(name), "--chain", file("root"), "--key", file("key"), "--name", "plant", "--pool", "plant", "--default")
+		} else {
+			refused, err := n.asked(t, "node1", "import", file(name), "--chain", file("root"), "--key", file("key"), "--name", name, "--pool", "plant").CombinedOutput()
+			if err == nil || !strings.Contains(string(refused), "issuer renew plant --certificate") {
+				t.Errorf("a second issuer of one name and key: %v\n%s", err, refused)
 			}
-			c := decode[client.IssueResult](t, string(out)).Certificate
-			given = append(given, c)
-			return c.Issuer == name
+			n.first.chancery(t, "issuer", "renew", "plant", "--certificate", file(name))
+		}
+		ids = append(ids, n.types(t, "node2", "key", "id", file(name)))
+		serial := strings.ToLower(strings.TrimPrefix(strings.TrimSpace(output(t, exec.Command("openssl", "x509", "-noout", "-serial", "-in", file(name)))), "serial="))
+		until(t, "node2 issues under "+name, func() bool { // it reads the issuers anew every few moments
+			out, err := n.asked(t, "node2", "issuer", "show", "plant", "-o", "json").Output()
+			return err == nil && strings.TrimLeft(decode[client.Issuer](t, string(out)).Serial, "0") == strings.TrimLeft(serial, "0")
 		})
+		out := n.types(t, "node2", "cert", "issue", "--pool", "plant", "--profile", "server", "--csr", newRequest(t), "--name", "w.test", "-o", "json")
+		given = append(given, decode[client.IssueResult](t, out).Certificate)
 	}
 	if ids[0] != ids[1] || ids[0] == "" {
 		t.Errorf("the identifiers were %s and are %s", ids[0], ids[1])
 	}
-	for _, c := range []*client.Certificate{given[0], given[len(given)-1]} {
+	for _, c := range given {
 		leaf, _, _ := n.shown(t, "node2", c)
 		for _, name := range []string{"plant", "plant-renewed"} {
-			output(t, exec.Command("openssl", "verify", "-CAfile", file(name), leaf))
+			output(t, exec.Command("openssl", "verify", "-CAfile", file("root"), "-untrusted", file(name), leaf))
 		}
 		until(t, "node3 says good of what "+c.Issuer+" signed", func() bool { return n.status(t, "node3", c) == "good" })
 	}
