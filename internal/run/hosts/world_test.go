@@ -328,11 +328,17 @@ func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	for pause := 20 * time.Millisecond; !done(); pause = min(pause*3/2, 200*time.Millisecond) { // asking often starts a program
+	for pause := 20 * time.Millisecond; ; pause = min(pause*3/2, 200*time.Millisecond) {
+		asked := time.Now()
+		if done() {
+			return
+		}
+		// Asking often starts a program. Whatever it takes, half of the time is another's.
+		rest := max(pause, min(time.Since(asked), 2*time.Second))
 		select {
 		case <-ctx.Done():
 			t.Fatalf("it never came to be that %s", what)
-		case <-time.After(pause):
+		case <-time.After(rest):
 		}
 	}
 }
