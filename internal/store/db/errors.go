@@ -81,6 +81,9 @@ func judge(err error) disposition {
 	if err == nil {
 		return final
 	}
+	if errors.Is(err, errForeign) || errors.Is(err, errApart) {
+		return broken
+	}
 	if errors.Is(err, errStandby) || errors.Is(err, errReplaced) || errors.Is(err, errDemoted) {
 		return broken
 	}

@@ -63,7 +63,8 @@ func (d *DB) openPostgres(ctx context.Context, o Options) error {
 		return err
 	}
 	asks := newServer("", 1, true)
-	asks.timeline, d.url = d.primary.timeline, o.URL
+	asks.timeline, asks.home, d.url = d.primary.timeline, d.primary.home, o.URL
+	d.primary.home.away = func() bool { return d.primary.away.Load() != nil }
 	if d.primary.asking, err = d.postgresPool(o, o.URL, asks, 1); err != nil {
 		return err
 	}
@@ -95,11 +96,14 @@ func (d *DB) openStandby(o Options) error {
 		d.lastMark = former
 	}
 	s := newServer("the standby that is read", o.ReadConns, false)
+	s.home = d.primary.home
+	s.home.holds(&s.open)
 	if d.reader, err = d.postgresPool(o, o.ReadURL, s, o.ReadConns); err != nil {
 		return err
 	}
 	asks := newServer("", 1, false)
-	asks.ruled = s.ruled
+	asks.ruled, asks.home = s.ruled, s.home
+	asks.home.holds(&asks.open)
 	if s.asking, err = d.postgresPool(o, o.ReadURL, asks, 1); err != nil {
 		return err
 	}
@@ -135,12 +139,22 @@ func (d *DB) greet(ctx context.Context, o Options) error {
 	defer cancel()
 	err := d.writer.PingContext(hurried)
 	if err == nil {
-		return nil
+		return d.greetStandby(ctx, o)
 	}
 	if other := d.reader.PingContext(ctx); other != nil {
 		return errors.Join(d.explain(err), d.explain(other))
 	}
 	d.gone(d.primary, begun, err)
+	return nil
+}
+
+// greetStandby refuses one that is no standby of the primary that has just answered. One that is away is none of the start's business.
+func (d *DB) greetStandby(ctx context.Context, o Options) error {
+	ctx, cancel := context.WithTimeout(ctx, min(5*time.Second, o.Patience))
+	defer cancel()
+	if err := d.reader.PingContext(ctx); errors.Is(err, errForeign) {
+		return refusedForeign(err)
+	}
 	return nil
 }
 
@@ -248,6 +262,9 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn.watchdog.Stop()
 	conn.socket = socket
 	c.of.open.add(socket, met)
+	if err := conn.placed(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	return conn, nil
 }
 

@@ -43,6 +43,7 @@ type server struct {
 	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
 
 	timeline *timeline // of a primary; shared with those who ask it
+	home     *home     // where the primary is; shared by all servers of a DB
 	met      int64     // the highest at the last look; Watch's alone
 	showed   string    // the timeline of the primary at the last look; Watch's alone
 }
@@ -65,7 +66,7 @@ func newStay() *stay {
 }
 
 func newServer(name string, idle int, primary bool) *server {
-	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}, ruled: new(atomic.Bool)}
+	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}, home: &home{away: func() bool { return false }}, ruled: new(atomic.Bool)}
 	s.here.Store(newStay())
 	return s
 }
@@ -142,7 +143,7 @@ func (d *DB) watch(ctx context.Context, s *server) {
 			d.meets(s.showed)
 		}
 		switch {
-		case errors.Is(err, errReplaced), errors.Is(err, errDemoted):
+		case errors.Is(err, errReplaced), errors.Is(err, errDemoted), errors.Is(err, errForeign):
 			failed = watchTries
 		case err == nil && alone && synchronous:
 			others.ask(ctx, d.url, s.timeline, begun)
@@ -231,7 +232,11 @@ func (d *DB) gone(s *server, since time.Time, err error) {
 	s.away.Store(&absence{since, err})
 	s.here.Load().end()
 	s.open.closeAll()
-	d.log.Error(s.name+" does not answer", "since", since.UTC(), "data_age", d.Age(time.Now()).Round(time.Second).String(), "error", err)
+	what := " does not answer"
+	if errors.Is(err, errForeign) || errors.Is(err, errApart) {
+		what = " is not read"
+	}
+	d.log.Error(s.name+what, "since", since.UTC(), "data_age", d.Age(time.Now()).Round(time.Second).String(), "error", err)
 }
 
 // back notes that a server answers again. Its idle connections may be of a machine that is no more.
