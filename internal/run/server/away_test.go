@@ -188,6 +188,7 @@ func must(t testing.TB, err error) {
 // TestNodeServesWhileThePrimaryIsAway: a node with a standby beside it goes on answering what only reads, while its primary stands
 // still, and when it is killed; it says how old its data are, refuses what would change something, and starts.
 func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
+	t.Parallel()
 	primary := pkitest.Postgres(t, "fsync=off", "full_page_writes=off", "wal_keep_size=64MB")
 	primary.Exec(t, "CREATE DATABASE chancery")
 	parent := t.TempDir()

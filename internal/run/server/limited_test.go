@@ -22,6 +22,7 @@ import (
 // TestNodeWithLimitedLogin: a node that runs ocsp alone does all that it is there for with a login that only reads, and refuses the rest
 // with the name of a node that would do it.
 func TestNodeWithLimitedLogin(t *testing.T) {
+	t.Parallel()
 	pg := pkitest.Postgres(t)
 	for _, statement := range []string{"CREATE ROLE pki NOLOGIN", "CREATE DATABASE fleet OWNER pki", "CREATE ROLE chancery_one LOGIN IN ROLE pki"} {
 		pg.Exec(t, statement)

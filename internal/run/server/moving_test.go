@@ -26,6 +26,7 @@ import (
 // TestAnswersWhileItMoves moves an authority to PostgreSQL: meanwhile the move itself answers what only reads, and refuses to issue with the
 // reason; a node then goes on from the new database.
 func TestAnswersWhileItMoves(t *testing.T) {
+	t.Parallel()
 	dir := made(t)
 	r := start(t, dir)
 	issued, err := issue(t, r.admin(), "before.test")
