@@ -84,7 +84,6 @@ func (l *logins) tables(d *db.DB) {
 // TestNodesHaveLoginsOfTheirOwn: each node gives the next its login; what one makes is the owner's, and one whose login was taken away
 // is out, at once and for good.
 func TestNodesHaveLoginsOfTheirOwn(t *testing.T) {
-	t.Parallel()
 	l, ctx := newLogins(t), t.Context()
 	one := l.as("chancery_one")
 	err := one.AddLogin(ctx, "chancery_two", false)
@@ -210,7 +209,6 @@ func (l *logins) powerless(role string) {
 
 // TestLoginOfNodeThatIssuesNothing: it reads, and says of itself how it is; whatever would give it more is refused.
 func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
-	t.Parallel()
 	l, ctx := newLogins(t), t.Context()
 	l.install()
 	one := l.as("chancery_one")
