@@ -13,6 +13,7 @@ import (
 	"chancery/internal/fault"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // ConnectionsPerNode is how many connections a node may have at one server of PostgreSQL: eight of the lane and of snapshots, eight of
@@ -37,8 +38,17 @@ type Server struct {
 	SeesAll    bool              // our role sees what others do and how standbys stand (pg_read_all_stats)
 	Checksums  bool
 
-	Position int64 // bytes of log: written by a primary, replayed by a standby
-	Received int64 // bytes of log that a standby has
+	// Origin is where it leads: the system identifier of its cluster, which is the primary's of all its standbys, and the OID of the database;
+	// empty where the server does not tell.
+	System, Database string
+	Started          string    // when the server was started; it tells two of one system identifier apart
+	Timeline         int64     // that it writes, or that a standby receives or had last; 0 where it is not told
+	Heartbeat        time.Time // the newest of the nodes' heartbeats that it shows; zero where there are none
+	Asked            time.Time // when it was asked for that, by our clock
+
+	Position int64    // bytes of log: written by a primary, replayed by a standby
+	Received int64    // bytes of log that a standby has
+	Receiver Receiver // of a standby
 
 	Standbys    []Follower // of a primary
 	Slots       []Slot
@@ -54,11 +64,19 @@ type Follower struct {
 	Behind        time.Duration
 }
 
+// Receiver is how a standby gets its primary's log. Without SeesAll, only that there is one is known.
+type Receiver struct {
+	Running bool
+	State   string        // streaming, waiting …
+	Silent  time.Duration // since the newest message
+}
+
 // Slot is a replication slot.
 type Slot struct {
 	Name   string
 	Active bool
-	Keeps  int64 // bytes of log that it holds back
+	Keeps  int64  // bytes of log that it holds back
+	Status string // reserved, extended, unreserved, lost
 }
 
 // Connections are the limits of a server, and what is used of them.
@@ -118,8 +136,8 @@ func survey(ctx context.Context, cfg *pgx.ConnConfig, address string, patience t
 		return s
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	for _, read := range []func(context.Context, *pgx.Conn) error{s.readClock, s.readSelf, s.readSettings, s.readLog, s.readFollowers, s.readSlots,
-		s.readConnections} {
+	for _, read := range []func(context.Context, *pgx.Conn) error{s.readClock, s.readSelf, s.readSettings, s.readOrigin, s.readLog, s.readFollowers, s.readSlots,
+		s.readConnections, s.readHeartbeat} {
 		if err := read(ctx, conn); err != nil {
 			s.Err = unreachable(err)
 			return s
@@ -200,8 +218,57 @@ func (s *Server) readLog(ctx context.Context, conn *pgx.Conn) error {
 	if !s.Standby {
 		return conn.QueryRow(ctx, "SELECT CAST(pg_current_wal_flush_lsn() - '0/0' AS BIGINT)").Scan(&s.Position)
 	}
-	return conn.QueryRow(ctx, `SELECT COALESCE(CAST(pg_last_wal_replay_lsn() - '0/0' AS BIGINT), 0),
+	err := conn.QueryRow(ctx, `SELECT COALESCE(CAST(pg_last_wal_replay_lsn() - '0/0' AS BIGINT), 0),
 		COALESCE(CAST(pg_last_wal_receive_lsn() - '0/0' AS BIGINT), 0)`).Scan(&s.Position, &s.Received)
+	if err != nil {
+		return err
+	}
+	var silent float64
+	err = conn.QueryRow(ctx, `SELECT COALESCE(status, ''), COALESCE(received_tli, 0),
+		COALESCE(CAST(EXTRACT(EPOCH FROM clock_timestamp() - last_msg_receipt_time) AS DOUBLE PRECISION), 0) FROM pg_stat_wal_receiver`).
+		Scan(&s.Receiver.State, &s.Timeline, &silent)
+	if errors.Is(err, sql.ErrNoRows) {
+		return s.readLastTimeline(ctx, conn)
+	}
+	s.Receiver.Running, s.Receiver.Silent = err == nil, time.Duration(silent*float64(time.Second)).Round(time.Millisecond)
+	return err
+}
+
+// readLastTimeline is for a standby that receives nothing.
+func (s *Server) readLastTimeline(ctx context.Context, conn *pgx.Conn) error {
+	err := conn.QueryRow(ctx, `SELECT timeline_id FROM pg_control_checkpoint()`).Scan(&s.Timeline)
+	return unlessRefused(err)
+}
+
+// readOrigin asks where the connection leads, as those are asked at which the node reads.
+func (s *Server) readOrigin(ctx context.Context, conn *pgx.Conn) error {
+	o, err := originOf(ctx, conn.PgConn())
+	if err != nil {
+		return err
+	}
+	s.System, s.Database, s.Started = o.System, o.Database, o.started
+	if s.Standby {
+		return nil
+	}
+	return unlessRefused(conn.QueryRow(ctx, `SELECT CAST(('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) AS BIT(32))::BIGINT`).Scan(&s.Timeline))
+}
+
+// readHeartbeat asks for the newest of the nodes' heartbeats. There may be no authority in the database.
+func (s *Server) readHeartbeat(ctx context.Context, conn *pgx.Conn) error {
+	var newest int64
+	err := conn.QueryRow(ctx, `SELECT COALESCE(MAX(high_water), 0) FROM clock`).Scan(&newest)
+	if s.Asked = time.Now(); err == nil && newest > 0 {
+		s.Heartbeat = FromMicros(newest)
+	}
+	return unlessRefused(err)
+}
+
+// unlessRefused passes over what a server refuses to tell, or has not.
+func unlessRefused(err error) error {
+	if _, refused := errors.AsType[*pgconn.PgError](err); refused {
+		return nil
+	}
+	return err
 }
 
 func (s *Server) readFollowers(ctx context.Context, conn *pgx.Conn) error {
@@ -224,13 +291,13 @@ func (s *Server) readSlots(ctx context.Context, conn *pgx.Conn) error {
 	if s.Standby {
 		return nil
 	}
-	rows, err := conn.Query(ctx, `SELECT slot_name, active, COALESCE(CAST(pg_current_wal_lsn() - restart_lsn AS BIGINT), 0) FROM pg_replication_slots
-		ORDER BY slot_name`)
+	rows, err := conn.Query(ctx, `SELECT slot_name, active, COALESCE(CAST(pg_current_wal_lsn() - restart_lsn AS BIGINT), 0), COALESCE(wal_status, '')
+		FROM pg_replication_slots ORDER BY slot_name`)
 	if err != nil {
 		return err
 	}
 	var slot Slot
-	_, err = pgx.ForEachRow(rows, []any{&slot.Name, &slot.Active, &slot.Keeps}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&slot.Name, &slot.Active, &slot.Keeps, &slot.Status}, func() error {
 		s.Slots = append(s.Slots, slot)
 		return nil
 	})

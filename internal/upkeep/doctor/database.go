@@ -28,6 +28,7 @@ const (
 	behindBytes   = 16 << 20
 	behindTime    = 10 * time.Second
 	slotBytes     = 1 << 30
+	silentTime    = 2 * time.Minute // twice the wal_sender_timeout of a server that nobody set
 	senderTimeout = 10 * time.Second
 	clockApart    = time.Second
 	oldestRelease = 13_00_00
@@ -81,6 +82,7 @@ func (r *databaseReport) ok(check, object, format string, args ...any) {
 // judge holds the servers of one cluster against the rules.
 func (r *databaseReport) judge(o Database, servers []db.Server) {
 	primary := r.judgeRoles(servers)
+	r.judgeClusters(servers)
 	versions := map[string]bool{}
 	for _, s := range servers {
 		if s.Err != nil {
@@ -207,33 +209,6 @@ func (r *databaseReport) judgeConnections(s db.Server, nodes int) {
 	}
 }
 
-// judgeStandbys says how far the standbys are, and how many follow.
-func (r *databaseReport) judgeStandbys(primary db.Server, servers []db.Server) int {
-	for _, s := range servers {
-		if s.Err != nil || !s.Standby {
-			continue
-		}
-		behind := primary.Position - s.Position
-		switch {
-		case len(primary.Standbys) == 0:
-			r.tell("standby.severed", s.Address, "the primary has no standby", "", "patronictl list")
-		case behind > behindBytes:
-			r.tell("standby.behind", s.Address, fmt.Sprintf("%s of log", bytes(behind)), "", "patronictl list")
-		default:
-			r.ok("standby", s.Address, "it is %s of log behind the primary", bytes(max(0, behind)))
-		}
-	}
-	for _, f := range primary.Standbys {
-		if f.Behind > behindTime {
-			r.tell("standby.behind", f.Name, f.Behind.String(), "", "patronictl list")
-		}
-	}
-	if len(primary.Standbys) > 0 && !primary.SeesAll {
-		r.tell("privileges", primary.Address, fmt.Sprintf("%d standbys, of which nothing more is shown", len(primary.Standbys)), "", "GRANT pg_monitor TO "+quoted(primary.Role))
-	}
-	return len(primary.Standbys)
-}
-
 // judgeDurability says whether what is acknowledged survives the primary.
 func (r *databaseReport) judgeDurability(wanted db.Durability, primary db.Server, standbys int) {
 	names := strings.TrimSpace(primary.Settings["synchronous_standby_names"])
@@ -279,29 +254,6 @@ func (r *databaseReport) judgeDurability(wanted db.Durability, primary db.Server
 	timeout, err := time.ParseDuration(primary.Settings["wal_sender_timeout"])
 	if waits && err == nil && (timeout == 0 || timeout > senderTimeout) {
 		r.tell("sender.slow", primary.Address, "wal_sender_timeout "+timeout.String(), "", "patronictl edit-config -s postgresql.parameters.wal_sender_timeout=4s")
-	}
-}
-
-func (r *databaseReport) judgeSlots(primary db.Server) {
-	for _, slot := range primary.Slots {
-		if !slot.Active && slot.Keeps > slotBytes {
-			r.tell("slot.holds", primary.Address, fmt.Sprintf("%s holds %s", slot.Name, bytes(slot.Keeps)), "",
-				"SELECT pg_drop_replication_slot('"+strings.ReplaceAll(slot.Name, "'", "''")+"')")
-		}
-	}
-}
-
-// judgeReads judges the database that this node reads from.
-func (r *databaseReport) judgeReads(reads, servers []db.Server) {
-	for _, s := range reads {
-		switch {
-		case s.Err != nil:
-			r.tell("read.unreachable", s.Address, s.Err.Error(), "", "")
-		case !s.Standby && len(servers) > 1:
-			r.tell("read.primary", s.Address, "it takes writes", "it is the primary now, which may be so after a failover", "patronictl list")
-		default:
-			r.ok("read", s.Address, "this node reads here")
-		}
 	}
 }
 

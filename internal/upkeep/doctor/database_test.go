@@ -18,8 +18,10 @@ func sound() []db.Server {
 		return map[string]string{"fsync": "on", "full_page_writes": "on", "synchronous_commit": "remote_apply", "synchronous_standby_names": "n2",
 			"wal_log_hints": "on", "wal_sender_timeout": "4000ms", db.Takeover: "fenced"}
 	}
+	now := time.Now()
 	one := func(address string, standby bool) db.Server {
-		return db.Server{Address: address, Remote: true, Version: "15.18", Number: 150018, Standby: standby, Settings: settings(), TLS: "TLSv1.3",
+		return db.Server{System: "7000000000000000001", Database: "16384", Started: address, Timeline: 3, Heartbeat: now, Asked: now,
+			Receiver: db.Receiver{Running: standby}, Address: address, Remote: true, Version: "15.18", Number: 150018, Standby: standby, Settings: settings(), TLS: "TLSv1.3",
 			Role: "chancery", SeesAll: true, Position: 1 << 30, Connections: db.Connections{Most: 300, Reserved: 3, Used: 20, Role: -1, Database: -1, Logins: 3}}
 	}
 	all := []db.Server{one("a:5432", false), one("b:5432", true), one("c:5432", true)}
@@ -61,6 +63,18 @@ func TestEachRuleOfTheDatabase(t *testing.T) {
 		{"standby.behind", db.Synchronous, func(all []db.Server) { all[2].Position = 0 }},
 		{"standby.behind", db.Synchronous, func(all []db.Server) { all[0].Standbys[1].Behind = time.Minute }},
 		{"standby.severed sync.missing", db.Synchronous, func(all []db.Server) { all[0].Standbys = nil }},
+		{"standby.severed", db.Synchronous, func(all []db.Server) { all[2].Receiver.Running = false }},
+		{"standby.severed", db.Synchronous, func(all []db.Server) { all[2].Receiver.State = "waiting" }},
+		{"standby.severed", db.Synchronous, func(all []db.Server) { all[2].Receiver.Silent = time.Hour }},
+		{"", db.Synchronous, func(all []db.Server) { all[2].Receiver.State, all[2].Receiver.Silent = "streaming", 20*time.Second }},
+		{"standby.behind", db.Synchronous, func(all []db.Server) { all[2].Heartbeat = all[2].Heartbeat.Add(-time.Minute) }},
+		{"", db.Synchronous, func(all []db.Server) { // the primary was asked later
+			all[0].Heartbeat, all[0].Asked = all[0].Heartbeat.Add(time.Minute), all[0].Asked.Add(time.Minute)
+		}},
+		{"standby.timeline", db.Synchronous, func(all []db.Server) { all[2].Timeline = 2 }},
+		{"standby.timeline standby.severed", db.Synchronous, func(all []db.Server) { all[2].Timeline, all[2].Receiver.Running = 4, false }},
+		{"cluster.mixed", db.Synchronous, func(all []db.Server) { all[2].System, all[2].Receiver.Running = "7000000000000000002", false }},
+		{"slot.lost", db.Synchronous, func(all []db.Server) { all[0].Slots = []db.Slot{{Name: "gone", Status: "lost"}} }},
 		{"slot.holds", db.Synchronous, func(all []db.Server) {
 			all[0].Slots = []db.Slot{{Name: "gone", Keeps: 2 << 30}, {Name: "here", Active: true, Keeps: 2 << 30}}
 		}},
@@ -113,6 +127,28 @@ func TestEachRuleOfTheDatabase(t *testing.T) {
 	}
 	r := &databaseReport{}
 	r.judgeReads([]db.Server{sound()[0], {Address: "d", Err: errors.New("refused")}}, sound())
+	if len(r.found) != 2 || r.found[0].Check != "database.read.primary" {
+		t.Errorf("the primary is read: %+v", r.found)
+	}
+	for what, spoil := range map[string]func(*db.Server){
+		"another cluster":      func(s *db.Server) { s.System = "7000000000000000002" },
+		"another database":     func(s *db.Server) { s.Database = "16385" },
+		"a copy that promoted": func(s *db.Server) { s.Standby, s.Started = false, "elsewhere" },
+	} {
+		read := sound()[1]
+		spoil(&read)
+		apart := &databaseReport{}
+		if apart.judgeReads([]db.Server{read}, sound()); len(apart.found) != 1 || apart.found[0].Check != "database.read.foreign" {
+			t.Errorf("%s is read: %+v", what, apart.found)
+		}
+		r.found = append(r.found, apart.found...)
+	}
+	own := sound()[1]
+	own.Started, own.Receiver.Running = "one that the URL does not name", false
+	severed := &databaseReport{}
+	if severed.judgeReads([]db.Server{own}, sound()); len(severed.found) != 1 || severed.found[0].Check != "database.standby.severed" {
+		t.Errorf("a standby that is read and follows nobody: %+v", severed.found)
+	}
 	for _, f := range append(r.found, finding.Finding{Check: "database.primary.alone"}) {
 		broken[f.Check] = true
 	}
