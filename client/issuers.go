@@ -29,6 +29,20 @@ type Issuer struct {
 	CreatedAt   time.Time `json:"created_at"`
 	PEM         string    `json:"pem,omitempty"`
 	CSR         string    `json:"csr,omitempty" doc:"the PKCS #10 request of a pending issuer"`
+
+	Former   []FormerCertificate `json:"former,omitempty" doc:"the certificates that it had before it was renewed and that have not ended, the newest first; absent in lists"`
+	Warnings []string            `json:"warnings,omitempty" doc:"of its renewal, in the answer to that alone"`
+}
+
+// FormerCertificate is a certificate that an issuer had before it was renewed with its key.
+type FormerCertificate struct {
+	Serial      string    `json:"serial"`
+	Fingerprint string    `json:"sha256"`
+	NotAfter    time.Time `json:"not_after"`
+	State       string    `json:"state,omitempty" doc:"in the inventory of the issuer above; absent where that is not here"`
+	Placements  int64     `json:"placements" doc:"that present it still, by what their agents said last"`
+	Hosts       int64     `json:"hosts" doc:"whose placements those are"`
+	PEM         string    `json:"pem"`
 }
 
 // The kinds of issuers that can be made.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/root"
 	"chancery/internal/store/db"
 )
@@ -102,4 +103,19 @@ func (c *CA) warnings(ctx context.Context, before *Issuer, now time.Time) ([]str
 	return []string{fmt.Sprintf("%d certificates that issuer %q issued before it came here name the certificate that it had by issuer and serial "+
 		"(authorityKeyIdentifier, RFC 5280 4.2.1.1): OpenSSL verifies them under that one alone; hand it out beside the new one, and have them issued anew before it "+
 		"ends on %s", n, before.Name, utc(before.Certificate.NotAfter))}, nil
+}
+
+// StateOf is the state of a certificate in an inventory, empty where that does not have it.
+func (c *CA) StateOf(ctx context.Context, ref Ref) (state State, err error) {
+	err = c.db.Read(ctx, func(tx *db.Tx) error {
+		r, err := c.recordByRef(ctx, tx, ref)
+		if err == nil {
+			state = r.State
+		}
+		return err
+	})
+	if fault.Is(err, fault.NotFound) {
+		return "", nil
+	}
+	return state, err
 }

@@ -9,6 +9,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/trust"
 	"chancery/internal/pkitest"
@@ -54,6 +55,14 @@ func TestRenewedIssuerIsTrustedBesideTheOneBefore(t *testing.T) {
 		a.report(m, client.Observation{Placement: "a", Issuer: old, Serial: "01", Message: "not there yet"})
 		if under(now) != 1 || under(old) != 0 {
 			t.Errorf("after a late report, %d placements are under the new certificate, %d under the old one", under(now), under(old))
+		}
+		presenting := func() host.Presenting { return must[host.Presenting](t)(a.Hosts.PresentingFormer(ctx, now, old)) }
+		if p := presenting(); p.Placements != 1 || p.Hosts != 1 {
+			t.Errorf("the agent names the old certificate, and they say that %+v do", p)
+		}
+		a.report(m, client.Observation{Placement: "a", Issuer: now, Serial: "01"})
+		if p := presenting(); p.Placements != 0 || p.Hosts != 0 {
+			t.Errorf("the agent names the new certificate, and they say that %+v present the old one", p)
 		}
 		seen, err := a.Trust.Check(ctx, func(f trust.Finding) bool { t.Errorf("finding: %+v", f); return true })
 		if err != nil || seen.Entries < 3 {

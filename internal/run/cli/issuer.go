@@ -167,6 +167,16 @@ func (g *globals) showIssuer(i *client.Issuer) error {
 	if i.CRL != nil {
 		fields = append(fields, field{"CRL", i.CRL.Number}, field{"CRL until", stamp(i.CRL.NextUpdate)})
 	}
+	for _, f := range i.Former {
+		state := f.State
+		if state == "" {
+			state = "its state is known where it was signed"
+		}
+		fields = append(fields, field{"before", fmt.Sprintf("%s (%s), until %s; %d placements on %d hosts present it", f.Serial, state, stamp(f.NotAfter), f.Placements, f.Hosts)})
+	}
+	for _, w := range i.Warnings {
+		g.say("warning: %s", printable(w))
+	}
 	return g.show(i, fields...)
 }
 

@@ -57,9 +57,16 @@ func (c *issuerRenewCommand) Run(ctx context.Context, g *globals) error {
 		}
 		in.Validity = ""
 	}
+	before, err := api.Issuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
 	issuer, err := api.RenewIssuer(ctx, c.Issuer, in)
 	if err != nil {
 		return err
+	}
+	if issuer.Serial == before.Serial {
+		g.say("issuer %s has this certificate already; nothing was changed", issuer.Name)
 	}
 	return g.showIssuer(issuer)
 }

@@ -7,6 +7,8 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/trust"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
 	"chancery/internal/store/once"
@@ -49,6 +51,11 @@ func (s *Server) showIssuer(ctx context.Context, in *issuerName) (*out[client.Is
 // issuer is an issuer with the CRL that is in force.
 func (s *Server) issuer(ctx context.Context, i *ca.Issuer) (*out[client.Issuer], error) {
 	w := s.wholeIssuer(ctx, i)
+	w.Warnings = i.Warnings
+	var err error
+	if w.Former, err = s.former(ctx, i, time.Now()); err != nil {
+		return nil, err
+	}
 	if i.State == ca.IssuerPending {
 		return answer(w), nil
 	}
@@ -61,6 +68,28 @@ func (s *Server) issuer(ctx context.Context, i *ca.Issuer) (*out[client.Issuer],
 		w.CRL = &c
 	}
 	return answer(w), nil
+}
+
+// former are the certificates that an issuer had and that stand, with who presents them.
+func (s *Server) former(ctx context.Context, i *ca.Issuer, now time.Time) (all []client.FormerCertificate, err error) {
+	for _, c := range i.Standing(now) {
+		f := client.FormerCertificate{Serial: cert.FormatSerial(c.SerialNumber), Fingerprint: trust.Fingerprint(c), NotAfter: c.NotAfter,
+			PEM: string(encodePEM("CERTIFICATE", c.Raw))}
+		p, err := s.Hosts.PresentingFormer(ctx, trust.Fingerprint(i.Certificate), f.Fingerprint)
+		if err != nil {
+			return nil, err
+		}
+		f.Placements, f.Hosts = p.Placements, p.Hosts
+		if i.Parent != "" {
+			state, err := s.CA.StateOf(ctx, ca.Ref{Issuer: i.Parent, Serial: c.SerialNumber})
+			if err != nil {
+				return nil, err
+			}
+			f.State = string(state)
+		}
+		all = append(all, f)
+	}
+	return all, nil
 }
 
 func (s *Server) createIssuer(ctx context.Context, in *in[client.CreateIssuerRequest]) (*out[client.Issuer], error) {

@@ -25,8 +25,8 @@ const (
 	certificateMaxAge = 24 * time.Hour
 )
 
-// certificate serves an issuer's certificate. It changes where the issuer is renewed with its key, and then either one serves who
-// looks for the way up; an issuer whose answer from an outside root comes later has none before.
+// certificate serves an issuer's certificate. It changes where the issuer is renewed with its key; .p7c has the one before beside it
+// until that ends (RFC 5280 4.2.2.1). An issuer whose answer from an outside root comes later has none before.
 func (h *Handler) certificate(w http.ResponseWriter, r *http.Request) error {
 	name, form, err := cut(r.PathValue("file"))
 	if err != nil {
@@ -50,7 +50,10 @@ func (h *Handler) certificate(w http.ResponseWriter, r *http.Request) error {
 		body, mediaType = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuer.Certificate.Raw}), pemType
 	case "p7c":
 		mediaType = certsOnlyType
-		if body, err = certsOnly(append([]*x509.Certificate{issuer.Certificate}, issuer.Chain...)); err != nil {
+		// Whoever follows a link to here may have to find the certificate that the issuer had: some leaves name it by its serial, and
+		// signatures of the past are verified at a time before the new one began.
+		path := append([]*x509.Certificate{issuer.Certificate}, issuer.Standing(time.Now())...)
+		if body, err = certsOnly(append(path, issuer.Chain...)); err != nil {
 			return err
 		}
 	default:

@@ -199,6 +199,18 @@ func TestCertificates(t *testing.T) {
 	if strings.Count(out, "BEGIN CERTIFICATE") != 2 || !strings.Contains(out, "Issuer one") || !strings.HasPrefix(header.Get("Content-Type"), "application/pkcs7-mime") {
 		t.Errorf("%v: openssl reads\n%s", header, out)
 	}
+	before := o.issuer.Certificate
+	renewed, err := o.ca.RenewIssuer(t.Context(), o.by, ca.RenewSpec{Issuer: "one", Validity: 12 * 365 * 24 * time.Hour})
+	must(t, err)
+	_, _, p7c = o.get("/ca/one.p7c", nil)
+	for _, c := range []*x509.Certificate{before, renewed.Certificate, o.root.Certificate} {
+		if bytes.Count(p7c, c.Raw) != 1 {
+			t.Errorf("after the renewal, one.p7c has certificate %x %d times", c.SerialNumber, bytes.Count(p7c, c.Raw))
+		}
+	}
+	if _, _, der := o.get("/ca/one.cer", nil); !bytes.Equal(der, renewed.Certificate.Raw) {
+		t.Error("one.cer is not the new certificate")
+	}
 }
 
 func TestOCSPOverHTTP(t *testing.T) {
