@@ -12,6 +12,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
+	"chancery/internal/store/schema"
 )
 
 func TestRepeatedCalls(t *testing.T) {
@@ -284,5 +285,42 @@ func TestTakeHeard(t *testing.T) {
 	}))
 	if n != 0 {
 		t.Errorf("%d rows of a host that was removed are left", n)
+	}
+}
+
+// TestHeardByReader has an agent call a node whose login writes rows of its own alone.
+func TestHeardByReader(t *testing.T) {
+	pg, ctx := pkitest.Postgres(t), t.Context()
+	for _, statement := range []string{"CREATE ROLE pki NOLOGIN", "CREATE DATABASE fleet OWNER pki", "CREATE ROLE chancery_one LOGIN IN ROLE pki"} {
+		pg.Exec(t, statement)
+	}
+	as := func(role string) *db.DB {
+		return pkitest.Open(t, db.Options{URL: strings.Replace(pg.URL("fleet"), "//chancery@", "//"+role+"@", 1)})
+	}
+	_, err := as("chancery").Migrator().ExecContext(ctx, db.LoginFunctions)
+	check(t, err)
+	one := as("chancery_one")
+	check(t, schema.Migrate(ctx, one))
+	a := newAuthority(t, one)
+	m := a.join(client.AddHostRequest{Name: "web1"})
+	must[*client.Desired](t)(a.Hosts.Desired(ctx, m.principal, "", 0)) // the first call with its key is written where it is made
+	check(t, one.AddLogin(ctx, "chancery_near", true))
+	near := a.second(as("chancery_near"))
+	must[*client.Desired](t)(near.Hosts.Desired(ctx, m.principal, "", 0))
+	for range 2 {
+		check(t, near.Hosts.FlushSeen(ctx))
+		check(t, near.Hosts.TakeHeard(ctx)) // which is not for it to do
+	}
+	rows := func(query string) (n int) {
+		t.Helper()
+		check(t, one.Migrator().QueryRowContext(ctx, query).Scan(&n))
+		return n
+	}
+	if heard, seen := rows(`SELECT COUNT(*) FROM host_heard WHERE node = 'near'`), rows(`SELECT COUNT(*) FROM host_seen`); heard != 1 || seen != 0 {
+		t.Fatalf("%d rows of its own, %d of all nodes", heard, seen)
+	}
+	check(t, a.Hosts.TakeHeard(ctx))
+	if rows(`SELECT COUNT(*) FROM host_seen`) != 1 {
+		t.Error("the agent that called another node was not seen")
 	}
 }

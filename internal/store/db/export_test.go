@@ -36,3 +36,6 @@ func (d *DB) Aside(ctx context.Context, fn func(conn *sql.Conn) error) error { r
 
 // Ruled reports whether the server that is read was seen to be the primary.
 func Ruled(d *DB) bool { return d.standby.ruled.Load() }
+
+// EndStanding ends what a session waits for and has stood still for a while.
+func (d *DB) EndStanding(ctx context.Context, pid int64) { d.endStanding(ctx, pid) }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -153,4 +154,50 @@ func TestLoginsOfThoseWhoResist(t *testing.T) {
 	add("chancery_five", false)
 	add("chancery_two", false) // it was not to go after all
 	_ = l.as("chancery_two")
+}
+
+// TestNoneIsEndedBetweenTwoStatements: a session that has just had an answer does not stand still, though another waits for it.
+func TestNoneIsEndedBetweenTwoStatements(t *testing.T) {
+	t.Parallel()
+	ctx, url := t.Context(), pkitest.URL(t, db.Postgres)
+	d := pkitest.Open(t, db.Options{URL: url})
+	makeTable(t, d)
+	if err := d.Tx(ctx, func(tx *db.Tx) error { return insert(ctx, tx, "held", 1) }); err != nil {
+		t.Fatal(err)
+	}
+	connect := func() *pgx.Conn {
+		conn, err := pgx.Connect(ctx, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close(context.WithoutCancel(ctx)) })
+		return conn
+	}
+	waits := connect()
+	var pid int64
+	if err := waits.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	for alive := false; !alive; {
+		holder := connect()
+		if _, err := holder.Exec(ctx, "BEGIN; UPDATE items SET n = 2"); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); _, _ = waits.Exec(ctx, "UPDATE items SET n = 3") }()
+		var asked time.Time
+		for blocked := false; !blocked; {
+			asked = time.Now()
+			if err := holder.QueryRow(ctx, "SELECT pg_backend_pid() = ANY (pg_blocking_pids($1))", pid).Scan(&blocked); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.EndStanding(ctx, pid)
+		soon := time.Since(asked) < 500*time.Millisecond // else it stood still, on a machine that has much to do
+		_, err := holder.Exec(ctx, "ROLLBACK")
+		if alive = err == nil; !alive && soon {
+			t.Fatalf("it is ended: %v", err)
+		}
+		<-done
+	}
 }
