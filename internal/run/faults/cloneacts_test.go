@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
