@@ -38,10 +38,11 @@ packages:
 	.ci/packages
 
 # What the tests' probers saw while certificates and trust were changed is shown at the end: connections, and failures. Vet is left to
-# make vet, and the test programs go without what debuggers read.
+# make vet, and the test programs go without what debuggers read. One more package than there are processors is tested at a time, since many
+# wait for servers and agents.
 test: packages
 	@mkdir -p bin && rm -f bin/probed
-	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test -timeout 12m -vet=off -ldflags=-w ./...
+	CHANCERY_PROBED=$(CURDIR)/bin/probed $(GO) test -p $$(($$(nproc) + 1)) -timeout 15m -vet=off -ldflags=-w ./...
 	CGO_ENABLED=1 $(GO) test -C $(PKCS11) ./...
 	@[ ! -f bin/probed ] || sort bin/probed
 
