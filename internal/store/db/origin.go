@@ -138,7 +138,7 @@ func (c *postgresConn) placed(ctx context.Context) error {
 
 // refusedForeign says at the start which key of the configuration is wrong.
 func refusedForeign(err error) error {
-	return fault.New(fault.Invalid, "database_read leads to another database than database does: %w", err).
+	return fault.New(fault.Invalid, "database_read leads to another database than database_file does: %w", err).
 		WithHint("name the standby beside this node that follows the primary, with the same database name, or leave database_read out; " +
 			"chancery doctor database says which servers are of which cluster")
 }

@@ -41,8 +41,8 @@ func (s *Services) HoldIdentityRoot(ctx context.Context, dir datadir.Dir, logger
 	if good == nil {
 		return fault.New(fault.Conflict, "%s holds a root of identities that the authority in the database has not, SHA-256 %s; the authority's is %s",
 			dir.IdentityRoot(), prints(pinned), prints(roots)).
-			WithHint("if the database is the right one (another node's chancery clone invite shows the same SHA-256), copy ca/identity-root.pem of that node here; " +
-				"if not, mend the key database of node.yaml")
+			WithHint("if the database is the right one, copy ca/identity-root.pem of another of its nodes here, once this shows the authority's SHA-256 there: " +
+				"openssl x509 -noout -fingerprint -sha256 -in ca/identity-root.pem; if it is not, mend database_file in node.yaml")
 	}
 	if err := keyfile.ReplaceBeside(dir.IdentityRoot(), keyfile.EncodeCertificates(good), 0o644); err != nil {
 		return fmt.Errorf("replace the root of identities of another authority, %s: %w", dir.IdentityRoot(), err)

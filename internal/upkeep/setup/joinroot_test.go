@@ -17,6 +17,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/run/server"
 	"chancery/internal/store/db"
+	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
 
@@ -101,4 +102,27 @@ func TestRootOfTheAuthorityThatWasJoined(t *testing.T) {
 		t.Errorf("it serves: %v", err)
 	}
 	is("refused", others)
+}
+
+// TestReadsAnotherAuthority has node.yaml name another authority's database to read from: the node does not start, and says by which key.
+func TestReadsAnotherAuthority(t *testing.T) {
+	t.Parallel()
+	var urls [2]string
+	var dirs [2]datadir.Dir
+	for i := range urls {
+		urls[i], dirs[i] = pkitest.URL(t, db.Postgres), newDir(t)
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dirs[i], DatabaseFile: databaseFile(t, urls[i]), Online: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := append(readFile(t, dirs[0].Config()), "database_read: "+databaseFile(t, urls[1])+"\n"...)
+	if err := os.WriteFile(dirs[0].Config(), config, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := server.Run(ctx, server.Options{Dir: dirs[0], Logger: slog.New(slog.DiscardHandler)})
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "database_read leads to another database than database_file does") {
+		t.Errorf("it serves: %v", err)
+	}
 }
