@@ -66,6 +66,7 @@ type Service struct {
 
 	suspended map[string]time.Time  // nodes whose end is begun, and since when this process has seen that
 	turns     map[string]unanswered // by the lease's name
+	limited   time.Time             // when limitReaders was last tried
 }
 
 // New returns the service of the node whose key recipient o.Keys is.

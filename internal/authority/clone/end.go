@@ -244,9 +244,9 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 			s.resume(ctx, r.name)
 		}
 		switch {
-		case shut && compromised:
+		case shut && compromised && !errors.Is(err, db.ErrUnknownOutcome):
 			return staysShut(err)
-		case shut:
+		case shut && !compromised:
 			s.reopenLogin(ctx, r.name)
 		}
 		return err

@@ -74,7 +74,7 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		return err
 	}
 	by := access.System(s.node)
-	errs := []error{s.findLogins(ctx, all), s.limitReaders(ctx, all), s.finishTurns(ctx, by, leases, now)}
+	errs := []error{s.findLogins(ctx, all), s.limitReaders(ctx, all, now), s.finishTurns(ctx, by, leases, now)}
 	for _, r := range all {
 		var err error
 		switch {

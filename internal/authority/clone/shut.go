@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"chancery/client"
 	"chancery/internal/fault"
@@ -42,8 +43,11 @@ func (s *Service) reopenLogin(ctx context.Context, name string) {
 // limitedSince is the migration from which on programs do with logins that write rows of their own alone.
 const limitedSince = 23
 
+// limitEvery is how often limitReaders is tried: who has such a login can keep the tables from it, and it has all others wait for a second.
+const limitEvery = time.Minute
+
 // limitReaders takes from the logins of nodes that do not issue what releases before gave them, once no node of one is left.
-func (s *Service) limitReaders(ctx context.Context, all []*row) error {
+func (s *Service) limitReaders(ctx context.Context, all []*row, now time.Time) error {
 	for _, r := range all {
 		known := r.report.Schema
 		if r.seen.IsZero() {
@@ -52,6 +56,15 @@ func (s *Service) limitReaders(ctx context.Context, all []*row) error {
 		if (r.state == client.CloneActive || r.state == client.CloneLeaving) && known < limitedSince {
 			return nil
 		}
+	}
+	s.mu.Lock()
+	due := now.Sub(s.limited) >= limitEvery
+	if due {
+		s.limited = now
+	}
+	s.mu.Unlock()
+	if !due {
+		return nil
 	}
 	return s.DB.LimitReaders(ctx)
 }

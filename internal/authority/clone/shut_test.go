@@ -5,12 +5,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"chancery/client"
 	"chancery/internal/authority/clone"
 	"chancery/internal/store/once"
+	"chancery/internal/store/schema"
 )
 
 // resists has a session of a node's login hold rows that its removal needs, and work on, as far as PostgreSQL can tell.
@@ -34,18 +36,37 @@ func (a *authority) resists(node, begin string) {
 	})
 }
 
+// limitsReaders has an authority whose nodes ran another release: what that gave the logins of nodes that do not issue is taken back once no
+// node of it is left.
+func (a *authority) limitsReaders(reader string) {
+	a.t.Helper()
+	ctx, now := a.t.Context(), time.Now()
+	must(a.t, a.Clones.Report(ctx, clone.Self{}, now))
+	a.exec(`GRANT INSERT, UPDATE ON clock TO pki_reader`)
+	for _, known := range []struct{ schema, former int64 }{{22, 1}, {schema.Newest(), 0}} {
+		a.exec(`UPDATE node SET seen_at = 1, report = '{"Schema":' || CAST(CAST($1 AS BIGINT) AS TEXT) || '}' WHERE name = $2`, known.schema, reader)
+		now = now.Add(time.Hour)
+		must(a.t, a.Clones.Finish(ctx, now))
+		if n := a.count(`SELECT COUNT(*) FROM pg_roles WHERE rolname = 'pki_reader' AND has_table_privilege(oid, 'clock', 'UPDATE')`); n != known.former {
+			a.t.Errorf("a node knows schema %d, and %d roles have the rights of a release before", known.schema, n)
+		}
+	}
+}
+
 // TestNodeThatResistsItsRemoval has whoever has a node's login hold what the node's removal needs: the login is out all the same, and the
 // node with it.
 func TestNodeThatResistsItsRemoval(t *testing.T) {
 	t.Parallel()
 	a, ctx := withLogins(t), t.Context()
-	for _, name := range []string{"n2", "n3"} {
-		m := a.withDatabase(name)
+	for name, token := range map[string]*client.CloneToken{"n2": a.invite(), "n3": a.invite(), "n4": a.invite("ocsp")} {
+		m := a.machine(name, token)
+		m.in.DatabaseCSR = a.machine("x", &client.CloneToken{}).in.CSR
 		waits, err := a.Clones.Join(ctx, m.in)
 		must(t, err)
 		_, err = a.Clones.Approve(ctx, a.admin, name, client.CloneApproval{Fingerprint: waits.Fingerprint})
 		must(t, err)
 	}
+	a.limitsReaders("n4")
 	const own = "UPDATE node SET report = report WHERE name = substr(session_user, 10)"
 	a.resists("n2", "SET ROLE pki; BEGIN; "+own)
 	a.resists("n3", "SET ROLE pki; BEGIN; "+own+"; INSERT INTO write_mark (node, number) VALUES ('n3', 1); SET ROLE NONE; ALTER ROLE chancery_n3 PASSWORD 'x'")

@@ -61,12 +61,12 @@ BEGIN
 END $$;
 
 -- end_sessions ends what a login has open, whatever it does, but for what waits for a standby: ended, its commit would be seen and could be
--- lost. It says how many are left after a second.
+-- lost. It says how many are left after two seconds.
 CREATE OR REPLACE FUNCTION chancery_logins.end_sessions(login text) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   n bigint;
 BEGIN
-  FOR look IN 1..50 LOOP
+  FOR look IN 1..100 LOOP
     PERFORM pg_stat_clear_snapshot();
     SELECT count(*) INTO n FROM pg_stat_activity WHERE usename = login AND pid <> pg_backend_pid();
     EXIT WHEN n = 0;
