@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// takeUp is how long a new holder may take, while the database answers.
+	// takeUp is how long a new holder may take to take a lease up, and to publish what was asked for, while the database answers.
 	takeUp = 10 * time.Second
 	// takeUpAtMost is how long whoever promotes waits where it does not, and backWithin how long he tries to give the lease back. Both together
 	// are less than a caller waits for an answer.
@@ -27,16 +27,17 @@ const (
 
 var errNotTakenUp = errors.New("the lease was not taken up")
 
-// takenUp waits until a lease stands as it was given. While the database does not answer, as in a failover, the holder could not have taken it
-// up, and has its time again afterwards.
+// takenUp waits until a lease stands as it was given. A holder that has taken it up has as long again for the first lists. While the database
+// does not answer, as in a failover, it could do neither, and its time begins anew.
 func (s *Service) takenUp(ctx context.Context, given *turned) error {
-	begun := time.Now()
+	begun, answered := time.Now(), false
 	last := begun.Add(takeUpAtMost)
 	for end := begun.Add(s.takeUp); ; {
-		stands, err := false, error(nil)
+		var l db.Lease
+		var stands bool
 		within, cancel := context.WithTimeout(ctx, takeUp)
-		err = s.DB.ReadSnapshot(within, func(tx *db.Tx) (err error) {
-			_, stands, err = given.stands(within, tx)
+		err := s.DB.ReadSnapshot(within, func(tx *db.Tx) (err error) {
+			l, stands, err = given.stands(within, tx)
 			return err
 		})
 		cancel()
@@ -44,9 +45,10 @@ func (s *Service) takenUp(ctx context.Context, given *turned) error {
 			return err
 		}
 		now := time.Now()
-		if err != nil {
+		if err != nil || !answered && given.answered(&l) {
 			end = now.Add(s.takeUp)
 		}
+		answered = answered || err == nil && given.answered(&l)
 		if now.After(end) || now.After(last) {
 			return errNotTakenUp
 		}
