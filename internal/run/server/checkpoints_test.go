@@ -50,7 +50,9 @@ func TestCheckpointsAreHandedOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		if to == own {
-			before = await("handed to it", func(l db.Lease) bool { return l.Holder == own && !l.Unanswered() && l.Epoch >= given.Epoch && l.Pinned == own })
+			before = await("handed to it", func(l db.Lease) bool {
+				return l.Holder == own && !l.Unanswered() && l.Epoch >= given.Epoch && l.Pinned == own
+			})
 		}
 	}
 	if before.Epoch < 3 {
