@@ -202,7 +202,7 @@ func (n *nodes) join(t *testing.T, by, name string, kills int, subsystems string
 	if kills > 0 {
 		other := filepath.Join(work, "other")
 		must(t, os.WriteFile(other, []byte(n.reach("", "postgres")+"\n"), 0o600))
-		fails(t, exec.Command(program(t), append(args, "--database-file", other)...), "holds no authority")
+		fails(t, exec.Command(program(t), append(args, "--database-file", other)...), "database_read leads to another database than database_file does")
 		cut(t, begin())
 		if _, err := os.Stat(m.dir.Config()); errors.Is(err, os.ErrNotExist) { // cut short after all was done, it is done
 			last = begin()
