@@ -229,6 +229,11 @@ func issuerOf(t testing.TB, c *client.Client) *client.Issuer {
 // ask asks a node's OCSP responder about a serial, and returns the status. A node that has no responder yet says tryLater.
 func ask(t testing.TB, p *process, issuer *client.Issuer, serial string) int {
 	t.Helper()
+	return answer(t, p, issuer, serial).Status
+}
+
+func answer(t testing.TB, p *process, issuer *client.Issuer, serial string) (response *xocsp.Response) {
+	t.Helper()
 	c := parsed(t, issuer.PEM)
 	number, ok := new(big.Int).SetString(serial, 16)
 	if !ok {
@@ -236,7 +241,6 @@ func ask(t testing.TB, p *process, issuer *client.Issuer, serial string) int {
 	}
 	request, err := xocsp.CreateRequest(certificateWith(number, c), c, &xocsp.RequestOptions{Hash: crypto.SHA256})
 	must(t, err)
-	var response *xocsp.Response
 	until(t, "there is a responder", func() bool {
 		status, body := post(t, "http://"+p.Public+"/ocsp", "application/ocsp-request", request)
 		response, err = xocsp.ParseResponse(body, c)
@@ -248,5 +252,5 @@ func ask(t testing.TB, p *process, issuer *client.Issuer, serial string) int {
 		}
 		return true
 	})
-	return response.Status
+	return response
 }
