@@ -41,7 +41,9 @@ func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate
 	among := s.above(before, given)
 	was := before.top()
 	var chain []*x509.Certificate
-	if selfIssued(was) { // a cross certificate among those given leads elsewhere
+	if parent := s.parent(before); parent != nil && own.CheckSignatureFrom(parent.Certificate) == nil && (!selfIssued(was) || parent.top().Equal(was)) {
+		chain = parent.path() // as it is here: what is above it has commands of its own
+	} else if selfIssued(was) { // a cross certificate among those given leads elsewhere
 		chain = wayTo(own, was, among)
 	}
 	if chain == nil {
@@ -61,9 +63,6 @@ func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate
 		return fault.New(fault.Conflict, "the way up from the certificate ends at a certificate of %q by %q (%s), and not at the root %q that hosts trust (%s); a root is "+
 			"brought to everyone before anything is under it", is.Subject, is.Issuer, digestOf(is), was.Subject, digestOf(was)).
 			WithHint("chancery rollout start rotate-root --pool %s", before.Pool)
-	}
-	if parent := s.parent(before); parent != nil && chain[0].Equal(parent.Certificate) {
-		chain = parent.path()
 	}
 	after.Certificate, after.Chain = own, chain
 	return nil

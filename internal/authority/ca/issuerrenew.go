@@ -181,7 +181,7 @@ func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time)
 		return nil, err
 	}
 	if !after.Certificate.Equal(before.Certificate) {
-		if err := root.CheckPath(after.path(), now); err != nil {
+		if err := root.CheckPath(after.path(), before.Certificate, now); err != nil {
 			return nil, err
 		}
 	}

@@ -32,6 +32,8 @@ type report struct {
 	Self
 	Schema int64
 	Keys   client.CloneKeys
+
+	CannotSign []string `json:",omitempty"` // of NotReady, what keeps it from signing for issuers: keys and tokens
 }
 
 // registered is what this node last learnt of its own row.
@@ -179,14 +181,15 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		openable.Why = append(openable.Why, fmt.Sprintf("its keys cannot be looked at: %v", err))
 	}
 	said.Keys = client.CloneKeys{Entitled: openable.Entitled, Open: openable.Open}
-	said.NotReady = append(slices.Clone(said.NotReady), openable.Why...)
+	said.CannotSign = openable.Why
 	problems, _, err := s.CA.KeyProblems(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range problems {
-		said.NotReady = append(said.NotReady, p.Message)
+		said.CannotSign = append(said.CannotSign, p.Message)
 	}
+	said.NotReady = slices.Concat(said.NotReady, said.CannotSign)
 	text, err := encode(said)
 	if err != nil {
 		return err

@@ -111,20 +111,18 @@ func TestPromoteWhoCannotSign(t *testing.T) {
 	for _, pin := range []bool{true, false} {
 		before := a.holder()
 		_, err := a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{Pin: pin}, once.Call{})
-		refused(t, err, fault.Conflict, "node n2 is not ready", "does not open")
+		refused(t, err, fault.Conflict, "node n2 cannot sign", "does not open")
 		if l := a.holder(); l != before {
 			t.Errorf("a refused promotion left %+v", l)
 		}
 	}
-	must(t, a.Clones.Report(ctx, clone.Self{NotReady: []string{"its token is not reached"}}, time.Now()))
 	report := func(says string) {
-		a.exec(`UPDATE node SET report = $1 WHERE name = 'n2'`, fmt.Sprintf(`{"NotReady":[%s]}`, says))
+		a.exec(`UPDATE node SET report = $1 WHERE name = 'n2'`, fmt.Sprintf(`{"CannotSign":[%s]}`, says))
 	}
-	report(`"its disk is full"`)
+	report(`"its token is not reached"`)
 	_, err := a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{})
-	refused(t, err, fault.Conflict, "its disk is full")
-	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
-	report("")
+	refused(t, err, fault.Conflict, "its token is not reached")
+	report("") // and the keys that do not open, of which it says nothing then
 
 	work, stop := context.WithCancel(ctx)
 	var signing sync.WaitGroup
@@ -134,6 +132,28 @@ func TestPromoteWhoCannotSign(t *testing.T) {
 	refused(t, err, fault.Conflict, "node n2 has taken the lease", "published no CRL", "node n1 has it again, pinned as before")
 	if l := a.holder(); l.Holder != "n1" || l.Pinned != "n1" {
 		t.Errorf("it is left as %+v", l)
+	}
+}
+
+// TestPromoteWhoIsNotReady: what keeps a node from being ready, and not from signing, is no reason; nor is anything where no other lives.
+func TestPromoteWhoIsNotReady(t *testing.T) {
+	t.Parallel()
+	a, ctx := newAuthority(t), t.Context()
+	_, two := a.running("n2")
+	work, stop := context.WithCancel(ctx)
+	var signing sync.WaitGroup
+	signing.Go(func() { _ = two.Revocation.Run(work) })
+	defer func() { stop(); signing.Wait() }()
+	a.has(revocation.Lease)
+	must(t, a.Clones.Report(ctx, clone.Self{NotReady: []string{"what it reads is 26s old"}}, time.Now()))
+	must(t, two.Clones.Report(ctx, clone.Self{NotReady: []string{"what it reads is 25s old"}}, time.Now()))
+	if _, err := two.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{}); err != nil {
+		t.Errorf("both lag behind: %v", err)
+	}
+	a.exec(`UPDATE node SET seen_at = 1 WHERE name = 'n1'`)
+	a.exec(`UPDATE node SET report = '{"CannotSign":["one of its tokens is not reached"]}' WHERE name = 'n2'`)
+	if _, err := two.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{Pin: true}, once.Call{}); err != nil {
+		t.Errorf("the only one that lives: %v", err)
 	}
 }
 

@@ -102,7 +102,7 @@ func mayHold(r *row, all []*row, now time.Time) error {
 			r.seen.UTC().Format(time.RFC3339), aliveFor)
 	}
 	if why := r.unfit(all, now); len(why) > 0 {
-		return fault.New(fault.Conflict, "node %s is not ready, and would leave the work undone: %s", r.name, strings.Join(why, "; ")).
+		return fault.New(fault.Conflict, "node %s cannot sign, and would leave the work undone: %s", r.name, strings.Join(why, "; ")).
 			WithHint("mend that, and wait for chancery clone status %s to say that it is ready; then try again", r.name)
 	}
 	return nil
@@ -110,8 +110,8 @@ func mayHold(r *row, all []*row, now time.Time) error {
 
 func (r *row) alive(now time.Time) bool { return now.Sub(r.seen) < aliveFor }
 
-// unfit is why a node would not do the work by its own last report: that keys do not open, or a token is not reached, for example. What every
-// other node that lives and could do the work reports as well is no reason: none of them would do better.
+// unfit is why a node would not do the work by its own last report: that keys do not open, or a token is not reached. What every other
+// node that lives and could do the work reports as well is no reason, and nothing is where there is none: who could do better?
 func (r *row) unfit(all []*row, now time.Time) []string {
 	var others []*row
 	for _, o := range all {
@@ -119,8 +119,8 @@ func (r *row) unfit(all []*row, now time.Time) []string {
 			others = append(others, o)
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(r.report.NotReady), func(why string) bool {
-		return len(others) > 0 && !slices.ContainsFunc(others, func(o *row) bool { return !slices.Contains(o.report.NotReady, why) })
+	return slices.DeleteFunc(slices.Clone(r.report.CannotSign), func(why string) bool {
+		return !slices.ContainsFunc(others, func(o *row) bool { return !slices.Contains(o.report.CannotSign, why) })
 	})
 }
 

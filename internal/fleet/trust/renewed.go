@@ -90,9 +90,9 @@ func presentable(ctx context.Context, tx *db.Tx, entries []*entry) ([]*entry, er
 		fit[e] = !refused[i] && e.kind == client.TrustIntermediate
 	}
 	var good []*entry
-	place := map[string]int{} // where the first of a name and key stands
+	place := map[string]int{} // where the first of a name and key stands in a purpose's set
 	of := func(e *entry) string {
-		return string(e.certificate.RawSubject) + string(e.certificate.RawSubjectPublicKeyInfo)
+		return e.purpose + "\x00" + string(e.certificate.RawSubject) + string(e.certificate.RawSubjectPublicKeyInfo)
 	}
 	for i, e := range entries {
 		if refused[i] && e.kind == client.TrustIntermediate && slices.ContainsFunc(entries, func(other *entry) bool {

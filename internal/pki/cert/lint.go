@@ -123,9 +123,24 @@ func (t *TBS) Lint(rules Lints) (*Linted, error) {
 	return linted, nil
 }
 
-// LintCertificate holds a certificate that was made elsewhere, under an issuer, to the lints that nothing turns off.
-func LintCertificate(c *x509.Certificate, issuer *Issuer) error {
-	names, fixed := LintNames()
-	_, err := (&TBS{der: c.RawTBSCertificate, issuer: issuer}).Lint(Lints{Off: slices.DeleteFunc(names, func(name string) bool { return fixed[name] })})
-	return err
+// LintRenewed holds a certificate that was made elsewhere, under an issuer, to the lints that nothing turns off and that the one before it
+// would pass there. What that one fails, its users live with, and a certificate that says the same cannot mend.
+func LintRenewed(c, before *x509.Certificate, issuer *Issuer) error {
+	now, err := parseTBS(c.RawTBSCertificate)
+	was, failed := parseTBS(before.RawTBSCertificate)
+	switch {
+	case failed != nil:
+		return nil
+	case err != nil:
+		return fault.New(fault.Invalid, "lint encoding: the TBSCertificate is malformed: %w", err).At("encoding")
+	}
+	for _, l := range lints {
+		if !l.fixed || l.check(was, issuer) != nil {
+			continue
+		}
+		if err := l.check(now, issuer); err != nil {
+			return fault.New(fault.Invalid, "lint %s (%s): %w", l.name, l.rule, err).At(l.name)
+		}
+	}
+	return nil
 }

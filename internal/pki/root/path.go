@@ -18,8 +18,8 @@ import (
 
 // CheckPath says why relying parties would not go up a path: an issuer's certificate, those above it, and the one at which the path
 // ends, which they trust. It looks at what they look at (RFC 5280 6.1), and holds the issuer's certificate to the lints that nothing
-// turns off.
-func CheckPath(path []*x509.Certificate, now time.Time) error {
+// turns off and the certificate before it passes.
+func CheckPath(path []*x509.Certificate, before *x509.Certificate, now time.Time) error {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	seen := make([]*x509.Certificate, len(path)) // without what crypto/x509 does not know and others do
 	for i, c := range path {
@@ -54,7 +54,7 @@ func CheckPath(path []*x509.Certificate, now time.Time) error {
 	if len(path) == 1 {
 		return nil
 	}
-	return cert.LintCertificate(path[0], &cert.Issuer{Certificate: path[1], Above: path[2:]})
+	return cert.LintRenewed(path[0], before, &cert.Issuer{Certificate: path[1], Above: path[2:]})
 }
 
 // checkAuthorityKey holds what a certificate says of the one above it (RFC 5280 4.2.1.1) against that: OpenSSL looks for one that

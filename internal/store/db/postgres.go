@@ -29,8 +29,9 @@ const (
 	limitIdle = "; SET LOCAL idle_in_transaction_session_timeout = '15s'"
 
 	// limitHeld has the server refuse a statement whose lock another session does not let go of: it may be of anybody who may log in, and
-	// for as long as he likes, and all writes of this node wait in the lane behind it. Nodes have locks for as long as a commit takes.
-	limitHeld = "; SET LOCAL lock_timeout = '5s'"
+	// for as long as he likes, and all writes of this node wait in the lane behind it. Nodes have locks for as long as a commit takes, which
+	// is seconds where the synchronous standby stands still.
+	limitHeld = "; SET LOCAL lock_timeout = '12s'"
 	// heldBriefly is instead of that for a while after a lock was waited for in vain: who wants it is refused soon, and the others do not
 	// wait for so long with each of his tries.
 	heldBriefly = "SET LOCAL lock_timeout = '1s'"
