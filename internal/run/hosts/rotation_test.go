@@ -430,7 +430,10 @@ func (v *virshes) again(t testing.TB) {
 			// libvirtd frees what a handshake in progress uses when it is told to read its files again.
 			if !ok && strings.Contains(out, "Unable to read TLS confirmation") && v.had[to] != filesOf(to) {
 				v.met++
-				out, ok = v.call(from, to)
+				until(t, "libvirtd answers, which may have ended of it and is started again", func() bool {
+					out, ok = v.call(from, to)
+					return !strings.Contains(out, "Connection refused")
+				})
 			}
 			if !ok {
 				v.failed = append(v.failed, fmt.Sprintf("%s → %s: %s", from.name, to.h.name, out))
