@@ -84,6 +84,7 @@ type Clone struct {
 	Issuers         CloneIssuers  `json:"issuers" doc:"whose certificates' status it answers"`
 	Switches        []CloneSwitch `json:"switches,omitempty" doc:"what each switch of RHCS section 9.5 would be on this node"`
 	Differences     []string      `json:"differences,omitempty" doc:"in what it differs from the other nodes"`
+	Unreached       []string      `json:"unreached,omitempty" doc:"its listeners that only its own machine reaches, though its address is elsewhere"`
 }
 
 // CloneLease is singleton work that a node has, or is to have.
@@ -102,6 +103,8 @@ type CloneDatabase struct {
 	LoginEnds  time.Time `json:"login_ends,omitzero" doc:"when the certificate of its own login ends; absent where it has none"`
 	LocalReads bool      `json:"local_reads" doc:"it reads from a database of its own (database_read)"`
 	Age        float64   `json:"age" doc:"seconds; how old what it reads may be"`
+	Lag        *float64  `json:"lag,omitempty" doc:"seconds; since when the standby that it reads at has not had all that the primary has, as it saw both last; absent where it reads at none, and while the two are not known"`
+	LagOctets  int64     `json:"lag_octets,omitempty" doc:"octets of the primary's log that the standby had not replayed then"`
 	Primary    string    `json:"primary,omitempty" doc:"reached, or why not"`
 }
 

@@ -111,10 +111,10 @@ func (c *Client) ImportIssuerCertificate(ctx context.Context, issuer string, in 
 }
 
 // RenewIssuerRequest gives an issuer another certificate for its key: one that the issuer above signs now, or one that was made
-// elsewhere.
+// elsewhere. An issuer that was retired is active again by it.
 type RenewIssuerRequest struct {
 	Validity    string `json:"validity,omitempty" maxLength:"32" doc:"a length such as 3650d; that of the certificate before where absent, and never beyond the issuer above"`
-	Certificate string `json:"certificate,omitempty" maxLength:"65536" doc:"the new certificate, PEM, where an outside or offline root made it"`
+	Certificate string `json:"certificate,omitempty" maxLength:"65536" doc:"the new certificate, PEM, where an outside or offline root made it; a retired issuer is active again by the one that it has"`
 	Chain       string `json:"chain,omitempty" maxLength:"262144" doc:"the certificates above it as far as they are not here, PEM"`
 }
 

@@ -33,6 +33,7 @@ type Program struct {
 	Env   []string // added to the caller's environment
 	User  *syscall.Credential
 	Ready func(ctx context.Context) error // returns nil once the program answers; nil means at once
+	Says  string                          // what it prints before Ready is asked: who else has its addresses would answer as well
 	Stop  syscall.Signal                  // what ends it in an orderly way; zero means SIGTERM
 }
 
@@ -76,7 +77,13 @@ func Start(ctx context.Context, p Program) (*Process, error) {
 	if p.Ready == nil {
 		return run, nil
 	}
-	if err := run.await(ctx, p.Ready); err != nil {
+	ready := func(ctx context.Context) error {
+		if !strings.Contains(run.Output(), p.Says) {
+			return fmt.Errorf("it has not said %q", p.Says)
+		}
+		return p.Ready(ctx)
+	}
+	if err := run.await(ctx, ready); err != nil {
 		_ = run.Stop()
 		return nil, fmt.Errorf("wait for %s: %w; it printed: %s", p.Path, err, run.Output())
 	}

@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"errors"
+	"net"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,6 +73,33 @@ func TestListeningSeesAPort(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAnotherAnswersInItsPlace: a program that finds its address taken is not ready because who has it answers.
+func TestAnotherAnswersInItsPlace(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, says := range []string{"it serves", ""} {
+		p, err := Start(t.Context(), Program{
+			Path: "sh", Args: []string{"-c", "echo the address is taken; exit 1"}, Says: says, Ready: func(ctx context.Context) error {
+				if says != "" {
+					t.Errorf("it was asked before it said %q", says)
+				}
+				return Listening(other.Addr().String())(ctx)
+			},
+		})
+		if (err == nil) != (says == "") {
+			t.Errorf("a program that is to say %q: %v", says, err)
+		}
+		if err == nil {
+			if err := p.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
 
