@@ -43,10 +43,13 @@ const (
 	iterationBudget = 10_000_000
 	// scryptMemory bounds 128·N·r: OpenSSL's default takes 16 MiB.
 	scryptMemory = 64 << 20
-	// pkcs8Iterations guards keys that lie offline behind a passphrase.
-	pkcs8Iterations = 600_000
+	// leastIterations is what RFC 8018 §4.2 recommends as the least of a derivation.
+	leastIterations = 1_000
 	saltLength      = 16
 )
+
+// PKCS8Iterations guards keys that lie offline behind a passphrase.
+const PKCS8Iterations = 600_000
 
 // budget counts down the password-derivation iterations that a file may still ask for.
 type budget int
@@ -67,14 +70,22 @@ func (b *budget) spend(n int) error {
 // EncodeEncryptedPKCS8 returns key as PEM, "ENCRYPTED PRIVATE KEY", under PBES2 with PBKDF2-HMAC-SHA-256 and AES-256-CBC:
 // the strongest that OpenSSL, GnuTLS, NSS and Java all read.
 func EncodeEncryptedPKCS8(key crypto.Signer, password []byte) ([]byte, error) {
+	return EncodeEncryptedPKCS8At(key, password, PKCS8Iterations)
+}
+
+// EncodeEncryptedPKCS8At is EncodeEncryptedPKCS8 with as many iterations of PBKDF2 as the caller chooses.
+func EncodeEncryptedPKCS8At(key crypto.Signer, password []byte, iterations int) ([]byte, error) {
 	if len(password) == 0 {
 		return nil, fault.New(fault.Invalid, "the password is empty; an encrypted key needs one")
+	}
+	if iterations < leastIterations || iterations > iterationBudget {
+		return nil, fault.New(fault.Invalid, "a key is to be encrypted with %d password-derivation iterations; %d to %d pass", iterations, leastIterations, iterationBudget)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("encode private key: %w", err)
 	}
-	sealed, err := encryptedPrivateKeyInfo(der, password, pkcs8Iterations)
+	sealed, err := encryptedPrivateKeyInfo(der, password, iterations)
 	if err != nil {
 		return nil, err
 	}

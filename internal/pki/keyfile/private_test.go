@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +17,12 @@ import (
 // run starts a real program and returns its standard output; a program that is missing fails the test.
 func run(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
+	switch name { // Java lives for a second here: it need not compile well what runs once
+	case "java":
+		args = slices.Concat([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"}, args)
+	case "keytool":
+		args = slices.Concat([]string{"-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC"}, args)
+	}
 	cmd := exec.Command(name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

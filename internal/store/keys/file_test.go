@@ -217,8 +217,20 @@ func TestOfflineKeyIsReadByOpenSSL(t *testing.T) {
 			}
 		})
 	}
-	if _, err := keys.SealOffline(generate(t, keyfile.ECDSAP256), []byte("short")); !fault.Is(err, fault.Invalid) {
+	key := generate(t, keyfile.ECDSAP256)
+	if _, err := keys.SealOffline(key, []byte("short")); !fault.Is(err, fault.Invalid) {
 		t.Fatalf("a short passphrase: %v", err)
+	}
+	for work, good := range map[int]bool{0: false, 8: false, 9: true, 21: false} {
+		file, err := keys.SealOfflineAt(key, passphrase, work)
+		if good != (err == nil) || !good && !fault.Is(err, fault.Invalid) {
+			t.Errorf("work %d: %v", work, err)
+		}
+		if good {
+			if _, err := keys.OpenOffline(file, passphrase); err != nil {
+				t.Errorf("sealed at work %d: %v", work, err)
+			}
+		}
 	}
 }
 

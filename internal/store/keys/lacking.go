@@ -12,10 +12,31 @@ type Openable struct {
 	Entitled, Open int
 	Why            []string // of those that it cannot open; the first few
 	InTokens       []string // of Why, those of keys in tokens
+
+	Closed map[string]string // the IDs of those that it cannot open, and what Why says of each; nothing of more than those
 }
 
-// maxWhy bounds how many keys are named.
-const maxWhy = 5
+const (
+	// maxWhy bounds how many keys it is said of why they do not open, and maxClosed how many are named.
+	maxWhy    = 5
+	maxClosed = 200
+)
+
+// lacks notes a key that this node cannot open.
+func (o *Openable) lacks(id, why string) (said bool) {
+	if said = len(o.Why) < maxWhy; said {
+		o.Why = append(o.Why, why)
+	} else {
+		why = ""
+	}
+	if o.Closed == nil {
+		o.Closed = map[string]string{}
+	}
+	if len(o.Closed) < maxClosed {
+		o.Closed[id] = why
+	}
+	return said
+}
 
 // Openable opens every key that this node is entitled to. Those that are open already cost nothing, but those in tokens sign.
 func (s *Store) Openable(ctx context.Context) (o Openable, err error) {
@@ -38,8 +59,8 @@ func (s *Store) Openable(ctx context.Context) (o Openable, err error) {
 		o.Entitled++
 		if _, err := s.Signer(ctx, all[i].id); err == nil {
 			o.Open++
-		} else if len(o.Why) < maxWhy {
-			o.Why = append(o.Why, fmt.Sprintf("the %s key of %s does not open: %v", all[i].purpose, all[i].owner, err))
+		} else {
+			o.lacks(all[i].id, fmt.Sprintf("the %s key of %s does not open: %v", all[i].purpose, all[i].owner, err))
 		}
 	}
 	return o, s.reachable(ctx, &o)

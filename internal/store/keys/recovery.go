@@ -140,10 +140,19 @@ func checkPassphrase(passphrase []byte) error {
 // SealOffline returns a root's key as an offline file: PEM, encrypted PKCS#8 (RFC 5958), which OpenSSL, GnuTLS and Java
 // read, so that an operator is not bound to this program on the day it matters.
 func SealOffline(key crypto.Signer, passphrase []byte) ([]byte, error) {
+	return SealOfflineAt(key, passphrase, recoveryWork)
+}
+
+// SealOfflineAt is SealOffline at a cost of guessing that the caller chooses, as Recovery.SealAt has it: one passphrase may seal both, and
+// each step halves or doubles what both take.
+func SealOfflineAt(key crypto.Signer, passphrase []byte, work int) ([]byte, error) {
 	if err := checkPassphrase(passphrase); err != nil {
 		return nil, err
 	}
-	file, err := keyfile.EncodeEncryptedPKCS8(key, passphrase)
+	if work < 1 || work > maxRecoveryWork {
+		return nil, fault.New(fault.Invalid, "an offline key is to be sealed at work %d; 1 to %d pass", work, maxRecoveryWork)
+	}
+	file, err := keyfile.EncodeEncryptedPKCS8At(key, passphrase, int(int64(keyfile.PKCS8Iterations)<<work>>recoveryWork))
 	if err != nil {
 		return nil, fmt.Errorf("seal offline key: %w", err)
 	}

@@ -193,9 +193,8 @@ func (s *Store) reachable(ctx context.Context, o *Openable) error {
 		o.Entitled++
 		if _, err := s.Reach(ctx, k); err == nil {
 			o.Open++
-		} else if len(o.Why) < maxWhy {
-			one := fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err)
-			o.Why, o.InTokens = append(o.Why, one), append(o.InTokens, one)
+		} else if one := fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err); o.lacks(k.ID, one) {
+			o.InTokens = append(o.InTokens, one)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"fmt"
 	"path"
 	"strconv"
@@ -43,6 +44,15 @@ func IsURI(text string) bool {
 // unencoded, and an attribute that is not known is refused and not passed over. pin-value is refused always: a URI stands
 // in argument lists and in logs.
 func Parse(text string) (*URI, error) {
+	u, err := ParseToken(text)
+	if err == nil && u.Object == "" && len(u.ID) == 0 {
+		return nil, refuseURI("it names no key: object=LABEL or id=%%01… says which one of the token")
+	}
+	return u, err
+}
+
+// ParseToken is Parse for a URI that names a token, and a key of it or none.
+func ParseToken(text string) (*URI, error) {
 	if !IsURI(text) {
 		return nil, refuseURI("it does not begin with pkcs11:")
 	}
@@ -60,10 +70,7 @@ func Parse(text string) (*URI, error) {
 			return nil, err
 		}
 	}
-	switch {
-	case u.Object == "" && len(u.ID) == 0:
-		return nil, refuseURI("it names no key: object=LABEL or id=%%01… says which one of the token")
-	case u.ModuleName != "" && u.ModulePath != "":
+	if u.ModuleName != "" && u.ModulePath != "" {
 		return nil, refuseURI("module-name and module-path exclude each other")
 	}
 	return u, nil
@@ -296,4 +303,9 @@ func stable(k *wire.Key) (*URI, error) {
 // selector is what the helper is asked for.
 func (u *URI) selector() wire.Selector {
 	return wire.Selector{Token: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer, Model: u.Model, Slot: u.Slot, Object: u.Object, ID: u.ID}
+}
+
+// Finds reports whether a URI names a key that is known by another one; what a URI leaves out may be any.
+func (u *URI) Finds(known *URI) bool {
+	return (u.Object == "" || u.Object == known.Object) && (len(u.ID) == 0 || bytes.Equal(u.ID, known.ID))
 }

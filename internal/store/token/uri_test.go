@@ -112,3 +112,31 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestParseToken: a token may be named with no key; with one, that is the one which is found.
+func TestParseToken(t *testing.T) {
+	for text, finds := range map[string]bool{
+		"pkcs11:token=ca":                 true,
+		"pkcs11:token=ca;object=issuer":   true,
+		"pkcs11:id=%01":                   true,
+		"pkcs11:object=issuer;id=%01":     true,
+		"pkcs11:object=issuer;id=%02":     false,
+		"pkcs11:token=ca;object=issued":   false,
+		"pkcs11:token=ca;id=%01%00":       false,
+		"pkcs11:token=ca;object=Issuer":   false,
+		"pkcs11:token=ca?pin-source=/pin": true,
+	} {
+		u, err := token.ParseToken(text)
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if got := u.Finds(&token.URI{Token: "ca", Object: "issuer", ID: []byte{1}}); got != finds {
+			t.Errorf("%s finds the key: %v", text, got)
+		}
+	}
+	for _, text := range []string{"token=ca", "pkcs11:token=ca;token=ca", "pkcs11:token=ca?pin-value=1", "pkcs11:token=ca?module-name=a&module-path=/a"} {
+		if _, err := token.ParseToken(text); err == nil {
+			t.Errorf("%s is read", text)
+		}
+	}
+}
