@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"time"
@@ -14,8 +15,12 @@ import (
 
 const (
 	sharedTries = 3  // runs of a batch as a whole before each function runs alone
-	aloneTries  = 10 // runs of one function alone
+	aloneTries  = 10 // runs of one function alone, at least
 	brokenTries = 5  // connections tried before all are told that the database is away
+
+	// aloneFor is how long one function alone is run again where others' transactions got ahead of it: of several nodes that write side by
+	// side, with a standby to wait for, one may lose many times in a row.
+	aloneFor = 5 * time.Second
 )
 
 // batch is the functions that share a transaction. The leader's goroutine owns it.
@@ -35,6 +40,9 @@ type batch struct {
 	number  int64      // the transaction's, where it has one
 	fence   *fence     // that a function took
 	stuck   *stuck     // the first statement of this transaction that waited for a lock in vain
+	seen    sight      // whom the last try waited for
+	since   time.Time  // when the first try began
+	blind   int        // how many tries waited for a lock, and nobody was seen to have it
 }
 
 // stuck is whose statement waited in vain; nil for one of all.
@@ -72,6 +80,7 @@ var errRetry = errors.New("a function of the batch failed after writing")
 
 // settle runs the batch until each of its calls has an answer.
 func (b *batch) settle() {
+	b.since = time.Now()
 	for attempt := 1; len(b.calls) > 0; attempt++ {
 		kind, err := b.try()
 		switch {
@@ -81,10 +90,12 @@ func (b *batch) settle() {
 		case kind == unknown:
 			b.d.log.Error("commit without an answer", "functions", len(b.calls), "error", err)
 			b.answer(errors.Join(ErrUnknownOutcome, err))
-		case kind == broken && attempt < brokenTries, kind == again && attempt < b.tries():
-			time.Sleep(backoff(attempt - 1))
+		case kind == broken && attempt < brokenTries, kind == again && b.triesOn(attempt):
+			time.Sleep(jittered(backoff(attempt - 1)))
+		case kind == held && b.waitsOn():
+			attempt-- // of waits there are as many as it takes
 		case kind == held:
-			b.giveUp(err)
+			b.giveUp(b.inVain(err))
 		case len(b.calls) == 1:
 			b.conclude([]verdict{{b.calls[0], err}})
 		case kind == broken:
@@ -96,12 +107,15 @@ func (b *batch) settle() {
 	}
 }
 
-func (b *batch) tries() int {
-	if len(b.calls) == 1 {
-		return aloneTries
+func (b *batch) triesOn(attempt int) bool {
+	if len(b.calls) > 1 {
+		return attempt < sharedTries
 	}
-	return sharedTries
+	return attempt < aloneTries || time.Since(b.since) < aloneFor
 }
+
+// jittered is between half of a pause and all of it, so that two who were in each other's way do not meet again.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
 
 // separate runs each call in a transaction of its own.
 func (b *batch) separate() {
@@ -161,11 +175,11 @@ func (b *batch) try() (kind disposition, err error) {
 	if _, err := conn.ExecContext(context.Background(), b.d.beginWrite); err != nil {
 		return judge(err), err
 	}
-	if since := time.Now().UnixNano() - b.d.held.Load(); b.d.dialect == Postgres && since < int64(stuckFor) {
-		if _, err := conn.ExecContext(context.Background(), heldBriefly); err != nil {
-			return judge(err), err
-		}
+	looks, err := b.limitWaits(conn)
+	if err != nil {
+		return judge(err), err
 	}
+	defer looks.stop()
 	// rollback leaves a connection that can be used again, or else a discarded one
 	rollback := func() {
 		_, end := conn.ExecContext(context.Background(), "ROLLBACK")
@@ -182,6 +196,7 @@ func (b *batch) try() (kind disposition, err error) {
 			kind, err = b.flushLast(conn)
 		}
 	}
+	b.seen = looks.stop()
 	if err != nil {
 		if kind != broken {
 			rollback()

@@ -15,19 +15,25 @@ const ClockTolerance = 5 * time.Minute
 const clockRow = "authority"
 
 // Heartbeat writes now as the newest time that any node has seen, and learns what others have written. A node whose login reads writes it
-// into a row of its own. It is refused, and
-// writes nothing, while the clock is behind. Each node calls it every few seconds; the row is also how old a standby's
+// into a row of its own, and learns what else it may write. It is refused, and
+// writes nothing, while the clock is behind, or ahead of the database's. Each node calls it every few seconds; the row is also how old a standby's
 // reads are (ReadAge), and a synchronously committed write after which a look at the primary settles an unknown outcome.
 func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 	before := d.refused.Load()
 	var high, history int64
+	var ahead *aheadOf
+	ends := d.ends.Load()
 	err := d.Tx(ctx, func(tx *Tx) error {
 		var err error
+		ahead = nil
 		if high, err = readClock(ctx, tx); err != nil {
 			return err
 		}
 		if behind(now, high) {
 			return nil
+		}
+		if ahead, err = tx.clockAhead(ctx, now, high); err != nil {
+			return err
 		}
 		if history, err = readHistory(ctx, tx); err != nil {
 			return err
@@ -37,7 +43,15 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		if reads {
+		if ends, err = tx.endsSuspensions(ctx); err != nil {
+			return err
+		}
+		switch {
+		case ahead != nil && reads: // it has no lease
+			return nil
+		case ahead != nil:
+			return tx.letGo(ctx)
+		case reads:
 			_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES (`+readerRow+`, $1)
 				ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, Micros(now))
 			return err
@@ -49,7 +63,12 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	d.ahead.Store(ahead)
+	if ahead != nil {
+		return d.ClockAhead()
+	}
 	d.highWater.Store(high)
+	d.ends.Store(ends)
 	d.begins(history)
 	if before != nil {
 		d.refused.CompareAndSwap(before, nil) // one that came meanwhile stays until the next heartbeat
@@ -58,8 +77,12 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 }
 
 // CheckClock is Unavailable while now is behind the newest time that this process has learnt from the store: certificates and
-// CRLs would be dated before what was issued already. It costs nothing.
+// CRLs would be dated before what was issued already. So it is while the clock is ahead of the database's (ClockAhead): they would be dated
+// in the future. It costs nothing.
 func (d *DB) CheckClock(now time.Time) error {
+	if err := d.ClockAhead(); err != nil {
+		return err
+	}
 	high := d.highWater.Load()
 	if !behind(now, high) {
 		return nil

@@ -71,29 +71,32 @@ type Options struct {
 type DB struct {
 	dialect    Dialect
 	log        *slog.Logger
-	path       string                // SQLite's file; empty on PostgreSQL
-	writer     *sql.DB               // the lane's connection, and ReadSnapshot's on PostgreSQL
-	reader     *sql.DB               // Read's pool
-	lock       *flock.Flock          // SQLite's one-process lock; nil on PostgreSQL
-	durability *atomic.Value         // Durability; shared with the connections
-	highWater  atomic.Int64          // newest heartbeat seen, microseconds
-	refused    atomic.Pointer[error] // why the store took a write no more; nil once a heartbeat was written after it
+	path       string                  // SQLite's file; empty on PostgreSQL
+	writer     *sql.DB                 // the lane's connection, and ReadSnapshot's on PostgreSQL
+	reader     *sql.DB                 // Read's pool
+	lock       *flock.Flock            // SQLite's one-process lock; nil on PostgreSQL
+	durability *atomic.Value           // Durability; shared with the connections
+	highWater  atomic.Int64            // newest heartbeat seen, microseconds
+	ahead      atomic.Pointer[aheadOf] // the clocks of the newest heartbeat, where that was refused since ours is ahead
+	refused    atomic.Pointer[error]   // why the store took a write no more; nil once a heartbeat was written after it
 	closed     atomic.Bool
 	guard      atomic.Pointer[func(context.Context) error]
 
 	url              string  // of PostgreSQL's servers that are written to; it may hold a password
 	primary, standby *server // of PostgreSQL; standby is nil where Read goes to the primary
+	lag              lag     // of the standby
 
 	patience      time.Duration
 	node          string       // Options.Node
 	lastMark      int64        // the number of the newest write; used by the lane's leader only
 	floor, former atomic.Int64 // no number above was acknowledged, and none above before this process; nobodyKnows
 	kept          keptMark
-	history       atomic.Int64          // the timeline of the primary that acknowledged the newest heartbeat
-	promoted      chan struct{}         // holds one
-	fence         atomic.Pointer[fence] // by which this process writes; nil where it took none
-	nodeLogin     bool                  // it logs in as what nodes are given
-	held          atomic.Int64          // when a lock was waited for in vain, in nanoseconds
+	began         atomic.Pointer[beginning] // the history of the primary that acknowledged the newest heartbeat; nil before the first
+	promoted      chan struct{}             // holds one
+	fence         atomic.Pointer[fence]     // by which this process writes; nil where it took none
+	nodeLogin     bool                      // it logs in as what nodes are given
+	ends          atomic.Bool               // its marks may take the end of a suspension back
+	held          atomic.Int64              // when a lock was waited for in vain, in nanoseconds
 
 	lane       lane
 	leases     leaseMemory
@@ -130,6 +133,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 		err = d.openSQLite(ctx, o)
 	case strings.HasPrefix(o.URL, "postgres://"), strings.HasPrefix(o.URL, "postgresql://"):
 		err = d.openPostgres(ctx, o)
+		d.ends.Store(!d.nodeLogin) // of a node's login the first heartbeat tells
 	default:
 		err = fault.New(fault.Invalid, `the database URL starts neither with "sqlite:" nor with "postgres://"`)
 	}

@@ -260,9 +260,11 @@ func (d *DB) explain(err error) error {
 		return (&fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database cannot be reached; nothing was changed"}).
 			WithHint("chancery doctor")
 	case held:
-		return (&fault.Error{Kind: fault.Unavailable, Err: fmt.Errorf("%w: %w", ErrHeld, err),
-			Message: "another session of the database holds what this change needs, and did not let go of it in some seconds; nothing was changed"}).
-			WithHint("try again; if it stays so, have the database's administrator look for a transaction that is left open (pg_stat_activity, pg_blocking_pids)")
+		var seen sight
+		if waited, ok := errors.AsType[*lockError](err); ok {
+			seen = waited.seen
+		}
+		return refusedLock(err, seen)
 	case again:
 		return &fault.Error{Kind: fault.Unavailable, Err: err, Message: "the database is too busy with other changes of the same objects; try again"}
 	}

@@ -88,7 +88,7 @@ func TakeFence(tx *Tx, node string, number int64) {
 // LowerFence lets a process take a node's fence again that was raised: who had the name is gone, and an administrator has given it to
 // another. What was shut out stays so.
 func LowerFence(ctx context.Context, tx *Tx, node string) error {
-	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = 0 WHERE node = $1 AND fence = -1`, node)
+	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = 0, suspended_until = 0 WHERE node = $1 AND fence = -1`, node)
 	return err
 }
 
@@ -99,9 +99,10 @@ func RaiseFence(ctx context.Context, tx *Tx, node string) error {
 	return err
 }
 
-// ResumeFence has the process of a node whose fence was suspended go on, by its number, before the suspension ends by itself.
+// ResumeFence has the process of a node whose fence was suspended go on, by its number, before the suspension ends by itself. It takes the
+// suspension's end back: a program from before it suspends without one, and an old one would end that at once.
 func ResumeFence(ctx context.Context, tx *Tx, node string, number int64) error {
-	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = $2 WHERE node = $1 AND fence = -2`, node, number)
+	_, err := tx.Exec(ctx, `UPDATE write_mark SET fence = $2, suspended_until = 0 WHERE node = $1 AND fence = -2`, node, number)
 	return err
 }
 
@@ -161,6 +162,18 @@ const (
 // ErrStanding says that somebody has a node's row and does not let go of it, and could not be ended.
 var ErrStanding = errors.New("the row of the fence is another's")
 
+// HeldBy is who held what the change needed that was refused with err, ErrHeld or ErrStanding, as far as was seen. Who stands in the queue for
+// it is none of them.
+func HeldBy(err error) []Session {
+	if h, ok := errors.AsType[*holders](err); ok {
+		return h.sessions
+	}
+	if waited, ok := errors.AsType[*lockError](err); ok && !waited.seen.commits {
+		return waited.seen.sessions
+	}
+	return nil
+}
+
 // SuspendFence has nobody write as a node from its return on, until RaiseFence or ResumeFence, or until another process takes its fence;
 // what the node had begun by then is committed or never will be. After suspendedFor the node's process goes on by itself (mark), since who
 // suspended it may have ended; a raise that comes later holds all the same. It waits for what the node is just committing, and not in the
@@ -169,12 +182,17 @@ func (d *DB) SuspendFence(ctx context.Context, node string) error {
 	if d.dialect != Postgres {
 		return nil
 	}
+	who := &holders{}
 	for try := 1; ; try++ {
 		err := d.aside(ctx, func(conn *sql.Conn) error {
-			if err := d.lockAside(ctx, conn, node); err != nil {
+			held, err := d.lockAside(ctx, conn, node)
+			if len(held) > 0 {
+				who.sessions = held
+			}
+			if err != nil {
 				return err
 			}
-			_, err := conn.ExecContext(ctx, `INSERT INTO write_mark (node, number, fence, suspended_until)
+			_, err = conn.ExecContext(ctx, `INSERT INTO write_mark (node, number, fence, suspended_until)
 				VALUES ($1, 0, -2, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) + $2)
 				ON CONFLICT (node) DO UPDATE SET fence = excluded.fence, suspended_until = excluded.suspended_until,
 					suspended = CASE WHEN write_mark.fence = -2 THEN write_mark.suspended ELSE write_mark.fence END
@@ -187,30 +205,41 @@ func (d *DB) SuspendFence(ctx context.Context, node string) error {
 		case err == nil || !waited && judge(err) != again:
 			return d.explain(err)
 		case try == suspendTries && waited:
-			return &fault.Error{Kind: fault.Unavailable, Err: ErrStanding,
-				Message: fmt.Sprintf("another session has the row of node %s in write_mark, and did not let go of it in %d s", node, suspendTries)}
+			session, cause := "another session", ErrStanding
+			if len(who.sessions) > 0 {
+				session, cause = who.String(), errors.Join(ErrStanding, who)
+			}
+			return &fault.Error{Kind: fault.Unavailable, Err: cause,
+				Message: fmt.Sprintf("%s has the row of node %s in write_mark, and did not let go of it in %d s", session, node, suspendTries)}
 		case try == suspendTries:
 			return d.explain(err)
 		}
 	}
 }
 
-// lockAside waits a second for a node's row, and ends meanwhile what stands in its way.
-func (d *DB) lockAside(ctx context.Context, conn *sql.Conn, node string) error {
+// lockAside waits a second for a node's row, and ends meanwhile what stands in its way; held is who has the row then.
+func (d *DB) lockAside(ctx context.Context, conn *sql.Conn, node string) (held []Session, err error) {
 	var pid int64
 	if err := conn.QueryRowContext(ctx, `SELECT pg_backend_pid() FROM set_config('lock_timeout', '1s', true)`).Scan(&pid); err != nil {
-		return err
+		return nil, err
 	}
 	ended := make(chan struct{})
+	var unseen error
 	end := time.AfterFunc(standsAfter, func() {
 		defer close(ended)
+		var seen sight
+		seen, unseen = d.askBlockers(ctx, pid)
+		held = seen.sessions
 		d.endStanding(ctx, pid)
 	})
-	_, err := conn.ExecContext(ctx, lockFence, node)
+	_, err = conn.ExecContext(ctx, lockFence, node)
 	if !end.Stop() {
 		<-ended
 	}
-	return err
+	if unseen != nil && ctx.Err() == nil {
+		d.log.Warn("it is not seen who has the row of a fence", "node", node, "error", unseen)
+	}
+	return held, err
 }
 
 // endStanding ends the connections that a session waits for and that have said nothing for a while: their process stands still between two

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"chancery/internal/fault"
 	"chancery/internal/pkitest"
@@ -317,6 +318,15 @@ func (l *logins) notEnded(one *db.DB) {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
 			l.Fatal(err)
 		}
+	}
+	var held []db.Session
+	for end := time.Now().Add(time.Minute); len(held) == 0 && time.Now().Before(end); { // a machine with much to do may look too late
+		if held, err = one.RowHeldBy(ctx, "n2"); err == nil {
+			l.Fatal("the row is the administrator's, and was taken")
+		}
+	}
+	if len(held) != 1 || held[0].Role != "chancery" {
+		l.Errorf("the row is the administrator's, and is said to be held by %v", held)
 	}
 	waits, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)

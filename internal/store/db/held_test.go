@@ -201,3 +201,63 @@ func TestNoneIsEndedBetweenTwoStatements(t *testing.T) {
 		<-done
 	}
 }
+
+// TestShutLoginWithoutAnswer: the COMMIT of a change of a login has no answer, and was done, or was not. The change is made whole, and a login
+// that is shut is not removed by being shut again.
+func TestShutLoginWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	l, ctx := newLogins(t), t.Context()
+	l.install()
+	one := l.as("chancery_one")
+	l.tables(one)
+	var faults pkitest.Faults
+	d := pkitest.Open(t, db.Options{URL: l.url("chancery_one"), Wrap: faults.Wrap})
+	const role = "chancery_two"
+	if err := one.AddLogin(ctx, role, false); err != nil {
+		t.Fatal(err)
+	}
+	standing := func() (s db.LoginStanding, there bool) {
+		t.Helper()
+		all, err := one.LoginStandings(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, there = all[role]
+		return s, there
+	}
+	made, _ := standing()
+	for _, outcome := range []pkitest.Outcome{pkitest.NotPersisted, pkitest.PersistedAnyway} {
+		faults.FailCommit(1, outcome)
+		if err := d.ShutLogin(ctx, role); err != nil {
+			t.Fatalf("%s: shut: %v", outcome, err)
+		}
+		if s, there := standing(); !there || !s.Shut || s.ID != made.ID {
+			t.Errorf("%s: shut: %+v", outcome, s)
+		}
+		faults.FailCommit(1, outcome)
+		if _, err := d.ReopenLogin(ctx, role, false); err != nil {
+			t.Fatalf("%s: given back: %v", outcome, err)
+		}
+		if s, there := standing(); !there || s.Shut || s.ID != made.ID {
+			t.Errorf("%s: given back: %+v", outcome, s)
+		}
+	}
+	for try := range 3 {
+		faults.FailCommit(try+1, pkitest.NotPersisted)
+	}
+	if err := d.ShutLogin(ctx, role); !errors.Is(err, db.ErrUnknownOutcome) {
+		t.Errorf("no COMMIT is answered: %v", err)
+	}
+	if again, err := d.ReopenLogin(ctx, role, false); again || err != nil {
+		t.Errorf("it is not shut, and was given back: %v, %v", again, err)
+	}
+	if err := d.DropLogin(ctx, role); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := d.ReopenLogin(ctx, role, false); again || err != nil {
+		t.Errorf("it was taken away for good, and was given back: %v, %v", again, err)
+	}
+	if _, there := standing(); there {
+		t.Error("it is there again")
+	}
+}

@@ -28,5 +28,21 @@ func NewID() string {
 // Micros is the time as the database keeps it: microseconds since 1970, UTC.
 func Micros(t time.Time) int64 { return t.UnixMicro() }
 
+// MicrosOrZero is Micros, and 0 for the zero time: a column is 0 where there is no such moment.
+func MicrosOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return Micros(t)
+}
+
 // FromMicros is the inverse of Micros, in UTC.
 func FromMicros(us int64) time.Time { return time.UnixMicro(us).UTC() }
+
+// Bit is a truth as the database keeps it: 1 or 0.
+func Bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}

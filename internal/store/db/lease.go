@@ -52,8 +52,8 @@ func (l *Lease) dated(at int64) {
 }
 
 // Acquire takes the lease, or renews it where this process has it already as holder; one that another process of that name had, or that
-// was handed over, gets a new epoch. ok is false while another holder's has not expired, or while it is pinned to another; the lease
-// returned is then as it stands.
+// was handed over, gets a new epoch. ok is false while another holder's has not expired, while it is pinned to another, or while this node's
+// clock is ahead; the lease returned is then as it stands.
 func (d *DB) Acquire(ctx context.Context, name, holder string, ttl time.Duration) (l Lease, ok bool, err error) {
 	return d.acquireAt(ctx, name, holder, ttl, time.Now())
 }
@@ -66,6 +66,9 @@ func (d *DB) acquireAt(ctx context.Context, name, holder string, ttl time.Durati
 		l, ok = Lease{Name: name, Holder: holder, Epoch: 1, Expires: FromMicros(Micros(now.Add(ttl)))}, false
 		have, err := leaseOf(ctx, tx, name)
 		switch live := err == nil && d.leases.live(have, ttl, now); {
+		case (err == nil || errors.Is(err, sql.ErrNoRows)) && d.ahead.Load() != nil:
+			l = have
+			return nil
 		case errors.Is(err, sql.ErrNoRows):
 			ok = true
 			_, err = tx.Exec(ctx, "INSERT INTO leases (name, holder, epoch, expires_at) VALUES ($1, $2, $3, $4)",
@@ -124,6 +127,9 @@ func Dismiss(ctx context.Context, tx *Tx, holder string) error {
 // Vacant reports whether holder could take the lease, or has it, as far as what is read shows. It writes nothing, so a node may ask
 // often whether Acquire is worth a transaction.
 func (d *DB) Vacant(ctx context.Context, name, holder string, ttl time.Duration, now time.Time) (vacant bool, err error) {
+	if d.ahead.Load() != nil {
+		return false, nil
+	}
 	err = d.Read(ctx, func(tx *Tx) error {
 		have, err := leaseOf(ctx, tx, name)
 		if errors.Is(err, sql.ErrNoRows) {

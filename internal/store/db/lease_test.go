@@ -226,6 +226,78 @@ func TestClocksApart(t *testing.T) {
 	}
 }
 
+// TestHolderAheadDies has a node die that holds a lease and whose clock is ahead: another follows when it has seen the lease unrenewed for as
+// long as it lasts, and not when it ends by the clock of the dead. One that renews keeps it, and a node whose clock jumps takes nothing.
+func TestHolderAheadDies(t *testing.T) {
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		ctx, ttl, now := t.Context(), 15*time.Second, time.Now()
+		one := pkitest.Open(t, db.Options{URL: url})
+		two := one // of SQLite there is one process; its names are told apart by what each began
+		if one.Dialect() == db.Postgres {
+			two = pkitest.Open(t, db.Options{URL: url})
+		}
+		ahead := 4 * time.Minute
+		var first db.Lease
+		for i := range 4 { // one renews, two looks
+			at := now.Add(time.Duration(i) * ttl / 3)
+			var ok bool
+			var err error
+			if first, ok, err = db.AcquireAt(one, ctx, "crl", "a", ttl, at.Add(ahead)); err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			if two == one {
+				continue // it would remember the clock of the other as its own
+			}
+			for _, by := range []time.Duration{0, -time.Minute} { // a clock that is right, and then is set back
+				if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, at.Add(by)); err != nil || ok {
+					t.Fatalf("turn %d, a clock %v ahead: it took %+v, %v", i, by, l, err)
+				}
+			}
+		}
+		died := now.Add(ttl)
+		if two == one {
+			died = died.Add(ahead)
+		} else if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, died.Add(ttl/2)); err != nil || ok {
+			t.Fatalf("half its time after the holder died: %+v, %v", l, err)
+		}
+		after := died.Add(ttl + 2*time.Second)
+		if vacant, err := two.Vacant(ctx, "crl", "b", ttl, after); err != nil || !vacant {
+			t.Errorf("the holder is dead: vacant %v, %v", vacant, err)
+		}
+		second, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, after)
+		if err != nil || !ok || second.Epoch != first.Epoch+1 {
+			t.Fatalf("the holder is dead: %+v, %v, %v", second, ok, err)
+		}
+		if err := one.Tx(ctx, func(tx *db.Tx) error { return first.Check(ctx, tx) }); !fault.Is(err, fault.Conflict) {
+			t.Errorf("the one that was held to be dead writes: %v", err)
+		}
+	})
+}
+
+// TestClockJumpsOverALease has a node whose clock jumps an hour ahead look at a lease that another renews.
+func TestClockJumpsOverALease(t *testing.T) {
+	url, ctx, ttl, now := pkitest.URL(t, db.Postgres), t.Context(), 15*time.Second, time.Now()
+	one, two := pkitest.Open(t, db.Options{URL: url}), pkitest.Open(t, db.Options{URL: url})
+	for i := range 3 {
+		at := now.Add(time.Duration(i) * ttl / 3)
+		if _, ok, err := db.AcquireAt(one, ctx, "crl", "a", ttl, at); err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		if _, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, at); err != nil || ok {
+			t.Fatal(ok, err)
+		}
+	}
+	if _, ok, err := db.AcquireAt(one, ctx, "crl", "a", ttl, now.Add(ttl)); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, now.Add(time.Hour)); err != nil || ok {
+		t.Fatalf("it took %+v from one that renews, %v", l, err)
+	}
+	if l, ok, err := db.AcquireAt(two, ctx, "crl", "b", ttl, now.Add(time.Hour+ttl)); err != nil || !ok {
+		t.Fatalf("the other is silent: %+v, %v", l, err)
+	}
+}
+
 // TestOneHolder has nodes of one PostgreSQL reach for a lease that has expired.
 func TestOneHolder(t *testing.T) {
 	url := pkitest.URL(t, db.Postgres)

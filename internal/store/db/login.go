@@ -6,6 +6,7 @@ import (
 	_ "embed" // logins.sql
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,12 +32,14 @@ func (d *DB) AddLogin(ctx context.Context, role string, limited bool) error {
 	if role == "" || len(role) > maxRole {
 		return fault.New(fault.Invalid, "the login %q has %d octets; PostgreSQL takes 1 to %d", role, len(role), maxRole)
 	}
-	return d.asOwner(ctx, func(conn *sql.Conn, owner string) error {
-		if _, err := conn.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
-			return err
-		}
-		return d.grantReaders(ctx, conn, owner)
-	})
+	return d.asOwner(ctx, func(conn *sql.Conn, owner string) error { return d.addLogin(ctx, conn, owner, role, limited) })
+}
+
+func (d *DB) addLogin(ctx context.Context, conn *sql.Conn, owner, role string, limited bool) error {
+	if _, err := conn.ExecContext(ctx, `SELECT chancery_logins.add($1, $2)`, role, limited); err != nil || !limited {
+		return err
+	}
+	return d.grantReaders(ctx, conn, owner)
 }
 
 // ErrReadsOnly is within what a write is refused with for which this node's login has no right: a node that does not issue writes of itself
@@ -61,14 +64,6 @@ func (d *DB) DropLogin(ctx context.Context, role string) error {
 	return fault.New(fault.Unavailable, "the login %s is shut, and is not removed yet", role)
 }
 
-// ShutLogin takes a login's rights away, lets it in no more, and ends what it has open, whatever that holds. AddLogin gives all back.
-func (d *DB) ShutLogin(ctx context.Context, role string) error {
-	return d.asOwner(ctx, func(conn *sql.Conn, _ string) error {
-		_, err := conn.ExecContext(ctx, `SELECT chancery_logins.drop($1)`, role)
-		return err
-	})
-}
-
 // Logins are the names of the logins at PostgreSQL that nodes of this database were given, but this node's own; SQLite has none.
 func (d *DB) Logins(ctx context.Context) ([]string, error) {
 	if d.dialect != Postgres {
@@ -90,6 +85,22 @@ func (d *DB) Logins(ctx context.Context) ([]string, error) {
 		all = append(all, role)
 	}
 	return all, d.explain(rows.Err())
+}
+
+// OwnerEnters reports whether PostgreSQL's files let somebody in over the network as the owner of the database, or do not show that they
+// let nobody: the functions are not there, or are of a release before.
+func (d *DB) OwnerEnters(ctx context.Context) (enters bool, err error) {
+	if d.dialect != Postgres {
+		return false, nil
+	}
+	err = d.writer.QueryRowContext(ctx, `SELECT chancery_logins.owner_enters()`).Scan(&enters)
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"42883", "3F000", "42501"}, refused.Code) {
+		return true, nil // undefined_function, invalid_schema_name, insufficient_privilege
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask who may log in as the owner: %w", d.explain(err))
+	}
+	return enters, nil
 }
 
 // Reach connects once to the primary that a URL of PostgreSQL leads to, and has it answer: a login is tried before it is relied on.

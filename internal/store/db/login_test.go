@@ -71,7 +71,7 @@ func (l *logins) tables(d *db.DB) {
 	l.Helper()
 	for _, statement := range []string{
 		"CREATE TABLE node (name TEXT PRIMARY KEY, state TEXT, address TEXT, report TEXT, seen_at BIGINT, started_at BIGINT)",
-		"INSERT INTO node (name) VALUES ('one'), ('near')", "CREATE TABLE write_mark (node TEXT PRIMARY KEY, number BIGINT, fence BIGINT NOT NULL DEFAULT 0)",
+		"INSERT INTO node (name) VALUES ('one'), ('near')", "CREATE TABLE write_mark (node TEXT PRIMARY KEY, number BIGINT, fence BIGINT NOT NULL DEFAULT 0, suspended_until BIGINT NOT NULL DEFAULT 0)",
 		"CREATE TABLE clock (name TEXT PRIMARY KEY, high_water BIGINT)", "CREATE TABLE host_seen (host TEXT PRIMARY KEY, seen_at BIGINT)",
 		"CREATE TABLE host_heard (node TEXT, host TEXT, seen_at BIGINT, PRIMARY KEY (node, host))", "CREATE TABLE access_token (id TEXT)", "CREATE TABLE key_recipient (id TEXT)",
 	} {
@@ -256,7 +256,7 @@ func TestLoginOfNodeThatIssuesNothing(t *testing.T) {
 		"INSERT INTO host_heard (node, host, seen_at) VALUES ('one', 'h', 1)", "SELECT 1 FROM host_seen FOR KEY SHARE", "INSERT INTO write_mark (node, number) VALUES ('one', 9)", "TRUNCATE made_later",
 		"ALTER TABLE node DISABLE ROW LEVEL SECURITY", "DROP POLICY own_again ON node", "SET ROLE pki", "SET SESSION AUTHORIZATION chancery_one",
 		"SELECT chancery_logins.add('chancery_near', false)", "SELECT chancery_logins.drop('chancery_one')",
-		"SELECT chancery_logins.end_standing(1)",
+		"SELECT chancery_logins.end_standing(1)", "SELECT chancery_logins.owner_enters()",
 	} {
 		if err := runSQL(ctx, near, statement); err == nil || !strings.Contains(err.Error(), "42501") {
 			t.Errorf("%s: %v", statement, err)

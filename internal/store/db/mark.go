@@ -37,9 +37,14 @@ func (b *batch) mark() (*sent, error) {
 		return &sent{query: `INSERT INTO write_mark (node, number) VALUES ($1, $2)
 			ON CONFLICT (node) DO UPDATE SET number = excluded.number`, args: []any{d.node, d.lastMark}}, nil
 	}
-	// A suspension that is over by the server's clock ends with the first write of who was suspended.
+	// A suspension that is over by the server's clock ends with the first write of who was suspended, and no later one has its end: a program
+	// from before suspensions ended by themselves begins one and leaves that as it is.
+	over := ""
+	if d.ends.Load() {
+		over = ", suspended_until = 0"
+	}
 	return &sent{fenced: true, query: `INSERT INTO write_mark (node, number, fence) VALUES ($1, $2, $3)
-		ON CONFLICT (node) DO UPDATE SET number = excluded.number, fence = excluded.fence WHERE write_mark.fence = excluded.fence
+		ON CONFLICT (node) DO UPDATE SET number = excluded.number, fence = excluded.fence` + over + ` WHERE write_mark.fence = excluded.fence
 			OR write_mark.fence = -2 AND write_mark.suspended = excluded.fence AND write_mark.suspended_until > 0
 				AND write_mark.suspended_until < EXTRACT(EPOCH FROM clock_timestamp()) * 1000000`,
 		args: []any{held.node, d.lastMark, held.number}}, nil
@@ -68,7 +73,11 @@ func (d *DB) caughtUp(ctx context.Context, tx *Tx, floor int64) (bool, error) {
 		return false, err
 	}
 	tx.lacksFormer = number < d.former.Load()
-	return shown(tx.conn, number) >= floor, nil
+	number = shown(tx.conn, number)
+	if now := d.began.Load(); now != nil {
+		tx.ended = number < now.number
+	}
+	return number >= floor, nil
 }
 
 // shown is the newest number that a connection has shown, with the one that it shows now.

@@ -133,12 +133,18 @@ func (c *postgresConn) placed(ctx context.Context) error {
 		of.home.meet(o)
 		return nil
 	}
+	if err := of.ruled.admits(ctx, c.Conn.Conn().PgConn()); err != nil {
+		return err
+	}
 	return of.home.admits(o)
 }
 
 // refusedForeign says at the start which key of the configuration is wrong.
 func refusedForeign(err error) error {
 	return fault.New(fault.Invalid, "database_read leads to another database than database_file does: %w", err).
-		WithHint("name the standby beside this node that follows the primary, with the same database name, or leave database_read out; " +
-			"chancery doctor database says which servers are of which cluster")
+		WithHint(nameOwn)
 }
+
+// nameOwn is what to do where a server is read that is of another database.
+const nameOwn = "name the standby beside this node that follows the primary, with the same database name, or leave database_read out; " +
+	"chancery doctor database says which servers are of which cluster"

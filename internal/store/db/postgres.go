@@ -97,7 +97,7 @@ func (d *DB) openStandby(o Options) error {
 		d.lastMark = former
 	}
 	s := newServer("the standby that is read", o.ReadConns, false)
-	s.home = d.primary.home
+	s.home, s.ruled.d = d.primary.home, d
 	s.home.holds(&s.open)
 	if d.reader, err = d.postgresPool(o, o.ReadURL, s, o.ReadConns); err != nil {
 		return err
@@ -109,7 +109,7 @@ func (d *DB) openStandby(o Options) error {
 		return err
 	}
 	s.pools = []*sql.DB{d.reader}
-	d.standby = s
+	d.standby, d.primary.compared = s, true
 	return nil
 }
 
@@ -240,8 +240,6 @@ func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
 			met, err = c.of.timeline.validate(ctx, to)
 			return err
 		}
-	} else if c.of.ruled.Load() {
-		cfg.ValidateConnect = refuseDemoted
 	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" || n.SeverityUnlocalized == "WARNING" {

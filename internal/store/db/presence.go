@@ -38,7 +38,7 @@ type server struct {
 	here atomic.Pointer[stay]    // whose context ends when it goes away
 	seen atomic.Int64            // microseconds: the newest heartbeat that it showed; of a primary, when it last answered
 
-	ruled *atomic.Bool // of the server that is read: it was the primary, and has not followed another since
+	ruled *reign // of the server that is read; shared with those who ask it
 
 	lonely atomic.Int64 // microseconds: since when no synchronous standby was seen; 0 while one is
 
@@ -46,6 +46,8 @@ type server struct {
 	home     *home     // where the primary is; shared by all servers of a DB
 	met      int64     // the highest at the last look; Watch's alone
 	showed   string    // the timeline of the primary at the last look; Watch's alone
+	compared bool      // a primary, with which a standby is compared
+	shown    *position // what the server had at the last look; nil where it did not say; Watch's alone
 }
 
 // absence is a server that does not answer.
@@ -66,7 +68,7 @@ func newStay() *stay {
 }
 
 func newServer(name string, idle int, primary bool) *server {
-	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}, home: &home{away: func() bool { return false }}, ruled: new(atomic.Bool)}
+	s := &server{name: name, idle: idle, primary: primary, timeline: &timeline{}, home: &home{away: func() bool { return false }}, ruled: &reign{}}
 	s.here.Store(newStay())
 	return s
 }
@@ -117,7 +119,7 @@ func (s *sockets) closeBelow(timeline int64, unasked bool) {
 
 // Watch asks the servers twice a second whether they are there, until ctx ends. Without it, each call finds out for itself, which
 // takes long where a machine is gone or stands still. With it, Tx refuses at once while the primary is away, and Read goes where
-// there is an answer: to the standby, or to the primary while the standby is away. It returns at once on SQLite.
+// there is an answer: to the standby, or to the primary while the standby is away or behind. It returns at once on SQLite.
 func (d *DB) Watch(ctx context.Context) error {
 	var g sync.WaitGroup
 	for _, s := range []*server{d.primary, d.standby} {
@@ -153,6 +155,7 @@ func (d *DB) watch(ctx context.Context, s *server) {
 			return
 		case err == nil:
 			failed = 0
+			d.sampled(s)
 			d.back(s)
 		default:
 			if failed++; failed >= watchTries || errors.Is(err, context.DeadlineExceeded) {
@@ -187,15 +190,19 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 	var readOnly, timeline string
 	var followers int
 	var high int64
+	s.shown = nil
+	begun := time.Now()
 	if s.primary {
 		high = Micros(time.Now())
 		err = conn.QueryRowContext(ctx, `SELECT current_setting('transaction_read_only'), (`+askTimeline+`), (SELECT COUNT(*)
 			FROM pg_stat_replication WHERE sync_state IS NULL OR sync_state IN ('sync', 'quorum'))`).Scan(&readOnly, &timeline, &followers)
 	} else {
-		var rules bool
-		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0), NOT pg_is_in_recovery() FROM clock`).Scan(&high, &rules)
+		var rules string
+		var log int64
+		err = conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(high_water), 0), (`+askTimeline+`), `+replayed+` FROM clock`).Scan(&high, &rules, &log)
 		if err == nil {
-			s.ruled.Store(rules) // one that follows nobody has refused the connection, if it ruled
+			s.ruled.sees(rules)
+			s.shown = &position{at: begun, log: log, beat: high}
 		}
 	}
 	if err == nil && readOnly == "on" {
@@ -216,6 +223,9 @@ func (s *server) ask(ctx context.Context, patience time.Duration, replaced bool)
 	if s.primary {
 		s.showed = timeline
 	}
+	if s.primary && s.compared && timeline != "" {
+		s.shown = positionOf(ctx, conn, begun)
+	}
 	return followers == 0 && timeline != "", err
 }
 
@@ -227,16 +237,25 @@ func (d *DB) gone(s *server, since time.Time, err error) {
 		if LoginRefused(err) && !LoginRefused(was.err) {
 			d.log.Error(s.name+" does not let this node in", "since", was.since.UTC(), "error", err)
 		}
+		if unread(err) && !unread(was.err) {
+			d.log.Error(s.name+" answers, and is not read", "since", was.since.UTC(), "error", err)
+		}
 		return
 	}
 	s.away.Store(&absence{since, err})
+	d.lag.forget()
 	s.here.Load().end()
 	s.open.closeAll()
 	what := " does not answer"
-	if errors.Is(err, errForeign) || errors.Is(err, errApart) {
+	if unread(err) {
 		what = " is not read"
 	}
 	d.log.Error(s.name+what, "since", since.UTC(), "data_age", d.Age(time.Now()).Round(time.Second).String(), "error", err)
+}
+
+// unread reports whether a server answers and is not read.
+func unread(err error) bool {
+	return errors.Is(err, errForeign) || errors.Is(err, errApart) || errors.Is(err, errDemoted)
 }
 
 // back notes that a server answers again. Its idle connections may be of a machine that is no more.
@@ -272,7 +291,44 @@ func (d *DB) Away() error {
 		WithHint("repeat the call later, or at another node; chancery doctor database says what is wrong")
 }
 
-// readFrom is the pool of the next Read: the standby, where there is one that answers, or else the primary.
+// Unread says why what Read shows does not come from the server of Options.ReadURL, as far as Watch knows, and what to do; nil where it does.
+// It costs nothing.
+func (d *DB) Unread() error {
+	if d.standby == nil {
+		return nil
+	}
+	a := d.standby.away.Load()
+	if a == nil {
+		return d.trails()
+	}
+	said, since := func(what string) *fault.Error {
+		return &fault.Error{Kind: fault.Unavailable, Err: a.err, Message: what}
+	}, a.since.UTC().Format(time.RFC3339)
+	switch {
+	case errors.Is(a.err, errForeign):
+		return said("the server of database_read is of another database than the one that is written to, and is not read since " + since).WithHint(nameOwn)
+	case errors.Is(a.err, errApart):
+		return said("the server of database_read takes writes and is not the primary, and is not read since " + since).
+			WithHint("patronictl list says who leads; patronictl reinit makes the other one anew")
+	case errors.Is(a.err, errDemoted):
+		return said("the server of database_read was the primary, and is not read since " + since + ": it shows nothing yet that was acknowledged since another was promoted").
+			WithHint("it is read again once it has replayed this node's newest heartbeat: patronictl list says whether it follows; where it has gone its own way, patronictl reinit makes it anew")
+	}
+	return said("the server of database_read does not answer since " + since).WithHint("chancery doctor database says what is wrong")
+}
+
+// trails is Unread of a standby that answers.
+func (d *DB) trails() error {
+	since := d.lag.since.Load()
+	if since == nil || d.Away() != nil {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "the server of database_read is behind the primary, which is read in its place since %s", since.begun.UTC().Format(time.RFC3339)).
+		WithHint("chancery doctor database says how far, and whether it follows; patronictl reinit makes anew what does not")
+}
+
+// readFrom is the pool of the next Read: the standby, where there is one that answers and is not behind a primary that answers, or else the
+// primary.
 func (d *DB) readFrom(ctx context.Context) (*sql.DB, error) {
 	if d.primary == nil {
 		return d.reader, nil
@@ -280,7 +336,7 @@ func (d *DB) readFrom(ctx context.Context) (*sql.DB, error) {
 	if d.standby != nil && ctx.Value(atPrimary{}) != nil && d.Away() == nil {
 		return d.writer, nil
 	}
-	if d.standby != nil && d.standby.away.Load() == nil {
+	if d.standby != nil && d.standby.away.Load() == nil && !(d.lag.late.Load() && d.Away() == nil) {
 		return d.reader, nil
 	}
 	if err := d.Away(); err != nil {
@@ -290,8 +346,8 @@ func (d *DB) readFrom(ctx context.Context) (*sql.DB, error) {
 }
 
 // Age is how old what Read sees may be, and what was read before, where nothing can be read now: since the newest heartbeat that
-// has arrived there. It is 0 where that is the primary, or a standby beside one that answers and no more than two heartbeats
-// behind. Where the primary is away and no heartbeat was ever seen at what is read, it is as old as the epoch: nothing that depends on
+// has arrived there. It is 0 where that is the primary, or a standby beside one that answers, which Watch sees to follow or which is no more
+// than two heartbeats behind. Where the primary is away and no heartbeat was ever seen at what is read, it is as old as the epoch: nothing that depends on
 // the time can be said from it. It costs nothing.
 func (d *DB) Age(now time.Time) time.Duration {
 	if d.primary == nil {
@@ -299,11 +355,11 @@ func (d *DB) Age(now time.Time) time.Duration {
 	}
 	absent := d.primary.away.Load() != nil
 	reads := d.primary
-	if d.standby != nil && (absent || d.standby.away.Load() == nil) {
+	if d.standby != nil && (absent || d.standby.away.Load() == nil && !d.lag.late.Load()) {
 		reads = d.standby
 	}
 	seen := reads.seen.Load()
-	if !absent && (reads == d.primary || seen == 0) {
+	if !absent && (reads == d.primary || seen == 0 || d.lag.known.Load()) {
 		return 0
 	}
 	age := max(0, now.Sub(FromMicros(seen)))

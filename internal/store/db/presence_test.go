@@ -116,7 +116,7 @@ func TestAwayAndBehind(t *testing.T) {
 	}
 }
 
-// standbyBehind has the standby stop to replay: a node's own writes are read all the same.
+// standbyBehind has the standby stop to replay: a node's own writes are read all the same, and soon others' are.
 func standbyBehind(t *testing.T, p pair) {
 	d := pkitest.Open(t, p.patient())
 	if err := put(t, d, 1); err != nil {
@@ -132,21 +132,53 @@ func standbyBehind(t *testing.T, p pair) {
 			t.Fatalf("wrote %d and read %d, lacking %t: %v", value, got, lacks, err)
 		}
 	}
-	other := p.patient()
-	other.Node = "n2"
-	if got, _, err := look(t, pkitest.Open(t, other)); err != nil || got != 1 {
-		t.Fatalf("a node that wrote nothing read %d, %v; the standby has 1", got, err)
+	// Whoever reaches the primary is told nothing older, though it wrote nothing itself.
+	o := p.patient()
+	o.Node = "n2"
+	var said lines
+	o.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &said), nil))
+	other := pkitest.Open(t, o)
+	reads := func(want int64, standby bool) bool {
+		var at bool
+		got, _, err := look(t, other)
+		if err == nil {
+			err = other.Read(t.Context(), func(tx *db.Tx) error { at = tx.AtStandby(); return nil })
+		}
+		return err == nil && got == want && at == standby
 	}
-	// With the primary away, the older state is what there is, and it says so.
+	p.standby.Exec(t, "SELECT pg_wal_replay_resume()")
+	p.standby.Replayed(t, p.primary)
+	watch(t, other)
 	watch(t, d)
+	await(t, "the standby to be read, which follows", func() bool { return reads(9, true) && other.Age(time.Now()) == 0 && other.Unread() == nil })
+	p.standby.Exec(t, "SELECT pg_wal_replay_pause()")
+	written(t, d, 10)
+	await(t, "that it is said", func() bool {
+		err := other.Unread()
+		return err != nil && strings.Contains(err.Error(), "is behind the primary")
+	})
+	for range 100 { // from then on nothing else
+		if !reads(10, false) || other.Age(time.Now()) != 0 {
+			t.Fatal("it is read at the standby, which is behind")
+		}
+	}
+	if said.count("is behind, and is not read") == 0 {
+		t.Error("the log does not say so")
+	}
+	await(t, "how far it is behind", func() bool { b := other.Behind(); return b != nil && b.For > time.Second && b.Octets > 0 })
+	// With the primary away, the older state is what there is, and it says so.
 	p.primary.Kill(t)
+	await(t, "the older state", func() bool { return reads(9, true) })
+	if age := other.Age(time.Now().Add(time.Minute)); age < time.Minute || other.Unread() != nil {
+		t.Errorf("a minute later the data are called %v old; %v", age, other.Unread())
+	}
 	await(t, "the absence of the primary", func() bool { return d.Away() != nil })
-	if got, lacks, err := look(t, d); err != nil || got != 1 || !lacks {
+	if got, lacks, err := look(t, d); err != nil || got != 9 || !lacks {
 		t.Fatalf("read %d, lacking %t: %v", got, lacks, err)
 	}
 	p.standby.Exec(t, "SELECT pg_wal_replay_resume()")
 	p.standby.Exec(t, "SELECT pg_promote()") // it replays what it has received
-	await(t, "the last write at the standby", func() bool { got, lacks, err := look(t, d); return err == nil && got == 9 && !lacks })
+	await(t, "the last write at the standby", func() bool { got, lacks, err := look(t, d); return err == nil && got == 10 && !lacks })
 }
 
 func primaryFrozen(t *testing.T, p pair) {

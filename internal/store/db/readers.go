@@ -36,6 +36,7 @@ func readerRights(reader string) []string {
 		"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO " + reader,
 		"GRANT UPDATE (report, seen_at, started_at, address) ON node TO " + reader,
 		"GRANT INSERT (node, number, fence), UPDATE (number, fence) ON write_mark TO " + reader,
+		endsRight(reader),
 		"GRANT INSERT (name, high_water), UPDATE (high_water) ON clock TO " + reader,
 		"GRANT INSERT (node, host, seen_at), UPDATE (seen_at) ON host_heard TO " + reader,
 	}
@@ -49,6 +50,11 @@ func readerRights(reader string) []string {
 	return rights
 }
 
+// endsRight lets a reader's marks take the end of a suspension back that is over; programs of a release before have no use for it.
+func endsRight(reader string) string {
+	return "GRANT UPDATE (suspended_until) ON write_mark TO " + reader
+}
+
 // formerRights take back what releases before gave those logins: whole tables, and the one row of clock.
 func formerRights(reader string) []string {
 	rights := []string{"REVOKE INSERT, UPDATE ON write_mark, clock, host_seen FROM " + reader}
@@ -59,23 +65,41 @@ func formerRights(reader string) []string {
 }
 
 // readers is what the role of the readers may do.
-type readers struct{ there, former, own bool }
+type readers struct{ there, former, own, ends bool }
 
-func (d *DB) readersOf(ctx context.Context, conn *sql.Conn, owner string) (r readers, err error) {
-	err = conn.QueryRowContext(ctx, `SELECT COUNT(*) > 0, COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false),
-		COALESCE(bool_or(has_column_privilege(oid, 'host_heard', 'seen_at', 'UPDATE')), false) FROM pg_roles WHERE rolname = $1`, owner+"_reader").
-		Scan(&r.there, &r.former, &r.own)
+func readersOf(ctx context.Context, q interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}, owner string) (r readers, err error) {
+	err = q.QueryRowContext(ctx, `SELECT COUNT(*) > 0, COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false),
+		COALESCE(bool_or(has_column_privilege(oid, 'host_heard', 'seen_at', 'UPDATE')), false),
+		COALESCE(bool_or(has_column_privilege(oid, 'write_mark', 'suspended_until', 'UPDATE')), false) FROM pg_roles WHERE rolname = $1`, owner+"_reader").
+		Scan(&r.there, &r.former, &r.own, &r.ends)
 	return r, err
+}
+
+// lacking are the rights that the readers do not have and should.
+func (r *readers) lacking(reader string) []string {
+	switch {
+	case !r.own:
+		return readerRights(reader)
+	case !r.ends:
+		return []string{endsRight(reader)}
+	}
+	return nil
 }
 
 // grantReaders gives the readers their rights, where they do not have them. Those that they had by a release before they keep, since nodes
 // of that release cannot do without.
 func (d *DB) grantReaders(ctx context.Context, conn *sql.Conn, owner string) error {
-	r, err := d.readersOf(ctx, conn, owner)
-	if err != nil || r.own {
+	r, err := readersOf(ctx, conn, owner)
+	if err != nil {
 		return err
 	}
-	return runRights(ctx, conn, readerRights(pgx.Identifier{owner + "_reader"}.Sanitize()))
+	lacking := r.lacking(pgx.Identifier{owner + "_reader"}.Sanitize())
+	if len(lacking) == 0 {
+		return nil
+	}
+	return runRights(ctx, conn, lacking)
 }
 
 // runRights has nobody wait for long: who changes the rights of a table waits for all who have it open, and all others wait behind him.
@@ -88,24 +112,30 @@ func runRights(ctx context.Context, conn *sql.Conn, statements []string) error {
 	return nil
 }
 
-// LimitReaders takes back what releases before this one gave the logins of nodes that do not issue, where they have it still. It is for
-// when no node of such a release is left.
+// LimitReaders takes back what releases before this one gave the logins of nodes that do not issue, where they have it still, and gives them
+// what they lack. It is for when no node of such a release is left.
 func (d *DB) LimitReaders(ctx context.Context) error {
 	if d.dialect != Postgres {
 		return nil
 	}
-	var former bool
-	err := d.writer.QueryRowContext(ctx, `SELECT COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false) FROM pg_roles
-		WHERE rolname = current_user || '_reader'`).Scan(&former)
-	if err != nil || !former {
+	var user string
+	err := d.writer.QueryRowContext(ctx, `SELECT current_user`).Scan(&user)
+	var r readers
+	if err == nil {
+		r, err = readersOf(ctx, d.writer, user)
+	}
+	if err != nil || !r.there || !r.former && len(r.lacking("")) == 0 {
 		return d.explain(err)
 	}
 	err = d.asOwner(ctx, func(conn *sql.Conn, owner string) error {
 		reader := pgx.Identifier{owner + "_reader"}.Sanitize()
+		if !r.former {
+			return runRights(ctx, conn, r.lacking(reader))
+		}
 		return runRights(ctx, conn, slices.Concat(formerRights(reader), readerRights(reader)))
 	})
 	if err != nil {
-		return fmt.Errorf("take from the logins of nodes that do not issue what they do not need any more: %w", err)
+		return fmt.Errorf("give the logins of nodes that do not issue what they need, and no more: %w", err)
 	}
 	return nil
 }
@@ -117,4 +147,13 @@ func (tx *Tx) Reader(ctx context.Context) (reads bool, err error) {
 	}
 	err = tx.QueryRow(ctx, `SELECT NOT has_table_privilege('clock', 'UPDATE')`).Scan(&reads)
 	return reads, err
+}
+
+// endsSuspensions reports whether the marks of this process may take the end of a suspension back that is over.
+func (tx *Tx) endsSuspensions(ctx context.Context) (may bool, err error) {
+	if !tx.d.nodeLogin {
+		return true, nil
+	}
+	err = tx.QueryRow(ctx, `SELECT has_column_privilege('write_mark', 'suspended_until', 'UPDATE')`).Scan(&may)
+	return may, err
 }

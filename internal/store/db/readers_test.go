@@ -2,6 +2,7 @@ package db_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -43,12 +44,7 @@ func TestReaderHoldsNobodyUp(t *testing.T) {
 	}
 	near := l.as("chancery_near")
 	now := time.Now().Truncate(time.Microsecond)
-	beat := func(d *db.DB, at time.Time) {
-		t.Helper()
-		if err := d.Heartbeat(ctx, at); err != nil {
-			t.Fatal(err)
-		}
-	}
+	beat := l.beat
 	row := func(name string) (at int64) {
 		t.Helper()
 		if err := one.Migrator().QueryRowContext(ctx, "SELECT COALESCE(MAX(high_water), 0) FROM clock WHERE name = $1", name).Scan(&at); err != nil {
@@ -85,6 +81,7 @@ func TestReaderHoldsNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	beat(near, now.Add(2*time.Second))
+	l.endsSuspensions(one, near, beat)
 	for _, statement := range []string{"UPDATE clock SET high_water = 1", "UPDATE node SET report = 'x', seen_at = 1", "UPDATE write_mark SET number = 1"} {
 		if err := runSQL(ctx, near, statement); err != nil {
 			t.Errorf("%s: %v", statement, err)
@@ -114,6 +111,57 @@ func TestReaderHoldsNobodyUp(t *testing.T) {
 		}
 		if err := one.Tx(quick, func(tx *db.Tx) error { db.TakeFence(tx, "one", int64(n+1)); return nil }); err != nil {
 			t.Errorf("a fence: %v", err)
+		}
+	}
+}
+
+func (l *logins) beat(d *db.DB, at time.Time) {
+	l.Helper()
+	if err := d.Heartbeat(l.Context(), at); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// endsSuspensions has a node whose login reads go on after a suspension that is over, and leave no end for the next one: as soon as its login has
+// the right to it, which one of an authority from before has not. It does without where the right is taken back by a node of a release before.
+func (l *logins) endsSuspensions(one, near *db.DB, heartbeat func(*db.DB, time.Time)) {
+	l.Helper()
+	ctx := l.Context()
+	ends := func() (at int64) {
+		l.Helper()
+		if err := one.Migrator().QueryRowContext(ctx, "SELECT suspended_until FROM write_mark WHERE node = 'near'").Scan(&at); err != nil {
+			l.Fatal(err)
+		}
+		return at
+	}
+	write := func() error {
+		return near.Tx(ctx, func(tx *db.Tx) error {
+			_, err := tx.Exec(ctx, "UPDATE node SET report = report WHERE name = 'near'")
+			return err
+		})
+	}
+	const revoke = "REVOKE UPDATE (suspended_until) ON write_mark FROM pki_reader"
+	for _, right := range []bool{true, false, true} {
+		statements := []string{"UPDATE write_mark SET fence = -2, suspended = 7, suspended_until = 1 WHERE node = 'near'"}
+		if !right {
+			statements = append(statements, revoke)
+		} else if err := one.LimitReaders(ctx); err != nil {
+			l.Fatal(err)
+		}
+		if err := runSQL(ctx, one, statements...); err != nil {
+			l.Fatal(err)
+		}
+		if !right { // it knows of the right that it had
+			if err := write(); !errors.Is(err, db.ErrReadsOnly) {
+				l.Fatalf("what it may no longer: %v", err)
+			}
+		}
+		heartbeat(near, time.Now())
+		if err := write(); err != nil {
+			l.Fatal(err)
+		}
+		if left := ends(); (left == 0) != right {
+			l.Errorf("with the right to it %v, the end of a suspension is %d after it", right, left)
 		}
 	}
 }

@@ -59,7 +59,11 @@ func (b *batch) flush(conn *sql.Conn) (*call, error) {
 		err = b.askFence(conn)
 	}
 	if err != nil {
-		return statements[min(done, len(statements)-1)].call, err
+		at := statements[min(done, len(statements)-1)]
+		if at.fenced && Forbidden(err) {
+			b.d.ends.Store(false) // a node of a release before took that right back; the next mark does without
+		}
+		return at.call, err
 	}
 	return nil, nil
 }

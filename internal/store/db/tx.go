@@ -29,6 +29,7 @@ type Tx struct {
 	lacks  bool        // see Lacks
 
 	lacksFormer bool // see LacksFormer
+	ended       bool // see MayHaveEnded
 	standby     bool // it reads at the standby
 }
 
