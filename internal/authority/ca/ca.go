@@ -30,7 +30,7 @@ import (
 	"chancery/internal/store/settings"
 )
 
-// Options is what a CA works with. All but Entitlements, AdmitHost, Successor and Renewing are required.
+// Options is what a CA works with. All but Entitlements, AdmitHost, HostNames, Successor and Renewing are required.
 type Options struct {
 	DB       *db.DB
 	Keys     *keys.Store
@@ -45,6 +45,10 @@ type Options struct {
 	// AdmitHost refuses, in the transaction that records what a host gets of a profile, a host that was removed or may get
 	// nothing, or nothing of that profile, since its order was judged. Without it, every host passes.
 	AdmitHost func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error
+
+	// HostNames returns, in the transaction that records what a host gets of a pool of the authority's own database, the host's pool, and
+	// its names and addresses. Without it, no host gets anything there.
+	HostNames func(ctx context.Context, tx *db.Tx, by access.Principal) (pool string, names []string, err error)
 
 	// Successor says under which issuer of its pool, by name or ID, a certificate is renewed or re-keyed whose own issuer still
 	// issues; empty for its own. Without it, all stay under their own. It is the one place that says so, whoever asks.
@@ -64,6 +68,7 @@ type CA struct {
 	audit        *audit.Log
 	entitlements func(ctx context.Context, by access.Principal) (map[string][]string, error)
 	admitHost    func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error
+	hostNames    func(ctx context.Context, tx *db.Tx, by access.Principal) (string, []string, error)
 	successor    func(ctx context.Context, by access.Principal, old *Certificate) (string, error)
 	renewing     func(ctx context.Context, tx *db.Tx, before, after *Issuer) error
 
@@ -83,7 +88,7 @@ type CA struct {
 // New returns a CA. It starts nothing and asks nothing of the database yet.
 func New(o Options) *CA {
 	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements,
-		admitHost: o.AdmitHost, successor: o.Successor, renewing: o.Renewing}
+		admitHost: o.AdmitHost, hostNames: o.HostNames, successor: o.Successor, renewing: o.Renewing}
 	if c.entitlements == nil {
 		c.entitlements = ownName
 	}

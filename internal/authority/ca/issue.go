@@ -125,6 +125,8 @@ type signed struct {
 	runs        []int64 // the IDs that the runs of its transaction gave it
 	within      Within  // nil for most
 	control     bool    // of a proof of revocation: see IssueControl
+	login       bool    // of IssueLogin
+	requester   access.Principal
 }
 
 func (c *CA) issue(ctx context.Context, by access.Principal, order *Order, p *plan, now time.Time) (*Certificate, error) {
@@ -236,7 +238,7 @@ func (c *CA) sign(ctx context.Context, by access.Principal, p *plan) (*signed, e
 		crt.Replaces = p.replaces.ID
 	}
 	crt.take(p.facts)
-	return &signed{certificate: crt, limits: s.Limits}, nil
+	return &signed{certificate: crt, limits: s.Limits, login: p.login, requester: by}, nil
 }
 
 // record writes a signed certificate in the caller's transaction, or returns the one that an earlier call with the same
@@ -257,6 +259,9 @@ func (c *CA) record(ctx context.Context, tx *db.Tx, by access.Principal, s *sign
 		if err := c.admitInTx(ctx, tx, by, crt.Profile, now); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.admitToDatabase(ctx, tx, s); err != nil {
+		return nil, err
 	}
 	same, err := c.guard(ctx, tx, by, s, now)
 	if err != nil {

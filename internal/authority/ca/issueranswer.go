@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/root"
 )
 
@@ -41,9 +42,9 @@ func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate
 	among := s.above(before, given)
 	was := before.top()
 	var chain []*x509.Certificate
-	if parent := s.parent(before); parent != nil && own.CheckSignatureFrom(parent.Certificate) == nil && (!selfIssued(was) || parent.top().Equal(was)) {
+	if parent := s.parent(before); parent != nil && own.CheckSignatureFrom(parent.Certificate) == nil && (!cert.SelfIssued(was) || parent.top().Equal(was)) {
 		chain = parent.path() // as it is here: what is above it has commands of its own
-	} else if selfIssued(was) { // a cross certificate among those given leads elsewhere
+	} else if cert.SelfIssued(was) { // a cross certificate among those given leads elsewhere
 		chain = wayTo(own, was, among)
 	}
 	if chain == nil {
@@ -59,7 +60,7 @@ func (s *issuerSet) takeRenewed(before, after *Issuer, given []*x509.Certificate
 	if err := root.CheckRenewed(before.Certificate, own, chain[0], directly); err != nil {
 		return err
 	}
-	if is := chain[len(chain)-1]; selfIssued(was) && !is.Equal(was) {
+	if is := chain[len(chain)-1]; cert.SelfIssued(was) && !is.Equal(was) {
 		return fault.New(fault.Conflict, "the way up from the certificate ends at a certificate of %q by %q (%s), and not at the root %q that hosts trust (%s); a root is "+
 			"brought to everyone before anything is under it", is.Subject, is.Issuer, digestOf(is), was.Subject, digestOf(was)).
 			WithHint("chancery rollout start rotate-root --pool %s", before.Pool)

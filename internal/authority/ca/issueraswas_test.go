@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
 
+	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/root"
 	"chancery/internal/pkitest"
@@ -85,4 +87,53 @@ func TestRenewedWithWhatIsAboveToo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSignedAgainAsItWas has the root sign that is here, with its key: it says what the certificate before says, though the lints would have
+// it say more.
+func TestSignedAgainAsItWas(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newStores(t, d), context.Background()
+		top, topKey := strangeRoot(t, "CN=Old root")
+		key := newKey(t)
+		c := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "Old sub"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(year),
+			IsCA: true, BasicConstraintsValid: true, MaxPathLen: -1} // no keyUsage, and no path length under one that has it
+		first := must[*x509.Certificate](t)(x509.ParseCertificate(must[[]byte](t)(x509.CreateCertificate(rand.Reader, c, top.Certificate, key.Public(), topKey))))
+		above := []*x509.Certificate{top.Certificate}
+		must[*Issuer](t)(a.ImportIssuer(ctx, admin(), ImportSpec{Name: "top", Certificate: top.Certificate, Key: topKey}))
+		must[*Issuer](t)(a.ImportIssuer(ctx, admin(), ImportSpec{Name: "sub", Certificate: first, Chain: above, Key: key}))
+		after := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "sub", Validity: 5 * year}))
+		if after.Certificate.Equal(first) || after.Certificate.KeyUsage != 0 || !after.Certificate.NotAfter.After(first.NotAfter) {
+			t.Errorf("it has serial %s, until %s", after.Certificate.SerialNumber, after.Certificate.NotAfter)
+		}
+	})
+}
+
+// TestRenewedBelowWhatStoodThere renews an issuer below one that relying parties may refuse and that stood there before: that is told of,
+// and is no reason; brought in anew, it is one.
+func TestRenewedBelowWhatStoodThere(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newStores(t, d), context.Background()
+		top, topKey := strangeRoot(t, "CN=Old root")
+		middleKey, key := newKey(t), newKey(t)
+		plain := must[*x509.Certificate](t)(top.SignIssuer(root.Options{Subject: must[cert.Name](t)(cert.ParseName("CN=Middle")), PathLen: 1, Validity: 15 * year},
+			spkiOf(t, middleKey), cert.Issuer{}, time.Now()))
+		middle := again(t, plain, top.Certificate, topKey, time.Now().Add(15*year), unknownCritical)
+		by := &root.Root{Certificate: plain, Signer: middleKey}
+		first := must[*x509.Certificate](t)(by.SignIssuer(root.Options{Subject: must[cert.Name](t)(cert.ParseName("CN=Sub")), Validity: 2 * year}, spkiOf(t, key),
+			cert.Issuer{}, time.Now()))
+		must[*Issuer](t)(a.ImportIssuer(ctx, admin(), ImportSpec{Name: "sub", Certificate: first, Chain: []*x509.Certificate{middle, top.Certificate}, Key: key}))
+		second := again(t, first, middle, middleKey, time.Now().Add(5*year))
+		after := must[*Issuer](t)(a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "sub", Answer: []*x509.Certificate{second}}))
+		if !after.Certificate.Equal(second) || len(after.Warnings) != 1 || !strings.Contains(after.Warnings[0], unknownCritical.Id.String()) {
+			t.Errorf("serial %s, told %q", after.Certificate.SerialNumber, after.Warnings)
+		}
+		another := again(t, plain, top.Certificate, topKey, time.Now().Add(18*year), unknownCritical)
+		_, err := a.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "sub", Answer: []*x509.Certificate{again(t, first, middle, middleKey, time.Now().Add(17*year)), another}})
+		if refusedAs(t, err, fault.Invalid); !strings.Contains(err.Error(), unknownCritical.Id.String()) {
+			t.Errorf("%v", err)
+		}
+	})
 }

@@ -95,14 +95,17 @@ func (c *CA) bound(ctx context.Context, i *Issuer, now time.Time) (n int, err er
 }
 
 // warnings is what who renews an issuer is told beside.
-func (c *CA) warnings(ctx context.Context, before *Issuer, now time.Time) ([]string, error) {
-	n, err := c.bound(ctx, before, now)
-	if err != nil || n == 0 {
-		return nil, err
+func (c *CA) warnings(ctx context.Context, r *renewal, now time.Time) ([]string, error) {
+	if r.again() {
+		return r.warnings, nil
 	}
-	return []string{fmt.Sprintf("%d certificates that issuer %q issued before it came here name the certificate that it had by issuer and serial "+
+	n, err := c.bound(ctx, r.before, now)
+	if err != nil || n == 0 {
+		return r.warnings, err
+	}
+	return append(r.warnings, fmt.Sprintf("%d certificates that issuer %q issued before it came here name the certificate that it had by issuer and serial "+
 		"(authorityKeyIdentifier, RFC 5280 4.2.1.1): OpenSSL verifies them under that one alone; hand it out beside the new one, and have them issued anew before it "+
-		"ends on %s", n, before.Name, utc(before.Certificate.NotAfter))}, nil
+		"ends on %s", n, r.before.Name, utc(r.before.Certificate.NotAfter))), nil
 }
 
 // StateOf is the state of a certificate in an inventory, empty where that does not have it.

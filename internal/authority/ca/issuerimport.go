@@ -54,7 +54,7 @@ type ImportSpec struct {
 const importedProfile = "imported"
 
 // ImportIssuer takes over an issuer with all that it issued and revoked. The issuer is there when all of its records are:
-// they are one transaction, so nobody meets an issuer that has forgotten a revocation.
+// they are one transaction, so nobody meets an issuer that has forgotten a revocation. One that is here without its key gets that.
 func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportSpec) (*Issuer, error) {
 	now := time.Now()
 	if err := by.May(access.ManageIssuers); err != nil {
@@ -70,6 +70,10 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 	if err != nil {
 		return nil, err
 	}
+	known, err := set.keyless(&spec)
+	if err != nil {
+		return nil, fmt.Errorf("import issuer %s: %w", spec.Name, err)
+	}
 	above := chainAbove(spec.Certificate, spec.Chain)
 	if spec.Pool == "" {
 		spec.Pool = set.poolAbove(&Issuer{Certificate: spec.Certificate, Chain: above})
@@ -79,6 +83,10 @@ func (c *CA) ImportIssuer(ctx context.Context, by access.Principal, spec ImportS
 		PublicKey: spec.Certificate.RawSubjectPublicKeyInfo, Certificate: spec.Certificate, Chain: above, CRL: spec.CRL,
 		CreatedAt: now,
 	}}
+	if known != nil {
+		is := *known
+		n.issuer, n.given, n.byDefault = &is, true, spec.Default
+	}
 	n.record = set.recordFor(n.issuer)
 	if n.issuer.Root() {
 		n.record = &Certificate{Issuer: n.issuer, State: Valid, DER: spec.Certificate.Raw, Profile: issuerProfile}
@@ -148,7 +156,7 @@ func (s *ImportSpec) check(now time.Time) error {
 // digest tells imports apart for the idempotency key.
 func (s *ImportSpec) digest() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n%v\n%d\n%x\n", s.Name, s.Pool, s.Default, len(s.Records), s.Certificate.Raw)
+	fmt.Fprintf(h, "%s\n%s\n%v\n%d\n%x\n%t\n", s.Name, s.Pool, s.Default, len(s.Records), s.Certificate.Raw, s.Key != nil || s.Token != "")
 	return hex.EncodeToString(h.Sum(nil))
 }
 

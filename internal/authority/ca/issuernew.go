@@ -120,7 +120,10 @@ type newIssuer struct {
 	history []imported
 	// imported says that it existed before: it was not signed here now.
 	imported bool
-	request  any // what tells a repeated call from another one
+	// given says that it is here already, and gets its key; byDefault that it becomes the default of its pool then.
+	given, byDefault bool
+
+	request any // what tells a repeated call from another one
 
 	also func(ctx context.Context, tx *db.Tx, issuer *Issuer) error // of an import; may be nil
 }
@@ -327,19 +330,11 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 				return err
 			}
 		}
-		if err := c.fitAbove(ctx, tx, n); err != nil {
-			return err
+		place := c.placeNew
+		if n.given {
+			place = c.giveKey
 		}
-		if err := c.insertIssuer(ctx, tx, n.issuer, n.subject); err != nil {
-			return err
-		}
-		if n.record != nil {
-			n.record.ID, n.record.Requester = c.nextID(now), by.ID
-			if err := c.insertCertificate(ctx, tx, n.record); err != nil {
-				return err
-			}
-		}
-		if err := c.storeHistory(ctx, tx, by, n.history, now); err != nil {
+		if err := place(ctx, tx, by, n, now); err != nil {
 			return err
 		}
 		if n.also != nil {
@@ -351,15 +346,36 @@ func (c *CA) storeIssuer(ctx context.Context, by access.Principal, key, action s
 			return err
 		}
 		stored = n.issuer
-		return c.audit.Append(ctx, tx, audit.Event{
-			Time: now, Actor: by.Actor(), Action: action, Object: n.issuer.ID, Detail: n.record.entered(map[string]any{
-				"name": n.issuer.Name, "pool": n.issuer.Pool, "state": n.issuer.State, "parent": n.issuer.Parent, "online": n.issuer.KeyID != "",
-			}),
-		})
+		detail := map[string]any{
+			"name": n.issuer.Name, "pool": n.issuer.Pool, "state": n.issuer.State, "parent": n.issuer.Parent, "online": n.issuer.KeyID != "",
+		}
+		if n.given {
+			detail["given"] = "its key"
+		} else {
+			detail = n.record.entered(detail)
+		}
+		return c.audit.Append(ctx, tx, audit.Event{Time: now, Actor: by.Actor(), Action: action, Object: n.issuer.ID, Detail: detail})
 	})
 	c.forget() // after a failure too: the outcome of the commit may be unknown
 	if err != nil {
 		return nil, err
 	}
 	return stored, nil
+}
+
+// placeNew writes the row of a new issuer, its record in the inventory, and what it issued before it came here.
+func (c *CA) placeNew(ctx context.Context, tx *db.Tx, by access.Principal, n *newIssuer, now time.Time) error {
+	if err := c.fitAbove(ctx, tx, n); err != nil {
+		return err
+	}
+	if err := c.insertIssuer(ctx, tx, n.issuer, n.subject); err != nil {
+		return err
+	}
+	if n.record != nil {
+		n.record.ID, n.record.Requester = c.nextID(now), by.ID
+		if err := c.insertCertificate(ctx, tx, n.record); err != nil {
+			return err
+		}
+	}
+	return c.storeHistory(ctx, tx, by, n.history, now)
 }

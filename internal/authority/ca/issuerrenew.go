@@ -58,11 +58,18 @@ func digestOf(c *x509.Certificate) string {
 type renewal struct {
 	before, after *Issuer
 	record        *Certificate // in the inventory of the issuer above; nil where that is not here
+	warnings      []string
 }
+
+// again reports whether the certificate is the one that the issuer has.
+func (r *renewal) again() bool { return r.after.Certificate.Equal(r.before.Certificate) }
 
 // RenewIssuer gives an issuer another certificate for the name and the key that it has, which lasts longer. What it issued stays
 // good under either certificate; the one before stays in the inventory of the issuer above, good until its end unless it is
 // revoked. Other nodes issue under the new one within a second.
+//
+// An issuer that was retired, and whose key is good, is active again with it; the certificate that it has, given as Answer, makes it so
+// without another one.
 func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpec) (*Issuer, error) {
 	now := time.Now()
 	if err := by.May(access.ManageIssuers); err != nil {
@@ -88,7 +95,7 @@ func (c *CA) RenewIssuer(ctx context.Context, by access.Principal, spec RenewSpe
 		if r, err = c.prepareRenewal(ctx, &spec, now); err != nil {
 			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
 		}
-		if warnings, err = c.warnings(ctx, r.before, now); err != nil {
+		if warnings, err = c.warnings(ctx, r, now); err != nil {
 			return nil, fmt.Errorf("renew issuer %s: %w", spec.Issuer, err)
 		}
 	}
@@ -136,22 +143,6 @@ func touchIssuer(ctx context.Context, tx *db.Tx, id string) (*Issuer, error) {
 	return oneIssuer(ctx, tx, "issuer "+id+" is gone", ` WHERE id = $1`, id)
 }
 
-// renewable says why an issuer gets no other certificate.
-func (i *Issuer) renewable() error {
-	switch {
-	case i.State == IssuerPending:
-		return fault.New(fault.Conflict, "issuer %q waits for its first certificate", i.Name).WithHint("chancery issuer import %s --certificate F", i.Name)
-	case i.State != IssuerActive:
-		return fault.New(fault.Conflict, "issuer %q is %s and issues nothing more; only an active one is renewed", i.Name, i.State).
-			WithHint("what it issued has its CRL and OCSP until the last of it ends, as it is")
-	case i.Root():
-		return fault.New(fault.Conflict, "issuer %q is a root, which everyone trusts by its certificate: another one has to be in every store before the old one "+
-			"ends, and is brought there in stages, with a new key; an issuer below it can be renewed with its key", i.Name).
-			WithHint("chancery rollout start rotate-root --pool %s", i.Pool)
-	}
-	return nil
-}
-
 // prepareRenewal makes or judges the new certificate.
 func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time) (*renewal, error) {
 	if spec.Validity < 0 {
@@ -168,25 +159,26 @@ func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time)
 	if before == nil {
 		return nil, fault.New(fault.NotFound, "there is no issuer %q", spec.Issuer).WithHint("chancery issuer list")
 	}
-	if err := before.renewable(); err != nil {
+	if err := before.renewable(spec.Answer); err != nil {
 		return nil, err
 	}
 	after := *before
+	after.State = IssuerActive
 	if len(spec.Answer) > 0 {
 		err = set.takeRenewed(before, &after, spec.Answer, now)
 	} else {
-		err = c.signAgain(ctx, set, before, &after, spec.Validity, now)
+		err = before.orReopened(c.signAgain(ctx, set, before, &after, spec.Validity, now))
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !after.Certificate.Equal(before.Certificate) {
-		if err := root.CheckPath(after.path(), before.Certificate, now); err != nil {
+	r := &renewal{before: before, after: &after}
+	if !r.again() || before.State == IssuerRetired {
+		if r.warnings, err = root.CheckPath(after.path(), before.path(), now); err != nil {
 			return nil, err
 		}
 	}
-	r := &renewal{before: before, after: &after}
-	if above := set.parent(&after); above != nil {
+	if above := set.parent(&after); above != nil && !r.again() {
 		after.Parent = above.ID // which may have come in after it
 		r.record = &Certificate{Issuer: above, State: Valid, DER: after.Certificate.Raw, Profile: issuerProfile}
 		err = r.record.fill()
@@ -202,7 +194,8 @@ func (c *CA) signAgain(ctx context.Context, set *issuerSet, before, after *Issue
 		return fault.New(fault.Conflict, "%q, which signed issuer %q, is not here", before.Certificate.Issuer, before.Name).
 			WithHint("chancery issuer renew %s --csr-out F, have it signed there, and then chancery issuer renew %s --certificate F", before.Name, before.Name)
 	case above.State != IssuerActive:
-		return fault.New(fault.Conflict, "issuer %q is %s; only an active issuer signs another", above.Name, above.State)
+		return fault.New(fault.Conflict, "issuer %q is %s; only an active issuer signs another", above.Name, above.State).
+			WithHint("chancery issuer reopen %s, if it was retired by a slip", above.Name)
 	case above.KeyID == "":
 		return fault.New(fault.Conflict, "the key of issuer %q, which signed issuer %q, is offline", above.Name, before.Name).
 			WithHint("chancery issuer renew %s --key-file F --passphrase-file F", before.Name)
@@ -237,6 +230,14 @@ func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, a
 		return nil, err
 	}
 	if i.Certificate != nil && i.Certificate.Equal(r.after.Certificate) {
+		if i.State == IssuerRetired {
+			if err := r.unmoved(i); err != nil {
+				return nil, err
+			}
+			if err := c.reopenAsItIs(ctx, tx, r, i, by.Actor(), now); err != nil {
+				return nil, err
+			}
+		}
 		if err := asked.remember(ctx, tx, i.ID, now); err != nil {
 			return nil, err
 		}
@@ -279,12 +280,15 @@ func (c *CA) storeRenewal(ctx context.Context, tx *db.Tx, by access.Principal, a
 	if err != nil {
 		return nil, err
 	}
+	if err := c.reopened(ctx, tx, i, by.Actor(), now); err != nil {
+		return nil, err
+	}
 	return oneIssuer(ctx, tx, `issuer "`+i.Name+`" is gone`, ` WHERE id = $1`, i.ID)
 }
 
 // admitRenewal judges the renewal again by what the store holds now.
 func (c *CA) admitRenewal(ctx context.Context, tx *db.Tx, r *renewal, i *Issuer) error {
-	if err := i.renewable(); err != nil {
+	if err := r.unmoved(i); err != nil {
 		return err
 	}
 	if !i.Certificate.Equal(r.before.Certificate) {
@@ -292,6 +296,9 @@ func (c *CA) admitRenewal(ctx context.Context, tx *db.Tx, r *renewal, i *Issuer)
 			WithHint("chancery issuer show %s", i.Name)
 	}
 	if err := checkKey(ctx, tx, i.PublicKey); err != nil {
+		return err
+	}
+	if err := c.admitAgain(ctx, tx, i); err != nil {
 		return err
 	}
 	if r.record != nil {
@@ -302,16 +309,19 @@ func (c *CA) admitRenewal(ctx context.Context, tx *db.Tx, r *renewal, i *Issuer)
 		if err := c.goodAbove(ctx, tx, above); err != nil {
 			return err
 		}
-		if above.State != IssuerActive || !slices.EqualFunc(above.path(), r.after.Chain, (*x509.Certificate).Equal) {
-			return fault.New(fault.Conflict, "issuer %q above %q is %s, and was changed in this moment", above.Name, i.Name, above.State).
-				WithHint("chancery issuer show %s, and again", above.Name)
+		switch {
+		case above.State != IssuerActive:
+			return fault.New(fault.Conflict, "issuer %q above %q is %s; only an active issuer has others below it renewed", above.Name, i.Name, above.State).
+				WithHint("chancery issuer reopen %s, if it was retired by a slip", above.Name)
+		case !slices.EqualFunc(above.path(), r.after.Chain, (*x509.Certificate).Equal):
+			return fault.New(fault.Conflict, "issuer %q above %q was changed in this moment", above.Name, i.Name).WithHint("chancery issuer show %s, and again", above.Name)
 		}
 	}
 	return ownRoot(ctx, tx, r.after)
 }
 
-// recordBefore is what the inventory of the issuer above has of the certificate before; nil where it has none. One that is revoked
-// or on hold is not got round by another one.
+// recordBefore is what the inventory of the issuer above has of the certificate before; nil where it has none. One that is on hold, or
+// revoked for what would be said of another one as well, is not got round by that.
 func (c *CA) recordBefore(ctx context.Context, tx *db.Tx, r *renewal) (*record, error) {
 	if r.record == nil {
 		return nil, nil
@@ -322,9 +332,9 @@ func (c *CA) recordBefore(ctx context.Context, tx *db.Tx, r *renewal) (*record, 
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case old.State == Held || old.State == Revoked:
-		return nil, fault.New(fault.Conflict, "the certificate %s of issuer %q is %s, and another one would get round that", cert.FormatSerial(old.Serial), r.before.Name,
-			old.State)
+	case old.State == Held || old.State == Revoked && !outlived(old.Revocation.Reason):
+		return nil, fault.New(fault.Conflict, "the certificate %s of issuer %q is %s (%s), and another one would get round that", cert.FormatSerial(old.Serial),
+			r.before.Name, old.State, old.Revocation.Reason)
 	}
 	return old, nil
 }
@@ -388,7 +398,7 @@ func (c *CA) RenewalRequest(ctx context.Context, by access.Principal, nameOrID s
 	if err != nil {
 		return nil, err
 	}
-	if err := i.renewable(); err != nil {
+	if err := i.renewable(nil); err != nil {
 		return nil, err
 	}
 	if i.KeyID == "" {

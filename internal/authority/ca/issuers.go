@@ -208,22 +208,23 @@ func readIssuerRows(ctx context.Context, tx *db.Tx, where string, args ...any) (
 }
 
 // checkOthers refuses a name that is taken, a subject that another key has, since many relying parties take the first of two equal
-// subjects, and a second issuer of one subject and key where this authority has the key for both: they would sign CRLs that contradict
-// each other. Subjects are compared as RFC 5280 7.1 says, without regard to case.
-func checkOthers(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
+// subjects, and a second issuer of one subject and key where this authority has the key for both, or would get it for a new one beside one
+// whose lists are signed elsewhere: they would sign CRLs that contradict each other. Subjects are compared as RFC 5280 7.1 says, without
+// regard to case.
+func checkOthers(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte, fresh bool) error {
 	own, err := cert.ParseNameDER(subject)
 	if err != nil {
 		return fault.New(fault.Invalid, "the subject of issuer %q: %w", i.Name, err)
 	}
-	rows, err := tx.Query(ctx, `SELECT name, state, key_id, public_key, subject FROM issuer`)
+	rows, err := tx.Query(ctx, `SELECT name, state, key_id, public_key, subject, certificate FROM issuer WHERE id <> $1`, i.ID)
 	if err != nil {
 		return fmt.Errorf("look for issuers of the same name: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var name, state, keyID string
-		var key, der []byte
-		if err := rows.Scan(&name, &state, &keyID, &key, &der); err != nil {
+		var key, der, certificate []byte
+		if err := rows.Scan(&name, &state, &keyID, &key, &der, &certificate); err != nil {
 			return fmt.Errorf("look for issuers of the same name: %w", err)
 		}
 		if name == i.Name {
@@ -235,29 +236,43 @@ func checkOthers(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) erro
 		case !bytes.Equal(key, i.PublicKey):
 			return fault.New(fault.Conflict, "issuer %q has the same subject with another key; many relying parties take the first of "+
 				"two equal subjects, so a re-keyed issuer needs a new one", name)
-		case keyID != "" && i.KeyID != "":
-			return i.secondOf(name, IssuerState(state))
+		case i.KeyID != "" && keyID != "":
+			return i.secondOf(name, IssuerState(state), certificate)
+		case i.KeyID != "" && fresh:
+			return keyOf(name).WithHint("chancery import CA --key K --name %s", name)
 		}
 	}
 	return rows.Err()
 }
 
-// secondOf refuses an issuer whose subject and key another one has.
-func (i *Issuer) secondOf(name string, state IssuerState) error {
+// keyOf refuses a key beside an issuer of its subject that is here without it.
+func keyOf(name string) *fault.Error {
+	return fault.New(fault.Conflict, "issuer %q has the same subject and the same key, which is not here; two issuers of one subject and key would sign CRLs that contradict "+
+		"each other, so the key is given to that one", name)
+}
+
+// secondOf refuses an issuer whose subject and key another one has, and says how that one gets what this one would bring.
+func (i *Issuer) secondOf(name string, state IssuerState, certificate []byte) error {
 	refusal := fault.New(fault.Conflict, "issuer %q has the same subject and the same key, and is %s; two issuers of one subject and key would sign CRLs "+
 		"that contradict each other, so one issuer has its certificates after each other", name, state)
 	switch {
 	case i.Certificate == nil:
 		return refusal.WithHint("chancery issuer renew %s --csr-out F", name)
+	case bytes.Equal(i.Certificate.Raw, certificate) && state == IssuerRetired:
+		return refusal.WithHint("chancery issuer reopen %s makes it active again, unless its key is compromised", name)
+	case bytes.Equal(i.Certificate.Raw, certificate):
+		return refusal.WithHint("chancery issuer show %s", name)
 	case i.Root():
 		return refusal.WithHint("chancery rollout start rotate-root, since a root's new certificate has to be in every store before anything is under it")
+	case state == IssuerRetired:
+		return refusal.WithHint("chancery issuer renew %s --certificate F makes it active again with the new one, unless its key is compromised", name)
 	}
 	return refusal.WithHint("chancery issuer renew %s --certificate F", name)
 }
 
 // insertIssuer stores a new issuer.
 func (c *CA) insertIssuer(ctx context.Context, tx *db.Tx, i *Issuer, subject []byte) error {
-	if err := checkOthers(ctx, tx, i, subject); err != nil {
+	if err := checkOthers(ctx, tx, i, subject, true); err != nil {
 		return err
 	}
 	if err := ownRoot(ctx, tx, i); err != nil {

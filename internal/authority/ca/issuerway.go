@@ -63,12 +63,9 @@ func lasts(way []*x509.Certificate) (end time.Time) {
 	return end
 }
 
-// selfIssued reports whether a certificate is a root's.
-func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
-
 // sameIssuer reports whether two certificates are of one issuer: for one name and one key, signed by one name.
 func sameIssuer(a, b *x509.Certificate) bool {
-	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo) && bytes.Equal(a.RawIssuer, b.RawIssuer)
+	return cert.SameCA(a, b) && bytes.Equal(a.RawIssuer, b.RawIssuer)
 }
 
 // underPresent puts the path that the issuer above has now in the place of the one that it had when a new issuer was prepared: in

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 
-	"chancery/internal/fault"
 	"chancery/internal/store/keys"
 )
 
 // KeyProblem is an issuer whose key on this node is not its certificate's, or is not there.
 type KeyProblem struct {
 	Issuer  string // its name
+	State   IssuerState
 	Message string
 }
 
@@ -29,11 +29,8 @@ func (c *CA) KeyProblems(ctx context.Context) (problems []KeyProblem, looked int
 		}
 		_, err := c.keys.SignerFor(ctx, i.KeyID, i.Certificate)
 		switch {
-		case errors.Is(err, keys.ErrPair):
-			problems = append(problems, KeyProblem{i.Name, err.Error()})
-		case fault.Is(err, fault.NotFound):
-			problems = append(problems, KeyProblem{i.Name, fmt.Sprintf("the key of %q is not in the store; a Certificate System says of this: CA private key is null!",
-				i.Certificate.Subject)})
+		case errors.Is(err, keys.ErrPair), errors.Is(err, keys.ErrMissing):
+			problems = append(problems, KeyProblem{i.Name, i.State, err.Error()})
 		case err != nil:
 			continue // what does not open is told by who looks at wraps
 		}

@@ -25,6 +25,7 @@ type plan struct {
 	facts     *facts
 	warnings  []string
 	replaces  *Certificate
+	login     bool // of IssueLogin
 }
 
 func notCA() error {
@@ -70,7 +71,11 @@ func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now ti
 	if err := w.withinPool(by, issuer); err != nil {
 		return nil, err
 	}
-	p := &plan{issuer: issuer, replaces: order.replaces}
+	who := w.applicant(by, order)
+	if err := who.mayAsk(issuer); err != nil {
+		return nil, err
+	}
+	p := &plan{issuer: issuer, replaces: order.replaces, login: order.login}
 	switch {
 	case order.Template != "":
 		err = c.planTemplate(ctx, by, order, w, p, s, now)
@@ -87,6 +92,9 @@ func (c *CA) plan(ctx context.Context, by access.Principal, order *Order, now ti
 	}
 	if p.facts.isCA {
 		return nil, notCA()
+	}
+	if err := who.mayBear(issuer, p.facts); err != nil {
+		return nil, err
 	}
 	for _, w := range p.linted.Warnings() {
 		p.warnings = append(p.warnings, w.Error())

@@ -13,10 +13,10 @@ import (
 // refusedAtOnce is how many certificates are asked about by one statement.
 const refusedAtOnce = 250
 
-// Refused are those of some certificates, as indices, that issuers here revoked or put on hold. One that is not in the record is
-// none of them.
-func Refused(ctx context.Context, tx *db.Tx, certificates []*x509.Certificate) (map[int]bool, error) {
-	refused := map[int]bool{}
+// Refused are those of some certificates, as indices with their states, that issuers here revoked or put on hold. One that is not in the
+// record is none of them.
+func Refused(ctx context.Context, tx *db.Tx, certificates []*x509.Certificate) (map[int]State, error) {
+	refused := map[int]State{}
 	at := map[string][]int{} // by serial: two issuers may have used it
 	var serials []string
 	for i, c := range certificates {
@@ -44,7 +44,7 @@ func Refused(ctx context.Context, tx *db.Tx, certificates []*x509.Certificate) (
 		for _, r := range found {
 			for _, i := range at[string(serialKey(r.Serial))] {
 				if slices.Equal(r.DER, certificates[i].Raw) {
-					refused[i] = true
+					refused[i] = r.State
 				}
 			}
 		}

@@ -57,6 +57,9 @@ func (c *CA) IssueTwin(ctx context.Context, by access.Principal, of Ref, csr []b
 	if err == nil {
 		err = c.ownPool(ctx, by, old.Issuer)
 	}
+	if err == nil {
+		err = noTwin(old.Issuer)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("issue a twin: %w", err)
 	}

@@ -150,6 +150,7 @@ type Order struct {
 	identity  bool         // of IssueIdentity
 	within    Within       // of IssueIdentity and IssueControl
 	control   bool         // of IssueControl
+	login     bool         // of IssueLogin
 }
 
 // idBits are the low bits of an ID that tell apart what was issued in the same microsecond.

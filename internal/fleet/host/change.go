@@ -136,6 +136,9 @@ func (s *Service) withToken(ctx context.Context, by access.Principal, asked once
 		if err != nil {
 			return err
 		}
+		if err := mayKeep(by, r.name, r.pool); err != nil { // also of a call that is repeated, since it gets another token
+			return err
+		}
 		t, err := putToken(ctx, tx, r.id, reason, text, life, now)
 		if err != nil {
 			return err
@@ -215,6 +218,11 @@ func (s *Service) Set(ctx context.Context, by access.Principal, name string, in 
 		r, err := named(ctx, tx, name)
 		if err != nil {
 			return err
+		}
+		if in.DNS != nil || in.IP != nil || in.Placements != nil || in.Profiles != nil {
+			if err := mayKeep(by, r.name, r.pool); err != nil {
+				return err
+			}
 		}
 		detail := map[string]any{}
 		if in.Absent != nil {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"chancery/client"
@@ -110,6 +111,26 @@ func (s *Service) AdmitHost(ctx context.Context, tx *db.Tx, by access.Principal,
 		return err
 	}
 	return ca.AdmitProfile(r.name, profile, may.profiles, may.placements)
+}
+
+// PoolAndNames are the pool of a host and its names and addresses, in the caller's transaction. A machine that is no host's any more has none.
+func (s *Service) PoolAndNames(ctx context.Context, tx *db.Tx, by access.Principal) (of string, names []string, err error) {
+	r, err := ofPrincipal(ctx, tx, by.ID)
+	if err != nil || r == nil || !r.removed.IsZero() {
+		return "", nil, err
+	}
+	dns, addresses, err := namesOf(ctx, tx, r.id)
+	return r.pool, slices.Concat(dns, addresses), err
+}
+
+// mayKeep refuses all but administrators what decides who may have certificates of a pool of the authority's own database: its hosts, their
+// names and what is placed on them, and the tokens by which machines become those hosts.
+func mayKeep(by access.Principal, name, of string) error {
+	if !ca.OfDatabase(of) || by.Has(access.Admin) {
+		return nil
+	}
+	return fault.New(fault.Denied, "host %s is of pool %q, whose certificates let their holders in at the authority's own database; an administrator adds its "+
+		"hosts, changes what they may have and makes their join tokens, and %s is none", name, of, by.Actor())
 }
 
 // CheckNoHost refuses a principal that is a machine of a host: it ends with its host, and what it holds with it.

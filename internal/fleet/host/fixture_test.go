@@ -1,11 +1,9 @@
 package host_test
 
 import (
-	"context"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -14,6 +12,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/trust"
@@ -67,26 +66,12 @@ func refused(t testing.TB, err error, kind fault.Kind, text string) {
 // newAuthority makes an authority with the pools identity, default and lab, their roots online.
 func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
-	node := must[*keys.NodeKey](t)(keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key")))
-	recovery := must[*keys.Recovery](t)(keys.GenerateRecovery())
-	a := &authority{must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t}
-	ctx, now := context.Background(), time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://ca.example.com:8443"
-	auditKey := must[crypto.Signer](t)(keyfile.Generate(keyfile.Ed25519, 0))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error {
-		return errors.Join(a.Settings.Create(ctx, tx, first, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, PublicKey: recovery.Public(), Created: now}, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: node.Public(), Created: now,
-				Subsystems: []keys.Subsystem{keys.SubsystemCA}}, "test", now))
-	}))
-	sealed := must[*keys.Sealed](t)(a.Keys.Seal(ctx, auditKey, keys.Audit, "authority"))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Keys.Insert(ctx, tx, sealed, "test", now) }))
-	for _, name := range []string{pool.Identity, pool.Default, "lab"} {
-		must[*pool.Pool](t)(a.Pools.Add(ctx, access.System("n1"), "", pool.Spec{Name: name, Online: true}))
-		must[*trust.Sets](t)(a.Trust.Of(ctx, name, 0, now)) // the first version is written when somebody looks
+	names := []string{pool.Identity, pool.Default, "lab"}
+	s, _ := authoritytest.New(t, d, authoritytest.Settings(), names...)
+	for _, name := range names {
+		must[*trust.Sets](t)(s.Trust.Of(t.Context(), name, 0, time.Now())) // the first version is written when somebody looks
 	}
-	return a
+	return &authority{s, t}
 }
 
 // second is another node of the same authority, which opens no key: it serves what is only read.

@@ -77,7 +77,7 @@ func (s *Service) List(ctx context.Context, by access.Principal, f client.HostFi
 		if len(page) > limit {
 			page = page[:limit]
 			last := page[limit-1]
-			next = fmt.Sprintf("%d %s %s", bit(last.problem), last.name, last.id)
+			next = fmt.Sprintf("%d %s %s", db.Bit(last.problem), last.name, last.id)
 		}
 		found, err = s.views(ctx, tx, page)
 		return err

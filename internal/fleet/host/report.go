@@ -74,7 +74,7 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 			}
 			_, err = tx.Exec(ctx, `UPDATE host_placement SET state = $1, not_after = $2, observed = $3, observed_at = $4, trust = $5, issuer = $6,
 				serial = $7, reissued = CASE WHEN $8 > reissue THEN reissue ELSE $8 END, crl_ends = $9 WHERE host = $10 AND name = $11`,
-				o.State, moment(o.NotAfter), o.text, db.Micros(now), o.Trust, under, o.Serial, o.Reissued, moment(o.CRLEnds), r.id, o.Placement)
+				o.State, db.MicrosOrZero(o.NotAfter), o.text, db.Micros(now), o.Trust, under, o.Serial, o.Reissued, db.MicrosOrZero(o.CRLEnds), r.id, o.Placement)
 			if err != nil {
 				return fmt.Errorf("write what was observed of placement %s: %w", o.Placement, err)
 			}
@@ -88,7 +88,7 @@ func (s *Service) Report(ctx context.Context, by access.Principal, in client.Rep
 		if err := r.judge(ctx, tx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `UPDATE host SET agent = $1, message = $2, problem = $3, absent = '' WHERE id = $4`, in.Agent, r.message, bit(r.problem), r.id)
+		_, err = tx.Exec(ctx, `UPDATE host SET agent = $1, message = $2, problem = $3, absent = '' WHERE id = $4`, in.Agent, r.message, db.Bit(r.problem), r.id)
 		if err != nil || r.absent == "" {
 			return err
 		}

@@ -119,9 +119,9 @@ func (r *row) update(ctx context.Context, tx *db.Tx) error {
 	_, err = tx.Exec(ctx, `UPDATE host SET principal = $1, state = $2, message = $3, problem = $4, generation = $5, identity_issuer = $6,
 		identity_serial = $7, identity_spki = $8, identity_ends = $9, agent = $10, change = $11, joined_at = $12, removed_at = $13,
 		profiles = $14, identity_used = $15, labels = $16, absent = $17 WHERE id = $18`,
-		r.principal, r.state, r.message, bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, moment(r.identityEnds),
-		r.agent, change, moment(r.joined), moment(r.removed),
-		strings.Join(r.profiles, "\n"), moment(r.identityUsed), labelText(r.labels), r.absent, r.id)
+		r.principal, r.state, r.message, db.Bit(r.problem), r.generation, r.identityIssuer, r.identitySerial, r.identitySPKI, db.MicrosOrZero(r.identityEnds),
+		r.agent, change, db.MicrosOrZero(r.joined), db.MicrosOrZero(r.removed),
+		strings.Join(r.profiles, "\n"), db.MicrosOrZero(r.identityUsed), labelText(r.labels), r.absent, r.id)
 	if err != nil {
 		return fmt.Errorf("write host %s: %w", r.name, err)
 	}
@@ -138,20 +138,6 @@ func nextChange(ctx context.Context, tx *db.Tx) (int64, error) {
 		return 0, fmt.Errorf("number the change: %w", err)
 	}
 	return change, nil
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-func moment(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return db.Micros(t)
 }
 
 // namesOf returns the DNS names and the addresses of a host.
@@ -249,8 +235,8 @@ func putPlacements(ctx context.Context, tx *db.Tx, id string, orders []client.Pl
 		o := next.Observed
 		_, err = tx.Exec(ctx, `INSERT INTO host_placement (host, name, recipe, parameters, position, state, not_after, observed, observed_at,
 			reissue, trust, issuer, serial, reissued, crl_ends, held) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
-			id, order.Name, order.Recipe, string(parameters), int64(i), o.State, moment(o.NotAfter), next.observed, moment(o.At),
-			next.reissue, o.Trust, o.Issuer, o.Serial, o.Reissued, moment(o.CRLEnds), next.held)
+			id, order.Name, order.Recipe, string(parameters), int64(i), o.State, db.MicrosOrZero(o.NotAfter), next.observed, db.MicrosOrZero(o.At),
+			next.reissue, o.Trust, o.Issuer, o.Serial, o.Reissued, db.MicrosOrZero(o.CRLEnds), next.held)
 		if err != nil {
 			return fmt.Errorf("write placement %s: %w", order.Name, err)
 		}

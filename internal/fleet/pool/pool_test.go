@@ -4,12 +4,12 @@ import (
 	"crypto"
 	"crypto/x509"
 	"math/big"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/cert"
@@ -18,9 +18,7 @@ import (
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
-	"chancery/internal/store/keys"
 	"chancery/internal/store/once"
-	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/setup"
 )
 
@@ -29,41 +27,10 @@ var (
 	auditor = access.Principal{ID: "adam", Name: "adam", Kind: access.KindOperator, Roles: []access.Role{access.Auditor}}
 )
 
-// authority is the services over a fresh database, with what a pool needs of it.
+// authority is the services of one that has no pool.
 func authority(t *testing.T, d *db.DB) *setup.Services {
 	t.Helper()
-	key, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := setup.Assemble(d, "node1", key, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	recovery, err := keys.GenerateRecovery()
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.Address = db.NewID(), "Example", "https://ca.example:8443"
-	err = d.Tx(t.Context(), func(tx *db.Tx) error {
-		if err := s.Settings.Create(t.Context(), tx, first, "test", now); err != nil {
-			return err
-		}
-		for _, r := range []keys.Recipient{
-			{ID: "recovery", Kind: keys.KindRecovery, PublicKey: recovery.Public(), Created: now},
-			{ID: "node1", Kind: keys.KindNode, Name: "node1", Subsystems: []keys.Subsystem{keys.SubsystemCA}, PublicKey: key.Public(), Created: now},
-		} {
-			if err := s.Keys.AddRecipient(t.Context(), tx, r, "test", now); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, _ := authoritytest.New(t, d, authoritytest.Settings())
 	return s
 }
 

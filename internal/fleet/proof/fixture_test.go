@@ -1,18 +1,16 @@
 package proof_test
 
 import (
-	"context"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/cert"
@@ -73,24 +71,8 @@ func (a *authority) second() *authority {
 
 func newAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
-	node := must[*keys.NodeKey](t)(keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key")))
-	recovery := must[*keys.Recovery](t)(keys.GenerateRecovery())
-	a := &authority{must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t, node}
-	ctx, now := context.Background(), time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://ca.example.com:8443"
-	auditKey := must[crypto.Signer](t)(keyfile.Generate(keyfile.Ed25519, 0))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error {
-		return errors.Join(a.Settings.Create(ctx, tx, first, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, PublicKey: recovery.Public(), Created: now}, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: node.Public(), Created: now,
-				Subsystems: []keys.Subsystem{keys.SubsystemCA}}, "test", now))
-	}))
-	sealed := must[*keys.Sealed](t)(a.Keys.Seal(ctx, auditKey, keys.Audit, "authority"))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Keys.Insert(ctx, tx, sealed, "test", now) }))
-	for _, name := range []string{pool.Identity, pool.Default, "lab"} {
-		must[*pool.Pool](t)(a.Pools.Add(ctx, access.System("n1"), "", pool.Spec{Name: name, Online: true}))
-	}
+	s, node := authoritytest.New(t, d, authoritytest.Settings(), pool.Identity, pool.Default, "lab")
+	a, ctx := &authority{s, t, node}, t.Context()
 	for _, name := range cert.BuiltinProfiles() {
 		text := must[[]byte](t)(cert.BuiltinYAML(name))
 		if _, err := a.Profiles.Current(ctx, name); err != nil {

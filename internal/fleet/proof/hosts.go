@@ -101,6 +101,9 @@ func noTwin(revoked *ca.Certificate, asked bool, h host.Prover) string {
 		return fmt.Sprintf("it is of pool %s, which trusts issuer %s of pool %s, and twins stay within the issuer's pool", h.Pool, revoked.Issuer.Name,
 			revoked.Issuer.Pool)
 	}
+	if ca.OfDatabase(revoked.Issuer.Pool) {
+		return fmt.Sprintf("who has a certificate of pool %s is let in at the authority's own database, which reads no CRL, so a twin would be", revoked.Issuer.Pool)
+	}
 	if h.Suspect {
 		return "it is suspect: two machines have shown its identity"
 	}

@@ -45,18 +45,11 @@ func scanProof(scan func(...any) error) (*proof, error) {
 func (p *proof) insert(ctx context.Context, tx *db.Tx) error {
 	_, err := tx.Exec(ctx, `INSERT INTO proof (id, certificate, issuer, issuer_name, issuer_pool, fingerprint, serial, subject, algorithm, held, controls, actor,
 		created_at, ends) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`, p.id, p.certificate, p.issuer, p.issuerName, p.pool, p.fingerprint,
-		p.serial, p.subject, p.algorithm, bit(p.held), bit(p.controls), p.actor, db.Micros(p.created), db.Micros(p.ends))
+		p.serial, p.subject, p.algorithm, db.Bit(p.held), db.Bit(p.controls), p.actor, db.Micros(p.created), db.Micros(p.ends))
 	if err != nil {
 		return fmt.Errorf("write the proof: %w", err)
 	}
 	return nil
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // someHosts is how many hosts one statement writes.

@@ -8,11 +8,9 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +19,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/fleet/rollout"
@@ -87,25 +86,10 @@ const lab = "lab"
 // newWorld makes an authority with the pools identity, default and lab, their roots online, whose CRLs are signed.
 func newWorld(t testing.TB, d *db.DB) *world {
 	t.Helper()
-	node := must[*keys.NodeKey](t)(keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key")))
-	recovery := must[*keys.Recovery](t)(keys.GenerateRecovery())
-	w := &world{Services: must[*setup.Services](t)(setup.Assemble(d, "n1", node, nil)), t: t, node: node, known: map[int64][]string{}}
-	ctx, now := context.Background(), time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://ca.example.com:8443"
+	first := authoritytest.Settings()
 	first.Limits.HostRate, first.Limits.Duplicates = settings.Rate{PerSecond: 100_000, Burst: 100_000}, 100_000
-	auditKey := must[crypto.Signer](t)(keyfile.Generate(keyfile.Ed25519, 0))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error {
-		return errors.Join(w.Settings.Create(ctx, tx, first, "test", now),
-			w.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, PublicKey: recovery.Public(), Created: now}, "test", now),
-			w.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: node.Public(), Created: now,
-				Subsystems: []keys.Subsystem{keys.SubsystemCA}}, "test", now))
-	}))
-	sealed := must[*keys.Sealed](t)(w.Keys.Seal(ctx, auditKey, keys.Audit, "authority"))
-	check(t, d.Tx(ctx, func(tx *db.Tx) error { return w.Keys.Insert(ctx, tx, sealed, "test", now) }))
-	for _, name := range []string{pool.Identity, pool.Default, lab} {
-		must[*pool.Pool](t)(w.Pools.Add(ctx, access.System("n1"), "", pool.Spec{Name: name, Online: true}))
-	}
+	s, node := authoritytest.New(t, d, first, pool.Identity, pool.Default, lab)
+	w := &world{Services: s, t: t, node: node, known: map[int64][]string{}}
 	w.signCRLs()
 	w.drive = w.Rollouts.NewDrive()
 	return w

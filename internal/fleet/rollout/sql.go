@@ -85,8 +85,8 @@ func (r *row) insert(ctx context.Context, tx *db.Tx) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO rollout (`+columns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
-		r.id, r.number, r.pool, r.kind, r.state, bit(r.backwards), r.stage, r.wave, moment(r.moved), spec, plan, r.message, r.actor,
-		db.Micros(r.created), db.Micros(r.changed), moment(r.ended))
+		r.id, r.number, r.pool, r.kind, r.state, db.Bit(r.backwards), r.stage, r.wave, db.MicrosOrZero(r.moved), spec, plan, r.message, r.actor,
+		db.Micros(r.created), db.Micros(r.changed), db.MicrosOrZero(r.ended))
 	if err != nil {
 		return fmt.Errorf("write rollout %s: %w", r.id, err)
 	}
@@ -109,26 +109,12 @@ func (r *row) update(ctx context.Context, tx *db.Tx, now time.Time) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `UPDATE rollout SET state = $1, backwards = $2, stage = $3, wave = $4, moved_at = $5, plan = $6, message = $7, changed_at = $8,
-		ended_at = $9, spec = $10 WHERE id = $11`, r.state, bit(r.backwards), r.stage, r.wave, moment(r.moved), plan, r.message, db.Micros(r.changed),
-		moment(r.ended), spec, r.id)
+		ended_at = $9, spec = $10 WHERE id = $11`, r.state, db.Bit(r.backwards), r.stage, r.wave, db.MicrosOrZero(r.moved), plan, r.message, db.Micros(r.changed),
+		db.MicrosOrZero(r.ended), spec, r.id)
 	if err != nil {
 		return fmt.Errorf("write rollout %s: %w", r.id, err)
 	}
 	return nil
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-func moment(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return db.Micros(t)
 }
 
 // member is a row of rollout_host.

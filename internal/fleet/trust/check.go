@@ -101,8 +101,8 @@ func (e *entry) check(states map[string]State, issuers []*ca.Issuer) (wrong []st
 	}
 	switch e.kind {
 	case client.TrustAnchor, client.TrustIntermediate:
-		if !c.IsCA || selfIssued(c) != (e.kind == client.TrustAnchor) {
-			say("it is no %s: CA %t, self-issued %t", e.kind, c.IsCA, selfIssued(c))
+		if !c.IsCA || cert.SelfIssued(c) != (e.kind == client.TrustAnchor) {
+			say("it is no %s: CA %t, self-issued %t", e.kind, c.IsCA, cert.SelfIssued(c))
 		}
 	case client.TrustPinned:
 		if c.IsCA {
@@ -115,12 +115,12 @@ func (e *entry) check(states map[string]State, issuers []*ca.Issuer) (wrong []st
 		say("it is in the versions from %d to %d, and the newest of the pool is %d", e.from, e.to, st.Newest)
 	}
 	own := slices.IndexFunc(issuers, func(i *ca.Issuer) bool { return i.ID == e.issuer })
-	if e.issuer != "" && (own < 0 || issuers[own].Pool != e.pool || issuers[own].Certificate == nil || !sameIssuer(issuers[own].Certificate, c)) {
+	if e.issuer != "" && (own < 0 || issuers[own].Pool != e.pool || issuers[own].Certificate == nil || !cert.SameCA(issuers[own].Certificate, c)) {
 		say("it is not the certificate of issuer %s of its pool", e.issuer)
 	}
 	// What is above an issuer of the pool is in its trust by whoever put that issuer there; only what was brought in is judged.
 	above := func(i *ca.Issuer) bool {
-		return i.Pool == e.pool && i.Certificate != nil && (sameIssuer(i.Certificate, c) || slices.ContainsFunc(i.Chain, c.Equal))
+		return i.Pool == e.pool && i.Certificate != nil && (cert.SameCA(i.Certificate, c) || slices.ContainsFunc(i.Chain, c.Equal))
 	}
 	if slices.ContainsFunc(issuers, above) {
 		return

@@ -164,7 +164,7 @@ func (j *judge) authority(c *x509.Certificate) (kind string, err error) {
 	if err := j.twin(c); err != nil {
 		return "", err
 	}
-	if selfIssued(c) {
+	if cert.SelfIssued(c) {
 		if err := selfSigned(c); err != nil {
 			return "", j.refuse(c, "it has its own name as issuer, and %w", err)
 		}

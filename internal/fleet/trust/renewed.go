@@ -1,10 +1,8 @@
 package trust
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -14,6 +12,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/db"
 )
 
@@ -22,7 +21,7 @@ import (
 
 // Renewed puts an issuer's new certificate beside the old one wherever a pool trusts that, for all hosts at once, in the
 // transaction that renews it. While a rollout works on the pool that is refused: it goes by the certificates that there were when
-// it began.
+// it began. So is an issuer that is active again after it was retired, if hosts trust it no longer: they would refuse what it issues.
 func (s *Service) Renewed(ctx context.Context, tx *db.Tx, before, after *ca.Issuer) error {
 	if before.Pool == ca.IdentityPool {
 		return nil
@@ -41,6 +40,13 @@ func (s *Service) Renewed(ctx context.Context, tx *db.Tx, before, after *ca.Issu
 	if err != nil {
 		return err
 	}
+	if before.State == ca.IssuerRetired && taken(all, st, before) {
+		return fault.New(fault.Conflict, "hosts of pool %q trust issuer %q no longer, since a rollout left it or it was dropped, and would refuse what it issues; brought back into "+
+			"their trust, with what is above it, it would pass", before.Pool, before.Name).WithHint("chancery issuer show %s --pem, and chancery pool trust add %s F", before.Name, before.Pool)
+	}
+	if before.Certificate.Equal(after.Certificate) {
+		return nil
+	}
 	add := besides(all, st, before, after, now)
 	if len(add) == 0 {
 		return nil
@@ -52,11 +58,29 @@ func (s *Service) Renewed(ctx context.Context, tx *db.Tx, before, after *ca.Issu
 	return s.Adopt(ctx, tx, before.Pool, version)
 }
 
+// stands reports whether an entry is in the pool's present version, or was until its certificate ended.
+func (e *entry) stands(st State) bool {
+	return e.from <= st.Version && (e.to == 0 || st.Version < e.to)
+}
+
+// taken reports whether an issuer was trusted and is no longer. One that no entry was made for yet comes in by itself.
+func taken(all []*entry, st State, i *ca.Issuer) bool {
+	known, trusted := false, false
+	for _, e := range all {
+		if e.issuer == i.ID {
+			known, trusted = true, trusted || e.stands(st)
+		}
+	}
+	return known && !trusted
+}
+
 // besides are the entries that stand beside those of an issuer's certificate: of its new one, and of what is above that and was not
 // above the one before, an outside root's new intermediate.
 func besides(all []*entry, st State, before, after *ca.Issuer, now time.Time) (add []*entry) {
-	for _, e := range all { // one that has ended was trusted until then, unless it was dropped
-		if e.from > st.Version || e.to != 0 && st.Version >= e.to || e.kind != client.TrustIntermediate || !e.certificate.Equal(before.Certificate) {
+	for _, e := range all {
+		// One that has ended was trusted until then, unless it was dropped. One that is revoked may have left before those that the issuer
+		// had before it.
+		if e.kind != client.TrustIntermediate || !(e.stands(st) && e.certificate.Equal(before.Certificate)) && !(e.in(st.Version) && e.issuer == before.ID) {
 			continue
 		}
 		add = append(add, newEntry(e.pool, e.purpose, e.kind, before.ID, after.Certificate, e.comment, now))
@@ -65,7 +89,7 @@ func besides(all []*entry, st State, before, after *ca.Issuer, now time.Time) (a
 			known := func(other *entry) bool {
 				return other.in(st.Version) && other.fingerprint == one.fingerprint && other.purpose == one.purpose
 			}
-			if !selfIssued(c) && !slices.ContainsFunc(before.Chain, c.Equal) && !slices.ContainsFunc(all, known) {
+			if !cert.SelfIssued(c) && !slices.ContainsFunc(before.Chain, c.Equal) && !slices.ContainsFunc(all, known) {
 				add = append(add, one)
 			}
 		}
@@ -73,43 +97,36 @@ func besides(all []*entry, st State, before, after *ca.Issuer, now time.Time) (a
 	return add
 }
 
-// presentable orders the entries of a version, and leaves out what would have relying parties refuse what is good. Of several
-// certificates of one name and key, many take the first: the one that began last stands first. And whoever looks at CRLs refuses what
-// is below one that is revoked or on hold, though another of the same key is good: it is left out where there is such a one.
-func presentable(ctx context.Context, tx *db.Tx, entries []*entry) ([]*entry, error) {
-	var certificates []*x509.Certificate
+// newestFirst orders the entries that a version adds. Of several certificates of one name and key, many relying parties take the first:
+// the one that began last stands first. Those that are there already and began before one of them are made anew, after it: the order of
+// a version is that in which its entries came to be, and is so whichever program reads it.
+func newestFirst(members, add []*entry) (ordered, moved []*entry) {
+	for _, m := range members {
+		if m.to == 0 && m.kind != client.TrustPinned && slices.ContainsFunc(add, func(e *entry) bool { return e.sameKey(m) && e.began(m) < 0 }) {
+			moved, add = append(moved, m), append(add, m.anew())
+		}
+	}
+	return byKey(add), moved
+}
+
+// byKey puts entries of one name and key where the first of them stands, the one that began last before the others.
+func byKey(entries []*entry) []*entry {
+	place := map[*entry]int{} // of the first of its name and key
 	for _, e := range entries {
-		certificates = append(certificates, e.certificate)
+		place[e] = slices.IndexFunc(entries, e.sameKey)
 	}
-	refused, err := ca.Refused(ctx, tx, certificates)
-	if err != nil {
-		return nil, err
-	}
-	fit := map[*entry]bool{}
-	for i, e := range entries {
-		fit[e] = !refused[i] && e.kind == client.TrustIntermediate
-	}
-	var good []*entry
-	place := map[string]int{} // where the first of a name and key stands in a purpose's set
-	of := func(e *entry) string {
-		return e.purpose + "\x00" + string(e.certificate.RawSubject) + string(e.certificate.RawSubjectPublicKeyInfo)
-	}
-	for i, e := range entries {
-		if refused[i] && e.kind == client.TrustIntermediate && slices.ContainsFunc(entries, func(other *entry) bool {
-			return fit[other] && other.purpose == e.purpose && sameIssuer(other.certificate, e.certificate)
-		}) {
-			continue
-		}
-		if _, ok := place[of(e)]; !ok {
-			place[of(e)] = i
-		}
-		good = append(good, e)
-	}
-	slices.SortStableFunc(good, func(a, b *entry) int {
-		return cmp.Or(cmp.Compare(place[of(a)], place[of(b)]), b.certificate.NotBefore.Compare(a.certificate.NotBefore),
-			b.certificate.NotAfter.Compare(a.certificate.NotAfter))
-	})
-	return good, nil
+	slices.SortStableFunc(entries, func(a, b *entry) int { return cmp.Or(cmp.Compare(place[a], place[b]), a.began(b)) })
+	return entries
+}
+
+// sameKey reports whether two entries are of one name and key, for one purpose.
+func (e *entry) sameKey(other *entry) bool {
+	return e.purpose == other.purpose && e.kind == other.kind && cert.SameCA(e.certificate, other.certificate)
+}
+
+// began compares what began, and ends, later with what did earlier: that comes after it.
+func (e *entry) began(other *entry) int {
+	return cmp.Or(other.certificate.NotBefore.Compare(e.certificate.NotBefore), other.certificate.NotAfter.Compare(e.certificate.NotAfter))
 }
 
 // Present is the fingerprint of the certificate that an issuer has now, if the one given is of one that it had before, and the one
@@ -134,9 +151,4 @@ func Present(ctx context.Context, tx *db.Tx, pool, fingerprint string) (string, 
 		return "", err
 	}
 	return Fingerprint(i.Certificate), nil
-}
-
-// sameIssuer reports whether two certificates are of one issuer: for one name and one key.
-func sameIssuer(a, b *x509.Certificate) bool {
-	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }

@@ -60,9 +60,18 @@ func TestRenewedIssuerIsTrustedBesideTheOneBefore(t *testing.T) {
 		if p := presenting(); p.Placements != 1 || p.Hosts != 1 {
 			t.Errorf("the agent names the old certificate, and they say that %+v do", p)
 		}
+		who := func() []trust.Presented {
+			return must[[]trust.Presented](t)(a.Hosts.WhoPresentsFormer(ctx, now, old, 10))
+		}
+		if all := who(); len(all) != 1 || all[0].Placement != "a" || all[0].Host == "" {
+			t.Errorf("placement a names the old certificate, and they say that %+v do", all)
+		}
 		a.report(m, client.Observation{Placement: "a", Issuer: now, Serial: "01"})
 		if p := presenting(); p.Placements != 0 || p.Hosts != 0 {
 			t.Errorf("the agent names the new certificate, and they say that %+v present the old one", p)
+		}
+		if all := who(); len(all) != 0 {
+			t.Errorf("the agent names the new certificate, and they say that %+v present the old one", all)
 		}
 		seen, err := a.Trust.Check(ctx, func(f trust.Finding) bool { t.Errorf("finding: %+v", f); return true })
 		if err != nil || seen.Entries < 3 {

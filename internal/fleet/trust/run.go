@@ -18,7 +18,7 @@ const (
 	pruneEvery = 10 * time.Second
 )
 
-// Run takes out what has ended, and releases announced certificates, until ctx ends. Every node does so: what one did, another
+// Run takes out what has ended or is revoked, and releases announced certificates, until ctx ends. Every node does so: what one did, another
 // finds done.
 func (s *Service) Run(ctx context.Context) error {
 	ticker := time.NewTicker(releaseEvery)
@@ -44,11 +44,15 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // Prune takes certificates out that have ended: out of every version, since one ended CA keeps some consumers from starting.
-// Where no rollout works on the pool, a new version says so.
+// Where no rollout works on the pool, a new version says so; and there what is revoked of renewed issuers leaves too.
 func (s *Service) Prune(ctx context.Context, now time.Time) error {
 	if err := s.DB.CheckClock(now); err != nil {
 		return err
 	}
+	return errors.Join(s.pruneEnded(ctx, now), s.leaveRevoked(ctx, now))
+}
+
+func (s *Service) pruneEnded(ctx context.Context, now time.Time) error {
 	ended := func(tx *db.Tx) ([]*entry, []*pinned, error) {
 		entries, err := readEntries(ctx, tx, `pruned_at = 0 AND not_after <= $1`, db.Micros(now))
 		if err != nil {
@@ -104,10 +108,19 @@ func (s *Service) pruneEntry(ctx context.Context, tx *db.Tx, e *entry, now time.
 	if err != nil || !st.has(e) {
 		return err // it had left long before
 	}
-	return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: s.actor(), Action: "trust.prune", Object: e.id, Detail: map[string]any{
-		"pool": e.pool, "purpose": e.purpose, "kind": e.kind, "subject": e.certificate.Subject.String(), "fingerprint": e.fingerprint,
-		"ended": stamp(e.notAfter),
-	}})
+	return s.auditPrune(ctx, tx, e, "ended", now)
+}
+
+// auditPrune records that an entry leaves by itself, and why.
+func (s *Service) auditPrune(ctx context.Context, tx *db.Tx, e *entry, because string, now time.Time) error {
+	detail := map[string]any{"pool": e.pool, "purpose": e.purpose, "kind": e.kind, "subject": e.certificate.Subject.String(), "fingerprint": e.fingerprint}
+	switch because {
+	case "ended":
+		detail["ended"] = stamp(e.notAfter)
+	default:
+		detail["because"] = because
+	}
+	return s.Audit.Append(ctx, tx, audit.Event{Time: now, Actor: s.actor(), Action: "trust.prune", Object: e.id, Detail: detail})
 }
 
 // renumber makes a new version of what is left, unless a rollout works on the pool: it has its own versions, in which what has

@@ -226,7 +226,7 @@ func readSets(ctx context.Context, tx *db.Tx, pool string, version int64, issuer
 		return nil, err
 	}
 	for i, p := range announced {
-		if now.Before(p.notAfter) && !refused[i] {
+		if now.Before(p.notAfter) && refused[i] == "" {
 			set := b.purpose(p.purpose)
 			if text := encode(p.certificate.Raw); !slices.Contains(set.Pinned, text) {
 				set.Pinned = append(set.Pinned, text)
@@ -365,7 +365,7 @@ func (s *Service) IssuersOf(ctx context.Context, pool string) ([]*ca.Issuer, err
 // rootOf is the root above an issuer, nil where that is not known.
 func rootOf(i *ca.Issuer) *x509.Certificate {
 	for _, c := range above(i) {
-		if selfIssued(c) {
+		if cert.SelfIssued(c) {
 			return c
 		}
 	}
@@ -403,7 +403,7 @@ func (s *Service) Authorities(ctx context.Context, pool string) ([]string, error
 	for _, first := range []bool{true, false} {
 		for _, i := range issuers {
 			for _, c := range above(i) {
-				if name := commonName(c); i.Default == first && selfIssued(c) && name != "" && !slices.Contains(names, name) {
+				if name := commonName(c); i.Default == first && cert.SelfIssued(c) && name != "" && !slices.Contains(names, name) {
 					names = append(names, name)
 				}
 			}

@@ -95,6 +95,7 @@ type entry struct {
 	pruned                  bool
 	comment                 string
 	created                 time.Time
+	was                     string // ID of the one that it is made anew of, before it is written
 }
 
 // in reports whether the entry is in a version.
@@ -147,28 +148,47 @@ func readEntries(ctx context.Context, tx *db.Tx, where string, args ...any) ([]*
 	return all, rows.Err()
 }
 
+// insert writes the entry, with the CRL of the one that it was made anew of.
 func (e *entry) insert(ctx context.Context, tx *db.Tx) error {
 	_, err := tx.Exec(ctx, `INSERT INTO trust_entry (`+entryColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, $11, $12)`,
 		e.id, e.pool, e.purpose, e.kind, e.issuer, e.fingerprint, e.certificate.Raw, db.Micros(e.notAfter), e.from, e.to, e.comment, db.Micros(e.created))
 	if err != nil {
 		return fmt.Errorf("write trust entry %s: %w", e.id, err)
 	}
+	if e.was == "" {
+		return nil
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO trust_crl (entry, number, next_update, der, created_at)
+		SELECT $1, number, next_update, der, created_at FROM trust_crl WHERE entry = $2`, e.id, e.was)
+	if err != nil {
+		return fmt.Errorf("keep the CRL of trust entry %s: %w", e.was, err)
+	}
 	return nil
 }
 
-// copyFrom makes the entry anew from a version on, with its CRL: a version that was left is come back to.
-func (e *entry) copyFrom(ctx context.Context, tx *db.Tx, version int64) error {
+// anew is the entry once more, for a version to come.
+func (e *entry) anew() *entry {
 	again := *e
-	again.id, again.from, again.to = db.NewID(), version, 0
-	if err := again.insert(ctx, tx); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, `INSERT INTO trust_crl (entry, number, next_update, der, created_at)
-		SELECT $1, number, next_update, der, created_at FROM trust_crl WHERE entry = $2`, again.id, e.id)
+	again.id, again.was, again.to = db.NewID(), e.id, 0
+	return &again
+}
+
+// renewedIn are the pools that trust several certificates of an issuer of ours for one purpose.
+func renewedIn(ctx context.Context, tx *db.Tx) (pools []string, err error) {
+	rows, err := tx.Query(ctx, `SELECT DISTINCT pool FROM trust_entry WHERE issuer <> '' AND to_version = 0 AND pruned_at = 0
+		GROUP BY pool, purpose, issuer HAVING COUNT(*) > 1 ORDER BY pool`)
 	if err != nil {
-		return fmt.Errorf("keep the CRL of trust entry %s: %w", e.id, err)
+		return nil, fmt.Errorf("look for renewed issuers in what pools trust: %w", err)
 	}
-	return nil
+	defer rows.Close()
+	for rows.Next() {
+		var pool string
+		if err := rows.Scan(&pool); err != nil {
+			return nil, fmt.Errorf("look for renewed issuers in what pools trust: %w", err)
+		}
+		pools = append(pools, pool)
+	}
+	return pools, rows.Err()
 }
 
 // numbered is what tells one CRL of a foreign anchor from the next.

@@ -1,7 +1,6 @@
 package trust
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"chancery/client"
 	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/pki/cert"
 	"chancery/internal/store/db"
 )
 
@@ -131,7 +131,7 @@ func forPurposes(add, all []*entry, st State, paths map[string]bool) []*entry {
 func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*entry, drop func(*entry) bool, now time.Time) (int64, error) {
 	// It follows the clock, so that it is none that hosts were given in the time that a restored backup does not know of.
 	next := max(st.Newest+1, now.UnixMilli())
-	var members []*entry
+	var members, fresh, ended []*entry
 	for _, e := range all {
 		if e.pruned {
 			continue
@@ -141,28 +141,30 @@ func stage(ctx context.Context, tx *db.Tx, pool string, st State, all, add []*en
 		case in && slices.ContainsFunc(members, e.same):
 			continue
 		case in && !open: // it had left in a version that was come back from
-			if err := e.copyFrom(ctx, tx, next); err != nil {
-				return 0, err
-			}
-			members = append(members, e)
+			members, fresh = append(members, e), append(fresh, e.anew())
 		case in:
 			members = append(members, e)
 		case open:
-			if _, err := tx.Exec(ctx, `UPDATE trust_entry SET to_version = $1 WHERE id = $2`, next, e.id); err != nil {
-				return 0, fmt.Errorf("end trust entry %s: %w", e.id, err)
-			}
+			ended = append(ended, e)
 		}
 	}
-	order(add)
 	for _, e := range add {
-		if slices.ContainsFunc(members, e.same) {
-			continue
+		if !slices.ContainsFunc(members, e.same) && !slices.ContainsFunc(fresh, e.same) {
+			fresh = append(fresh, e)
 		}
+	}
+	fresh, moved := newestFirst(members, fresh)
+	for _, e := range append(ended, moved...) {
+		if _, err := tx.Exec(ctx, `UPDATE trust_entry SET to_version = $1 WHERE id = $2`, next, e.id); err != nil {
+			return 0, fmt.Errorf("end trust entry %s: %w", e.id, err)
+		}
+	}
+	order(fresh)
+	for _, e := range fresh {
 		e.from = next
 		if err := e.insert(ctx, tx); err != nil {
 			return 0, err
 		}
-		members = append(members, e)
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO trust_pool (pool, version, newest, rollout, change, changed_at) VALUES ($1, $2, $3, '', 1, $4)
 		ON CONFLICT (pool) DO UPDATE SET newest = excluded.newest, change = trust_pool.change + 1, changed_at = excluded.changed_at`,
@@ -210,7 +212,7 @@ func ofIssuers(pool string, issuers []*ca.Issuer, now time.Time) []*entry {
 	var all []*entry
 	take := func(c *x509.Certificate) {
 		kind := client.TrustIntermediate
-		if selfIssued(c) {
+		if cert.SelfIssued(c) {
 			kind = client.TrustAnchor
 		}
 		e := newEntry(pool, client.TrustGeneral, kind, ours[Fingerprint(c)], c, "", now)
@@ -220,7 +222,7 @@ func ofIssuers(pool string, issuers []*ca.Issuer, now time.Time) []*entry {
 	}
 	for _, i := range issuers { // roots first: what is trusted most is seen first
 		for _, c := range above(i) {
-			if selfIssued(c) {
+			if cert.SelfIssued(c) {
 				take(c)
 			}
 		}
@@ -240,8 +242,6 @@ func above(i *ca.Issuer) []*x509.Certificate {
 	}
 	return append([]*x509.Certificate{i.Certificate}, i.Chain...)
 }
-
-func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
 
 // sync brings the issuers of a pool into its general set that came to be outside rollouts: those that were in no version yet.
 // The first version has all there are, the retired ones too, since there are certificates under them.

@@ -95,6 +95,19 @@ func (t *TBS) Lint(rules Lints) (*Linted, error) {
 	if err := CheckLintsOff(rules.Off); err != nil {
 		return nil, err
 	}
+	return t.lint(func(l *lint) bool { return rules.off(l.name) })
+}
+
+// LintAgain is Lint for a certificate that says once more what one before it says under the same issuer. Of the lints, those that nothing
+// turns off hold it, and of these those that the one before passes there: the others were passed or turned off when that was made, or
+// its users live with what it fails.
+func (t *TBS) LintAgain(before *x509.Certificate) (*Linted, error) {
+	was, err := parseTBS(before.RawTBSCertificate)
+	return t.lint(func(l *lint) bool { return !l.fixed || err == nil && l.check(was, t.issuer) != nil })
+}
+
+// lint has what fails be a warning where it is excused.
+func (t *TBS) lint(excused func(l *lint) bool) (*Linted, error) {
 	v, err := parseTBS(t.der)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "lint encoding: the TBSCertificate is malformed: %w", err).At("encoding")
@@ -102,13 +115,14 @@ func (t *TBS) Lint(rules Lints) (*Linted, error) {
 	linted := &Linted{tbs: t, serial: v.serial}
 	var failed []string
 	pointer := ""
-	for _, l := range lints {
+	for n := range lints {
+		l := &lints[n]
 		err := l.check(v, t.issuer)
 		if err == nil {
 			continue
 		}
 		err = fmt.Errorf("lint %s (%s): %w", l.name, l.rule, err)
-		if rules.off(l.name) {
+		if excused(l) {
 			linted.warnings = append(linted.warnings, err)
 			continue
 		}

@@ -16,30 +16,70 @@ import (
 	"chancery/internal/pki/cert"
 )
 
-// CheckPath says why relying parties would not go up a path: an issuer's certificate, those above it, and the one at which the path
-// ends, which they trust. It looks at what they look at (RFC 5280 6.1), and holds the issuer's certificate to the lints that nothing
-// turns off and the certificate before it passes.
-func CheckPath(path []*x509.Certificate, before *x509.Certificate, now time.Time) error {
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	seen := make([]*x509.Certificate, len(path)) // without what crypto/x509 does not know and others do
+// CheckPath says why relying parties would not go up a path: an issuer's new certificate, those above it, and the one at which the path
+// ends, which they trust. was is the path of the certificate before. It looks at what they look at (RFC 5280 6.1), and holds the
+// issuer's certificate to the lints that nothing turns off and the certificate before it passes. What stood above the one before is no
+// reason to refuse: they take it or do not, whatever is renewed below it. It is told of as a warning.
+func CheckPath(path, was []*x509.Certificate, now time.Time) (warnings []string, err error) {
+	stood := func(c *x509.Certificate) bool { return len(was) > 0 && slices.ContainsFunc(was[1:], c.Equal) }
+	told := func(err error, stood bool) error {
+		if err == nil || !stood {
+			return err
+		}
+		warnings = append(warnings, "this stood above the certificate before, and stays: "+err.Error())
+		return nil
+	}
 	for i, c := range path {
-		for _, id := range c.UnhandledCriticalExtensions {
-			if !id.Equal(cert.OIDNameConstraints) {
-				return fault.New(fault.Invalid, "the certificate of %q (serial %s) has the critical extension %s, which relying parties do not know and must refuse "+
-					"(RFC 5280 4.2)", c.Subject, cert.FormatSerial(c.SerialNumber), id)
-			}
+		if err := told(checkOne(c, now), stood(c)); err != nil {
+			return nil, err
 		}
-		if now.Before(c.NotBefore) || now.After(c.NotAfter) {
-			return fault.New(fault.Invalid, "the certificate of %q (serial %s) is valid from %s to %s, and not now", c.Subject, cert.FormatSerial(c.SerialNumber),
-				stamp(c.NotBefore), stamp(c.NotAfter))
+		if i+1 == len(path) {
+			break
 		}
-		if i+1 < len(path) {
-			if err := checkAuthorityKey(c, path[i+1]); err != nil {
-				return err
-			}
+		if err := told(checkAuthorityKey(c, path[i+1]), stood(c) && stood(path[i+1])); err != nil {
+			return nil, err
 		}
+	}
+	if err := verify(path, stood, now); err != nil {
+		refusal := fault.New(fault.Invalid, "who trusts %q does not take the certificate of %q: %w", path[len(path)-1].Subject, path[0].Subject, err)
+		old := len(was) > 0 && !slices.ContainsFunc(path[1:], func(c *x509.Certificate) bool { return !stood(c) })
+		always := func(c *x509.Certificate) bool { return stood(c) || c.Equal(was[0]) }
+		if !old || verify(append(was[:1:1], path[1:]...), always, now) == nil {
+			return nil, refusal
+		}
+		warnings = append(warnings, refusal.Error()+"; nor do they take the one before")
+	}
+	if len(path) == 1 || len(was) == 0 {
+		return warnings, nil
+	}
+	return warnings, cert.LintRenewed(path[0], was[0], &cert.Issuer{Certificate: path[1], Above: path[2:]})
+}
+
+// checkOne says why nobody takes a certificate, whatever is above it.
+func checkOne(c *x509.Certificate, now time.Time) error {
+	for _, id := range c.UnhandledCriticalExtensions {
+		if !id.Equal(cert.OIDNameConstraints) {
+			return fault.New(fault.Invalid, "the certificate of %q (serial %s) has the critical extension %s, which relying parties do not know and must refuse "+
+				"(RFC 5280 4.2)", c.Subject, cert.FormatSerial(c.SerialNumber), id)
+		}
+	}
+	if now.Before(c.NotBefore) || now.After(c.NotAfter) {
+		return fault.New(fault.Invalid, "the certificate of %q (serial %s) is valid from %s to %s, and not now", c.Subject, cert.FormatSerial(c.SerialNumber),
+			stamp(c.NotBefore), stamp(c.NotAfter))
+	}
+	return nil
+}
+
+// verify goes up a path as crypto/x509 does. What checkOne says of those that stood there before is passed over.
+func verify(path []*x509.Certificate, stood func(*x509.Certificate) bool, now time.Time) error {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	seen := make([]*x509.Certificate, len(path))
+	for i, c := range path {
 		known := *c
-		known.UnhandledCriticalExtensions = nil
+		known.UnhandledCriticalExtensions = nil // what crypto/x509 does not know and others do
+		if stood(c) {
+			known.NotBefore, known.NotAfter = now, now
+		}
 		seen[i] = &known
 		if i+1 == len(path) {
 			roots.AddCert(&known)
@@ -48,13 +88,7 @@ func CheckPath(path []*x509.Certificate, before *x509.Certificate, now time.Time
 		}
 	}
 	_, err := seen[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		return fault.New(fault.Invalid, "who trusts %q does not take the certificate of %q: %w", path[len(path)-1].Subject, path[0].Subject, err)
-	}
-	if len(path) == 1 {
-		return nil
-	}
-	return cert.LintRenewed(path[0], before, &cert.Issuer{Certificate: path[1], Above: path[2:]})
+	return err
 }
 
 // checkAuthorityKey holds what a certificate says of the one above it (RFC 5280 4.2.1.1) against that: OpenSSL looks for one that

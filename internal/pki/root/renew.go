@@ -6,7 +6,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
-	"math/big"
 	"slices"
 	"time"
 
@@ -47,22 +46,15 @@ func (r *Root) RenewIssuer(before *x509.Certificate, validity time.Duration, lin
 		return nil, err
 	}
 	links.Certificate = r.Certificate
-	linted, err := lintAgain(template, before.RawSubjectPublicKeyInfo, serial, &links)
+	tbs, err := cert.Build(template, before.RawSubjectPublicKeyInfo, serial, &links)
+	if err != nil {
+		return nil, fmt.Errorf("renew %q: %w", before.Subject, err)
+	}
+	linted, err := tbs.LintAgain(before)
 	if err != nil {
 		return nil, fmt.Errorf("renew %q: %w", before.Subject, err)
 	}
 	return sign(linted, r.Signer)
-}
-
-// lintAgain holds a certificate that is made once more to the lints that nothing may turn off. The others were passed, or turned
-// off, when it was made first.
-func lintAgain(t *cert.Template, spki []byte, serial *big.Int, issuer *cert.Issuer) (*cert.Linted, error) {
-	tbs, err := cert.Build(t, spki, serial, issuer)
-	if err != nil {
-		return nil, err
-	}
-	names, fixed := cert.LintNames()
-	return tbs.Lint(cert.Lints{Off: slices.DeleteFunc(names, func(name string) bool { return fixed[name] })})
 }
 
 // again is the template of a certificate like another one, without dates. What the links say takes the place of what the
