@@ -26,6 +26,11 @@ type cache struct {
 	dropped  map[string]int64 // by issuer: up to which change statuses were dropped
 	followed time.Time        // all that changed before was dropped
 	history  int64            // of the database, of which all that is kept was read
+
+	// What the server beside the node may lack, of what this process has seen elsewhere: see vouch.
+	beside bool                     // there is one
+	unseen map[certificateKey]int64 // certificates with their newest change
+	least  map[string]int64         // by issuer: the change that a state must know of, since those up to there are in no list
 }
 
 // certificateKey names a certificate.
@@ -54,7 +59,7 @@ const followedRecently = 2 * time.Second
 
 func newCache() *cache {
 	return &cache{limit: 10_000, byKey: make(map[certificateKey]*list.Element), recent: list.New(),
-		dropped: make(map[string]int64)}
+		dropped: make(map[string]int64), unseen: make(map[certificateKey]int64), least: make(map[string]int64)}
 }
 
 func keyOf(issuer string, serial *big.Int) certificateKey {
@@ -127,6 +132,8 @@ func (c *cache) begin(history int64) bool {
 	c.history, c.followed = history, time.Time{}
 	clear(c.dropped)
 	clear(c.byKey)
+	clear(c.unseen)
+	clear(c.least)
 	c.recent.Init()
 	return true
 }
@@ -177,17 +184,44 @@ func without(all []answer, hash crypto.Hash) []answer {
 	return kept
 }
 
-// drop forgets some serials of an issuer, and refuses from now on what was read before change.
-func (c *cache) drop(issuer string, serials []*big.Int, change int64) {
+// drop forgets certificates of an issuer that changed, and refuses from now on what was read before change. elsewhere says that this
+// was not seen at the server beside the node.
+func (c *cache) drop(issuer string, changed []changedSerial, change int64, elsewhere bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dropped[issuer] = max(change, c.dropped[issuer])
-	for _, serial := range serials {
-		if e, ok := c.byKey[keyOf(issuer, serial)]; ok {
-			delete(c.byKey, e.Value.(*known).key)
+	for _, one := range changed {
+		key := keyOf(issuer, one.serial)
+		if e, ok := c.byKey[key]; ok {
+			delete(c.byKey, key)
 			c.recent.Remove(e)
 		}
+		if elsewhere {
+			c.note(key, one.change)
+		}
 	}
+}
+
+// dropAll forgets everything, where it is not known what changed up to change but the newest followRecent.
+func (c *cache) dropAll(issuer string, recent []changedSerial, change int64, elsewhere bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropped[issuer] = max(change, c.dropped[issuer])
+	if elsewhere {
+		c.least[issuer] = max(change-followRecent, c.least[issuer])
+		for _, one := range recent {
+			c.note(keyOf(issuer, one.serial), one.change)
+		}
+	}
+	clear(c.byKey)
+	c.recent.Init()
+}
+
+// hasLooked reports whether changes were looked for in this history.
+func (c *cache) hasLooked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.followed.IsZero()
 }
 
 // looked notes that all that changed before a time was dropped. Statuses that are kept learn of it: they know of every

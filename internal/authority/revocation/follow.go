@@ -18,6 +18,9 @@ const followEvery = 200 * time.Millisecond
 // followAtOnce is up to how many changes of an issuer answers are dropped one by one; after more, all of them are.
 const followAtOnce = 10_000
 
+// followRecent is how many of an issuer's changes are known one by one where all answers are dropped.
+const followRecent = 1_000
+
 // Follow keeps the cached answers of this node true: it drops those about certificates whose status changed, on whichever
 // node that was. While the database is away it waits; then nothing can be revoked either. It returns when ctx ends.
 func (s *Service) Follow(ctx context.Context) error {
@@ -46,26 +49,26 @@ func (s *Service) Follow(ctx context.Context) error {
 }
 
 func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
-	var last map[string]int64
 	if s.answers.begin(s.db.History()) {
 		clear(applied)
 	}
 	now := time.Now() // before looking
-	whole := false
+	asOf := now.Add(-s.db.Age(now))
+	var seen *changes
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		whole = !tx.Lacks() // what lacks a write may be of a history that has ended
-		last, err = ca.LastChanges(ctx, tx)
+		seen, err = s.changes(ctx, tx, applied)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if whole {
-		if err := s.apply(ctx, last, applied); err != nil {
-			return err
-		}
+	s.apply(seen, applied)
+	switch {
+	case !seen.lacks:
 		s.answers.looked(now)
 		s.ca.ForgetChanges(now)
+	case !seen.ended: // what this node alone has changed is not in it
+		s.answers.looked(asOf)
 	}
 	s.prepare(ctx, now)
 	if err := s.stock(ctx, now); err != nil && !s.bare {
@@ -77,25 +80,88 @@ func (s *Service) follow(ctx context.Context, applied map[string]int64) error {
 	return nil
 }
 
-// apply drops the answers about what has changed up to the last changes.
-func (s *Service) apply(ctx context.Context, last, applied map[string]int64) error {
-	for id, change := range last {
+// changes are what one state of the database shows of what changed.
+type changes struct {
+	last    map[string]int64           // by issuer: the newest
+	of      map[string][]changedSerial // by issuer: those after what was applied; of issuers that are not in it they are too many, or not known
+	recent  map[string][]changedSerial // by issuer that is not in of: the newest, where they are seen elsewhere than at the server beside the node
+	lacks   bool                       // it lacks something that this node was told is done
+	ended   bool                       // it may be of a history that has ended, whose numbers mean something else
+	standby bool                       // it is that of the server beside the node
+}
+
+// changedSerial is a certificate whose status changed, with the number of that.
+type changedSerial struct {
+	serial *big.Int
+	change int64
+}
+
+// changes reads them all from one state, so that nothing is between the numbers and what they are of.
+func (s *Service) changes(ctx context.Context, tx *db.Tx, applied map[string]int64) (*changes, error) {
+	c := &changes{of: make(map[string][]changedSerial), recent: make(map[string][]changedSerial), lacks: tx.Lacks(), ended: tx.MayHaveEnded(), standby: tx.AtStandby()}
+	if c.ended {
+		return c, nil
+	}
+	var err error
+	if c.last, err = ca.LastChanges(ctx, tx); err != nil {
+		return nil, err
+	}
+	followed := s.answers.hasLooked()
+	for id, change := range c.last {
 		known, ok := applied[id]
-		if ok && known >= change {
+		switch {
+		case ok && known >= change:
+		case (ok || followed) && change-known <= followAtOnce: // nothing had changed under an issuer that was not there
+			c.of[id], err = changedSince(ctx, tx, id, known)
+		case s.elsewhere(c):
+			c.recent[id], err = changedSince(ctx, tx, id, change-followRecent)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// elsewhere says that there is a server beside the node, and that these changes were not seen there.
+func (s *Service) elsewhere(c *changes) bool { return s.db.ReadsStandby() && !c.standby }
+
+func changedSince(ctx context.Context, tx *db.Tx, id string, after int64) (all []changedSerial, err error) {
+	issuer, err := ca.IssuerIn(ctx, tx, id)
+	if err != nil {
+		return nil, err
+	}
+	for changed, err := range ca.EachChange(ctx, tx, issuer, ca.Changes{Partition: -1, After: after}) {
+		if err != nil {
+			return nil, err
+		}
+		e, err := crl.ParseEntry(changed.Entry)
+		if err != nil {
+			return nil, fmt.Errorf("read the stored entry of change %d: %w", changed.Change, err)
+		}
+		all = append(all, changedSerial{e.Serial, changed.Change})
+	}
+	return all, nil
+}
+
+// apply drops the answers about what has changed. What was seen elsewhere than at the server beside the node is noted, for when nothing but
+// that can be read.
+func (s *Service) apply(seen *changes, applied map[string]int64) {
+	elsewhere := s.elsewhere(seen)
+	for id, change := range seen.last {
+		if known, ok := applied[id]; ok && known >= change {
 			continue
 		}
-		switch {
-		case !ok: // the first look: what was cached before it is older than the change, or as new
-			s.answers.drop(id, nil, change)
-			s.answers.clear()
-		default:
-			if err := s.dropChanged(ctx, id, known, change); err != nil {
-				return err
-			}
+		if all, ok := seen.of[id]; ok {
+			s.answers.drop(id, all, change, elsewhere)
+		} else { // what is cached of before is older than the change, or as new
+			s.answers.dropAll(id, seen.recent[id], change, elsewhere)
 		}
 		applied[id] = change
 	}
-	return nil
+	if seen.standby {
+		s.answers.shown(seen.last)
+	}
 }
 
 // prepare loads the responders before they are asked for: when they are, the database may be away.
@@ -114,35 +180,4 @@ func (s *Service) prepare(ctx context.Context, now time.Time) {
 		return
 	}
 	s.prepared = now
-}
-
-func (s *Service) dropChanged(ctx context.Context, id string, after, change int64) error {
-	issuer, err := s.issuerByID(ctx, id)
-	if err != nil {
-		return err
-	}
-	if change-after > followAtOnce {
-		s.answers.drop(id, nil, change)
-		s.answers.clear()
-		return nil
-	}
-	var serials []*big.Int
-	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		serials = serials[:0]
-		for changed, err := range ca.EachChange(ctx, tx, issuer, ca.Changes{Partition: -1, After: after}) {
-			if err != nil {
-				return err
-			}
-			e, err := crl.ParseEntry(changed.Entry)
-			if err != nil {
-				return fmt.Errorf("read the stored entry of change %d: %w", changed.Change, err)
-			}
-			serials = append(serials, e.Serial)
-		}
-		return nil
-	})
-	if err == nil {
-		s.answers.drop(id, serials, change)
-	}
-	return err
 }

@@ -209,7 +209,7 @@ func TestCacheDropsTheRightAnswers(t *testing.T) {
 	if _, asOf, ok := c.status(key(200), later.Add(time.Second)); !ok || !asOf.Equal(later) {
 		t.Errorf("a status is known as of %v, %v, and not of the last look", asOf, ok)
 	}
-	c.drop("one", []*big.Int{big.NewInt(200)}, 7)
+	c.drop("one", []changedSerial{{big.NewInt(200), 7}}, 7, false)
 	if got(200, now) || !got(201, now) {
 		t.Error("drop took the wrong answer")
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
+	"math/big"
 	"sync"
 	"time"
 
@@ -141,9 +142,6 @@ func (s *Service) sign(ctx context.Context, issuer *ca.Issuer, r *ocsp.Request, 
 	return response, nil
 }
 
-// notKept is the history of what is not to be kept.
-const notKept = -1
-
 // statuses returns what is known of certificates of an issuer, kept or read, since when all of it is known to be so, and in which history.
 func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID, now time.Time,
 	limit int) (all []ca.Status, asOf time.Time, history int64, err error) {
@@ -152,17 +150,13 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 	if all, ok := s.kept(issuer, ids, now); ok {
 		return all, asOf, history, nil
 	}
-	all = make([]ca.Status, len(ids))
-	lacks, lacksFormer := false, false
-	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		lacks, lacksFormer = tx.Lacks(), tx.LacksFormer()
-		for i := range ids {
-			if all[i], err = ca.StatusOf(ctx, tx, issuer, ids[i].Serial); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	state, err := s.read(ctx, issuer, ids)
+	if err == nil && s.db.MayBeBehind() && state.doubted(s.answers, issuer) {
+		state, err = s.read(db.AtPrimary(ctx), issuer, ids)
+	}
+	if err == nil && state.ended {
+		err = fault.New(fault.Unavailable, "the standby may show what was given up when another server was promoted")
+	}
 	if fault.Is(err, fault.Unavailable) {
 		if all, at, ok := s.last(issuer, ids); ok {
 			if at.After(asOf) {
@@ -172,27 +166,78 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 		}
 	}
 	if err != nil {
-		return nil, time.Time{}, notKept, err
+		return nil, time.Time{}, 0, err
 	}
-	if lacks {
-		history = notKept // it may be of a history that has ended
-	}
-	for i, status := range all {
-		switch {
-		case lacks && status.Change < s.ca.ChangedHere(issuer.ID, ids[i].Serial):
-			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not "+
-				"have that yet", ids[i].Serial)
-		case lacksFormer && status.State != ca.Revoked: // which nothing takes back
-			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "the standby may lack what this node acknowledged before it was started, and "+
-				"so a revocation of %x", ids[i].Serial)
-		case !status.Issued && (lacks || asOf.Before(now)):
-			return nil, time.Time{}, notKept, fault.New(fault.Unavailable, "serial %x is not in data that are %s old; it may have been issued since",
-				ids[i].Serial, now.Sub(asOf).Round(time.Second))
-		case status.Issued:
+	state.old = state.lacks || asOf.Before(now)
+	for i := range ids {
+		status, err := s.judge(issuer, ids[i].Serial, state, state.statuses[i])
+		if err != nil {
+			return nil, time.Time{}, 0, err
+		}
+		if all = append(all, status); status.Issued {
 			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, asOf, history, nil, limit)
 		}
 	}
 	return all, asOf, history, nil
+}
+
+// state is what one state of the database says of certificates.
+type state struct {
+	serials  []*big.Int
+	statuses []ca.Status
+
+	lacks, lacksFormer, ended bool // see db.Tx
+	old                       bool // something may have been issued since
+}
+
+func (s *Service) read(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID) (st *state, err error) {
+	err = s.db.Read(ctx, func(tx *db.Tx) error {
+		st = &state{lacks: tx.Lacks(), lacksFormer: tx.LacksFormer(), ended: tx.MayHaveEnded()}
+		for i := range ids {
+			status, err := ca.StatusOf(ctx, tx, issuer, ids[i].Serial)
+			if err != nil {
+				return err
+			}
+			st.serials, st.statuses = append(st.serials, ids[i].Serial), append(st.statuses, status)
+		}
+		return nil
+	})
+	return st, err
+}
+
+// doubted reports whether more is known than a state says, so that the primary is asked, where it answers.
+func (st *state) doubted(known *cache, issuer *ca.Issuer) bool {
+	for i, status := range st.statuses {
+		if _, ok := known.vouch(keyOf(issuer.ID, st.serials[i]), status); !ok && status.Issued {
+			return true
+		}
+	}
+	return st.ended
+}
+
+// judge returns what may be said of a certificate of which a state says something: what this node knows of later, or what the state
+// says, unless it may lack a change of it. Revoked it stays, whatever else is lacking.
+func (s *Service) judge(issuer *ca.Issuer, serial *big.Int, st *state, status ca.Status) (ca.Status, error) {
+	here := s.ca.ChangedHere(issuer.ID, serial)
+	if known, ok := s.answers.newer(issuer.ID, serial, status.Change); ok && known.Change >= here {
+		return known, nil
+	}
+	vouched, ok := s.answers.vouch(keyOf(issuer.ID, serial), status)
+	switch {
+	case !status.Issued && st.old:
+		return status, fault.New(fault.Unavailable, "serial %x is not in data that are not the newest; it may have been issued since", serial)
+	case !status.Issued:
+		return status, nil
+	case st.lacks && status.Change < here:
+		return status, fault.New(fault.Unavailable, "the status of %x was changed on this node, and the standby does not have that yet", serial)
+	case st.lacksFormer && status.State != ca.Revoked: // which nothing takes back
+		return status, fault.New(fault.Unavailable, "the standby may lack what this node acknowledged before it was started, and so a revocation of %x", serial)
+	case ok:
+		return vouched, nil
+	case status.State != ca.Revoked:
+		return status, fault.New(fault.Unavailable, "the standby may lack a change of the status of %x that this node has seen", serial)
+	}
+	return status, nil
 }
 
 // kept returns statuses that are kept, where all are, and changes were looked for a moment ago.
@@ -365,20 +410,4 @@ func (d *directory) load(ctx context.Context, authority *ca.CA, now time.Time) e
 	defer d.mu.Unlock()
 	d.byHash, d.byID, d.read = byHash, byID, now
 	return nil
-}
-
-// issuerByID finds an issuer of which a change was seen.
-func (s *Service) issuerByID(ctx context.Context, id string) (*ca.Issuer, error) {
-	for range 2 {
-		s.directory.mu.Lock()
-		issuer := s.directory.byID[id]
-		s.directory.mu.Unlock()
-		if issuer != nil {
-			return issuer, nil
-		}
-		if err := s.directory.load(ctx, s.ca, time.Now()); err != nil {
-			return nil, err
-		}
-	}
-	return nil, fault.New(fault.NotFound, "there is no issuer %s", id)
 }

@@ -84,9 +84,11 @@ func New(o Options) *Service {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
+	answers := newCache()
+	answers.beside = o.DB.ReadsStandby()
 	return &Service{
 		db: o.DB, ca: o.CA, keys: o.Keys, settings: o.Settings, audit: o.Audit, logger: logger,
-		answers:    newCache(),
+		answers:    answers,
 		responders: responders{byIssuer: make(map[string]*loadedResponders)},
 
 		readingShort: make(chan struct{}, shortAtOnce),

@@ -253,6 +253,16 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// watched has the servers of databases be watched until the test ends.
+func watched(t *testing.T, all ...*db.DB) {
+	for _, one := range all {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- one.Watch(ctx) }()
+		t.Cleanup(func() { cancel(); <-done })
+	}
+}
+
 // TestAnswersWhileThePrimaryIsAway: a node with a standby of its own goes on from there, and one without from what it keeps, until
 // nextUpdate and not longer.
 func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
@@ -268,13 +278,8 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 	near := pkitest.Open(t, options)
 	b := a.join(near, "near")
 	b.follow()
-	for _, one := range []*db.DB{d, near} {
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error)
-		go func() { done <- one.Watch(ctx) }()
-		t.Cleanup(func() { cancel(); <-done })
-	}
-	asked, unasked, bad := a.issue("asked.example"), a.issue("unasked.example"), a.issue("bad.example")
+	watched(t, d, near)
+	asked, unasked, bad, elsewhere := a.issue("asked.example"), a.issue("unasked.example"), a.issue("bad.example"), a.issue("elsewhere.example")
 	a.revoke(bad, crl.Superseded)
 	a.list(Complete, has(bad.SerialNumber, crl.Superseded))
 	must(t, near.Heartbeat(t.Context(), time.Now()))
@@ -289,6 +294,13 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 	own := a.issue("own.example")
 	b.revoke(own, crl.KeyCompromise)
 	b.respond(own, xocsp.Revoked)
+	// On another it was made, and this one reaches the primary, which has it.
+	b.respond(elsewhere, xocsp.Good)
+	a.revoke(elsewhere, crl.KeyCompromise)
+	await(t, "the revocation at a node whose standby stands still", func() bool {
+		got, _ := b.ask(elsewhere, crypto.SHA1)
+		return got != nil && got.Status == xocsp.Revoked
+	})
 
 	primary.Freeze(t)
 	await(t, "the absence of the primary", func() bool { return d.Away() != nil && near.Away() != nil })
@@ -313,10 +325,16 @@ func TestAnswersWhileThePrimaryIsAway(t *testing.T) {
 		}
 	}
 	answers(b, unasked, xocsp.Good) // it is in the standby
+	if !b.keeps(unasked) {
+		t.Error("what is read at a standby that lacks something is signed for each question")
+	}
 	if _, r := a.ask(unasked, crypto.SHA1); r.Status != ocsp.TryLater {
 		t.Errorf("what nobody asked about, without a standby: %v", r.Status)
 	}
 	b.service.answers.clear()
+	if got, _ := b.ask(elsewhere, crypto.SHA1); got != nil && got.Status == xocsp.Good {
+		t.Error("what this node has told to be revoked is good again")
+	}
 	if _, r := b.ask(own, crypto.SHA1); r.Status != ocsp.TryLater {
 		t.Errorf("what this node has revoked, and its standby has not heard of: %v", r.Status)
 	}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto"
 	"encoding/pem"
+	"errors"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,6 +108,42 @@ func (o *office) anotherList() *List {
 	l, err := o.service.build(o.t.Context(), lease, o.issuer, order{scope: Complete, scheduled: true}, time.Now())
 	must(o.t, err)
 	return l
+}
+
+// TestNobodyGrantsTheWish: who asks for a list that nobody signs hears who should, and at once where no other node will.
+func TestNobodyGrantsTheWish(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		o := newOffice(t, d, ca.CRLMode{}, nil)
+		asks := func(patience time.Duration, says ...string) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			_, err := o.service.IssueCRL(ctx, o.by, "one", Wish{}, once.Call{})
+			fe, ok := errors.AsType[*fault.Error](err)
+			if !ok || fe.Kind != fault.Unavailable {
+				t.Fatalf("it is %v", err)
+			}
+			for _, say := range says {
+				if !strings.Contains(err.Error()+fe.Hint, say) {
+					t.Errorf("%q is not in %v; %s", say, err, fe.Hint)
+				}
+			}
+		}
+		lease := func(holder, pinned string, expires time.Time) {
+			t.Helper()
+			must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
+				_, err := tx.Exec(t.Context(), `INSERT INTO leases (name, holder, epoch, expires_at, pinned) VALUES ($1, $2, 7, $3, $4)
+					ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, pinned = excluded.pinned`,
+					Lease, holder, db.Micros(expires), pinned)
+				return err
+			}))
+		}
+		asks(200*time.Millisecond, "nobody has taken up the work")
+		lease("n5", "", time.Now().Add(time.Hour))
+		asks(200*time.Millisecond, "node n5 has the work")
+		lease("n5", "n5", time.Now().Add(-time.Minute))
+		asks(time.Minute, "pinned to node n5, which does not do it", "chancery clone demote n5")
+	})
 }
 
 func TestOperatorsWish(t *testing.T) {

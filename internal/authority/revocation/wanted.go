@@ -84,7 +84,7 @@ func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID st
 	if err != nil {
 		return nil, fmt.Errorf("ask for a CRL of issuer %s: %w", issuer.Name, err)
 	}
-	for {
+	for begun, looked := time.Now(), time.Now(); ; {
 		l, err := s.granted(ctx, issuer, since)
 		if err != nil {
 			return nil, fmt.Errorf("wait for a CRL of issuer %s: %w", issuer.Name, err)
@@ -93,9 +93,50 @@ func (s *Service) IssueCRL(ctx context.Context, by access.Principal, nameOrID st
 			return l, nil
 		}
 		if err := sleep(ctx, tick/2); err != nil {
-			return nil, fault.New(fault.Unavailable, "no node has signed the CRL of issuer %s yet: %w", issuer.Name, err)
+			return nil, s.unsigned(ctx, issuer, err)
+		}
+		if time.Since(begun) > forPinned && time.Since(looked) > time.Second {
+			looked = time.Now()
+			if l, gone, err := s.signer(ctx); err == nil && gone && l.Pinned != "" {
+				return nil, s.unsigned(ctx, issuer, nil)
+			}
 		}
 	}
+}
+
+// forPinned is how long a wish waits for a node that the work is pinned to, and that has not renewed its lease for the lease's whole time:
+// nobody else will sign, and the caller should hear of it before his own patience ends.
+const forPinned = 3 * time.Second
+
+// signer is the lease of who signs, and whether he is gone.
+func (s *Service) signer(ctx context.Context) (l db.Lease, gone bool, err error) {
+	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		l, err = db.LeaseOf(ctx, tx, Lease)
+		return err
+	})
+	return l, !l.Expires.After(time.Now()), err
+}
+
+// unsigned says that the wait is over before the list was signed, and who should have signed it.
+func (s *Service) unsigned(ctx context.Context, issuer *ca.Issuer, over error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	said := "no node has signed the CRL of issuer " + issuer.Name + " yet"
+	if l, gone, err := s.signer(ctx); err == nil {
+		switch {
+		case gone && l.Pinned != "":
+			return (&fault.Error{Kind: fault.Unavailable, Err: over, Message: said + ": the work is pinned to node " + l.Pinned + ", which does not do it"}).
+				WithHint("the wish is kept: start node %[1]s, or give the work to another: chancery clone demote %[1]s, or chancery clone promote NODE", l.Pinned)
+		case gone:
+			return (&fault.Error{Kind: fault.Unavailable, Err: over, Message: said + ": nobody has taken up the work"}).
+				WithHint("the wish is kept: chancery clone status says which nodes are ready; one that runs ca takes it up")
+		}
+		said += ", node " + l.Holder + " has the work"
+	}
+	if over != nil {
+		return fault.New(fault.Unavailable, "%s: %w", said, over)
+	}
+	return fault.New(fault.Unavailable, "%s", said)
 }
 
 func (w Wish) insert(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
@@ -114,15 +155,8 @@ func (w Wish) insert(ctx context.Context, tx *db.Tx, issuer *ca.Issuer) error {
 	_, err := tx.Exec(ctx, `INSERT INTO crl_wanted (issuer, since, number, this_update, next_update) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (issuer) DO UPDATE SET since = excluded.since, number = excluded.number,
 			this_update = excluded.this_update, next_update = excluded.next_update`,
-		issuer.ID, w.since, number, microsOrZero(w.ThisUpdate), microsOrZero(w.NextUpdate))
+		issuer.ID, w.since, number, db.MicrosOrZero(w.ThisUpdate), db.MicrosOrZero(w.NextUpdate))
 	return err
-}
-
-func microsOrZero(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return db.Micros(t)
 }
 
 func timeOrZero(micros int64) time.Time {
