@@ -49,12 +49,21 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 			if err = s.confirm(ctx, r); err != nil {
 				break
 			}
-			if err := s.complete(ctx, by, r); err != nil {
+			err := s.complete(ctx, by, r)
+			if err == nil {
+				err = s.hasLogin(ctx, r)
+			}
+			if err != nil {
 				return nil, s.incomplete(ctx, r, err)
 			}
 			return s.Show(ctx, by, r.name)
 		case client.CloneWaiting:
-			err = s.admit(ctx, by, r, time.Now())
+			if err = s.stillJoins(ctx, r); err == nil {
+				err = s.goodKeys(ctx)
+			}
+			if err == nil {
+				err = s.admit(ctx, by, r, time.Now())
+			}
 		default:
 			return nil, fault.New(fault.Conflict, "node %s is %s", r.name, r.state).WithHint("the machine joins anew, with another name and another token")
 		}
@@ -65,6 +74,14 @@ func (s *Service) Approve(ctx context.Context, by access.Principal, name string,
 			return nil, fmt.Errorf("approve node %s: %w", r.name, err)
 		}
 	}
+}
+
+// stillJoins refuses a node that has waited since before the database was as it is, with a program that cannot live with that.
+func (s *Service) stillJoins(ctx context.Context, r *row) error {
+	if err := s.sameRelease(ctx, &r.request, r.subsystems); err != nil {
+		return fmt.Errorf("it asked to join with another release, so refuse it (chancery clone remove %s): %w", r.name, err)
+	}
+	return nil
 }
 
 // incomplete says of an approved node why it does not have all it needs: also that another has taken it out meanwhile, so that it never will.
@@ -256,7 +273,8 @@ func encodePath(path [][]byte) []string {
 	return texts
 }
 
-// RenewIdentity gives the calling node new certificates for new keys: a node without the ca subsystem cannot issue its own.
+// RenewIdentity gives the calling node new certificates for new keys: a node without the ca subsystem cannot issue its own. Where its login was
+// taken away it still gets the TLS certificate that it asked for with it, and none of the login: else its TLS would run out as well.
 func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in client.CloneIdentity, key string) (*client.CloneJoined, error) {
 	if err := s.needsCA(ctx); err != nil {
 		return nil, err
@@ -275,7 +293,10 @@ func (s *Service) RenewIdentity(ctx context.Context, by access.Principal, in cli
 		return nil, fault.New(fault.Invalid, "nothing is asked for: csr, database_csr or both would pass").At("/csr")
 	}
 	login, err := s.keepLogin(ctx, by, r.name, in.DatabaseCSR)
-	if err != nil {
+	switch {
+	case errors.Is(err, errTookAway) && len(answer.Certificate) > 0:
+		s.Logger.ErrorContext(ctx, "a node gets its next TLS certificate, and no login at the database", "node", r.name, "error", err)
+	case err != nil:
 		return nil, err
 	}
 	answer.DatabaseRole, answer.DatabaseCertificate, answer.DatabaseRoots = login.Role, login.Certificate, login.Roots
@@ -349,9 +370,23 @@ func (s *Service) OwnLogin(ctx context.Context, csr string) (Login, error) {
 
 // keepLogin gives a node a login, and remembers it, so that it ends with the node.
 func (s *Service) keepLogin(ctx context.Context, by access.Principal, name, csr string) (Login, error) {
+	if csr == "" || s.OpenLogin == nil {
+		return Login{}, nil
+	}
+	r, err := s.read(ctx, name)
+	if err != nil {
+		return Login{}, err
+	}
+	before, err := s.roleOf(ctx, r)
+	if err != nil {
+		return Login{}, err
+	}
 	login, err := s.login(ctx, by, name, csr)
 	if err != nil || login.Role == "" {
 		return login, err
+	}
+	if err := s.sameRole(ctx, r, login.Role, before); err != nil {
+		return Login{}, err
 	}
 	if err := s.remember(ctx, name, login, `state = state`); err != nil {
 		return Login{}, err

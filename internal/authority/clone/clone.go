@@ -64,9 +64,9 @@ type Service struct {
 	clock    told             // the newest that was heard of the primary's
 	started  int64            // node.started_at as this process wrote it; 0 before it is registered
 
-	suspended map[string]time.Time  // nodes whose end is begun, and since when this process has seen that
-	turns     map[string]unanswered // by the lease's name
-	limited   time.Time             // when limitReaders was last tried
+	since   map[string]time.Time  // what is only for a while where all is well, and since when this process has seen it
+	turns   map[string]unanswered // by the lease's name
+	limited time.Time             // when limitReaders was last tried
 }
 
 // New returns the service of the node whose key recipient o.Keys is.

@@ -72,7 +72,7 @@ func TestJoin(t *testing.T) {
 
 	// A clone of a clone: the second takes in a third, which the first never heard of, and the first wraps to it.
 	a2 := &authority{Services: two, t: t, url: a.url, anchors: a.anchors, admin: a.admin}
-	_, three := a2.join("n3", "ca")
+	_, three := a2.join("n3")
 	must(t, a.DB.Tx(ctx, func(tx *db.Tx) error {
 		_, err := tx.Exec(ctx, `DELETE FROM key_wrap WHERE recipient_id = 'n3'`)
 		return err
@@ -241,7 +241,7 @@ func TestWhoMay(t *testing.T) {
 		_, err = a.Clones.RenewIdentity(ctx, p, client.CloneIdentity{CSR: m.in.CSR}, "")
 		refused(t, err, fault.Denied, "is no node")
 	}
-	for _, in := range []client.CloneInvitation{{Subsystems: []string{"kra"}}, {Life: "1s"}, {Life: "8d"}, {Life: "soon"}} {
+	for _, in := range []client.CloneInvitation{{Subsystems: []string{"kra"}}, {Subsystems: []string{"ca"}}, {Subsystems: []string{"ca", "ca"}}, {Life: "1s"}, {Life: "8d"}, {Life: "soon"}} {
 		_, err := a.Clones.Invite(ctx, a.admin, in, "")
 		refused(t, err, fault.Invalid)
 	}

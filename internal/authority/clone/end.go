@@ -17,8 +17,8 @@ import (
 	"chancery/internal/store/once"
 )
 
-// aliveFor is how long after its last report a node is taken for alive.
-const aliveFor = 30 * time.Second
+// AliveFor is how long after its last report a node is taken for alive.
+const AliveFor = 30 * time.Second
 
 // ErrLeaving is within what a node hears that was told to leave: it ends in peace.
 var ErrLeaving = errors.New("the node is leaving")
@@ -121,7 +121,7 @@ func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row) error {
 		if o.name == r.name || o.state != client.CloneActive || !o.runs(keys.SubsystemCA) {
 			continue
 		}
-		if others++; o.name == s.node || now.Sub(o.seen) < aliveFor {
+		if others++; o.name == s.node || now.Sub(o.seen) < AliveFor {
 			return nil
 		}
 	}
@@ -129,7 +129,7 @@ func (s *Service) lastCA(ctx context.Context, tx *db.Tx, r *row) error {
 		return fault.New(fault.Conflict, "node %s is the last that runs ca: without it nothing could be issued, and nobody could open the keys but by the recovery key", r.name).
 			WithHint("chancery clone invite makes the token of another node; take that in first")
 	}
-	return fault.New(fault.Conflict, "no other node that runs ca was seen in the last %s, so node %s stays", aliveFor, r.name).
+	return fault.New(fault.Conflict, "no other node that runs ca was seen in the last %s, so node %s stays", AliveFor, r.name).
 		WithHint("start another node, then try again; chancery clone list shows them")
 }
 
@@ -173,7 +173,7 @@ func (s *Service) Remove(ctx context.Context, by access.Principal, name string, 
 		err = s.removeRest(ctx, by, r, call, now)
 	case r.name == s.node:
 		return fault.New(fault.Conflict, "node %s was asked to remove itself", r.name).WithHint("chancery clone leave %s, or ask another node", r.name)
-	case !how.Force && !how.Compromised && seen < aliveFor:
+	case !how.Force && !how.Compromised && seen < AliveFor:
 		return fault.New(fault.Conflict, "node %s was seen %s ago, and a node that runs leaves by itself", r.name, max(seen, 0).Round(time.Second)).
 			WithHint("chancery clone leave %s; or remove it all the same, by chancery clone remove %s --yes, where it is not to be trusted", r.name, r.name)
 	default:
@@ -212,9 +212,9 @@ const endWithin = 90 * time.Second
 
 // end takes all from a node that a node had, in the transaction that raises its fence: what it committed before is ended with it, and there
 // is nothing after. The fence is suspended before, since that transaction would begin anew with each of the node's, as long as it is busy,
-// and goes on if the end fails. The login is removed last; that of a compromised node is shut first, and any that holds on to what its end needs
-// then: no session of the node's keeps it from being ended. What was begun goes on where who asked for it is gone; where this process ends
-// before, Finish of any node does the rest.
+// and goes on if the end fails. The login is removed last; that of a compromised node is taken away first, and one is shut whose own session
+// holds on to what its end needs. What was begun goes on where who asked for it is gone; where this process ends before, Finish of any node does
+// the rest, or gives the node back what it had.
 func (s *Service) end(ctx context.Context, by access.Principal, r *row, action string, reason crl.Reason, call once.Call, now time.Time) error {
 	issuers, err := s.Identity.Issuers(ctx)
 	if err != nil {
@@ -226,30 +226,24 @@ func (s *Service) end(ctx context.Context, by access.Principal, r *row, action s
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
 	defer cancel()
-	compromised := reason == crl.KeyCompromise
-	shut := compromised && s.shutLogin(ctx, r.name)
+	login := s.endingLogin(ctx, r.name, reason == crl.KeyCompromise)
+	login.takeAway(ctx)
 	err = s.DB.SuspendFence(ctx, r.name)
-	if errors.Is(err, db.ErrStanding) && s.shutLogin(ctx, r.name) {
-		shut, err = true, s.DB.SuspendFence(ctx, r.name)
+	if login.holds(err) && login.shut(ctx) {
+		err = s.DB.SuspendFence(ctx, r.name)
 	}
 	quiet := err == nil
 	if quiet || errors.Is(err, db.ErrStanding) { // who holds the row, and is no node's login, is waited for by Finish
-		err = s.gone(ctx, by, r, action, reason, issuers, quiet, call, now)
-		if errors.Is(err, db.ErrHeld) && s.shutLogin(ctx, r.name) {
-			shut, err = true, s.gone(ctx, by, r, action, reason, issuers, quiet, call, now)
+		gone := func() error { return s.gone(ctx, by, r, action, reason, issuers, quiet, call, now) }
+		if err = gone(); login.holds(err) && login.shut(ctx) {
+			err = gone()
 		}
 	}
 	if err != nil && !errors.Is(err, errEnded) {
 		if quiet {
 			s.resume(ctx, r.name)
 		}
-		switch {
-		case shut && compromised && !errors.Is(err, db.ErrUnknownOutcome):
-			return staysShut(err)
-		case shut && !compromised:
-			s.reopenLogin(ctx, r.name)
-		}
-		return err
+		return login.left(ctx, saysWho(err))
 	}
 	s.CA.Announce()
 	s.Access.Forget()

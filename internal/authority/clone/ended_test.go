@@ -277,6 +277,23 @@ func TestIssuersOfNodes(t *testing.T) {
 	}
 }
 
+// TestUnreached: a node that says nobody can reach it is shown with that, and no other is.
+func TestUnreached(t *testing.T) {
+	t.Parallel()
+	a, ctx := newAuthority(t), t.Context()
+	m, two := a.join("n2")
+	must(t, two.Clones.Register(ctx, m.in.Address, time.Now()))
+	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
+	must(t, two.Clones.Report(ctx, clone.Self{Unreached: []string{"it listens on loopback"}}, time.Now()))
+	for name, want := range map[string]string{"n1": "", "n2": "it listens on loopback"} {
+		shown, err := a.Clones.Show(ctx, a.admin, name)
+		must(t, err)
+		if got := strings.Join(shown.Unreached, "; "); got != want || len(shown.Differences) > 0 {
+			t.Errorf("%s: %q, not %q; it differs in %q", name, got, want, shown.Differences)
+		}
+	}
+}
+
 // TestOperatorsAtOnce has operators decide on one node at the same time: with different fingerprints, and one of them against it.
 func TestOperatorsAtOnce(t *testing.T) {
 	t.Parallel()

@@ -41,7 +41,7 @@ const stoppedAfter = time.Minute
 
 // Finish does what was cut short, by whichever node: it completes approvals, gives nodes the wraps that they lack, takes all from
 // those that have left, ends the logins of those that are gone, also those that nobody came to remember, and their right to write, and gives
-// leases back that were handed to a node that did not take them up.
+// leases back that were handed to a node that did not take them up, and logins that were shut for a removal that came to nothing.
 // Only a node with the ca subsystem can.
 func (s *Service) Finish(ctx context.Context, now time.Time) error {
 	var all []*row
@@ -74,7 +74,7 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 		return err
 	}
 	by := access.System(s.node)
-	errs := []error{s.findLogins(ctx, all), s.limitReaders(ctx, all, now), s.finishTurns(ctx, by, leases, now)}
+	errs := []error{s.findLogins(ctx, all), s.reopenLogins(ctx, all, now), s.limitReaders(ctx, all, now), s.finishTurns(ctx, by, leases, now)}
 	for _, r := range all {
 		var err error
 		switch {
@@ -86,7 +86,7 @@ func (s *Service) Finish(ctx context.Context, now time.Time) error {
 			err = s.finishEnd(ctx, by, r.name, nil, once.Call{}, now)
 		case r.state == client.CloneActive || r.state == client.CloneLeaving:
 			over, is := suspended[r.name]
-			if s.abandoned(r, is, now) || over {
+			if s.abandoned("suspended "+r.name, is, now) || over {
 				s.resume(ctx, r.name)
 			}
 		}
@@ -181,7 +181,7 @@ func (s *Service) removeRest(ctx context.Context, by access.Principal, r *row, c
 
 // resume has a node go on whose end has failed.
 func (s *Service) resume(ctx context.Context, name string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), aliveFor)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), AliveFor)
 	defer cancel()
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 		r, err := find(ctx, tx, `name = $1 AND state <> 'gone'`, name)
@@ -195,21 +195,21 @@ func (s *Service) resume(ctx context.Context, name string) {
 	}
 }
 
-// abandoned reports whether a node that is none of the gone has been suspended for so long, as far as this process saw, that whoever removed
-// it has ended meanwhile: a suspension by a program from before they ended by themselves.
-func (s *Service) abandoned(r *row, suspended bool, now time.Time) bool {
+// abandoned reports whether what a removal does to a node that is none of the gone has been so for as long, as this process saw, that whoever
+// removed it has ended meanwhile.
+func (s *Service) abandoned(what string, is bool, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !suspended {
-		delete(s.suspended, r.name)
+	if !is {
+		delete(s.since, what)
 		return false
 	}
-	if s.suspended == nil {
-		s.suspended = map[string]time.Time{}
+	if s.since == nil {
+		s.since = map[string]time.Time{}
 	}
-	since, ok := s.suspended[r.name]
+	since, ok := s.since[what]
 	if !ok {
-		s.suspended[r.name] = now
+		s.since[what] = now
 	}
 	return ok && now.Sub(since) > endWithin
 }

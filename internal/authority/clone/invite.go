@@ -67,7 +67,8 @@ func (i *invitation) wire() client.CloneInvited {
 	return client.CloneInvited{ID: i.id, Subsystems: strings.Split(i.subsystems, ","), By: i.actor, Expires: i.expires, UsedBy: i.usedBy}
 }
 
-// subsystemsOf are the subsystems that an invitation names, sorted; both where it names none.
+// subsystemsOf are the subsystems that an invitation names, sorted; both where it names none. There is no ca without ocsp: who signs for an
+// issuer has its responder's key as well, and each node's public listener answers.
 func subsystemsOf(names []string) ([]string, error) {
 	if len(names) == 0 {
 		return []string{string(keys.SubsystemCA), string(keys.SubsystemOCSP)}, nil
@@ -75,13 +76,16 @@ func subsystemsOf(names []string) ([]string, error) {
 	var all []string
 	for i, name := range names {
 		if name != string(keys.SubsystemCA) && name != string(keys.SubsystemOCSP) {
-			return nil, fault.New(fault.Invalid, "subsystem %.40q is none that this release runs; ca, ocsp, or both would pass", name).
+			return nil, fault.New(fault.Invalid, "subsystem %.40q is none that this release runs; ca,ocsp or ocsp would pass", name).
 				At(fmt.Sprintf("/subsystems/%d", i))
 		}
 		all = append(all, name)
 	}
 	slices.Sort(all)
-	return slices.Compact(all), nil
+	if all = slices.Compact(all); !slices.Contains(all, string(keys.SubsystemOCSP)) {
+		return nil, fault.New(fault.Invalid, "a node that runs ca alone was asked for, and every node answers OCSP requests; ca,ocsp or ocsp would pass").At("/subsystems")
+	}
+	return all, nil
 }
 
 func lifeOf(text string) (time.Duration, error) {
@@ -112,6 +116,9 @@ func (s *Service) Invite(ctx context.Context, by access.Principal, in client.Clo
 		return nil, err
 	}
 	if err := durable(set); err != nil { // which would refuse the approval, when a machine has come that far
+		return nil, err
+	}
+	if err := s.goodKeys(ctx); err != nil { // which would too
 		return nil, err
 	}
 	subsystems, err := subsystemsOf(in.Subsystems)

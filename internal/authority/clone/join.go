@@ -239,7 +239,7 @@ func (s *Service) mayJoin(ctx context.Context, i *invitation, in *client.CloneJo
 			in.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339), skew.Abs().Round(time.Second), maxSkew).At("/time").
 			WithHint("set the clock, by NTP at best, and join again")
 	}
-	if err := s.sameRelease(ctx, in); err != nil {
+	if err := s.sameRelease(ctx, in, strings.Split(i.subsystems, ",")); err != nil {
 		return err
 	}
 	if err := checkAddress(in.Address); err != nil {
@@ -280,11 +280,15 @@ func checkName(name string) error {
 	return nil
 }
 
-// sameRelease refuses a program that cannot live with the database as it is, or that would change it for the nodes there are.
-func (s *Service) sameRelease(ctx context.Context, in *client.CloneJoin) error {
+// sameRelease refuses a program that cannot live with the database as it is, or that would change it for the nodes there are; also one that
+// cannot live with the login that a node gets which does not issue.
+func (s *Service) sameRelease(ctx context.Context, in *client.CloneJoin, subsystems []string) error {
 	have, from, err := schema.Range(ctx, s.DB)
 	if err != nil {
 		return err
+	}
+	if !slices.Contains(subsystems, string(keys.SubsystemCA)) {
+		from = max(from, limitedSince)
 	}
 	switch {
 	case in.Schema < from:

@@ -25,6 +25,7 @@ type Self struct {
 	NotReady        []string          // why it does not answer as it should; Report adds what it knows itself
 	Configuration   map[string]string `json:",omitempty"` // what may differ between nodes, by the key's name
 	Stopped         bool              `json:",omitempty"` // it does no more work
+	Unreached       []string          `json:",omitempty"` // its listeners that only its own machine reaches, though it has an address elsewhere
 }
 
 // report is a node's last word, as it is stored.
@@ -33,7 +34,9 @@ type report struct {
 	Schema int64
 	Keys   client.CloneKeys
 
-	CannotSign []string `json:",omitempty"` // of NotReady, what keeps it from signing for issuers: keys and tokens
+	CannotSign []string          `json:",omitempty"` // of NotReady, what keeps it from signing for issuers: keys and tokens
+	Closed     map[string]string `json:",omitempty"` // the IDs of the keys that it cannot open, and what of CannotSign says so; nodes word it otherwise
+	Clock      string            `json:",omitempty"` // why its clock keeps it from signing: it is ahead, so that it takes no lease, or behind
 }
 
 // registered is what this node last learnt of its own row.
@@ -181,7 +184,7 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		openable.Why = append(openable.Why, fmt.Sprintf("its keys cannot be looked at: %v", err))
 	}
 	said.Keys = client.CloneKeys{Entitled: openable.Entitled, Open: openable.Open}
-	said.CannotSign = openable.Why
+	said.CannotSign, said.Closed = openable.Why, openable.Closed
 	problems, _, err := s.CA.KeyProblems(ctx)
 	if err != nil {
 		return err
@@ -190,6 +193,9 @@ func (s *Service) Report(ctx context.Context, self Self, now time.Time) error {
 		said.CannotSign = append(said.CannotSign, p.Message)
 	}
 	said.NotReady = slices.Concat(said.NotReady, said.CannotSign)
+	if err := s.DB.CheckClock(now); err != nil {
+		said.Clock = err.Error() // a node that is not ready says so itself
+	}
 	text, err := encode(said)
 	if err != nil {
 		return err
@@ -407,7 +413,7 @@ func (s *Service) wire(r *row, p *picture, now time.Time) *client.Clone {
 	out := &client.Clone{
 		Name: r.name, State: r.state, Subsystems: r.subsystems, Address: r.address, Names: r.request.Names, Fingerprint: r.fingerprint, Release: r.report.Release,
 		Schema: r.report.Schema, Self: r.name == s.node, Created: r.created, Approved: r.approved, Seen: r.seen,
-		CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys, Issuers: r.report.Issuers,
+		Unreached: r.report.Unreached, CertificateEnds: r.report.CertificateEnds, Database: r.report.Database, Keys: r.report.Keys, Issuers: r.report.Issuers,
 	}
 	if r.seen.IsZero() {
 		out.Release, out.Schema = r.request.Release, r.request.Schema

@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,10 +16,12 @@ import (
 )
 
 const (
-	// takeUp is how long a new holder may take to take a lease up, and to publish what was asked for, while the database answers.
+	// takeUp is how long a new holder may take to take a lease up, and to publish what was asked for since it last renewed the lease, while the
+	// database answers.
 	takeUp = 10 * time.Second
-	// takeUpAtMost is how long whoever promotes waits where it does not, and backWithin how long he tries to give the lease back. Both together
-	// are less than a caller waits for an answer.
+	// takeUpAtMost is how long whoever promotes waits where it does not answer, or a holder renews and does not publish: a list of a million
+	// entries takes some ten seconds. backWithin is how long he tries to give the lease back. Both together are less than a caller waits for an
+	// answer.
 	takeUpAtMost = 45 * time.Second
 	backWithin   = 30 * time.Second
 	// unansweredFor is how long a pinned lease may be unanswered, by what one process saw, before Finish gives it back: who handed it over is gone.
@@ -27,10 +30,13 @@ const (
 
 var errNotTakenUp = errors.New("the lease was not taken up")
 
-// takenUp waits until a lease stands as it was given. A holder that has taken it up has as long again for the first lists. While the database
-// does not answer, as in a failover, it could do neither, and its time begins anew.
+// takenUp waits until a lease stands as it was given. A holder that has taken it up has as long again for the first lists, from each time that
+// it renews the lease: it works, and a long list takes its time. While the database does not answer, as in a failover, it could do neither,
+// and its time begins anew.
 func (s *Service) takenUp(ctx context.Context, given *turned) error {
-	begun, answered := time.Now(), false
+	begun := time.Now()
+	var had time.Time // until when the holder has the lease by its last word
+	defer func() { given.waited = time.Since(begun) }()
 	last := begun.Add(takeUpAtMost)
 	for end := begun.Add(s.takeUp); ; {
 		var l db.Lease
@@ -45,10 +51,13 @@ func (s *Service) takenUp(ctx context.Context, given *turned) error {
 			return err
 		}
 		now := time.Now()
-		if err != nil || !answered && given.answered(&l) {
+		word := err == nil && given.answered(&l) && !l.Expires.Equal(had)
+		if word {
+			had = l.Expires
+		}
+		if err != nil || word {
 			end = now.Add(s.takeUp)
 		}
-		answered = answered || err == nil && given.answered(&l)
 		if now.After(end) || now.After(last) {
 			return errNotTakenUp
 		}
@@ -175,7 +184,7 @@ func (s *Service) gaveBack(given *turned, l *db.Lease, to, pinned string) error 
 	case given.WasPinned != "":
 		stands += ", and it is no longer pinned to " + given.WasPinned
 	}
-	return fault.New(fault.Conflict, "node %s "+failed+"; %s", given.Holder, given.Name, s.takeUp, stands).
+	return fault.New(fault.Conflict, "node %s "+failed+"; %s", given.Holder, given.Name, cmp.Or(given.waited, s.takeUp).Round(time.Second), stands).
 		WithHint("chancery clone status %s, then try again", given.Holder)
 }
 

@@ -117,12 +117,12 @@ func TestPromoteWhoCannotSign(t *testing.T) {
 		}
 	}
 	report := func(says string) {
-		a.exec(`UPDATE node SET report = $1 WHERE name = 'n2'`, fmt.Sprintf(`{"CannotSign":[%s]}`, says))
+		a.exec(`UPDATE node SET report = $1 WHERE name = 'n2'`, fmt.Sprintf(`{"CannotSign":[%s],"Closed":{"K":%[1]s}}`, says))
 	}
 	report(`"its token is not reached"`)
 	_, err := a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{})
 	refused(t, err, fault.Conflict, "its token is not reached")
-	report("") // and the keys that do not open, of which it says nothing then
+	a.exec(`UPDATE node SET report = '{}' WHERE name = 'n2'`) // and the keys that do not open, of which it says nothing then
 
 	work, stop := context.WithCancel(ctx)
 	var signing sync.WaitGroup
@@ -154,6 +154,45 @@ func TestPromoteWhoIsNotReady(t *testing.T) {
 	a.exec(`UPDATE node SET report = '{"CannotSign":["one of its tokens is not reached"]}' WHERE name = 'n2'`)
 	if _, err := two.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{Pin: true}, once.Call{}); err != nil {
 		t.Errorf("the only one that lives: %v", err)
+	}
+}
+
+// TestPromoteWhoseClockIsWrong: a node whose clock is ahead, or behind, gets no lease, neither by name nor as the one that was seen last, while
+// that of another one is right; where every clock is wrong, that is no reason.
+func TestPromoteWhoseClockIsWrong(t *testing.T) {
+	t.Parallel()
+	a, ctx := newAuthority(t), t.Context()
+	_, two := a.running("n2")
+	a.has(revocation.Lease)
+	must(t, a.DB.Heartbeat(ctx, time.Now()))
+	must(t, a.Clones.Report(ctx, clone.Self{}, time.Now()))
+	if err := two.DB.Heartbeat(ctx, time.Now().Add(time.Hour)); err == nil || two.DB.ClockAhead() == nil {
+		t.Fatalf("its clock is not ahead: %v", err)
+	}
+	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now()))
+	refuse := func(says string) {
+		t.Helper()
+		before := a.holder()
+		_, err := a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{})
+		refused(t, err, fault.Conflict, "node n2 cannot sign", says)
+		_, err = a.Clones.Demote(ctx, a.admin, "n1", client.CloneTurn{}, once.Call{})
+		refused(t, err, fault.Conflict, "no other node")
+		if l := a.holder(); l != before {
+			t.Errorf("a refused promotion left %+v", l)
+		}
+	}
+	refuse("the clock is ahead")
+	must(t, two.DB.Heartbeat(ctx, time.Now()))
+	must(t, two.Clones.Report(ctx, clone.Self{}, time.Now().Add(-time.Hour)))
+	refuse("the clock is behind")
+
+	work, stop := context.WithCancel(ctx)
+	var signing sync.WaitGroup
+	signing.Go(func() { _ = two.Revocation.Run(work) })
+	defer func() { stop(); signing.Wait() }()
+	a.exec(`UPDATE node SET report = '{"Clock":"the clock is ahead, as all are"}' WHERE name IN ('n1', 'n2')`)
+	if _, err := a.Clones.Promote(ctx, a.admin, "n2", client.CloneTurn{}, once.Call{}); err != nil {
+		t.Errorf("all clocks are wrong: %v", err)
 	}
 }
 
@@ -253,8 +292,21 @@ func TestSuspensionEndsByItself(t *testing.T) {
 	a, ctx := newAuthority(t), t.Context()
 	m, two := a.running("n2")
 	must(t, write(ctx, two))
+	started := a.count(`SELECT started_at FROM node WHERE name = 'n2'`)
 	later := func() { // as if the time had passed
 		a.exec(`UPDATE write_mark SET suspended_until = suspended_until - 20000000 WHERE node = 'n2' AND suspended_until > 0`)
+	}
+	resume := func() {
+		must(t, a.DB.Tx(ctx, func(tx *db.Tx) error {
+			return db.ResumeFence(ctx, tx, "n2", started)
+		}))
+	}
+	before := func() { // a program from before suspensions ended by themselves begins one, and leaves the rest of the row
+		a.exec(`UPDATE write_mark SET fence = -2 WHERE node = 'n2'`)
+		later()
+		if err := write(ctx, two); !errors.Is(err, db.ErrSuspended) {
+			t.Errorf("an end that a suspension before had ends this one: %v", err)
+		}
 	}
 	must(t, a.DB.SuspendFence(ctx, "n2"))
 	must(t, a.DB.SuspendFence(ctx, "n2")) // by another remover
@@ -273,6 +325,13 @@ func TestSuspensionEndsByItself(t *testing.T) {
 	if _, ok, err := two.DB.Acquire(ctx, revocation.Lease, "n2", time.Minute); !ok || err != nil {
 		t.Errorf("it does not take the work up: %v, %v", ok, err)
 	}
+	before()
+	resume()
+	must(t, write(ctx, two))
+	must(t, a.DB.SuspendFence(ctx, "n2"))
+	resume()
+	before() // with no write between
+	resume()
 
 	newer := a.open(m)
 	must(t, newer.Clones.Register(ctx, m.in.Address, time.Now()))

@@ -32,14 +32,16 @@ type turned struct {
 	From, WasPinned string
 	// Lists are the lists that were asked for, as they were: by where the key is, then by the issuer's ID, the number; empty where there was none.
 	Lists map[string]map[string]string `json:",omitempty"`
+
+	waited time.Duration // for how long it was waited for
 }
 
 // Promote gives a node a lease: in one transaction it is the new holder's, and what the old one still does under it is refused. So
 // there is no moment at which both or neither could. A node whose last report says that it could not do the work is refused. It waits until
 // the holder has taken the lease up, or said once more that it has it, whoever else has given it to the same node meanwhile; with a CRL's
-// lease every issuer's list is asked for anew, and it waits for the first of them, and for the first from each token. From a holder that
-// does not, since it died a moment ago for example, the lease goes back, and the answer is a Conflict that says who has it now. A call that
-// was not answered may be repeated.
+// lease every issuer's list is asked for anew, and it waits for the first of them, and for the first from each token, but for what the holder
+// cannot open by its last report: nobody who could take its place can either. From a holder that does not, since it died a moment ago for
+// example, the lease goes back, and the answer is a Conflict that says who has it now. A call that was not answered may be repeated.
 func (s *Service) Promote(ctx context.Context, by access.Principal, name string, in client.CloneTurn, call once.Call) (*client.Clone, error) {
 	return s.turn(ctx, by, in, call, "clone.promote", func(ctx context.Context, tx *db.Tx, _ db.Lease) (string, error) {
 		r, err := named(ctx, tx, name)
@@ -73,7 +75,7 @@ func (s *Service) Demote(ctx context.Context, by access.Principal, name string, 
 		}
 		fit := slices.DeleteFunc(slices.Clone(all), func(r *row) bool { return r.name == name || mayHold(r, all, now) != nil })
 		if len(fit) == 0 {
-			return "", fault.New(fault.Conflict, "no other node that runs ca and is ready was seen in the last %s, so node %s keeps the lease %q", aliveFor, name, l.Name).
+			return "", fault.New(fault.Conflict, "no other node that runs ca and is ready was seen in the last %s, so node %s keeps the lease %q", AliveFor, name, l.Name).
 				WithHint("start another node, then try again; chancery clone list shows them")
 		}
 		return slices.MaxFunc(fit, func(a, b *row) int { return a.seen.Compare(b.seen) }).name, nil
@@ -99,7 +101,7 @@ func mayHold(r *row, all []*row, now time.Time) error {
 		return fault.New(fault.Conflict, "node %s has not started yet, and would leave the work undone", r.name).WithHint("start it, then try again")
 	case !r.alive(now):
 		return fault.New(fault.Conflict, "node %s was last seen at %s, and would leave the work undone; one that was seen in the last %s passes", r.name,
-			r.seen.UTC().Format(time.RFC3339), aliveFor)
+			r.seen.UTC().Format(time.RFC3339), AliveFor)
 	}
 	if why := r.unfit(all, now); len(why) > 0 {
 		return fault.New(fault.Conflict, "node %s cannot sign, and would leave the work undone: %s", r.name, strings.Join(why, "; ")).
@@ -108,10 +110,12 @@ func mayHold(r *row, all []*row, now time.Time) error {
 	return nil
 }
 
-func (r *row) alive(now time.Time) bool { return now.Sub(r.seen) < aliveFor }
+func (r *row) alive(now time.Time) bool { return now.Sub(r.seen) < AliveFor }
 
-// unfit is why a node would not do the work by its own last report: that keys do not open, or a token is not reached. What every other
-// node that lives and could do the work reports as well is no reason, and nothing is where there is none: who could do better?
+// unfit is why a node would not do the work by its own last report: that keys do not open, a token is not reached, or its clock is wrong, with
+// which it takes no lease (ahead), or signs nothing under it (behind). What every other
+// node that lives and could do the work reports as well, in whatever words, is no reason, and nothing is where there is none: who could do
+// better?
 func (r *row) unfit(all []*row, now time.Time) []string {
 	var others []*row
 	for _, o := range all {
@@ -119,9 +123,23 @@ func (r *row) unfit(all []*row, now time.Time) []string {
 			others = append(others, o)
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(r.report.CannotSign), func(why string) bool {
-		return !slices.ContainsFunc(others, func(o *row) bool { return !slices.Contains(o.report.CannotSign, why) })
+	found := slices.DeleteFunc(slices.Clone(r.report.CannotSign), func(why string) bool {
+		return !slices.ContainsFunc(others, func(o *row) bool { return !o.report.says(&r.report, why) })
 	})
+	if r.report.Clock != "" && slices.ContainsFunc(others, func(o *row) bool { return o.report.Clock == "" }) {
+		found = append(found, r.report.Clock)
+	}
+	return found
+}
+
+// says reports whether a node says the same of itself as another one does.
+func (p *report) says(other *report, why string) bool {
+	for key, said := range other.Closed {
+		if _, closed := p.Closed[key]; closed && said == why {
+			return true
+		}
+	}
+	return slices.Contains(p.CannotSign, why)
 }
 
 // turn hands a lease over to whom choose names; to nobody where that is empty. shown is the node that the answer is about.
@@ -214,8 +232,12 @@ func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, 
 	if err != nil {
 		return turned{}, err
 	}
+	holder, err := named(ctx, tx, to)
+	if err != nil {
+		return turned{}, err
+	}
 	out := turned{Lease: given, From: given.GivenFrom, WasPinned: given.GivenPinned}
-	if out.Lists, err = askLists(ctx, tx, signers, now); err != nil {
+	if out.Lists, err = askLists(ctx, tx, signers, holder.report.Closed, now); err != nil {
 		return turned{}, err
 	}
 	if had.Holder == to && had.Pinned == given.Pinned && had.Epoch == given.Epoch {
@@ -226,8 +248,8 @@ func (s *Service) handOver(ctx context.Context, tx *db.Tx, by access.Principal, 
 	}, now)
 }
 
-// askLists asks for the lists of all who sign here, and returns which are in force.
-func askLists(ctx context.Context, tx *db.Tx, signers []signer, now time.Time) (map[string]map[string]string, error) {
+// askLists asks for the lists of all who sign here, and returns which are in force; those whose key is closed to the holder nobody waits for.
+func askLists(ctx context.Context, tx *db.Tx, signers []signer, closed map[string]string, now time.Time) (map[string]map[string]string, error) {
 	if len(signers) == 0 {
 		return nil, nil
 	}
@@ -241,7 +263,7 @@ func askLists(ctx context.Context, tx *db.Tx, signers []signer, now time.Time) (
 		if err != nil {
 			return nil, err
 		}
-		if !asked {
+		if _, is := closed[i.KeyID]; is || !asked {
 			continue
 		}
 		if before[i.place] == nil {

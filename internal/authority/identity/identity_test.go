@@ -6,44 +6,24 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
-	"log/slog"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"chancery/internal/authority/identity"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
-	"chancery/internal/store/keys"
 	"chancery/internal/store/once"
-	"chancery/internal/store/settings"
 	"chancery/internal/upkeep/setup"
 )
 
 // assemble makes the services of an authority with the pool of identities.
 func assemble(t *testing.T, d *db.DB) *setup.Services {
 	t.Helper()
-	nodeKey, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
-	must(t, err)
-	recovery, err := keys.GenerateRecovery()
-	must(t, err)
-	s, err := setup.Assemble(d, "n1", nodeKey, slog.New(slog.DiscardHandler))
-	must(t, err)
-	first, now := settings.Defaults(), time.Now()
-	first.Authority, first.Organization, first.Address = db.NewID(), "Test", "https://localhost:8443"
-	must(t, d.Tx(t.Context(), func(tx *db.Tx) error {
-		return errors.Join(s.Settings.Create(t.Context(), tx, first, "test", now),
-			s.Keys.AddRecipient(t.Context(), tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: nodeKey.Public(),
-				Created: now, Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP}}, "test", now),
-			s.Keys.AddRecipient(t.Context(), tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, Name: "recovery",
-				PublicKey: recovery.Public(), Created: now}, "test", now))
-	}))
-	_, err = s.Pools.Add(t.Context(), access.System("n1"), "", pool.Spec{Name: pool.Identity, Online: true})
-	must(t, err)
+	s, _ := authoritytest.New(t, d, authoritytest.Settings(), pool.Identity)
 	return s
 }
 
