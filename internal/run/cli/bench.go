@@ -14,7 +14,7 @@ import (
 
 type benchCommand struct {
 	Quick    bool     `help:"A smoke run of a minute, whose figures judge nothing."`
-	Only     []string `placeholder:"NAME" help:"Measure only issuance, ocsp, revocation, crl, start, clones, agents or rollouts, or only sqlite or postgres. May be repeated."`
+	Only     []string `placeholder:"NAME" help:"Measure only issuance, ocsp, revocation, crl, start, clones, agents or rollouts, only sqlite or postgres, or only clones on a cluster (cluster). May be repeated."`
 	StepCA   string   `name:"step-ca" type:"path" placeholder:"F" help:"The peer for issuance; step-ca beside this program when not given."`
 	Profiles string   `type:"path" default:"bench-profiles" placeholder:"D" help:"Where profiles of missed budgets are written."`
 

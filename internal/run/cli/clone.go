@@ -9,6 +9,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/fault"
+	"chancery/internal/store/db"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 )
@@ -94,7 +95,7 @@ type cloneJoinCommand struct {
 	TLSName          []string      `name:"tls-name" placeholder:"NAME" help:"A further name or address of its TLS certificate. May be repeated."`
 	DatabaseFile     string        `type:"path" placeholder:"F" help:"File (mode 0600) with the database's URL; the node's own login is added to it."`
 	DatabaseReadFile string        `type:"path" placeholder:"F" help:"File (mode 0600) with the URL of this machine's standby, which answers what only reads."`
-	PKCS11           []string      `name:"pkcs11" sep:"none" placeholder:"URI" help:"A PKCS #11 token that this machine reaches, by an issuer's key in it: pkcs11:token=T;object=O?module-path=F&pin-source=F (RFC 7512). May be repeated."`
+	PKCS11           []string      `name:"pkcs11" sep:"none" placeholder:"URI" help:"A PKCS #11 token that this machine reaches: pkcs11:token=T?module-path=F&pin-source=F (RFC 7512). All keys that the authority has in it are tried; with object=O or id=I it must have that one there. May be repeated."`
 	PKCS11ReplicaOf  string        `name:"pkcs11-replica-of" placeholder:"SERIAL" help:"The token is a copy of the one with this serial number, under which the authority knows the keys."`
 	Wait             time.Duration `default:"1h" placeholder:"D" help:"How long to wait for the approval; the same command goes on later."`
 }
@@ -131,6 +132,14 @@ func (c *cloneJoinCommand) Run(ctx context.Context, g *globals) error {
 		return g.json(joined)
 	}
 	g.say("approved. It runs %s; its data directory is %s", strings.Join(joined.Subsystems, " and "), g.Dir)
+	config, err := datadir.Dir(g.Dir).Load()
+	if err != nil {
+		return err
+	}
+	g.say("it will listen on %s (API) and %s (CRLs and OCSP); clients are told %s", config.Listen.API, config.Listen.Public, config.Address)
+	for _, unreached := range config.Unreached() {
+		g.say("warning: %s", unreached)
+	}
 	g.say("start it: chancery serve --dir %s; chancery clone status --wait 1m then says when it is ready", g.Dir)
 	return nil
 }
@@ -300,13 +309,16 @@ func (g *globals) showClone(n *client.Clone) error {
 	err := g.show(n, field{"node", name}, field{"state", n.State}, field{"ready", ready}, field{"subsystems", strings.Join(n.Subsystems, ", ")},
 		field{"address", n.Address}, field{"further names", orDash(strings.Join(n.Names, ", "))}, field{"fingerprint", inGroups(n.Fingerprint)}, field{"release", fmt.Sprintf("%s (schema %d)", orDash(n.Release), n.Schema)},
 		field{"approved", stamp(n.Approved)}, field{"seen", stamp(n.Seen)}, field{"TLS identity ends", stamp(n.CertificateEnds)},
-		field{"keys", fmt.Sprintf("%d of %d open", n.Keys.Open, n.Keys.Entitled)}, field{"database", database(n)}, field{"answers OCSP for", answersFor(n)}, field{"reads are", age(n) + " old"})
+		field{"keys", fmt.Sprintf("%d of %d open", n.Keys.Open, n.Keys.Entitled)}, field{"database", database(n)}, field{"answers OCSP for", answersFor(n)}, field{"reads are", age(n) + " old"}, field{"its standby", behind(n)})
 	if err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(g.Out, 0, 8, 2, ' ', 0)
 	for _, l := range n.Leases {
 		fmt.Fprintf(w, "  holds %s\tepoch %d\tuntil %s\t%s\n", l.Name, l.Epoch, stamp(l.Expires), pinned(l))
+	}
+	for _, u := range n.Unreached {
+		fmt.Fprintf(w, "  reached?\t%s\n", printable(u))
 	}
 	for _, d := range n.Differences {
 		fmt.Fprintf(w, "  differs\t%s\n", printable(d))
@@ -315,6 +327,18 @@ func (g *globals) showClone(n *client.Clone) error {
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", s.Name, s.Value, s.Meaning)
 	}
 	return w.Flush()
+}
+
+// behind is how far the standby that a node reads at is behind the primary.
+func behind(n *client.Clone) string {
+	switch d := n.Database; {
+	case n.State != client.CloneActive || !d.LocalReads:
+		return "-"
+	case d.Lag == nil:
+		return "not known"
+	default:
+		return fmt.Sprintf("%s and %d octets behind the primary", time.Duration(*d.Lag*float64(time.Second)).Round(time.Millisecond), d.LagOctets)
+	}
 }
 
 func database(n *client.Clone) string {
@@ -356,7 +380,13 @@ type cloneLeaveCommand struct {
 
 // Run has a node leave.
 func (c *cloneLeaveCommand) Run(ctx context.Context, g *globals) error {
-	return g.clone(func(api *client.Client) (*client.Clone, error) { return api.LeaveClone(ctx, c.Node) })
+	return g.clone(func(api *client.Client) (*client.Clone, error) {
+		left, err := api.LeaveClone(ctx, c.Node)
+		if err == nil {
+			g.staysIn(left)
+		}
+		return left, err
+	})
 }
 
 type cloneRemoveCommand struct {
@@ -372,6 +402,10 @@ func (c *cloneRemoveCommand) Run(ctx context.Context, g *globals) error {
 		return err
 	}
 	defer api.Close()
+	before, err := api.Clone(ctx, c.Node)
+	if err != nil {
+		return err
+	}
 	if c.Compromised {
 		err = api.RemoveCompromisedClone(ctx, c.Node)
 	} else {
@@ -382,7 +416,20 @@ func (c *cloneRemoveCommand) Run(ctx context.Context, g *globals) error {
 	}
 	g.say("node %s is gone: its identity is revoked, and its copies of the keys are deleted.", printable(c.Node))
 	g.say("What it opened before it may have kept: if its machine fell into wrong hands, chancery rollout start rotate-root --compromised for each pool")
+	g.staysIn(before)
 	return nil
+}
+
+// staysIn says of a node that ends what of it PostgreSQL lets in still: what had no login of its own was in as somebody else, whom no end shuts
+// out.
+func (g *globals) staysIn(n *client.Clone) {
+	d := n.Database
+	if d.Role != "" || n.State == client.CloneWaiting || d.Engine == string(db.SQLite) || n.State == client.CloneGone && !d.LoginEnds.IsZero() {
+		return
+	}
+	g.say("warning: it had no login of its own at the database: PostgreSQL goes on letting in whoever has what its database URL names. Take its line out of pg_ident "+
+		"(or change the password) on each member and reload, then end its sessions there: SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr = '…', by %s's address",
+		printable(n.Name))
 }
 
 type turn struct {

@@ -23,6 +23,7 @@ type issuerCommands struct {
 	Default issuerDefaultCommand `cmd:"" help:"Make an issuer the one that requests for its pool get."`
 	CRLs    issuerCRLsCommand    `cmd:"" name:"crls" help:"Say which CRLs an issuer signs: complete alone, with deltas, or in partitions."`
 	Retire  issuerRetireCommand  `cmd:"" help:"End issuance under an issuer; it goes on signing its CRLs."`
+	Reopen  issuerReopenCommand  `cmd:"" help:"Have an issuer issue again that was retired, under the certificate that it has."`
 }
 
 type issuerIssueCommand struct {
@@ -266,6 +267,31 @@ func (c *issuerRetireCommand) Run(ctx context.Context, g *globals) error {
 	defer api.Close()
 	issuer, err := api.RetireIssuer(ctx, c.Issuer)
 	if err != nil {
+		return err
+	}
+	return g.showIssuer(issuer)
+}
+
+type issuerReopenCommand struct {
+	issuerArg `embed:""`
+}
+
+// Run has a retired issuer issue again: it is renewed to the certificate that it has.
+func (c *issuerReopenCommand) Run(ctx context.Context, g *globals) error {
+	api, err := g.connect()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	issuer, err := api.Issuer(ctx, c.Issuer)
+	if err != nil {
+		return err
+	}
+	if issuer.State == "active" {
+		g.say("issuer %s is active already; nothing was changed", issuer.Name)
+		return g.showIssuer(issuer)
+	}
+	if issuer, err = api.RenewIssuer(ctx, c.Issuer, client.RenewIssuerRequest{Certificate: issuer.PEM}); err != nil {
 		return err
 	}
 	return g.showIssuer(issuer)

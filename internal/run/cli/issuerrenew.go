@@ -65,7 +65,10 @@ func (c *issuerRenewCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
-	if issuer.Serial == before.Serial {
+	switch {
+	case before.State == "retired":
+		g.say("issuer %s was retired, and issues again", issuer.Name)
+	case issuer.Serial == before.Serial:
 		g.say("issuer %s has this certificate already; nothing was changed", issuer.Name)
 	}
 	return g.showIssuer(issuer)

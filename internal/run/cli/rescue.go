@@ -107,7 +107,7 @@ type rescueExpiredCommand struct {
 	RootFile       []string `type:"path" placeholder:"F" help:"The sealed key of a root that is offline, where only the issuer under it ended. May be repeated."`
 	PassphraseFile string   `placeholder:"F|-" help:"Passphrase of the roots' keys, and of the one that is made where a root ended too."`
 	Server         []string `placeholder:"NAME[/OTHER]" help:"Name of a member of the database, and after slashes its other names and addresses: it gets new certificates for PostgreSQL, etcd and Patroni, for you to put there. May be repeated."`
-	ServerOut      string   `type:"path" placeholder:"DIR" help:"Where those go, with their keys and the roots."`
+	ServerOut      string   `type:"path" placeholder:"DIR" help:"Where those go, with their keys and the roots; and NAME.tar, which has all of one member, for chancery-member-rescue install."`
 	Pool           []string `placeholder:"NAME" help:"One more pool to give a new issuer, and a new root where that ended too. May be repeated."`
 }
 
@@ -163,15 +163,18 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	for _, name := range done.NewRoots {
 		fmt.Fprintf(g.Out, "%s is a new root, since the one before had ended too.\n", name)
 	}
-	said := " has a new identity."
-	if done.Kept {
-		said = "'s identity is good, and stays."
+	said := done.Administrator + " has a new identity."
+	switch {
+	case done.Administrator == "":
+		said = "No administrator has his identity in this directory, and none got one (chancery rescue admin makes one here)."
+	case done.Kept:
+		said = done.Administrator + "'s identity is good, and stays."
 	}
 	written := append(done.Files, done.Offline...)
 	if len(written) > 0 {
 		said += " Written:"
 	}
-	fmt.Fprintf(g.Out, "%s%s\n", done.Administrator, said)
+	fmt.Fprintln(g.Out, said)
 	for _, file := range written {
 		fmt.Fprintln(g.Out, " ", file)
 	}
@@ -189,7 +192,7 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 	}
 	if c.ServerOut != "" {
 		fmt.Fprintf(g.Out, "Put what is in %s on the members of the database: NAME is for PostgreSQL's own port, NAME-client for its logins at the others, both with roots.crt; "+
-			"NAME-peer is for etcd and Patroni, with peer-roots.crt.\n", c.ServerOut)
+			"NAME-peer is for etcd and Patroni, with peer-roots.crt. NAME.tar has all of this, for chancery-member-rescue install on a member of deploy/patroni. Then remove the directory.\n", c.ServerOut)
 	}
 	if len(done.Pools) == 0 && len(written) == 0 && !done.TLSRemoved {
 		fmt.Fprintln(g.Out, "Nothing was written; a node that runs goes on as it is.")
@@ -201,6 +204,9 @@ func (c *rescueExpiredCommand) tell(g *globals, done *setup.Brought) {
 type rescueNodeCommand struct {
 	RecoveryFile   string `required:"" type:"path" placeholder:"F" help:"The sealed recovery key that init wrote."`
 	PassphraseFile string `placeholder:"F|-" help:"Its passphrase; asked for on a terminal when not given."`
+
+	Lost         []string `placeholder:"NODE" help:"Another node of the authority whose key is lost as well, and which ends. All others are to be named; one that was seen lately is refused. May be repeated."`
+	DatabaseFile string   `type:"path" placeholder:"F" help:"File (mode 0600) with the URL of the database, where --dir is lost too: it gets a node.yaml with that, for you to add addresses to."`
 }
 
 // Run works on the machine of the node; nobody but who has the recovery key can do this.
@@ -213,14 +219,20 @@ func (c *rescueNodeCommand) Run(ctx context.Context, g *globals) error {
 	if err != nil {
 		return err
 	}
-	name, opened, err := setup.RescueNode(ctx, datadir.Dir(g.Dir), recovery)
+	done, err := setup.RescueNode(ctx, setup.NodeRescue{Dir: datadir.Dir(g.Dir), Recovery: recovery, Lost: c.Lost, DatabaseFile: c.DatabaseFile})
 	if err != nil {
 		return err
 	}
 	if g.Output == "json" {
-		return g.json(map[string]any{"node": name, "keys": opened})
+		return g.json(done)
 	}
-	_, err = fmt.Fprintf(g.Out, "The node is %s now, and has a key of its own: %d keys of the authority are wrapped to it, and none to the old one.\n\nNext: chancery serve --dir %s\n",
-		name, opened, g.Dir)
+	fmt.Fprintf(g.Out, "The node is %s now, and has a key of its own: %d keys of the authority are wrapped to it, and none to the old one.\n", done.Name, done.Keys)
+	if done.Login != "" {
+		fmt.Fprintf(g.Out, "Its login at the database is that of the old one still: %s. Before another node joins: chancery rescue expired --dir %s\n", done.Login, g.Dir)
+	}
+	if c.DatabaseFile != "" {
+		fmt.Fprintf(g.Out, "%s has the database alone, and loopback addresses: say there where the node is (address, listen).\n", datadir.Dir(g.Dir).Config())
+	}
+	_, err = fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s\n", g.Dir)
 	return err
 }

@@ -113,7 +113,7 @@ func (w *world) start(ctx context.Context, dir string, env ...string) error {
 		return fmt.Errorf("no metrics address in %s", config)
 	}
 	p, err := consumer.Start(context.WithoutCancel(ctx), consumer.Program{
-		Path: w.program, Args: []string{"serve", "--dir", dir}, Env: env, Ready: func(ctx context.Context) error {
+		Path: w.program, Args: []string{"serve", "--dir", dir}, Env: env, Says: "the node serves", Ready: func(ctx context.Context) error {
 			return fetch(ctx, "http://"+string(metrics[1])+"/readyz", io.Discard)
 		},
 	})

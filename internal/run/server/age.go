@@ -35,6 +35,9 @@ func (n *node) reads(ctx context.Context) (string, error) {
 	if away := n.services.DB.Away(); away != nil {
 		return away.Error() + ", from data " + n.services.DB.Age(now).Round(time.Second).String() + " old", nil
 	}
+	if unread := n.services.DB.Unread(); unread != nil {
+		return unread.Error(), nil // it reads at the primary
+	}
 	if age := n.services.DB.Age(now); age > 0 {
 		return "the standby is " + age.Round(time.Second).String() + " behind", nil
 	}

@@ -17,7 +17,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -198,10 +200,7 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 		return path
 	}
 	dir := datadir.Dir(filepath.Join(parent, "d"))
-	_, err := setup.Init(t.Context(), setup.Options{
-		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: file("write", primary.TCP("chancery")), PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
-	})
+	_, err := setup.Init(t.Context(), authority(dir, "https://localhost:8443", file("write", primary.TCP("chancery"))))
 	must(t, err)
 	standby := primary.Standby(t, "n1", "fsync=off")
 	config, err := os.ReadFile(dir.Config())
@@ -217,13 +216,13 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 	must(t, err)
 	leaf, above := r.certificates(issued)
 	agent := r.agent("web1.test")
-	desired, err := agent.Desired(t.Context(), "", 0)
-	must(t, err)
 	crl := "http://" + r.Public + "/crl/" + issued.Certificate.Issuer + ".crl"
 	until(t, "the CRL", func() bool { code, _ := fetch(t, crl); return code == http.StatusOK })
 
 	away := func(what string, lose, back func()) {
 		t.Helper()
+		desired, err := agent.Desired(t.Context(), "", 0)
+		must(t, err)
 		s := newStream(t, r.Public, leaf, above, 4)
 		s.more(50)
 		lose()
@@ -233,7 +232,7 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 		})
 		until(t, "old data", func() bool { _, aged := s.asked(); return aged > 0 })
 		s.more(200)
-		r.readsOnly(agent, admin, desired.Host, crl, issue)
+		r.readsOnly(agent, admin, desired, issued.Certificate, issue)
 		s.more(50)
 		s.stop(what)
 		back()
@@ -244,6 +243,13 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 	// The node looks at both servers twice a second, and dates what the standby has by that: nothing shows from outside that it has done so.
 	begun := time.Now()
 	until(t, "a look at both servers", func() bool { return time.Since(begun) > 2*time.Second })
+	standby.Exec(t, "SELECT pg_wal_replay_pause()")
+	until(t, "that the standby is behind and not read", func() bool {
+		code, text := fetch(t, "http://"+r.Metrics+"/readyz/reads")
+		return code == http.StatusOK && strings.Contains(text, "is behind the primary")
+	})
+	standby.Exec(t, "SELECT pg_wal_replay_resume()")
+	standby.Replayed(t, primary)
 	away("primary frozen", func() { primary.Freeze(t) }, func() { primary.Thaw(t) })
 	away("primary killed", func() { primary.Kill(t) }, func() { must(t, primary.Restart()) })
 
@@ -261,13 +267,20 @@ func TestNodeServesWhileThePrimaryIsAway(t *testing.T) {
 }
 
 // readsOnly looks at everything that goes on while the primary is away, and at what does not.
-func (r *running) readsOnly(agent, admin *client.Client, host, crl string, issue func() (*client.IssueResult, error)) {
+func (r *running) readsOnly(agent, admin *client.Client, desired *client.Desired, issued *client.Certificate, issue func() (*client.IssueResult, error)) {
 	r.t.Helper()
-	t := r.t
-	if got, err := agent.Desired(t.Context(), "", 0); err != nil || got.Host != host {
-		t.Errorf("an agent's poll: %+v, %v", got, err)
+	t, crl := r.t, "http://"+r.Public+"/crl/"+issued.Issuer+".crl"
+	got, err := agent.Desired(t.Context(), "", 0)
+	must(t, err)
+	// The checkpoint is the newest that there is; the rest is what it was.
+	before, after := *desired, *got
+	before.ETag, after.ETag, before.Checkpoint, after.Checkpoint = "", "", "", ""
+	if !reflect.DeepEqual(before, after) || len(after.Trust.Anchors) == 0 {
+		t.Errorf("an agent is told %+v, and was told %+v", after, before)
 	}
-	err := agent.Report(t.Context(), client.Report{Agent: "another version"})
+	r.agedAPI()
+	r.changesNothing(admin, issued)
+	err = agent.Report(t.Context(), client.Report{Agent: "another version"})
 	if p := problemOf(err); p.Status != http.StatusServiceUnavailable || p.RetryAfter <= 0 {
 		t.Errorf("an agent's report: %v", err)
 	}
@@ -296,6 +309,43 @@ func (r *running) readsOnly(agent, admin *client.Client, host, crl string, issue
 	}
 	if _, text := fetch(t, metrics+"/metrics"); !strings.Contains(text, "chancery_primary_reachable 0") || !strings.Contains(text, "chancery_data_age_seconds ") {
 		t.Errorf("/metrics say nothing of it")
+	}
+}
+
+// agedAPI looks for the age of the data in an answer of the API.
+func (r *running) agedAPI() {
+	r.t.Helper()
+	roots, err := client.RootsFile(r.dir.IdentityRoot())
+	must(r.t, err)
+	pair, err := tls.LoadX509KeyPair(r.dir.AdminCert(), r.dir.AdminKey())
+	must(r.t, err)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("https://" + r.API + "/api/v1/status")
+	must(r.t, err)
+	resp.Body.Close()
+	if age, err := strconv.Atoi(resp.Header.Get(ageHeader)); resp.StatusCode != http.StatusOK || err != nil || age <= 0 {
+		r.t.Errorf("an answer of the API: %d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+// changesNothing asks for what would change the state of a certificate, of a list, and of who signs.
+func (r *running) changesNothing(admin *client.Client, issued *client.Certificate) {
+	r.t.Helper()
+	t := r.t
+	config, err := r.dir.Load()
+	must(t, err)
+	_, err = admin.Revoke(t.Context(), issued.Issuer, issued.Serial, client.RevokeRequest{Reason: "superseded"})
+	refusals := map[string]error{"revocation": err}
+	_, refusals["a fresh CRL"] = admin.IssueCRL(t.Context(), issued.Issuer, client.IssueCRLRequest{})
+	_, refusals["promotion"] = admin.TurnClone(t.Context(), config.Name, "promote", client.CloneTurn{Lease: "crl"})
+	for what, err := range refusals {
+		if p := problemOf(err); p.Status != http.StatusServiceUnavailable || !strings.Contains(p.Detail, "cannot be reached since") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if c, err := admin.Certificate(t.Context(), issued.Issuer, issued.Serial); err != nil || c.State != "valid" {
+		t.Errorf("after it was refused to revoke it: %+v, %v", c, err)
 	}
 }
 

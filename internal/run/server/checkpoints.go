@@ -82,7 +82,8 @@ func (c *checkpoints) Run(ctx context.Context) error {
 	})
 }
 
-// look tells whenever the lease was handed to this node: whoever promotes it waits until it has taken it up.
+// look tells whenever the lease was handed to this node: whoever promotes it waits until it has taken it up. And it sees the lease renewed, or
+// not: whoever looks as seldom as it is taken could not tell one that ended long ago from one that lives.
 func (c *checkpoints) look(ctx context.Context, handed chan<- struct{}) {
 	t := time.NewTicker(checkpointLook)
 	defer t.Stop()
@@ -92,6 +93,7 @@ func (c *checkpoints) look(ctx context.Context, handed chan<- struct{}) {
 			return
 		case <-t.C:
 		}
+		_, _ = c.DB.Vacant(ctx, audit.Lease, c.Audit.Node(), auditLeaseTime, time.Now()) // what counts is that it was seen
 		if is, err := c.DB.Handed(ctx, audit.Lease, c.Audit.Node()); err != nil || !is {
 			continue
 		}

@@ -112,9 +112,13 @@ func (n *node) report(ctx context.Context, now time.Time, stopped bool) error {
 // self is what the node says of itself.
 func (n *node) self(ctx context.Context, now time.Time, stopped bool) clone.Self {
 	d := n.services.DB
-	self := clone.Self{Release: n.Version, Stopped: stopped, Configuration: n.config.Shared(), Database: client.CloneDatabase{
+	self := clone.Self{Release: n.Version, Stopped: stopped, Configuration: n.config.Shared(), Unreached: n.config.Unreached(), Database: client.CloneDatabase{
 		Engine: string(d.Dialect()), LocalReads: n.config.ReadDatabaseFile != "", Age: d.Age(now).Seconds(), Primary: "reached",
 	}}
+	if b := d.Behind(); b != nil {
+		seconds := b.For.Seconds()
+		self.Database.Lag, self.Database.LagOctets = &seconds, b.Octets
+	}
 	if n.runs(keys.SubsystemOCSP) {
 		self.Issuers.Count, self.Issuers.Digest = n.services.Revocation.Answered(ctx, now)
 	}

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"chancery/internal/pkitest"
+	"chancery/internal/authoritytest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -32,19 +32,7 @@ type drilling struct {
 
 func newDrilling(t *testing.T) *drilling {
 	t.Helper()
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Online: true}); err != nil {
-		t.Fatal(err)
-	}
-	config, err := dir.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := setup.Open(t.Context(), dir, config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
+	s, dir := authoritytest.Init(t, setup.Options{Online: true})
 	if err := s.DB.LearnClock(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ func newGauges(s *setup.Services, logger *slog.Logger) *gauges {
 		thisUpdate: desc("chancery_crl_this_update_seconds", "thisUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
 		nextUpdate: desc("chancery_crl_next_update_seconds", "nextUpdate of an issuer's complete CRL, as Unix time.", "issuer"),
 		pending:    desc("chancery_requests_pending", "Requests that wait for an officer."),
-		clock:      desc("chancery_clock_behind", "1 while the clock is behind what the authority has seen, and nothing is signed."),
+		clock:      desc("chancery_clock_behind", "1 while the clock is behind what the authority has seen, or ahead of the database's, and nothing is signed."),
 		warnings:   desc("chancery_status_warnings", "How many things chancery status warns of."),
 		hosts:      desc("chancery_hosts", "Hosts, by state: pending, joined, suspect.", "state"),
 		silent:     desc("chancery_hosts_silent", "Hosts that have joined and were not seen for an hour."),

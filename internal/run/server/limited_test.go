@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -37,10 +38,7 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 	}
 	url := as("chancery_one")
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	_, err := setup.Init(t.Context(), setup.Options{
-		Dir: dir, Address: "https://ca1.test:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: url, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
-	})
+	_, err := setup.Init(t.Context(), authority(dir, "https://ca1.test:8443", url))
 	must(t, err)
 	first := start(t, dir)
 	issued, err := first.admin().Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})
@@ -90,12 +88,47 @@ func TestNodeWithLimitedLogin(t *testing.T) {
 	}
 	_, err = admin.Revoke(t.Context(), "", issued.Certificate.Serial, client.RevokeRequest{Reason: "superseded"})
 	refused("revoking", err)
-	_, err = admin.InviteClone(t.Context(), client.CloneInvitation{Subsystems: []string{"ca"}})
+	_, err = admin.InviteClone(t.Context(), client.CloneInvitation{Subsystems: []string{"ca", "ocsp"}})
 	refused("inviting a node", err)
+	_, err = admin.IssueCRL(t.Context(), "default", client.IssueCRLRequest{})
+	refused("a fresh CRL", err)
+	if _, err = first.admin().IssueCRL(t.Context(), "default", client.IssueCRLRequest{}); err != nil {
+		t.Errorf("the node that is named refuses it too: %v", err)
+	}
 	now, err := admin.Settings(t.Context())
 	must(t, err)
 	_, err = admin.ChangeSettings(t.Context(), client.SettingsChange{Set: []client.Setting{{Path: "organization", Value: "Other"}}}, now.ETag)
 	refused("settings", err)
+
+	// The node that signs CRLs is stopped, and they are pinned to it: doctor says so at the one that reads.
+	_, err = first.admin().TurnClone(t.Context(), config.Name, "promote", client.CloneTurn{Pin: true})
+	must(t, err)
+	says := func() (said string) {
+		for f, err := range admin.Doctor(t.Context()) {
+			must(t, err)
+			if f.Check == "crl.signer" || f.Check == "clones" {
+				said += f.Level + " " + f.Check + ": " + f.Message + "; " + f.Hint + "\n"
+			}
+		}
+		return said
+	}
+	if said := says(); !strings.Contains(said, "ok crl.signer: node "+config.Name+" signs CRLs") {
+		t.Errorf("doctor says\n%s", said)
+	}
+	must(t, first.stop())
+	must(t, one.DB.Tx(t.Context(), func(tx *db.Tx) error { // as if that were a while ago
+		n, err := tx.Exec(t.Context(), `UPDATE leases SET expires_at = CASE WHEN expires_at < 0 THEN expires_at + 3600000000 ELSE expires_at - 3600000000 END
+			WHERE name = 'crl'`)
+		if err == nil && n != 1 {
+			err = fmt.Errorf("%d leases", n)
+		}
+		return err
+	}))
+	if said := says(); !strings.Contains(said, "warning crl.signer: no node signs CRLs: the work is pinned to "+config.Name) ||
+		!strings.Contains(said, "chancery clone demote "+config.Name) {
+		t.Errorf("doctor says\n%s", said)
+	}
+	first = start(t, dir)
 
 	// A login's certificates end with it.
 	_, err = first.admin().AddPool(t.Context(), client.AddPoolRequest{Name: setup.DatabasePool, Online: true})

@@ -56,9 +56,11 @@ func (n *node) newLogin() *login {
 }
 
 const (
-	// lookAtLogin is how often the login and its roots are looked at, and loginAgain how soon after it failed.
-	lookAtLogin = 10 * time.Minute
-	loginAgain  = time.Minute
+	// lookAtLogin is how often the login and its roots are looked at, loginAgain how soon after it failed, and lookForLogin how often a node
+	// that has none looks whether its URL leaves it to the node by now: whoever takes the owner's login out of it waits for that.
+	lookAtLogin  = 10 * time.Minute
+	loginAgain   = time.Minute
+	lookForLogin = 5 * time.Second
 )
 
 // Run keeps the login good until ctx ends.
@@ -68,7 +70,7 @@ func (l *login) Run(ctx context.Context) error {
 		err := l.look(ctx, time.Now())
 		if err == nil || ctx.Err() != nil {
 			failing = ""
-			return lookAtLogin
+			return l.pause()
 		}
 		if said := err.Error(); said != failing {
 			l.logger.Error("the node's login at the database is not as it should be", "error", err)
@@ -78,6 +80,13 @@ func (l *login) Run(ctx context.Context) error {
 	})
 }
 
+func (l *login) pause() time.Duration {
+	if l.ends.Load() == nil && l.config.DatabaseFile != "" {
+		return lookForLogin
+	}
+	return lookAtLogin
+}
+
 // look renews what is due.
 func (l *login) look(ctx context.Context, now time.Time) error {
 	leaf, err := l.dir.LoginCertificate()
@@ -85,15 +94,16 @@ func (l *login) look(ctx context.Context, now time.Time) error {
 		return err
 	}
 	l.note(leaf)
+	if leaf == nil {
+		if wanted, err := l.config.LeavesLogin(l.dir, setup.LoginRole(l.config.Name)); err != nil || !wanted {
+			return err
+		}
+	}
 	roots, err := l.roots(ctx)
 	if err != nil || roots == "" {
 		return err // without the pool, what the URL says is all
 	}
 	if leaf == nil {
-		wanted, err := l.config.LeavesLogin(l.dir, setup.LoginRole(l.config.Name))
-		if err != nil || !wanted {
-			return err
-		}
 		return l.renew(ctx, roots, now)
 	}
 	if !now.Before(renewal(leaf)) {

@@ -79,6 +79,9 @@ func TestLogin(t *testing.T) {
 		"postgres://db.test/c?sslcert=/etc/mine.pem"} {
 		must(t, os.WriteFile(file, []byte(other+"\n"), 0o600))
 		look(now, 0)
+		if got := l.pause(); got != lookForLogin {
+			t.Errorf("a node with another's login looks again after %s", got)
+		}
 	}
 	must(t, os.WriteFile(file, []byte("postgres://db.test/chancery\n"), 0o600))
 	is.refuse = errors.New("no pg_hba.conf entry")
@@ -95,6 +98,9 @@ func TestLogin(t *testing.T) {
 	}
 	is.refuse = nil
 	look(now, 1)
+	if got := l.pause(); got != lookAtLogin {
+		t.Errorf("a node with a login of its own looks again after %s", got)
+	}
 	if _, err := os.Stat(string(dir.NextDatabaseLogin())); !os.IsNotExist(err) {
 		t.Errorf("what was tried is still there: %v", err)
 	}

@@ -104,10 +104,7 @@ func TestNodeThatRunsOCSPAlone(t *testing.T) {
 	url := filepath.Join(t.TempDir(), "url")
 	must(t, os.WriteFile(url, []byte(pkitest.URL(t, db.Postgres)+"\n"), 0o600))
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	_, err := setup.Init(t.Context(), setup.Options{
-		Dir: dir, Address: "https://ca1.test:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: url, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
-	})
+	_, err := setup.Init(t.Context(), authority(dir, "https://ca1.test:8443", url))
 	must(t, err)
 	first := start(t, dir)
 	issued, err := first.admin().Issue(t.Context(), client.IssueRequest{Profile: "server", CSR: csr(t), Names: &client.Names{SAN: []string{"dns:w.test"}}})

@@ -176,6 +176,9 @@ func (n *node) listen() error {
 // ready refuses while calls that change something would be refused. A node without the subsystem ca is there for who only reads.
 func (n *node) ready(ctx context.Context) error {
 	if !n.runs(keys.SubsystemCA) {
+		if err := n.services.DB.ClockAhead(); err != nil {
+			return err // what it has signed has ended by its clock, and it signs nothing
+		}
 		_, err := n.reads(ctx)
 		return err
 	}

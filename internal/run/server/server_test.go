@@ -41,11 +41,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(parent)
 	pristine = filepath.Join(parent, "d")
-	_, err = setup.Init(context.Background(), setup.Options{
-		Dir: datadir.Dir(pristine), Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0",
-		Metrics: "127.0.0.1:0", Online: true, PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
-	})
-	if err != nil {
+	if _, err := setup.Init(context.Background(), authority(datadir.Dir(pristine), "https://localhost:8443", "")); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -59,6 +55,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return 0
+}
+
+// authority are the options of one whose first node listens on ports that the system chooses; without a file that names another database it
+// is in SQLite.
+func authority(dir datadir.Dir, address, databaseFile string) setup.Options {
+	return setup.Options{
+		Dir: dir, Address: address, Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true, DatabaseFile: databaseFile,
+		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
+	}
 }
 
 // made is a data directory whose node listens on ports that the system chooses.
@@ -286,11 +291,7 @@ func TestNodeOnPostgres(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := datadir.Dir(filepath.Join(parent, "d"))
-	_, err := setup.Init(t.Context(), setup.Options{
-		Dir: dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Online: true,
-		DatabaseFile: file, Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork,
-	})
-	if err != nil {
+	if _, err := setup.Init(t.Context(), authority(dir, "https://localhost:8443", file)); err != nil {
 		t.Fatal(err)
 	}
 	r := start(t, dir)

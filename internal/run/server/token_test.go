@@ -60,13 +60,11 @@ func newAuthorityBehind(t *testing.T, soft *pkitest.SoftHSM, library, database s
 	a.Generate("authority", tokenPIN, "EC:prime256v1", "issuer", "01")
 	a.Generate("authority", tokenPIN, "EC:secp384r1", "second", "02")
 	a.Generate("authority", tokenPIN, "EC:prime256v1", "next", "03")
+	o := authority(a.dir, "https://localhost:8443", a.database)
+	o.Online, o.TokenHelper = false, pkitest.TokenHelper(t)
+	o.Token = "pkcs11:token=authority;object=issuer?module-path=" + library + "&pin-source=" + pins
 	var err error
-	a.result, err = setup.Init(t.Context(), setup.Options{
-		Dir: a.dir, Address: "https://localhost:8443", Listen: "127.0.0.1:0", PublicListen: "127.0.0.1:0", Metrics: "127.0.0.1:0",
-		PublicURL: "http://pki.test", Passphrase: []byte("correct horse battery staple"), RecoveryWork: pkitest.RecoveryWork, DatabaseFile: a.database, TokenHelper: pkitest.TokenHelper(t),
-		Token: "pkcs11:token=authority;object=issuer?module-path=" + library + "&pin-source=" + pins,
-	})
-	if err != nil {
+	if a.result, err = setup.Init(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	return a

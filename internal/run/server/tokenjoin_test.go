@@ -92,15 +92,19 @@ func TestNodeJoinsWithItsToken(t *testing.T) {
 	exec(`INSERT INTO key_wrap SELECT * FROM kept_wrap`)
 	pins := config.PKCS11.Tokens[0].PINFile
 	reach := func(label string) {
-		o.Tokens = []string{"pkcs11:token=" + label + ";object=issuer?module-path=" + a.Module + "&pin-source=" + pins}
+		o.Tokens = []string{"pkcs11:token=" + label + "?module-path=" + a.Module + "&pin-source=" + pins}
 	}
 	reach("elsewhere")
 	refused("a token without a key of the authority", `none lies in the token "elsewhere"`, "does not open")
+	for _, key := range []string{"object=issued", "object=issuer;id=%09", "id=%09"} {
+		reach("authority;" + key)
+		refused("a key in its token that the authority does not have", "has no key pkcs11:token=authority;"+key, "does not open")
+	}
 	pins = a.file("no-pin", []byte("0000-Wrong\n"))
 	reach("authority")
 	refused("a wrong PIN", "refused the PIN", "does not open")
 	pins = config.PKCS11.Tokens[0].PINFile
-	reach("authority")
+	reach("authority;object=issuer")
 	_, err = setup.Join(ctx, o)
 	if err != nil && strings.Contains(err.Error(), "log in by hand") { // a busy machine left it open whether the right PIN was tried, too
 		a.Generate("authority", tokenPIN, "EC:prime256v1", "by hand", "04") // logs in

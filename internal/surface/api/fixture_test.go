@@ -12,13 +12,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,9 +24,9 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/identity"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/pki/checkpoint"
-	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -88,34 +86,13 @@ func newAuthority(t testing.TB, d *db.DB) *authority {
 // operator for each role.
 func makeAuthority(t testing.TB, d *db.DB) *authority {
 	t.Helper()
-	ctx := t.Context()
-	nodeKey, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
-	must(t, err)
-	recovery, err := keys.GenerateRecovery()
-	must(t, err)
+	first := authoritytest.Settings()
+	first.PublicURL, first.Address = "http://pki.test", "https://localhost:8443"
+	_, nodeKey := authoritytest.New(t, d, first, pool.Identity, pool.Default)
 	a := &authority{t: t, log: &lockedBuffer{}, people: map[access.Role]*person{}}
-	logger := slog.New(slog.NewJSONHandler(a.log, nil))
-	a.Services, err = setup.Assemble(d, "n1", nodeKey, logger)
+	var err error
+	a.Services, err = setup.Assemble(d, "n1", nodeKey, slog.New(slog.NewJSONHandler(a.log, nil)))
 	must(t, err)
-	system, now := access.System("n1"), time.Now()
-	first := settings.Defaults()
-	first.Authority, first.Organization, first.PublicURL, first.Address = db.NewID(), "Test", "http://pki.test", "https://localhost:8443"
-	must(t, d.Tx(ctx, func(tx *db.Tx) error {
-		return errors.Join(a.Settings.Create(ctx, tx, first, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "n1", Kind: keys.KindNode, Name: "n1", PublicKey: nodeKey.Public(),
-				Created: now, Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP}}, "test", now),
-			a.Keys.AddRecipient(ctx, tx, keys.Recipient{ID: "recovery", Kind: keys.KindRecovery, Name: "recovery", PublicKey: recovery.Public(),
-				Created: now}, "test", now))
-	}))
-	auditKey, err := keyfile.Generate(keyfile.Ed25519, 0)
-	must(t, err)
-	sealed, err := a.Keys.Seal(ctx, auditKey, keys.Audit, "authority")
-	must(t, err)
-	must(t, d.Tx(ctx, func(tx *db.Tx) error { return a.Keys.Insert(ctx, tx, sealed, "test", now) }))
-	for _, name := range []string{pool.Identity, pool.Default} {
-		_, err := a.Pools.Add(ctx, system, "", pool.Spec{Name: name, Online: true})
-		must(t, err)
-	}
 	for _, role := range []access.Role{access.Admin, access.Officer, access.Operator, access.Auditor, access.Host} {
 		a.addPerson("the-"+string(role), role)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +151,37 @@ func walkCRLs(t *testing.T, a *authority) {
 	if _, err := admin.CRL(ctx, "default", "0x10", ""); !client.IsKind(err, "invalid") {
 		t.Fatalf("a number in hexadecimal: %v", err)
 	}
+	walkLongCRL(t, a)
+}
+
+// walkLongCRL has doctor warn of an issuer whose list is as long as it may be, and of none before.
+func walkLongCRL(t *testing.T, a *authority) {
+	admin, officer, ctx := a.as(access.Admin), a.as(access.Officer), t.Context()
+	warned := func() bool {
+		found, err := client.Collect(admin.Doctor(ctx))
+		must(t, err)
+		return slices.ContainsFunc(found, func(f client.Finding) bool {
+			return f.Check == "issuer.crl" && f.Object == "default" && f.Level == "warning" && strings.Contains(f.Message, "crl.whole_up_to")
+		})
+	}
+	upTo := func(n string) {
+		set, err := admin.Settings(ctx)
+		must(t, err)
+		_, err = admin.ChangeSettings(ctx, client.SettingsChange{Set: []client.Setting{{Path: "crl.whole_up_to", Value: n}}}, set.ETag)
+		must(t, err)
+	}
+	issued, err := a.as(access.Operator).Issue(ctx, client.IssueRequest{Profile: "server", CSR: csrPEM(t, "", "long.test")})
+	must(t, err)
+	_, err = officer.Revoke(ctx, issued.Certificate.Issuer, issued.Certificate.Serial, client.RevokeRequest{Reason: "superseded"})
+	must(t, err)
+	_, err = officer.IssueCRL(ctx, "default", client.IssueCRLRequest{})
+	must(t, err)
+	before := warned()
+	upTo("1")
+	if after := warned(); before || !after {
+		t.Errorf("a list of one entry: warned of %t where ten thousand are signed at once, %t where one is", before, after)
+	}
+	upTo("10000")
 }
 
 func walkPools(t *testing.T, a *authority) {

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
+	"chancery/internal/fleet/trust"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/checkpoint"
 	"chancery/internal/store/keys"
@@ -126,6 +128,7 @@ func (s *Server) doctor(ctx context.Context, _ *none) (*outStream, error) {
 	}
 	look := doctor.Node{
 		Dir: s.options.Dir, DB: s.DB, Keys: s.Keys, Issuer: s.issuerStates, Hosts: s.Hosts.Count, Trust: s.endingTrust, Moves: s.Rollouts.Working, Pairs: s.CA.KeyProblems, Drills: s.lastDrill, OfflineWarning: set.CRL.OfflineWarning.Std(),
+		Clones: s.Clones.Troubles, Twins: s.CA.Twins, Renewed: s.renewedIssuers,
 	}
 	return s.findings(ctx, look.Look(ctx, time.Now())), nil
 }
@@ -184,9 +187,37 @@ func (s *Server) issuerStates(ctx context.Context) ([]doctor.IssuerState, error)
 		}
 		if err == nil {
 			states[n].NextUpdate, states[n].RenewAt = list.NextUpdate, list.RenewAt(set, i)
+			if i.CRL.Partitions == 0 && !i.CRL.Delta && !i.CRL.Scheduled {
+				states[n].Entries, states[n].WholeUpTo = list.Entries, set.CRL.WholeUpTo
+			}
 		}
 	}
 	return states, nil
+}
+
+// renewedIssuers tells doctor who presents what issuers had before they were renewed.
+func (s *Server) renewedIssuers(ctx context.Context, now time.Time) (all []doctor.Renewed, err error) {
+	issuers, err := s.CA.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range issuers {
+		former, err := s.former(ctx, i, now)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range former {
+			if f.Placements == 0 {
+				continue
+			}
+			r := doctor.Renewed{Issuer: i.Name, Serial: f.Serial, NotAfter: f.NotAfter, Revoked: f.State == string(ca.Revoked), Placements: f.Placements, Hosts: f.Hosts}
+			if r.By, err = s.Hosts.WhoPresentsFormer(ctx, trust.Fingerprint(i.Certificate), f.Fingerprint, doctor.MostPresented); err != nil {
+				return nil, err
+			}
+			all = append(all, r)
+		}
+	}
+	return all, nil
 }
 
 // findings streams findings as they are made, one a line.

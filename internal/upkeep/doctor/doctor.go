@@ -14,6 +14,7 @@ import (
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/revocation"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/host"
 	"chancery/internal/fleet/rollout"
 	"chancery/internal/fleet/trust"
@@ -36,6 +37,10 @@ type Node struct {
 	Moves  MoveLook   // nil leaves rollouts out
 	Drills DrillLook  // nil leaves out whether backups were tried
 	Pairs  PairLook   // nil leaves out whether issuers' keys are those of their certificates
+	Twins  TwinLook   // nil leaves out issuers that are taken for each other
+	Clones CloneLook  // nil leaves the other nodes out
+
+	Renewed RenewedLook // nil leaves out who presents what issuers had before they were renewed
 
 	// OfflineWarning is how long before its end the CRL of an offline root is worth a warning; the settings say it.
 	OfflineWarning time.Duration
@@ -54,6 +59,10 @@ type IssuerState struct {
 	NotAfter   time.Time
 	NextUpdate time.Time // of its newest CRL; zero where it has none
 	RenewAt    time.Time // when a node was to sign its next
+
+	// Of an issuer that signs its complete CRL at each revocation, and has nothing shorter: how many entries that has, and up to how many it is
+	// signed at once. Zero of any other.
+	Entries, WholeUpTo int64
 }
 
 // HostLook counts the hosts.
@@ -132,34 +141,50 @@ func (n *Node) hosts(ctx context.Context, now time.Time, tell func(finding.Findi
 	return nil
 }
 
+// looks are all that a node is looked at for, by name.
+func (n *Node) looks(ctx context.Context, now time.Time) map[string]finding.Look {
+	return map[string]finding.Look{
+		"keys.wraps":      func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
+		"keys.tokens":     func(tell func(finding.Finding)) error { return Tokens(ctx, n.Keys, tell) },
+		"files":           func(tell func(finding.Finding)) error { return n.files(tell) },
+		"files.login":     func(tell func(finding.Finding)) error { return n.login(now, tell) },
+		"offline":         func(tell func(finding.Finding)) error { return n.offline(tell) },
+		"database":        func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
+		"clock":           func(tell func(finding.Finding)) error { return n.clock(now, tell) },
+		"backup.drill":    func(tell func(finding.Finding)) error { return n.drills(ctx, now, tell) },
+		"issuers.keys":    func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
+		"issuers":         func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
+		"issuers.twins":   func(tell func(finding.Finding)) error { return n.twins(ctx, tell) },
+		"issuers.renewed": func(tell func(finding.Finding)) error { return n.presented(ctx, now, tell) },
+		"clones":          func(tell func(finding.Finding)) error { return n.clones(ctx, tell) },
+		"crl.signer":      func(tell func(finding.Finding)) error { return n.signer(ctx, tell) },
+		"clones.gone":     func(tell func(finding.Finding)) error { return n.gone(ctx, tell) },
+		"hosts":           func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
+		"trust":           func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
+		"rollouts":        func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
+	}
+}
+
 // Look looks at a node.
 func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
-	looks := map[string]finding.Look{
-		"keys.wraps":   func(tell func(finding.Finding)) error { return Wraps(ctx, n.Keys, nil, tell) },
-		"keys.tokens":  func(tell func(finding.Finding)) error { return Tokens(ctx, n.Keys, tell) },
-		"files":        func(tell func(finding.Finding)) error { return n.files(tell) },
-		"files.login":  func(tell func(finding.Finding)) error { return n.login(now, tell) },
-		"offline":      func(tell func(finding.Finding)) error { return n.offline(tell) },
-		"database":     func(tell func(finding.Finding)) error { return n.database(ctx, tell) },
-		"clock":        func(tell func(finding.Finding)) error { return n.clock(now, tell) },
-		"backup.drill": func(tell func(finding.Finding)) error { return n.drills(ctx, now, tell) },
-		"issuers.keys": func(tell func(finding.Finding)) error { return n.pairs(ctx, tell) },
-		"issuers":      func(tell func(finding.Finding)) error { return n.issuers(ctx, now, tell) },
-		"crl.signer":   func(tell func(finding.Finding)) error { return n.signer(ctx, tell) },
-		"clones.gone":  func(tell func(finding.Finding)) error { return n.gone(ctx, tell) },
-		"hosts":        func(tell func(finding.Finding)) error { return n.hosts(ctx, now, tell) },
-		"trust":        func(tell func(finding.Finding)) error { return n.trust(ctx, now, tell) },
-		"rollouts":     func(tell func(finding.Finding)) error { return n.rollouts(ctx, now, tell) },
-	}
 	order := []string{"keys.wraps", "keys.tokens", "files", "files.login", "offline", "database", "clock"}
 	if n.Pairs != nil {
 		order = append(order, "issuers.keys")
+	}
+	if n.Clones != nil {
+		order = append(order, "clones")
 	}
 	if n.Drills != nil {
 		order = append(order, "backup.drill")
 	}
 	if n.Issuer != nil {
 		order = append(order, "issuers", "crl.signer", "clones.gone")
+	}
+	if n.Twins != nil {
+		order = append(order, "issuers.twins")
+	}
+	if n.Renewed != nil {
+		order = append(order, "issuers.renewed")
 	}
 	if n.Hosts != nil {
 		order = append(order, "hosts")
@@ -170,7 +195,7 @@ func (n *Node) Look(ctx context.Context, now time.Time) finding.Seq {
 	if n.Moves != nil {
 		order = append(order, "rollouts")
 	}
-	return finding.Run(looks, order...)
+	return finding.Run(n.looks(ctx, now), order...)
 }
 
 // Wraps holds the sealed keys against the rule of who may open them. With a recovery key, its wraps are opened as well.
@@ -276,6 +301,13 @@ func (n *Node) database(ctx context.Context, tell func(finding.Finding)) error {
 	report, err := n.DB.DurabilityReport(ctx)
 	if err != nil {
 		return err
+	}
+	if unread := n.DB.Unread(); unread != nil {
+		f := finding.Finding{Level: finding.Error, Check: "database.read", Object: "database_read", Message: unread.Error()}
+		if refusal, ok := errors.AsType[*fault.Error](unread); ok {
+			f.Hint = refusal.Hint
+		}
+		tell(f)
 	}
 	for _, p := range report.Problems() {
 		tell(finding.Finding{Level: finding.Error, Object: string(report.Engine), Message: p})
@@ -385,6 +417,10 @@ func lookAtCRL(s IssuerState, offlineWarning time.Duration, now time.Time) findi
 		f.Level, f.Message = finding.Warning, fmt.Sprintf("its CRL was to be signed anew at %s, and was not; it ends at %s",
 			s.RenewAt.UTC().Format(time.RFC3339), s.NextUpdate.UTC().Format(time.RFC3339))
 		f.Hint = "the log of the node that holds the lease crl says why: chancery clone status"
+	case s.Online && !s.Retired && s.WholeUpTo > 0 && s.Entries >= s.WholeUpTo-s.WholeUpTo/10:
+		f.Level, f.Message = finding.Warning, fmt.Sprintf("its CRL has %d entries, and with more than %d a revocation shows in it up to five minutes late "+
+			"(crl.whole_up_to); OCSP says it at once", s.Entries, s.WholeUpTo)
+		f.Hint = fmt.Sprintf("chancery issuer crls %s --delta, with its other choices, where consumers read deltas; or an issuer with partitions, or a greater crl.whole_up_to", s.Name)
 	case !s.Online && s.NextUpdate.Sub(now) < offlineWarning:
 		f.Level, f.Message, f.Hint = finding.Warning, "the CRL of an offline root ends on "+s.NextUpdate.UTC().Format(time.RFC3339), sign
 	}

@@ -7,13 +7,12 @@ import (
 	"syscall"
 	"testing"
 
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
-	"chancery/internal/pkitest"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/keys"
 	"chancery/internal/upkeep/backup"
-	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/drill"
 	"chancery/internal/upkeep/setup"
 )
@@ -27,26 +26,7 @@ func authority(t *testing.T, algorithm keyfile.Algorithm) (*setup.Services, dril
 // authorityAt makes one in that database; in SQLite in its directory where none is named.
 func authorityAt(t *testing.T, algorithm keyfile.Algorithm, url string) (*setup.Services, drill.Options) {
 	t.Helper()
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	o := setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Algorithm: algorithm, Online: true}
-	if strings.HasPrefix(url, "postgres") {
-		o.DatabaseFile = filepath.Join(t.TempDir(), "database")
-		if err := os.WriteFile(o.DatabaseFile, []byte(url), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := setup.Init(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
-	config, err := dir.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := setup.Open(t.Context(), dir, config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
+	s, dir := authoritytest.Init(t, setup.Options{DatabaseFile: authoritytest.DatabaseFile(t, url), Algorithm: algorithm, Online: true})
 	if err := s.DB.LearnClock(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
 	"chancery/internal/store/keys"
@@ -18,12 +19,17 @@ func RescueNodeOn(ctx context.Context, dir datadir.Dir, d *db.DB, recovery *keys
 	if err != nil {
 		return err
 	}
-	r := &nodeRescue{dir: dir, old: config.Name, recovery: recovery}
+	r := &nodeRescue{NodeRescue: NodeRescue{Dir: dir, Recovery: recovery}, dir: dir, old: config.Name}
 	if err := r.begun(); err != nil {
 		return err
 	}
 	_, err = r.run(ctx, d)
 	return err
+}
+
+// ReplaceRecoveryCheaply is ReplaceRecovery with a file that is sealed in a millisecond.
+func ReplaceRecoveryCheaply(ctx context.Context, dir datadir.Dir, file string, passphrase []byte) (*NewRecovery, error) {
+	return replaceRecovery(ctx, dir, file, passphrase, pkitest.RecoveryWork)
 }
 
 // ReviveOn gives one pool another issuer, on a database that fails where a test says so.
@@ -43,7 +49,7 @@ func ReviveOn(ctx context.Context, dir datadir.Dir, d *db.DB, name string, passp
 	if err := d.LearnClock(ctx); err != nil {
 		return err
 	}
-	o := &ExpiredOptions{Dir: dir, Passphrase: passphrase}
+	o := &ExpiredOptions{Dir: dir, Passphrase: passphrase, work: pkitest.RecoveryWork}
 	return o.revive(ctx, s, access.System(config.Name), name, &Brought{}, time.Now())
 }
 
@@ -69,6 +75,7 @@ func BringOn(ctx context.Context, o ExpiredOptions, d *db.DB) (*Brought, error) 
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
+	o.work = pkitest.RecoveryWork
 	done := &Brought{}
 	return done, o.bring(ctx, s, done)
 }

@@ -65,8 +65,8 @@ type Options struct {
 	Passphrase []byte
 	Logger     *slog.Logger
 
-	// RecoveryWork is what guessing the recovery file's passphrase costs, as keys.Recovery.SealAt has it; 0 is what the command gives,
-	// which no flag, setting or variable lessens. Tests that make many authorities do.
+	// RecoveryWork is what guessing the passphrase of the offline files costs, as keys.Recovery.SealAt and keys.SealOfflineAt have it; 0 is
+	// what the command gives, which no flag, setting or variable lessens. Tests that make many authorities do.
 	RecoveryWork int
 }
 
@@ -246,7 +246,7 @@ func (o *Options) fillStore(ctx context.Context, s *Services, nodeKey *keys.Node
 	if err != nil {
 		return err
 	}
-	if err := o.offline(result, "recovery.age", func() ([]byte, error) { return o.sealRecovery(recovery) }); err != nil {
+	if err := o.offline(result, "recovery.age", func() ([]byte, error) { return sealRecovery(recovery, o.Passphrase, o.RecoveryWork) }); err != nil {
 		return err
 	}
 	system := access.System(o.Node)
@@ -366,23 +366,32 @@ func (o *Options) pool(ctx context.Context, s *Services, by access.Principal, re
 	if err != nil {
 		return nil, err
 	}
-	return p, o.offline(result, pool.RootName(spec.Name)+".key", func() ([]byte, error) { return sealRoot(key, p.Root, o.Passphrase) })
+	return p, o.offline(result, pool.RootName(spec.Name)+".key", func() ([]byte, error) { return o.sealRoot(key, p.Root) })
 }
 
 // sealRoot puts the certificate behind the sealed key, so that the file alone tells whose key it is.
-func sealRoot(key crypto.Signer, root *ca.Issuer, passphrase []byte) ([]byte, error) {
-	sealed, err := keys.SealOffline(key, passphrase)
+func (o *Options) sealRoot(key crypto.Signer, root *ca.Issuer) ([]byte, error) {
+	sealed, err := sealOffline(key, o.Passphrase, o.RecoveryWork)
 	if err != nil {
 		return nil, err
 	}
 	return append(sealed, keyfile.EncodeCertificates(root.Certificate)...), nil
 }
 
-func (o *Options) sealRecovery(recovery *keys.Recovery) ([]byte, error) {
-	if o.RecoveryWork == 0 {
-		return recovery.Seal(o.Passphrase)
+// sealOffline seals a key at that work, or, where it is 0, at what nobody lessens.
+func sealOffline(key crypto.Signer, passphrase []byte, work int) ([]byte, error) {
+	if work == 0 {
+		return keys.SealOffline(key, passphrase)
 	}
-	return recovery.SealAt(o.Passphrase, o.RecoveryWork)
+	return keys.SealOfflineAt(key, passphrase, work)
+}
+
+// sealRecovery is sealOffline for the recovery key.
+func sealRecovery(recovery *keys.Recovery, passphrase []byte, work int) ([]byte, error) {
+	if work == 0 {
+		return recovery.Seal(passphrase)
+	}
+	return recovery.SealAt(passphrase, work)
 }
 
 // offline writes a file that belongs off this machine.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -38,7 +39,7 @@ func TestInit(t *testing.T) {
 	t.Parallel()
 	pkitest.EachURL(t, func(t *testing.T, url string) {
 		dir := newDir(t)
-		result, err := setup.Init(t.Context(), setup.Options{Dir: dir, Organization: "Example", DatabaseFile: databaseFile(t, url), PublicURL: "http://pki.example"})
+		result, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Organization: "Example", DatabaseFile: databaseFile(t, url), PublicURL: "http://pki.example"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -55,14 +56,6 @@ func TestInit(t *testing.T) {
 		}
 		if len(result.Offline) != 5 {
 			t.Errorf("offline files %v", result.Offline)
-		}
-		sealed, err := os.ReadFile(filepath.Join(dir.Offline(), "recovery.age"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		header, _ := io.ReadAll(armor.NewReader(bytes.NewReader(sealed)))
-		if stanza, _, _ := bytes.Cut(bytes.TrimPrefix(header, []byte("age-encryption.org/v1\n")), []byte("\n")); !regexp.MustCompile(`^-> scrypt \S+ 18$`).Match(stanza) {
-			t.Errorf("the recovery key is sealed as %q, not at the work that nobody lessens", stanza)
 		}
 		s := open(t, dir)
 		issuers, err := s.CA.Issuers(t.Context())
@@ -84,6 +77,38 @@ func TestInit(t *testing.T) {
 			t.Errorf("findings %v, checked %+v, error %v", findings, checked, err)
 		}
 	})
+}
+
+// TestSealedForYears: what lies offline behind a passphrase is sealed at a work that nobody lessens, by init and when the recovery key is
+// replaced.
+func TestSealedForYears(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	if _, err := setup.Init(t.Context(), setup.Options{Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := setup.ReplaceRecovery(t.Context(), dir, filepath.Join(t.TempDir(), "new.age"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{filepath.Join(dir.Offline(), "recovery.age"), made.File} {
+		header, _ := io.ReadAll(armor.NewReader(bytes.NewReader(readFile(t, file))))
+		stanza, _, _ := bytes.Cut(bytes.TrimPrefix(header, []byte("age-encryption.org/v1\n")), []byte("\n"))
+		if !regexp.MustCompile(`^-> scrypt \S+ 18$`).Match(stanza) {
+			t.Errorf("%s is sealed as %q", file, stanza)
+		}
+	}
+	sealedForYears(t, filepath.Join(dir.Offline(), "identity-root.key"))
+	sealedForYears(t, filepath.Join(dir.Offline(), "default-root.key"))
+}
+
+// sealedForYears fails unless guessing the passphrase of a root's key takes 600,000 iterations for each try.
+func sealedForYears(t *testing.T, path string) {
+	t.Helper()
+	parsed, err := exec.Command("openssl", "asn1parse", "-in", path).CombinedOutput()
+	if err != nil || !regexp.MustCompile(`INTEGER +:0927C0\n`).Match(parsed) {
+		t.Errorf("%s is not sealed with 600,000 iterations: %v\n%s", path, err, parsed)
+	}
 }
 
 func open(t *testing.T, dir datadir.Dir) *setup.Services {

@@ -46,8 +46,8 @@ type JoinOptions struct {
 	DatabaseFile     string // holds the database's URL
 	ReadDatabaseFile string // holds the URL of the local standby; may be empty
 
-	// Tokens are the PKCS #11 tokens that this node reaches, each by the URI (RFC 7512) of an issuer's key in it, with library and PIN file. ReplicaOf is the
-	// serial number under which the authority knows the keys of the one, where it is a copy.
+	// Tokens are the PKCS #11 tokens that this node reaches, each by its URI (RFC 7512) with library and PIN file; where it names a key, the authority must
+	// have that one there. ReplicaOf is the serial number under which the authority knows the keys of the one, where it is a copy.
 	Tokens      []string
 	ReplicaOf   string
 	TokenHelper string // path of chancery-pkcs11; empty means as node.yaml without it

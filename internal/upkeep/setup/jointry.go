@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authority/ca"
 	"chancery/internal/fault"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/store/db"
@@ -24,7 +25,7 @@ import (
 func (o *JoinOptions) pkcs11() (p datadir.PKCS11, err error) {
 	p.Helper = o.TokenHelper
 	for _, uri := range o.Tokens {
-		u, err := token.Parse(uri)
+		u, err := token.ParseToken(uri)
 		if err != nil {
 			return p, err
 		}
@@ -160,8 +161,8 @@ func (j *joining) try(ctx context.Context, s *Services, joined *client.CloneJoin
 // keysArrive is how long the wraps may take that were made before the approval was told: where this node reads, they may come later.
 const keysArrive = 5 * time.Second
 
-// tryKeys opens every key that the node is entitled to, and holds each issuer's against its certificate, so that a node that could not
-// sign is never made.
+// tryKeys opens every key that the node is entitled to, and holds that of each issuer that is not retired against its certificate, so that a
+// node that could not sign is never made.
 func (j *joining) tryKeys(ctx context.Context, s *Services) error {
 	for end := time.Now().Add(keysArrive); ; {
 		found, err := s.Keys.Openable(ctx)
@@ -175,7 +176,9 @@ func (j *joining) tryKeys(ctx context.Context, s *Services) error {
 			return err
 		}
 		for _, p := range problems {
-			why = append(why, p.Message)
+			if p.State != ca.IssuerRetired { // it may be lost for good; doctor names it
+				why = append(why, p.Message)
+			}
 		}
 		late := len(why) > 0 // what is in a token does not arrive later
 		inTokens, err := j.tryTokens(ctx, s)
@@ -201,7 +204,8 @@ func (j *joining) tryKeys(ctx context.Context, s *Services) error {
 // tokenPatience is how long the keys in tokens may take to sign.
 const tokenPatience = 30 * time.Second
 
-// tryTokens has each key sign that lies in a token which was named, and says which does not, and of which token nothing is wanted.
+// tryTokens has each key of the authority sign that lies in a token which was named, and says which does not, of which token nothing is wanted,
+// and where none of those keys is the one that was named with the token.
 func (j *joining) tryTokens(ctx context.Context, s *Services) (why []string, err error) {
 	if len(j.config.PKCS11.Tokens) == 0 {
 		return nil, nil
@@ -212,8 +216,13 @@ func (j *joining) tryTokens(ctx context.Context, s *Services) (why []string, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
 	defer cancel()
-	for _, t := range j.config.PKCS11.Tokens {
-		here := 0
+	for i, t := range j.config.PKCS11.Tokens {
+		named, err := token.ParseToken(j.Tokens[i])
+		if err != nil {
+			return nil, err
+		}
+		here, found := 0, false
+		var others []string
 		for _, k := range all {
 			u, err := token.Parse(k.Token)
 			if err != nil {
@@ -222,13 +231,17 @@ func (j *joining) tryTokens(ctx context.Context, s *Services) (why []string, err
 			if !holds(t, u) {
 				continue
 			}
-			here++
+			here, found, others = here+1, found || named.Finds(u), append(others, u.String())
 			if _, err := s.Keys.Reach(ctx, k); err != nil {
 				why = append(why, fmt.Sprintf("the %s key of %s: %v", k.Purpose, k.Owner, err))
 			}
 		}
 		if here == 0 {
 			why = append(why, fmt.Sprintf("of the %d keys in tokens that this node is entitled to none lies in the token %q that was named", len(all), t.Token+t.Serial))
+		} else if !found {
+			named.PINSource, named.ModuleName, named.ModulePath = "", "", ""
+			why = append(why, fmt.Sprintf("the authority has no key %s that was named; in that token it has %s: name one of these, or the token alone", named,
+				strings.Join(others, ", ")))
 		}
 	}
 	return why, nil

@@ -22,16 +22,15 @@ import (
 )
 
 const (
-	// DatabasePool is the pool whose certificates nodes log in with at PostgreSQL, and whose hosts are its servers. While it does not
-	// exist, nodes have no logins of their own: what their URL says is all.
-	DatabasePool = "database"
+	// DatabasePool is the pool whose certificates nodes log in with at PostgreSQL, and whose hosts are its servers.
+	DatabasePool = ca.DatabasePool
 	// loginProfile is for what logs in: a TLS client.
 	loginProfile = "client"
 )
 
 // LoginRole is the name of a node's login. Letters are small, since PostgreSQL folds what is not quoted, and pg_hba.conf is written by
 // hand.
-func LoginRole(node string) string { return "chancery_" + strings.ToLower(node) }
+func LoginRole(node string) string { return ca.LoginPrefix + strings.ToLower(node) }
 
 // openLogin gives a node its own login at PostgreSQL and certifies its key for it. Whoever calls has been let in by package clone.
 func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login, error) {
@@ -54,8 +53,8 @@ func (s *Services) openLogin(ctx context.Context, node, csr string) (clone.Login
 	sum := sha256.Sum256([]byte(csr))
 	// An administrator has approved the node, and with it its login; a node that renews has no role that issues.
 	by := access.Principal{ID: loginRequester(role), Name: s.Keys.Self(), Kind: access.KindNode, Roles: []access.Role{access.Admin}}
-	issued, err := s.CA.Issue(ctx, by, ca.Order{
-		Pool: DatabasePool, Profile: loginProfile, CSR: []byte(csr), Subject: "CN=" + role,
+	issued, err := s.CA.IssueLogin(ctx, by, role, ca.Order{
+		Profile: loginProfile, CSR: []byte(csr),
 		IdempotencyKey: "login " + node + " " + hex.EncodeToString(sum[:]),
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package setup_test
 
 import (
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,20 +25,25 @@ var officer = access.Principal{ID: "t", Name: "t", Kind: access.KindOperator, Ro
 // secondNode adds a node to the authority of s, on a connection of its own.
 func secondNode(t *testing.T, s *setup.Services, url string) *setup.Services {
 	t.Helper()
+	return anotherNode(t, s, url, "node2")
+}
+
+func anotherNode(t *testing.T, s *setup.Services, url, name string) *setup.Services {
+	t.Helper()
 	key, err := keys.CreateNodeKey(filepath.Join(t.TempDir(), "node.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	by := access.System(s.Keys.Self()).Actor()
-	recipient := keys.Recipient{ID: "node2", Kind: keys.KindNode, Name: "node2", PublicKey: key.Public(), Created: time.Now(),
+	recipient := keys.Recipient{ID: name, Kind: keys.KindNode, Name: name, PublicKey: key.Public(), Created: time.Now(),
 		Subsystems: []keys.Subsystem{keys.SubsystemCA, keys.SubsystemOCSP}}
 	if err := s.DB.Tx(t.Context(), func(tx *db.Tx) error { return s.Keys.AddRecipient(t.Context(), tx, recipient, by, time.Now()) }); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Keys.Rewrap(t.Context(), "node2", by); err != nil || n == 0 {
+	if n, err := s.Keys.Rewrap(t.Context(), name, by); err != nil || n == 0 {
 		t.Fatalf("%d keys were wrapped to it, %v", n, err)
 	}
-	other, err := setup.Assemble(pkitest.Open(t, db.Options{URL: url}), "node2", key, nil)
+	other, err := setup.Assemble(pkitest.Open(t, db.Options{URL: url}), name, key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,6 +143,56 @@ func TestKeyOfAnotherCertificate(t *testing.T) {
 		_, err = setup.ExportKeys(t.Context(), setup.KeysOptions{Dir: dir, Subsystem: keys.SubsystemCA, Out: filepath.Join(t.TempDir(), "x.p12"), Password: []byte("long enough a word")})
 		if err == nil || !strings.Contains(err.Error(), "caSigningCert default") {
 			t.Errorf("a file with a pair that is none: %v", err)
+		}
+	})
+}
+
+// TestKeyThatIsMissing takes an issuer's key out of the store: whoever asks for a certificate hears that, in the words that an operator of a
+// Certificate System looks for, and not that what he asked for is not there; doctor says it before.
+func TestKeyThatIsMissing(t *testing.T) {
+	t.Parallel()
+	pkitest.EachURL(t, func(t *testing.T, url string) {
+		dir := newDir(t)
+		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, DatabaseFile: databaseFile(t, url), Online: true}); err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir)
+		if err := s.DB.Tx(t.Context(), func(tx *db.Tx) error {
+			for _, statement := range []string{
+				`DELETE FROM key_wrap WHERE key_id = (SELECT key_id FROM issuer WHERE name = 'default')`,
+				`DELETE FROM sealed_key WHERE id = (SELECT key_id FROM issuer WHERE name = 'default')`,
+			} {
+				if n, err := tx.Exec(t.Context(), statement); err != nil || n == 0 {
+					return fmt.Errorf("%d rows of %s: %w", n, statement, err)
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DB.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir)
+		issuer, err := s.CA.Issuer(t.Context(), "default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const words = "is not in the store; a Certificate System says of this: CA private key is null!"
+		want := `on node node1 the key of "` + issuer.Certificate.Subject.String() + `" ` + words
+		_, err = tryIssue(t, s, "after.example")
+		if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), want) {
+			t.Errorf("a certificate was to be issued: %v", err)
+		}
+		said := false
+		for f, err := range (&doctor.Node{Dir: dir, DB: s.DB, Keys: s.Keys, Pairs: s.CA.KeyProblems}).Look(t.Context(), time.Now()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			said = said || f.Check == "issuers.keys" && f.Level == finding.Error && f.Object == "default" && strings.Contains(f.Message, words)
+		}
+		if !said {
+			t.Error("doctor does not name the issuer")
 		}
 	})
 }

@@ -51,6 +51,9 @@ func RescueAdmin(ctx context.Context, dir datadir.Dir) (name string, err error) 
 			return err
 		}
 		name = admin.Name
+		if err := keyfile.MkdirBeside(filepath.Dir(dir.AdminKey()), 0o700); err != nil {
+			return err
+		}
 		return enrolInto(ctx, s, by, dir, admin, keyfile.ReplaceBeside)
 	})
 	return name, err
@@ -67,6 +70,11 @@ type NewRecovery struct {
 // takes its wraps from the old one. The file is written first: a key that nobody has must not be the only one that opens the
 // store. A file that is there already is not touched.
 func ReplaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphrase []byte) (made *NewRecovery, err error) {
+	return replaceRecovery(ctx, dir, file, passphrase, 0)
+}
+
+// replaceRecovery is ReplaceRecovery with the work of sealing, as Options.RecoveryWork has it.
+func replaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphrase []byte, work int) (made *NewRecovery, err error) {
 	if file == "" {
 		file = filepath.Join(dir.Offline(), "recovery.age")
 	}
@@ -81,7 +89,7 @@ func ReplaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphra
 				return err
 			}
 		}
-		if err := made.write(recovery, passphrase); err != nil {
+		if err := made.write(recovery, passphrase, work); err != nil {
 			return err
 		}
 		made.Replaced, err = s.Keys.ReplaceRecovery(ctx, recovery, by.Actor())
@@ -91,7 +99,7 @@ func ReplaceRecovery(ctx context.Context, dir datadir.Dir, file string, passphra
 }
 
 // write writes the sealed key and, where it makes one, the passphrase.
-func (n *NewRecovery) write(recovery *keys.Recovery, passphrase []byte) error {
+func (n *NewRecovery) write(recovery *keys.Recovery, passphrase []byte, work int) error {
 	if _, err := os.Lstat(n.File); err == nil {
 		return fault.New(fault.Conflict, "%s is there already, and may be the key that opens your backups", n.File).
 			WithHint("take it away first, or name another file with --out")
@@ -100,7 +108,7 @@ func (n *NewRecovery) write(recovery *keys.Recovery, passphrase []byte) error {
 		passphrase = newPassphrase()
 		n.Passphrase = n.File + ".passphrase"
 	}
-	sealed, err := recovery.Seal(passphrase)
+	sealed, err := sealRecovery(recovery, passphrase, work)
 	if err != nil {
 		return err
 	}

@@ -43,11 +43,13 @@ type ExpiredOptions struct {
 	// Pools are more pools to bring back, whose hosts are others than the database's: without a word of who looks after them, they stay as
 	// they are, and are named in Brought.Ended.
 	Pools []string
+
+	work int // of sealing, as Options.RecoveryWork has it: nothing but a test sets it
 }
 
 // Brought says what an authority came back with.
 type Brought struct {
-	Administrator string   `json:"administrator"`
+	Administrator string   `json:"administrator"`      // empty where the directory has no place for his identity
 	Kept          bool     `json:"administrator_kept"` // his identity is a good one, and stays
 	Pools         []string `json:"pools"`              // that have a new issuer
 	NewRoots      []string `json:"new_roots"`          // of them, those with a new root
@@ -76,6 +78,9 @@ func RescueExpired(ctx context.Context, o ExpiredOptions) (*Brought, error) {
 			return nil, fault.New(fault.Invalid, "node.yaml names no PostgreSQL, and SQLite needs no other way in")
 		}
 		config.DatabaseFile, config.ReadDatabaseFile = o.DatabaseFile, ""
+	}
+	if err := takeLogin(o.Dir, config.Name); err != nil { // one that was cut there has a name and a certificate that are no pair
+		return nil, err
 	}
 	s, err := Open(ctx, o.Dir, config, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -190,8 +195,12 @@ func (s *Services) listEnded(ctx context.Context, done *Brought, now time.Time) 
 	return nil
 }
 
-// renewAdministrator gives an administrator a new identity in the data directory, where the one that is there is no good one.
+// renewAdministrator gives an administrator a new identity in the data directory, where the one that is there is no good one. A directory
+// without a place for it stays so: a clone never had one, and from elsewhere it was taken away on purpose.
 func (o *ExpiredOptions) renewAdministrator(ctx context.Context, s *Services, by access.Principal, done *Brought, now time.Time) error {
+	if _, err := os.Stat(filepath.Dir(o.Dir.AdminKey())); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	admin, err := s.administrator(ctx, by)
 	if err != nil {
 		return err
@@ -316,7 +325,7 @@ func (k *rootKeys) Make(root string) (crypto.Signer, error) {
 		}
 		k.told(k.file(root) + ".passphrase")
 	}
-	sealed, err := keys.SealOffline(key, passphrase)
+	sealed, err := sealOffline(key, passphrase, k.o.work)
 	if err != nil {
 		return nil, err
 	}

@@ -40,10 +40,7 @@ func newNamed(t *testing.T) *named {
 	n := &named{t: t, dir: newDir(t), cert: filepath.Join(files, "login.crt"), key: filepath.Join(files, "login.key"), roots: filepath.Join(files, "roots.crt")}
 	var key, path, roots []byte
 	synctest.Test(t, func(t *testing.T) {
-		if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: n.dir, Online: true}); err != nil {
-			t.Fatal(err)
-		}
-		s := open(t, n.dir)
+		s := found(t, setup.Options{Dir: n.dir, Online: true})
 		defer s.DB.Close()
 		if _, err := s.Pools.Add(t.Context(), officer, "", pool.Spec{Name: setup.DatabasePool, Organization: "Example", Online: true}); err != nil {
 			t.Fatal(err)

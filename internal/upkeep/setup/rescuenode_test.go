@@ -88,11 +88,11 @@ func TestNodeRescueIsCutAnywhere(t *testing.T) {
 				if _, err := os.Lstat(dir.NodeKey()); err == nil {
 					t.Errorf("commit %d, %s: node.key is there before the node is", n, outcome)
 				}
-				name, opened, err := setup.RescueNode(t.Context(), dir, key)
-				if err != nil || opened == 0 {
-					t.Fatalf("commit %d, %s: the second run opened %d keys: %v", n, outcome, opened, err)
+				done, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: dir, Recovery: key})
+				if err != nil || done.Keys == 0 {
+					t.Fatalf("commit %d, %s: the second run made %+v: %v", n, outcome, done, err)
 				}
-				serves(t, dir, name)
+				serves(t, dir, done.Name)
 			}
 		}
 		if failed == 0 {
@@ -129,11 +129,15 @@ func TestNodeRescueIsCutBetweenFiles(t *testing.T) {
 	} {
 		lose(t, dir)
 		away := block()
-		if _, _, err := setup.RescueNode(t.Context(), dir, key); err == nil {
+		if _, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: dir, Recovery: key}); err == nil {
 			t.Errorf("%s: nothing was in the way", what)
 		}
 		away()
-		name, _, err := setup.RescueNode(t.Context(), dir, key)
+		name := ""
+		done, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: dir, Recovery: key})
+		if err == nil {
+			name = done.Name
+		}
 		if what == "what else is staged" {
 			// The new key was in its place, and all else was done.
 			if !fault.Is(err, fault.Conflict) {
@@ -155,14 +159,14 @@ func TestNodeRescueIsCutBetweenFiles(t *testing.T) {
 	// Another key in the node's place is nobody's to replace, whatever was staged.
 	lose(t, dir)
 	away := inTheWay(dir.TLS())
-	if _, _, err := setup.RescueNode(t.Context(), dir, key); err == nil {
+	if _, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: dir, Recovery: key}); err == nil {
 		t.Fatal("nothing was in the way")
 	}
 	away()
 	if err := os.WriteFile(dir.NodeKey(), []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := setup.RescueNode(t.Context(), dir, key); !fault.Is(err, fault.Conflict) {
+	if _, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: dir, Recovery: key}); !fault.Is(err, fault.Conflict) {
 		t.Errorf("over another key: %v", err)
 	}
 }

@@ -64,7 +64,7 @@ func TestNodeRescueOfAService(t *testing.T) {
 	key := recovery(t, made)
 	lose(t, made.Dir)
 	left(t, made.Dir, func() error {
-		_, _, err := setup.RescueNode(t.Context(), made.Dir, key)
+		_, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: made.Dir, Recovery: key})
 		return err
 	})
 	// And where it is cut short, what is staged is his too.
@@ -73,7 +73,7 @@ func TestNodeRescueOfAService(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(made.Dir.TLS(), "x"), 0o700); err != nil {
 			return err
 		}
-		if _, _, err := setup.RescueNode(t.Context(), made.Dir, key); err == nil {
+		if _, err := setup.RescueNode(t.Context(), setup.NodeRescue{Dir: made.Dir, Recovery: key}); err == nil {
 			return errors.New("nothing was in the way")
 		}
 		return os.RemoveAll(made.Dir.TLS())

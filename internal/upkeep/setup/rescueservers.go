@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authority/clone"
 	"chancery/internal/authority/identity"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
@@ -25,7 +26,7 @@ import (
 
 // ControlPool is the pool of what etcd and Patroni show, in which no node is: whoever is let in there rules the database's machines. An
 // authority whose members were set up without it has them in DatabasePool.
-const ControlPool = "database-control"
+const ControlPool = ca.ControlPool
 
 // spare is what must be left of a certificate's life for it to be kept: enough for an operator to bring the rest back.
 const spare = 24 * time.Hour
@@ -77,21 +78,52 @@ func (o *ExpiredOptions) renewLogin(ctx context.Context, s *Services, _ access.P
 	}
 	if pair, err := keyfile.ReadSecret(o.Dir.DatabaseLogin(), keyfile.MaxFile); err == nil {
 		defer clear(pair)
-		if s.stands(ctx, pair, pair, DatabasePool, nil, now) {
+		if role == LoginRole(s.Keys.Self()) && s.stands(ctx, pair, pair, DatabasePool, nil, now) {
 			return nil
 		}
 	}
-	text, csr, err := newRequest()
-	if err != nil {
+	certify := func(ctx context.Context, csr string) (clone.Login, error) {
+		return s.openLogin(ctx, s.Keys.Self(), csr)
+	}
+	into := o.Dir
+	if role != LoginRole(s.Keys.Self()) { // name and certificate change together, and PostgreSQL lets nobody in by one of them
+		into = o.Dir.NextDatabaseLogin()
+	}
+	if made, err := ownLogin(ctx, into, certify); err != nil || !made {
 		return err
 	}
-	defer clear(text)
-	login, err := s.openLogin(ctx, s.Keys.Self(), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})))
-	if err != nil || login.Role == "" {
+	if err := takeLogin(o.Dir, s.Keys.Self()); err != nil {
 		return err
 	}
 	done.Files = append(done.Files, o.Dir.DatabaseLogin(), o.Dir.DatabaseRoots())
-	return o.Dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
+	return nil
+}
+
+// takeLogin takes the login that was made for a node while its directory has that of another name, and finishes where that was cut short.
+func takeLogin(dir datadir.Dir, node string) error {
+	have, err := dir.DatabaseRole()
+	if err != nil || have == "" || have == LoginRole(node) {
+		return err
+	}
+	if next, err := dir.NextDatabaseLogin().DatabaseRole(); err != nil || next != LoginRole(node) {
+		return err
+	}
+	return dir.TakeDatabaseLogin()
+}
+
+// ownLogin certifies a new key for this node's own login at PostgreSQL, and keeps both in a data directory. It makes none where the
+// authority has no pool for logins.
+func ownLogin(ctx context.Context, dir datadir.Dir, certify func(ctx context.Context, csr string) (clone.Login, error)) (made bool, err error) {
+	text, csr, err := newRequest()
+	if err != nil {
+		return false, err
+	}
+	defer clear(text)
+	login, err := certify(ctx, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})))
+	if err != nil || login.Role == "" {
+		return false, err
+	}
+	return true, dir.KeepDatabaseLogin(login.Role, text, login.Certificate, login.Roots)
 }
 
 // ofPool reports whether an issuer of the pool signed a certificate, ended or not.
@@ -118,14 +150,7 @@ func (o *ExpiredOptions) check(ctx context.Context, s *Services) error {
 			return err
 		}
 	}
-	for _, server := range o.Servers {
-		for _, name := range strings.Split(server, "/") {
-			if name == "" || name == "." || name == ".." {
-				return fault.New(fault.Invalid, "%q names no server; NAME or NAME/OTHER-NAME/ADDRESS would pass", server)
-			}
-		}
-	}
-	return nil
+	return checkServers(o.Servers)
 }
 
 // certifyServers makes keys and certificates for the members of the database, for the operator to put there: their agents cannot ask for any
@@ -166,7 +191,10 @@ func (o *ExpiredOptions) certifyServers(ctx context.Context, s *Services, by acc
 	if err := s.writeRoots(ctx, DatabasePool, filepath.Join(o.ServerDir, "roots.crt"), now, done); err != nil {
 		return err
 	}
-	return s.writeRoots(ctx, control, filepath.Join(o.ServerDir, "peer-roots.crt"), now, done)
+	if err := s.writeRoots(ctx, control, filepath.Join(o.ServerDir, "peer-roots.crt"), now, done); err != nil {
+		return err
+	}
+	return o.packMembers(done)
 }
 
 // certifyOne makes a key and has it certified, where no run before has.

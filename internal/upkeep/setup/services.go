@@ -85,11 +85,14 @@ func Assemble(d *db.DB, node string, key *keys.NodeKey, logger *slog.Logger) (*S
 		AdmitHost: func(ctx context.Context, tx *db.Tx, by access.Principal, profile string) error {
 			return s.Hosts.AdmitHost(ctx, tx, by, profile)
 		},
+		HostNames: func(ctx context.Context, tx *db.Tx, by access.Principal) (string, []string, error) {
+			return s.Hosts.PoolAndNames(ctx, tx, by)
+		},
 		Successor: func(ctx context.Context, by access.Principal, old *ca.Certificate) (string, error) {
 			return s.Rollouts.Successor(ctx, by, old)
 		},
 		Renewing: func(ctx context.Context, tx *db.Tx, before, after *ca.Issuer) error {
-			if err := s.Trust.Renewed(ctx, tx, before, after); err != nil {
+			if err := s.Trust.Renewed(ctx, tx, before, after); err != nil || before.Certificate.Equal(after.Certificate) {
 				return err
 			}
 			return host.Renewed(ctx, tx, trust.Fingerprint(before.Certificate), trust.Fingerprint(after.Certificate))

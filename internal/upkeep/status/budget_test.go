@@ -3,9 +3,6 @@ package status_test
 import (
 	"crypto"
 	"encoding/pem"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +10,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/authority/ca"
+	"chancery/internal/authoritytest"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pkitest"
@@ -20,7 +18,6 @@ import (
 	"chancery/internal/store/db"
 	"chancery/internal/store/once"
 	"chancery/internal/store/settings"
-	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 	"chancery/internal/upkeep/status"
 )
@@ -136,17 +133,7 @@ var admin = access.Principal{ID: "ada", Name: "ada", Kind: access.KindOperator, 
 // opened is an authority that init made on an engine.
 func opened(t *testing.T, url string) *setup.Services {
 	t.Helper()
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	o := setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Passphrase: []byte("correct horse battery staple")}
-	if strings.HasPrefix(url, "postgres") {
-		o.DatabaseFile = filepath.Join(t.TempDir(), "url")
-		if err := os.WriteFile(o.DatabaseFile, []byte(url+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	must[*setup.Result](t)(setup.Init(t.Context(), o))
-	s := must[*setup.Services](t)(setup.Open(t.Context(), dir, must[*datadir.Config](t)(dir.Load()), slog.New(slog.DiscardHandler)))
-	t.Cleanup(func() { s.DB.Close() })
+	s, _ := authoritytest.Init(t, setup.Options{DatabaseFile: authoritytest.DatabaseFile(t, url), Passphrase: []byte("correct horse battery staple")})
 	return s
 }
 

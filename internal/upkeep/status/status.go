@@ -63,6 +63,9 @@ func Of(ctx context.Context, s *setup.Services, now time.Time) (*Status, error) 
 	if away := s.DB.Away(); away != nil {
 		st.warn("%v, from data %v old", away, s.DB.Age(now).Round(time.Second))
 	}
+	if unread := s.DB.Unread(); unread != nil {
+		st.warn("%v; chancery doctor database", unread)
+	}
 	if st.Schema, err = schema.Version(ctx, s.DB); err != nil {
 		return nil, err
 	}

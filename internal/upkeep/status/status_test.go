@@ -1,41 +1,25 @@
 package status_test
 
 import (
-	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"chancery/client"
+	"chancery/internal/authoritytest"
 	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 	"chancery/internal/pki/root"
-	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/once"
-	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
 	"chancery/internal/upkeep/status"
 )
 
 // TestStatus looks at an authority as init makes it, with offline roots and no public URL, now and in years.
 func TestStatus(t *testing.T) {
-	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	_, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Passphrase: []byte("correct horse battery staple")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := dir.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := setup.Open(t.Context(), dir, config, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.DB.Close()
+	s, _ := authoritytest.Init(t, setup.Options{Passphrase: []byte("correct horse battery staple")})
 	now := time.Now()
 	look := func(at time.Time) *status.Status {
 		t.Helper()
@@ -56,8 +40,7 @@ func TestStatus(t *testing.T) {
 		t.Fatalf("at once: %q", fresh.Warnings)
 	}
 	admin := access.System("test")
-	_, err = s.Trust.Add(t.Context(), admin, "default", client.AddTrustRequest{PEM: foreign(t, now.AddDate(0, 0, 40))}, once.Call{})
-	if err != nil {
+	if _, err := s.Trust.Add(t.Context(), admin, "default", client.AddTrustRequest{PEM: foreign(t, now.AddDate(0, 0, 40))}, once.Call{}); err != nil {
 		t.Fatal(err)
 	}
 	if st := look(now.AddDate(0, 0, 9)); warns(st, "Foreign") {

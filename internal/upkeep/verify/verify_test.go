@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"chancery/internal/authority/ca"
+	"chancery/internal/authoritytest"
 	"chancery/internal/fault"
 	"chancery/internal/pki/cert"
-	"chancery/internal/pkitest"
 	"chancery/internal/store/access"
 	"chancery/internal/store/audit"
 	"chancery/internal/store/db"
@@ -30,23 +30,7 @@ import (
 
 func services(t *testing.T) *setup.Services {
 	t.Helper()
-	return servicesIn(t, datadir.Dir(filepath.Join(t.TempDir(), "d")))
-}
-
-func servicesIn(t *testing.T, dir datadir.Dir) *setup.Services {
-	t.Helper()
-	if _, err := setup.Init(t.Context(), setup.Options{RecoveryWork: pkitest.RecoveryWork, Dir: dir, Online: true}); err != nil {
-		t.Fatal(err)
-	}
-	config, err := dir.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := setup.Open(t.Context(), dir, config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.DB.Close() })
+	s, _ := authoritytest.Init(t, setup.Options{Online: true})
 	return s
 }
 
@@ -124,7 +108,7 @@ func TestShownCheckpointMustBeOne(t *testing.T) {
 // sees who kept a copy, after somebody planted a key of his own and signed a past with it.
 func TestAuditKeyKeptElsewhere(t *testing.T) {
 	dir := datadir.Dir(filepath.Join(t.TempDir(), "d"))
-	s := servicesIn(t, dir)
+	s, _ := authoritytest.Init(t, setup.Options{Dir: dir, Online: true})
 	lease, ok, err := s.DB.Acquire(t.Context(), audit.Lease, s.Audit.Node(), time.Minute)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
