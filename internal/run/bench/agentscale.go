@@ -25,7 +25,7 @@ var (
 	quickFleet = fleetScale{agentCount: 100, agentPatience: time.Minute, agentSettle: time.Second, agentQuiet: 5 * time.Second,
 		agentLife: 30 * time.Second, agentPasses: 10, agentAlone: 5 * time.Second, idleCount: 500,
 		rotationCount: 40, reissueCounts: []int{50, 100, 500}, rolloutPatience: 3 * time.Minute}
-	tinyFleet = fleetScale{agentCount: 25, agentPatience: 4 * time.Minute, agentQuiet: time.Second,
+	tinyFleet = fleetScale{agentCount: 25, agentPatience: 8 * time.Minute, agentQuiet: time.Second,
 		agentLife: 36 * time.Second, agentPasses: 3, agentAlone: time.Second, idleCount: 30,
-		rotationCount: 6, reissueCounts: []int{5, 10, 20}, rolloutPatience: 4 * time.Minute}
+		rotationCount: 6, reissueCounts: []int{5, 10, 20}, rolloutPatience: 8 * time.Minute}
 )

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"chancery/client"
+	"chancery/internal/run/cluster"
 	"chancery/internal/run/consumer"
 	"chancery/internal/upkeep/datadir"
 	"chancery/internal/upkeep/setup"
@@ -35,7 +36,8 @@ type authority struct {
 	program string
 	dir     datadir.Dir
 	config  *datadir.Config
-	pg      *consumer.PostgreSQL // nil on SQLite
+	pg      *consumer.PostgreSQL // nil on SQLite, and on a cluster
+	member  *cluster.Member      // the one of a cluster that is on the node's machine, where it reads; nil where there is none
 	node    *consumer.Process    // nil while it is stopped
 	client  *client.Client
 	tls     *tls.Config
@@ -143,7 +145,7 @@ func (a *authority) start(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	a.node = node
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := ready(ctx, a.config.Listen.Metrics)

@@ -21,7 +21,7 @@ import (
 	"chancery/internal/run/consumer"
 )
 
-// repeat calls work from so many goroutines for a while, and returns how often a second it was done.
+// repeat calls work from so many goroutines for a while, once at least from each, and returns how often a second it was done.
 func repeat(ctx context.Context, workers int, length time.Duration, work func() error) (float64, error) {
 	var (
 		count  atomic.Int64
@@ -33,7 +33,7 @@ func repeat(ctx context.Context, workers int, length time.Duration, work func() 
 	end := start.Add(length)
 	for range workers {
 		all.Go(func() {
-			for ctx.Err() == nil && time.Now().Before(end) {
+			for first := true; ctx.Err() == nil && (first || time.Now().Before(end)); first = false {
 				if err := work(); err != nil {
 					once.Do(func() { failed = err })
 					return

@@ -23,7 +23,7 @@ type Options struct {
 	StepCA   string   // the peer; empty, and what is compared with it is missed
 	Dir      string   // where the throw-away stores are made; empty means the system's place for temporary files
 	Profiles string   // where profiles of missed budgets are written
-	Only     []string // parts (issuance, ocsp, revocation, crl, start, clones, agents, rollouts) and engines (sqlite, postgres); empty means all
+	Only     []string // parts (issuance, ocsp, revocation, crl, start, clones, agents, rollouts), engines (sqlite, postgres) and a store (cluster); empty means all
 	Scale    Scale
 	Out      io.Writer // the table and the budgets
 	Err      io.Writer // progress
@@ -38,10 +38,11 @@ type Scale struct {
 	warm          time.Duration
 	profileLength time.Duration
 	clients       int
-	questions     int // certificates whose status is asked
-	revocations   int // watched one after the other, for each issuer
-	burst         int // in one go
-	profiled      int // how many missed budgets get a profile
+	questions     int           // certificates whose status is asked
+	revocations   int           // watched one after the other, for each issuer
+	burst         int           // in one go
+	profiled      int           // how many missed budgets get a profile
+	away          time.Duration // how long the primary of a cluster is; zero means until another member is the primary
 	fleetScale
 }
 
@@ -50,10 +51,13 @@ var (
 	Whole = Scale{certificates: 1_000_000, rounds: 3, length: 4 * time.Second, short: 2 * time.Second, warm: time.Second, profileLength: 2 * time.Second,
 		clients: 32, questions: 500, revocations: 20, burst: 200, profiled: 100, fleetScale: wholeFleet}
 	Quick = Scale{certificates: 20_000, rounds: 1, length: time.Second, short: time.Second, warm: 300 * time.Millisecond, profileLength: time.Second,
-		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3, fleetScale: quickFleet}
+		clients: 32, questions: 200, revocations: 3, burst: 20, profiled: 3, away: 3 * time.Second, fleetScale: quickFleet}
 	Tiny = Scale{certificates: 3_000, rounds: 1, length: 100 * time.Millisecond, short: 50 * time.Millisecond, warm: 20 * time.Millisecond,
-		profileLength: time.Second, clients: 4, questions: 10, revocations: 1, burst: 3, profiled: 1, fleetScale: tinyFleet}
+		profileLength: time.Second, clients: 4, questions: 10, revocations: 1, burst: 3, profiled: 1, away: 300 * time.Millisecond, fleetScale: tinyFleet}
 )
+
+// patience bounds every wait whose length is a figure, or none: a machine that does much else needs it.
+const patience = 2 * time.Minute
 
 // bench is one run.
 type bench struct {
@@ -79,14 +83,17 @@ var (
 func Run(ctx context.Context, o Options) error {
 	b := &bench{Options: o, Scale: o.Scale, profiles: map[string]*profile{}, start: time.Now()}
 	for _, name := range o.Only {
-		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partClones, partAgents, partRollouts, sqliteEngine, postgresEngine}, name) {
-			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, clones, agents, rollouts, sqlite and postgres, not %q", name)
+		if !slices.Contains([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart, partClones, partAgents, partRollouts, sqliteEngine, postgresEngine, clustered}, name) {
+			return fault.New(fault.Invalid, "--only takes issuance, ocsp, revocation, crl, start, clones, agents, rollouts, sqlite, postgres and cluster, not %q", name)
 		}
 	}
-	b.budgets = slices.DeleteFunc(wanted(b.engines(), b.part), func(budget Budget) bool {
+	b.budgets = slices.DeleteFunc(wanted(b.engines(), b.part, b.store), func(budget Budget) bool {
 		return strings.Contains(budget.Name, postgresEngine) && (strings.HasPrefix(budget.Name, "agents-") && !b.fleetOn(partAgents, postgresEngine) ||
 			strings.HasPrefix(budget.Name, "rollout-") && !b.fleetOn(partRollouts, postgresEngine))
 	})
+	if len(b.budgets) == 0 {
+		return fault.New(fault.Invalid, "--only %s measures nothing: several nodes need PostgreSQL, and nothing but clones is measured on a cluster", strings.Join(o.Only, " --only "))
+	}
 	dir, err := os.MkdirTemp(o.Dir, "chancery-bench-")
 	if err != nil {
 		return err
@@ -101,19 +108,27 @@ func Run(ctx context.Context, o Options) error {
 
 // part reports whether a part is to be measured.
 func (b *bench) part(name string) bool {
-	only := slices.DeleteFunc(slices.Clone(b.Only), func(s string) bool { return s == sqliteEngine || s == postgresEngine })
+	only := slices.DeleteFunc(slices.Clone(b.Only), func(s string) bool { return s == sqliteEngine || s == postgresEngine || s == clustered })
 	return len(only) == 0 || slices.Contains(only, name)
+}
+
+// store reports whether what is on a store is to be measured. What has a store of its own is on an empty one.
+func (b *bench) store(name string) bool {
+	return name == clustered || !slices.Contains(b.Only, clustered)
 }
 
 // fleetOn reports whether agents or rollouts are measured on an engine: on PostgreSQL where they are asked for by name, so that
 // the whole stays under twenty minutes.
 func (b *bench) fleetOn(part, engine string) bool {
-	return b.part(part) && (engine == sqliteEngine || slices.Contains(b.Only, part))
+	return b.part(part) && b.store(empty) && (engine == sqliteEngine || slices.Contains(b.Only, part))
 }
 
-// onlyFleets reports whether nothing but agents and rollouts is to be measured, which have authorities of their own, or clones where there
-// are none.
+// onlyFleets reports whether nothing but agents, rollouts and clones on a cluster is to be measured, which have authorities of their own, or
+// clones where there are none.
 func (b *bench) onlyFleets(engine string) bool {
+	if !b.store(empty) {
+		return true
+	}
 	if engine == sqliteEngine && len(b.Only) > 0 && !slices.ContainsFunc([]string{partIssuance, partOCSP, partRevocation, partCRL, partStart}, b.part) {
 		return true
 	}
@@ -130,7 +145,7 @@ func (b *bench) engines() []string {
 }
 
 func (b *bench) all(ctx context.Context) (err error) {
-	if b.StepCA != "" && b.part(partIssuance) {
+	if b.StepCA != "" && b.part(partIssuance) && b.store(empty) {
 		csrs, err := b.makeRequests(1000)
 		if err != nil {
 			return err
@@ -143,6 +158,11 @@ func (b *bench) all(ctx context.Context) (err error) {
 	for _, engine := range b.engines() {
 		if err := b.engine(ctx, engine); err != nil {
 			return fmt.Errorf("%s: %w", engine, err)
+		}
+		if engine == postgresEngine && b.part(partClones) {
+			if err := b.cluster(ctx); err != nil {
+				return fmt.Errorf("clones on a cluster: %w", err)
+			}
 		}
 		for _, fleet := range []struct {
 			part    string

@@ -1,10 +1,15 @@
 package bench
 
 import (
+	"fmt"
 	"math"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/goccy/go-yaml"
 )
 
 func TestPercentiles(t *testing.T) {
@@ -48,6 +53,7 @@ func TestBudgetLines(t *testing.T) {
 		{Budget{Name: "a", Measured: 0.0349, Unit: "x", AtLeast: true, Bound: 0.35}, "BUDGET a 0.0349x >=0.35x missed"},
 		{Budget{Name: "b", Measured: 1234.5, Unit: "ms", Bound: 1000}, "BUDGET b 1234ms <=1000ms missed"},
 		{Budget{Name: "b", Measured: 1000, Unit: "ms", Bound: 1000}, "BUDGET b 1000ms <=1000ms ok"},
+		{Budget{Name: "d", Measured: 0.000034, Unit: "x", AtLeast: true, Bound: 0.5}, "BUDGET d 0.000034x >=0.5x missed"},
 		{Budget{Name: "c", Unit: "MB", Bound: 100, Unknown: true}, "BUDGET c unmeasured <=100MB missed"},
 	} {
 		if got := c.budget.String(); got != c.line {
@@ -83,7 +89,7 @@ func TestVerdictIsOfTheValueAndNotOfItsDigits(t *testing.T) {
 
 func TestWantedBudgets(t *testing.T) {
 	everything := func(string) bool { return true }
-	all := wanted([]string{sqliteEngine, postgresEngine}, everything)
+	all := wanted([]string{sqliteEngine, postgresEngine}, everything, everything)
 	names := map[string]bool{}
 	for _, b := range all {
 		if !b.Unknown || b.OK() {
@@ -91,11 +97,67 @@ func TestWantedBudgets(t *testing.T) {
 		}
 		names[b.Name] = true
 	}
-	if len(names) != len(all) || len(all) != 52 {
+	if len(names) != len(all) || len(all) != 57 {
 		t.Errorf("%d budgets, %d names", len(all), len(names))
 	}
-	some := wanted([]string{sqliteEngine}, func(part string) bool { return part == partStart })
+	some := wanted([]string{sqliteEngine}, func(part string) bool { return part == partStart }, everything)
 	if len(some) != 1 || some[0].Name != "start.sqlite.full" {
 		t.Errorf("only start: %v", some)
+	}
+}
+
+// TestOnly: what is asked for by name is what is measured, and what would measure nothing has no budgets, so that Run refuses it.
+func TestOnly(t *testing.T) {
+	cluster := []string{"clones-issue.postgres.cluster", "clones-promote.postgres.cluster", "clones-revoke-visible.postgres.cluster",
+		"clones-join.postgres.cluster", "clones-ocsp-lost.postgres.cluster", "clones-ocsp-frozen.postgres.cluster"}
+	for _, c := range []struct {
+		only string
+		want []string
+	}{
+		{"start", []string{"start.sqlite.full", "start.postgres.full"}},
+		{"start sqlite", []string{"start.sqlite.full"}},
+		{"cluster", cluster},
+		{"clones cluster", cluster},
+		{"clones cluster postgres", cluster},
+		{"clones", append([]string{"clones-issue.postgres.empty", "clones-promote.postgres.empty", "clones-revoke-visible.postgres.empty", "clones-join.postgres.full"}, cluster...)},
+		{"clones sqlite", nil},
+		{"cluster sqlite", nil},
+		{"cluster issuance", nil},
+	} {
+		b := &bench{Options: Options{Only: strings.Fields(c.only)}}
+		var got []string
+		for _, budget := range wanted(b.engines(), b.part, b.store) {
+			got = append(got, budget.Name)
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("--only %s measures %q, want %q", c.only, got, c.want)
+		}
+	}
+}
+
+// TestParametersAreThoseShipped holds the cluster that is measured against the one that operators are given.
+func TestParametersAreThoseShipped(t *testing.T) {
+	text, err := os.ReadFile("../../../deploy/patroni/patroni.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var given struct {
+		Bootstrap struct {
+			DCS struct {
+				PostgreSQL struct {
+					Parameters map[string]any `yaml:"parameters"`
+				} `yaml:"postgresql"`
+			} `yaml:"dcs"`
+		} `yaml:"bootstrap"`
+	}
+	if err := yaml.Unmarshal(text, &given); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range shipped {
+		if want := given.Bootstrap.DCS.PostgreSQL.Parameters[name]; name != "shared_buffers" && fmt.Sprint(want) != value {
+			t.Errorf("%s is %s, and %v is shipped", name, value, want)
+		}
 	}
 }

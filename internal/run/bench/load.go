@@ -21,6 +21,8 @@ type target struct {
 	tls     *tls.Config // nil for plain http
 	once    bool        // a connection for each request, as the server closes them
 
+	patience time.Duration // for an answer; zero means as long as for anything
+
 	// prepare makes so many requests beforehand, where each is good for one call; expect is how many a second
 	// the load before had.
 	prepare func(n int) error
@@ -64,13 +66,24 @@ func (m *measured) merge(other *measured) {
 	}
 }
 
-// put keeps clients busy for a while. All connect, and make one call, before the measured time begins.
+// put keeps clients busy for a while.
 func (t *target) put(ctx context.Context, clients int, length time.Duration) (*measured, error) {
-	if t.prepare != nil {
-		if err := t.prepare(int(max(3*t.expect, leastExpected)*length.Seconds()) + 2*clients); err != nil {
-			return nil, err
-		}
+	if err := t.stock(clients, length); err != nil {
+		return nil, err
 	}
+	return t.run(ctx, clients, length)
+}
+
+// stock makes what requests have to be there for run.
+func (t *target) stock(clients int, length time.Duration) error {
+	if t.prepare == nil {
+		return nil
+	}
+	return t.prepare(int(max(3*t.expect, leastExpected)*length.Seconds()) + 4*clients)
+}
+
+// run is put with what was made. All connect, and make one call, before the measured time begins.
+func (t *target) run(ctx context.Context, clients int, length time.Duration) (*measured, error) {
 	all := make([]*caller, clients)
 	var ready, done sync.WaitGroup
 	begin := make(chan struct{})
@@ -81,7 +94,7 @@ func (t *target) put(ctx context.Context, clients int, length time.Duration) (*m
 		ready.Add(1)
 		done.Go(func() {
 			defer c.close()
-			c.err = c.call()
+			c.err = c.begin()
 			ready.Done()
 			<-begin
 			if c.err == nil {
@@ -121,6 +134,27 @@ func (t *target) put(ctx context.Context, clients int, length time.Duration) (*m
 	return sum, ctx.Err()
 }
 
+// keep puts the load on in rounds, one at once after the other, until over is closed or ctx has ended. A round that cannot begin is one error at least.
+func (t *target) keep(ctx context.Context, clients int, round time.Duration, over <-chan struct{}) *measured {
+	sum, begin := &measured{}, time.Now()
+	for {
+		m, err := t.put(ctx, clients, round)
+		if err != nil {
+			m = &measured{errors: 1, first: err}
+			_ = pause(ctx, 10*time.Millisecond)
+		}
+		sum.merge(m)
+		select {
+		case <-over:
+		case <-ctx.Done():
+		default:
+			continue
+		}
+		sum.elapsed = time.Since(begin)
+		return sum
+	}
+}
+
 // caller is one client with its connection.
 type caller struct {
 	*target
@@ -133,11 +167,30 @@ type caller struct {
 	err    error // what ended it
 }
 
-// repeat calls until end. An answer that does not pass is counted; a connection that breaks is made anew.
+// begin makes the call before the measured time; one that does not pass is counted all the same, and made again a few times.
+func (c *caller) begin() (err error) {
+	for range 3 {
+		if err = c.call(); err == nil {
+			return nil
+		}
+		c.close()
+		c.fail(err)
+	}
+	return err
+}
+
+// fail counts an answer that did not pass.
+func (c *caller) fail(err error) {
+	if c.found.errors++; c.found.first == nil {
+		c.found.first = err
+	}
+}
+
+// repeat calls once, and then until end, so that a round in which this process had no turn is not one without a call. An answer that does not pass is counted; a connection that breaks is made anew.
 func (c *caller) repeat(ctx context.Context, end time.Time) error {
-	for ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
 		start := time.Now()
-		if !start.Before(end) {
+		if !first && !start.Before(end) {
 			return nil
 		}
 		err := c.call()
@@ -146,9 +199,7 @@ func (c *caller) repeat(ctx context.Context, end time.Time) error {
 			continue
 		}
 		c.close()
-		if c.found.errors++; c.found.first == nil {
-			c.found.first = err
-		}
+		c.fail(err)
 		if errors.Is(err, errExhausted) {
 			return err
 		}
@@ -159,8 +210,16 @@ func (c *caller) repeat(ctx context.Context, end time.Time) error {
 // errExhausted ends a load that has no more requests to send.
 var errExhausted = errors.New("all requests that were made beforehand are used")
 
+// waits is how long an answer may take.
+func (t *target) waits() time.Duration {
+	if t.patience == 0 {
+		return patience
+	}
+	return t.patience
+}
+
 func (c *caller) connect() error {
-	conn, err := net.DialTimeout("tcp", c.address, 10*time.Second)
+	conn, err := net.DialTimeout("tcp", c.address, c.waits())
 	if err != nil {
 		return err
 	}
@@ -191,7 +250,7 @@ func (c *caller) call() (err error) {
 			return err
 		}
 	}
-	if err := c.conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(c.waits())); err != nil {
 		return err
 	}
 	if _, err := c.conn.Write(c.buf); err != nil {

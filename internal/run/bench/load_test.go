@@ -40,16 +40,19 @@ func TestLoadCountsWhatPassedAndWhatDidNot(t *testing.T) {
 	}
 	for _, once := range []bool{false, true} {
 		target.once = once
-		calls.Store(0)
-		m, err := target.put(t.Context(), 3, 50*time.Millisecond)
-		if err != nil {
-			t.Fatal(err)
+		var m *measured
+		for length := 50 * time.Millisecond; m == nil || calls.Load() < 40; length *= 2 { // longer, where much else runs
+			calls.Store(0)
+			var err error
+			if m, err = target.put(t.Context(), 3, length); err != nil {
+				t.Fatal(err)
+			}
 		}
 		passed, total := int64(len(m.latencies)), calls.Load()
 		if passed+int64(m.errors)+3 != total { // 3 calls came before the measured time
 			t.Errorf("once %v: %d calls passed and %d did not, of %d", once, passed, m.errors, total)
 		}
-		if total < 20 || m.errors == 0 || m.first == nil || m.rate() <= 0 {
+		if m.errors == 0 || m.first == nil || m.rate() <= 0 {
 			t.Errorf("once %v: %d calls, %d errors (%v), %v a second", once, total, m.errors, m.first, m.rate())
 		}
 	}

@@ -48,6 +48,18 @@ func (q *question) status(ctx context.Context, address string) (*xocsp.Response,
 	return response, len(body), err
 }
 
+// good asks until the answer is good: the issuer may have been made a moment ago, and have no responder's certificate yet, or the certificate, and
+// a standby may not have it.
+func (q *question) good(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := since(ctx, time.Now(), func() (bool, error) {
+		r, _, err := q.status(ctx, address)
+		return err == nil && r.Status == xocsp.Good, err
+	})
+	return err
+}
+
 const nonceLength = 32
 
 // withNonce returns the request with a nonce of zeros (RFC 9654), and where the nonce stands in it.
@@ -170,13 +182,7 @@ func (a *authority) responds(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	_, err = since(ctx, time.Now(), func() (bool, error) {
-		_, _, err := q.status(ctx, a.public())
-		return err == nil, err
-	})
-	return err
+	return q.good(ctx, a.public())
 }
 
 func (b *bench) cached(ctx context.Context, a *authority, store string, questions []*question, size int) error {

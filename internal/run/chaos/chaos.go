@@ -150,7 +150,7 @@ func (w *world) end(ctx context.Context) (*Final, error) {
 		return nil, err
 	}
 	defer c.close()
-	f := &Final{OCSP: map[string]map[string]string{}, CRL: map[string]List{}}
+	f := &Final{OCSP: map[string]map[string]string{}, CRL: map[string]List{}, Parted: w.parted}
 	for one, err := range w.admin[0].Certificates(ctx, client.CertificateFilter{Profile: "server", PageSize: 1000}) {
 		if err != nil {
 			return nil, fmt.Errorf("list certificates: %w", err)

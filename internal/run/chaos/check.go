@@ -27,6 +27,7 @@ const (
 	OneSigner Rule = "one signer in an epoch"      // of each lease
 	Epochs    Rule = "epochs never fall"           // of each lease, in what anybody was shown
 	Reasons   Rule = "one reason of a revocation"  // whoever asked for it where, and the same on every list
+	GoesOn    Rule = "issuing goes on"             // after each strike that has a bound
 	Answers   Rule = "OCSP goes on"                // at each node that lives beside a member that lives
 	CutOff    Rule = "the cut-off side refuses"    // what nobody else can know of is not acknowledged
 	Verify    Rule = "verify is clean"             // of the whole store
@@ -61,6 +62,7 @@ func Check(calls []Call, final Final) []Violation {
 	c.reasons()
 	c.statuses()
 	c.answering()
+	c.goesOn()
 	c.lists()
 	c.signers()
 	c.chains()
@@ -91,7 +93,7 @@ func (c *checker) ran() {
 			c.find(Nothing, "no %s in the history", act)
 		}
 	}
-	if len(cutOff) > 0 && (cutOff[Issue] == 0 || cutOff[Revoke] == 0) {
+	if c.final.Parted && (cutOff[Issue] == 0 || cutOff[Revoke] == 0) {
 		c.find(Nothing, "nodes that were cut off were asked for %d certificates and %d revocations", cutOff[Issue], cutOff[Revoke])
 	}
 	if len(c.final.Certificates) == 0 || len(c.final.OCSP) == 0 || len(c.final.CRL) == 0 || len(c.final.Audit) == 0 || c.final.Verified == 0 {
@@ -255,7 +257,8 @@ func (c *checker) statuses() {
 	}
 }
 
-// lists wants one number to be one list, a list with a higher number to be younger, and nobody to be given an older list than anybody
+// lists wants one number to be one list, a list with a higher number to be younger and to have no fewer entries, since nothing that was
+// revoked ends or is released while chaos lasts, and nobody to be given an older list than anybody
 // had before, but for the age that the node says its data have.
 func (c *checker) lists() {
 	byIssuer := map[string][]Call{}
@@ -273,6 +276,8 @@ func (c *checker) lists() {
 				c.find(Numbers, "issuer %s signed two lists of number %d, fetched from nodes %s and %s", issuer, a.Number, a.Node, b.Node)
 			case a.Number < b.Number && b.ThisUpdate.Before(a.ThisUpdate):
 				c.find(Numbers, "issuer %s: list %d of %s is older than list %d of %s", issuer, b.Number, b.ThisUpdate.Format(clock), a.Number, a.ThisUpdate.Format(clock))
+			case a.Number < b.Number && b.Entries < a.Entries:
+				c.find(Good, "issuer %s: list %d has %d entries, and list %d had %d", issuer, b.Number, b.Entries, a.Number, a.Entries)
 			}
 		}
 		c.fetched(issuer, fetched)

@@ -27,6 +27,13 @@ func at(seconds float64, c Call) Call {
 	return c
 }
 
+// lasting is at, for what went on until so many seconds after the start.
+func lasting(from, to float64, c Call) Call {
+	c = at(from, c)
+	c.End = start.Add(time.Duration(to * float64(time.Second)))
+	return c
+}
+
 // sound is a history, and an end, in which nothing is wrong.
 func sound() ([]Call, Final) {
 	calls := []Call{
@@ -36,13 +43,13 @@ func sound() ([]Call, Final) {
 		at(3, Call{Act: Issue, Name: "d", Outcome: Unknown}),
 		at(4, Call{Act: Issue, Name: "e", Outcome: Refused, CutOff: true}),
 		at(5, Call{Act: OCSP, Serial: "aa", Status: "good"}),
-		at(6, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one"}),
+		at(6, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Entries: 1}),
 		at(10, Call{Act: Revoke, Serial: "aa", Reason: "superseded"}),
 		at(11, Call{Act: OCSP, Serial: "aa", Status: "revoked"}),
 		at(12, Call{Act: OCSP, Serial: "aa", Status: "good", Node: "node2"}), // it may not have heard of it
 		at(40, Call{Act: OCSP, Serial: "aa", Status: "good", Node: "node2", Age: 30 * time.Second}),
-		at(41, Call{Act: CRL, Number: 2, ThisUpdate: start.Add(11 * time.Second), Digest: "two"}),
-		at(42, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Node: "node2"}),
+		at(41, Call{Act: CRL, Number: 2, ThisUpdate: start.Add(11 * time.Second), Digest: "two", Entries: 2}),
+		at(42, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Entries: 1, Node: "node2"}),
 		at(43, Call{Act: Turn, Name: "promote crl node2"}),
 		at(44, Call{Act: Signer, Client: "watch", Name: "crl", Epoch: 1, Holder: "node1"}),
 		at(45, Call{Act: Signer, Client: "watch", Name: "crl", Epoch: 2, Holder: "node2"}),
@@ -53,12 +60,20 @@ func sound() ([]Call, Final) {
 		at(91, Call{Act: Signer, Name: "crl", Epoch: 1, Holder: "node1"}), // its log is read at the end
 		at(92, Call{Act: Revoke, Serial: "aa", Reason: "keyCompromise", Outcome: Refused, CutOff: true}),
 	}
+	certificates := []Certificate{{"aa", "default", "a", "revoked", "superseded"}, {"bb", "default", "b", "revoked", "superseded"}, {"cc", "default", "c", "valid", ""}}
+	for i, b := range bounds { // one strike of each that has one, which stands alone
+		second, serial := 200+10*float64(i), fmt.Sprint("f", i+1)
+		calls = append(calls, at(second, Call{Act: Fault, Name: "strike", Node: "node1", Budget: b.name}),
+			at(second+1, Call{Act: Issue, Name: "after " + b.name, Serial: serial, Client: "steady-node1"}))
+		certificates = append(certificates, Certificate{serial, "default", "after " + b.name, "valid", ""})
+	}
 	return calls, Final{
-		Certificates: []Certificate{{"aa", "default", "a", "revoked", "superseded"}, {"bb", "default", "b", "revoked", "superseded"}, {"cc", "default", "c", "valid", ""}},
+		Certificates: certificates,
 		OCSP:         map[string]map[string]string{"node1": {"aa": "revoked"}, "node2": {"aa": "revoked"}},
 		CRL:          map[string]List{"node1": {3, map[string]string{"aa": "superseded", "bb": "superseded"}}, "node2": {3, map[string]string{"aa": "superseded", "bb": "superseded"}}},
 		Audit:        []Event{{"node1", 1, "0000", "h1"}, {"node1", 2, "h1", "h2"}, {"node2", 1, "0000", "k1"}},
 		Verified:     9,
+		Parted:       true,
 	}
 }
 
@@ -121,7 +136,7 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		"one number, two lists":    {Numbers, func(c []Call, f end) []Call { c[12].Digest = "another"; return c }},
 		"a higher number is older": {Numbers, func(c []Call, f end) []Call { c[11].ThisUpdate = start.Add(-time.Minute); return c }},
 		"an old list came back": {Numbers, func(c []Call, f end) []Call {
-			return append(c, at(60, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Node: "node2", Age: 5 * time.Second}))
+			return append(c, at(60, Call{Act: CRL, Number: 1, ThisUpdate: start, Digest: "one", Entries: 1, Node: "node2", Age: 5 * time.Second}))
 		}},
 		"an epoch has two signers": {OneSigner, func(c []Call, f end) []Call {
 			return append(c, at(50, Call{Act: Signer, Name: "crl", Epoch: 2, Holder: "node3"}))
@@ -145,14 +160,34 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		"no member was asked": {Nothing, func(c []Call, f end) []Call {
 			return slices.DeleteFunc(c, func(c Call) bool { return c.Act == Pulse })
 		}},
+		"nobody was asked who was cut off": {Nothing, func(c []Call, f end) []Call {
+			return slices.DeleteFunc(c, func(c Call) bool { return c.CutOff })
+		}},
+		"a list loses an entry":       {Good, func(c []Call, f end) []Call { c[11].Entries = 0; return c }},
 		"the cut-off side issues":     {CutOff, func(c []Call, f end) []Call { c[1].CutOff = true; return c }},
 		"the cut-off side revokes":    {CutOff, func(c []Call, f end) []Call { c[7].CutOff = true; return c }},
 		"verify finds something":      {Verify, func(c []Call, f end) []Call { f.Findings = []string{"a hash is wrong"}; return c }},
 		"a chain has a gap":           {Chain, func(c []Call, f end) []Call { f.Audit[1].Seq = 3; return c }},
 		"a chain forks":               {Chain, func(c []Call, f end) []Call { f.Audit[1].Prev = "h0"; return c }},
 		"a chain's beginning is gone": {Chain, func(c []Call, f end) []Call { f.Audit = f.Audit[1:]; return c }},
-		"no fault struck":             {Nothing, func(c []Call, f end) []Call { return slices.Delete(c, 17, 18) }},
-		"no list was fetched":         {Nothing, func(c []Call, f end) []Call { return slices.DeleteFunc(c, func(c Call) bool { return c.Act == CRL }) }},
+		"no fault struck": {Nothing, func(c []Call, f end) []Call {
+			return slices.DeleteFunc(c, func(c Call) bool { return c.Act == Fault })
+		}},
+		"no kill of a node": {Nothing, func(c []Call, f end) []Call {
+			return slices.DeleteFunc(c, func(c Call) bool { return c.Budget == "node-kill" })
+		}},
+		"no kill of a node stands alone": {Nothing, func(c []Call, f end) []Call {
+			return append(c, lasting(200.5, 203, Call{Act: Fault, Name: "freeze node", Node: "node2", Stopped: "node2"}))
+		}},
+		"nobody issues again": {GoesOn, func(c []Call, f end) []Call {
+			return append(c, lasting(300, 420, Call{Act: Fault, Name: "kill machine", Node: "n1", Budget: "primary-machine"}))
+		}},
+		"its own callers do not issue again": {GoesOn, func(c []Call, f end) []Call {
+			f.Certificates = append(f.Certificates, Certificate{"e1", "default", "elsewhere", "valid", ""})
+			return append(c, lasting(300, 420, Call{Act: Fault, Name: "kill node", Node: "node1", Budget: "node-kill"}),
+				at(301, Call{Act: Issue, Name: "elsewhere", Serial: "e1", Client: "steady-node2"}))
+		}},
+		"no list was fetched": {Nothing, func(c []Call, f end) []Call { return slices.DeleteFunc(c, func(c Call) bool { return c.Act == CRL }) }},
 		"lists without numbers": {Nothing, func(c []Call, f end) []Call {
 			return slices.DeleteFunc(append(c, at(50, Call{Act: CRL})), func(c Call) bool { return c.Number > 0 })
 		}},
@@ -194,9 +229,7 @@ func left(node string, from, to float64) (calls []Call) {
 // TestSilence: what counts is the time between two answers in which node and member lived.
 func TestSilence(t *testing.T) {
 	fault := func(from, to float64, stopped string) Call {
-		c := at(from, Call{Act: Fault, Name: "kill node", Node: "node2", Stopped: stopped})
-		c.End = start.Add(time.Duration(to * float64(time.Second)))
-		return c
+		return lasting(from, to, Call{Act: Fault, Name: "kill node", Node: "node2", Stopped: stopped})
 	}
 	pulse := func(second float64, node string, outcome string) Call {
 		return at(second, Call{Act: Pulse, Node: node, Outcome: outcome})
@@ -233,7 +266,7 @@ func TestSilence(t *testing.T) {
 // TestEmptyHistoryIsNoProof wants each act to be missed.
 func TestEmptyHistoryIsNoProof(t *testing.T) {
 	found := Check(nil, Final{})
-	if len(found) != 9 {
+	if len(found) != 9+len(bounds) {
 		t.Errorf("found %d: %v", len(found), found)
 	}
 	for _, v := range found {
@@ -260,28 +293,5 @@ func TestHistoryIsReadAsItWasWritten(t *testing.T) {
 	}
 	if diff := cmp.Diff(calls, read); diff != "" {
 		t.Error(diff)
-	}
-}
-
-// TestRecovery takes the first certificate that was asked for after the fault, and of a node's own callers where only that node was struck.
-func TestRecovery(t *testing.T) {
-	struck := start.Add(10 * time.Second)
-	calls := []Call{
-		at(9.995, Call{Act: Issue, Name: "under way", Client: "steady-node2"}),
-		at(11, Call{Act: Issue, Name: "refused", Outcome: Refused}),
-		at(12, Call{Act: OCSP}),
-		at(12.5, Call{Act: Issue, Name: "another's", Client: "steady-node2"}),
-		at(13, Call{Act: Issue, Name: "its own", Client: "steady-node1"}),
-	}
-	for _, one := range []struct {
-		strike strike
-		want   time.Duration
-	}{{strike{}, 2510 * time.Millisecond}, {strike{home: true}, 3010 * time.Millisecond}} {
-		if got, ok := recovery(calls, one.strike, "node1", struck); !ok || got != one.want {
-			t.Errorf("home %v: got %s, %v; want %s", one.strike.home, got, ok, one.want)
-		}
-	}
-	if _, ok := recovery(calls[:3], strike{}, "node1", struck); ok {
-		t.Error("nobody has issued")
 	}
 }

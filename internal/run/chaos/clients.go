@@ -297,6 +297,7 @@ func (c *caller) crl(ctx context.Context) error {
 	if call.Outcome == Acknowledged {
 		sum := sha256.Sum256(list.Raw)
 		call.Age, call.Number, call.ThisUpdate, call.Digest = age, list.Number.Int64(), list.ThisUpdate, hex.EncodeToString(sum[:8])
+		call.Entries = len(list.RevokedCertificateEntries)
 	}
 	return c.history.add(call)
 }

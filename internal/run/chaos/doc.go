@@ -10,5 +10,6 @@
 // was answered by a refusal other than Unavailable did nothing. Everything else without a certificate in it is unknown, also where
 // the node said that nothing was changed, unless every attempt was told so. Time is this machine's one clock. An answer may be as much
 // older than its time as the node says by Chancery-Data-Age, and by Behind where it says nothing. One request that is left without an answer is
-// judged by nothing; all that a node leaves while it lives, and the member beside it, are (silence.go).
+// judged by nothing; all that a node leaves while it lives, and the member beside it, are (silence.go). The time from a strike until somebody
+// issues again is held against its bound where no other strike fell together with it; where one did, both are told (bounds.go).
 package chaos

@@ -20,19 +20,10 @@ import (
 // strike is a fault as it was planned: it returns what heals it.
 type strike struct {
 	name   string
-	budget string        // the time until the next issuance counts for it; empty for none
-	home   bool          // only what callers of the struck node issue counts
+	budget string        // what the time until the next issuance is held against; empty for nothing
 	stops  bool          // the node of the struck machine stands still, or ends
 	hold   time.Duration // how long it lasts, and until somebody has issued again
 	begin  func(context.Context) (struck string, heal func() error, err error)
-}
-
-// The budgets, each in seconds.
-var bounds = []struct {
-	name  string
-	bound float64
-}{
-	{"node-kill", 2}, {"primary-process", 15}, {"primary-machine", 35}, {"primary-frozen", 35}, {"primary-cut", 35}, {"standby-frozen", 10}, {"standby-cut", 10},
 }
 
 // nodeAt is the name of the node that was struck, or is on the machine that was.
@@ -52,14 +43,14 @@ func (w *world) of(m *cluster.Member) *node {
 
 func (w *world) killNode(hold time.Duration) strike {
 	n := w.nodes[w.dice.IntN(len(w.nodes))]
-	return strike{"kill node", "node-kill", true, true, hold, func(context.Context) (string, func() error, error) {
+	return strike{"kill node", "node-kill", true, hold, func(context.Context) (string, func() error, error) {
 		return n.name, n.start, n.signal(syscall.SIGKILL)
 	}}
 }
 
 func (w *world) freezeNode(hold time.Duration) strike {
 	n := w.nodes[w.dice.IntN(len(w.nodes))]
-	return strike{"freeze node", "", false, true, hold, func(context.Context) (string, func() error, error) {
+	return strike{"freeze node", "", true, hold, func(context.Context) (string, func() error, error) {
 		return n.name, func() error { return n.signal(syscall.SIGCONT) }, n.signal(syscall.SIGSTOP)
 	}}
 }
@@ -67,7 +58,7 @@ func (w *world) freezeNode(hold time.Duration) strike {
 func none() error { return nil }
 
 func (w *world) killProcess(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"kill PostgreSQL", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"kill PostgreSQL", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -77,7 +68,7 @@ func (w *world) killProcess(hold time.Duration, which func(context.Context) (*cl
 }
 
 func (w *world) killMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"kill machine", budget, false, true, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"kill machine", budget, true, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -91,7 +82,7 @@ func (w *world) killMachine(hold time.Duration, which func(context.Context) (*cl
 }
 
 func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"freeze member", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze member", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -102,7 +93,7 @@ func (w *world) freezeMember(hold time.Duration, which func(context.Context) (*c
 
 // freezeMachine stops a member and the node beside it: both go on believing what they held when they stopped.
 func (w *world) freezeMachine(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"freeze machine", budget, false, true, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze machine", budget, true, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -118,7 +109,7 @@ func (w *world) freezeMachine(hold time.Duration, which func(context.Context) (*
 // freezePatroni stops the primary's Patroni alone: another is promoted while PostgreSQL goes on there, and takes writes whose outcome nobody
 // is told.
 func (w *world) freezePatroni(hold time.Duration) strike {
-	return strike{"freeze Patroni", "", false, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"freeze Patroni", "", false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := w.cluster.Primary(ctx)
 		if err != nil {
 			return "", nil, err
@@ -129,7 +120,7 @@ func (w *world) freezePatroni(hold time.Duration) strike {
 
 // cut parts a machine, its node included, from all others; where it has no link of its own, its member stands still instead.
 func (w *world) cut(hold time.Duration, which func(context.Context) (*cluster.Member, error), budget string) strike {
-	return strike{"cut machine off", budget, false, false, hold, func(ctx context.Context) (string, func() error, error) {
+	return strike{"cut machine off", budget, false, hold, func(ctx context.Context) (string, func() error, error) {
 		m, err := which(ctx)
 		if err != nil {
 			return "", nil, err
@@ -186,7 +177,7 @@ func (w *world) turn(duel bool) strike {
 	if duel {
 		verb = "promote"
 	}
-	return strike{verb, "", false, false, 0, func(ctx context.Context) (string, func() error, error) {
+	return strike{verb, "", false, 0, func(ctx context.Context) (string, func() error, error) {
 		errs := make([]error, count)
 		var all sync.WaitGroup
 		for i := range count {
@@ -290,7 +281,7 @@ func (w *world) schedule(ctx context.Context, end time.Time) error {
 
 // strike does one fault, and holds it until somebody has issued since, for patience at most: what does not go on then is a finding.
 func (w *world) strike(ctx context.Context, s strike, within func() error) error {
-	begin := time.Now()
+	before, begin := len(w.history.calls()), time.Now()
 	struck, heal, err := s.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
@@ -303,39 +294,23 @@ func (w *world) strike(ctx context.Context, s strike, within func() error) error
 	sleep(ctx, s.hold)
 	if s.budget != "" && err == nil {
 		err = w.until(ctx, "issuing goes on after "+s.name, func(context.Context) error {
-			if _, ok := recovery(w.history.calls(), s, struck, at); !ok {
+			if _, ok := recovery(w.history.calls()[before:], s.budget, struck, at); !ok {
 				return errors.New("nobody has issued")
 			}
 			return nil
 		})
 	}
 	err = errors.Join(err, heal())
-	call := Call{Act: Fault, Name: s.name, Node: struck, Begin: begin, Last: at, End: time.Now()}
+	call := Call{Act: Fault, Name: s.name, Node: struck, Budget: s.budget, Begin: begin, Last: at, End: time.Now()}
 	if s.stops {
 		call.Stopped = w.nodeAt(struck)
 	}
-	if took, ok := recovery(w.history.calls(), s, struck, at); ok && s.budget != "" {
+	if took, ok := recovery(w.history.calls()[before:], s.budget, struck, at); ok && s.budget != "" {
 		w.say("%s %s: issued again after %s", s.name, struck, took.Round(time.Millisecond))
-		w.took(s.budget, took)
 	} else {
 		w.say("%s %s, for %s", s.name, struck, call.End.Sub(begin).Round(100*time.Millisecond))
 	}
 	return errors.Join(err, w.history.add(call))
-}
-
-// recovery is how long after a fault the first certificate was acknowledged that was asked for since: of a node's own callers where
-// the fault is one of that node.
-func recovery(calls []Call, s strike, struck string, at time.Time) (took time.Duration, ok bool) {
-	for i := len(calls) - 1; i >= 0 && calls[i].End.After(at); i-- {
-		c := calls[i]
-		if c.Act != Issue || c.Outcome != Acknowledged || c.Last.Before(at) || s.home && c.Client != "steady-"+struck {
-			continue
-		}
-		if now := c.End.Sub(at); !ok || now < took {
-			took, ok = now, true
-		}
-	}
-	return took, ok
 }
 
 // well waits until members and nodes are as they were.

@@ -53,10 +53,12 @@ type Call struct {
 	CutOff bool          `json:"cut_off,omitempty"` // nobody else could be reached from the node, from before the call until after it
 
 	Stopped string `json:"stopped,omitempty"` // the node that a fault stopped, by itself or with its machine
+	Budget  string `json:"budget,omitempty"`  // what the time from a fault to the next issuance is held against
 
 	Number     int64     `json:"number,omitempty"` // CRLNumber
 	ThisUpdate time.Time `json:"this_update,omitzero"`
-	Digest     string    `json:"digest,omitempty"` // of the CRL's octets
+	Digest     string    `json:"digest,omitempty"`  // of the CRL's octets
+	Entries    int       `json:"entries,omitempty"` // that it has
 
 	Epoch  int64  `json:"epoch,omitempty"`
 	Holder string `json:"holder,omitempty"`
@@ -89,6 +91,7 @@ type Final struct {
 	Audit        []Event                      // by node, in the order of seq
 	Findings     []string                     // errors of chancery verify
 	Verified     int                          // what verify found right
+	Parted       bool                         // nodes were cut off from all others, and did not just stand still
 }
 
 // history is the file of calls while they happen, and all of them.

@@ -5,21 +5,9 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"chancery/internal/run/bench"
 )
 
-// took notes how long it was until somebody issued again.
-func (w *world) took(budget string, d time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.times == nil {
-		w.times = map[string][]time.Duration{}
-	}
-	w.times[budget] = append(w.times[budget], d)
-}
-
-// report prints what happened, the budgets by the worst of each fault, and the verdict.
+// report prints what happened, the budgets by the worst of each strike, and the verdict.
 func (w *world) report(final *Final, found []Violation) error {
 	count := map[string]int{}
 	cutOff := 0
@@ -56,13 +44,7 @@ func (w *world) report(final *Final, found []Violation) error {
 	}
 	fmt.Fprintf(w.Out, "%8s  was the longest time in which a node that lived beside a member that lived answered no OCSP request\n", longest.length().Round(time.Millisecond))
 	fmt.Fprintf(w.Out, "%8d  certificates, %d events of the audit, %d findings of verify that say ok\n", len(final.Certificates), len(final.Audit), final.Verified)
-	for _, b := range bounds {
-		line := bench.Budget{Name: "chaos-" + b.name, Unit: "s", Bound: b.bound, Unknown: true}
-		for _, d := range w.times[b.name] {
-			line.Unknown, line.Measured = false, max(line.Measured, d.Seconds())
-		}
-		fmt.Fprintf(w.Out, "%s\n", line)
-	}
+	reportBounds(w.Out, w.history.calls())
 	for i, v := range found {
 		if i == 20 {
 			fmt.Fprintf(w.Out, "and %d more\n", len(found)-i)
@@ -73,6 +55,9 @@ func (w *world) report(final *Final, found []Violation) error {
 	if len(found) > 0 {
 		fmt.Fprintf(w.Out, "FAIL, CHAOS_SEED=%d; the history is in %s\n", w.Seed, w.History)
 		return fmt.Errorf("chaos broke %d rules", len(found))
+	}
+	if !w.parted {
+		fmt.Fprintf(w.Out, "UNPROVEN %s: without root no machine is cut off, and it stood still instead\n", CutOff)
 	}
 	fmt.Fprintf(w.Out, "PASS, CHAOS_SEED=%d\n", w.Seed)
 	return nil

@@ -46,6 +46,7 @@ type world struct {
 	Options
 	dir     string
 	cluster *cluster.Cluster
+	parted  bool // machines are cut off by namespaces; else their members stand still
 	nodes   []*node
 	admin   []*client.Client // by node, through its door
 	issuer  *x509.Certificate
@@ -58,10 +59,9 @@ type world struct {
 	struck   string // the member or node that was struck last; this and the next are the schedule's alone
 	restarts int    // of members that did not come to themselves
 
-	mu    sync.Mutex                 // guards what follows
-	valid []string                   // serials that were acknowledged, and nobody has asked to revoke
-	ended []string                   // serials whose revocation was asked for
-	times map[string][]time.Duration // by budget
+	mu    sync.Mutex // guards what follows
+	valid []string   // serials that were acknowledged, and nobody has asked to revoke
+	ended []string   // serials whose revocation was asked for
 }
 
 func (w *world) say(format string, args ...any) {
@@ -80,9 +80,9 @@ func newWorld(ctx context.Context, o Options) (w *world, err error) {
 	if w.history, err = newHistory(w.History); err != nil {
 		return w, err
 	}
-	namespaces := os.Geteuid() == 0
-	w.say("starting PostgreSQL, Patroni and etcd, three of each; cut off by namespaces: %v", namespaces)
-	if w.cluster, err = cluster.Start(ctx, cluster.Options{Namespaces: namespaces}); err != nil {
+	w.parted = os.Geteuid() == 0 // who is not root makes no namespaces
+	w.say("starting PostgreSQL, Patroni and etcd, three of each; cut off by namespaces: %v", w.parted)
+	if w.cluster, err = cluster.Start(ctx, cluster.Options{Namespaces: w.parted}); err != nil {
 		return w, err
 	}
 	url, err := w.cluster.Database(ctx, "chancery")

@@ -36,7 +36,7 @@ const (
 type Options struct {
 	// Namespaces gives each member a network namespace, so that Cut works. It needs root.
 	Namespaces bool
-	// Parameters are added to PostgreSQL's, for example max_connections.
+	// Parameters are added to PostgreSQL's, or take their place, for example max_connections.
 	Parameters map[string]string
 	// Disk gives each member's data directory a disk of its own of that size, such as 256m, which can be filled. It needs root.
 	Disk string

@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +25,10 @@ func plain(c *Cluster, m *Member) (files, error) {
 		clients = append(clients, other.Client())
 		peers = append(peers, fmt.Sprintf("%s=http://%s", other.Name, other.Peer()))
 	}
-	for name, value := range c.options.Parameters {
+	all := map[string]string{"wal_log_hints": "on", "synchronous_commit": "remote_apply", "wal_sender_timeout": "4s", "wal_retrieve_retry_interval": "1s",
+		"hot_standby": "on", "shared_buffers": "32MB", "max_connections": "100"}
+	maps.Copy(all, c.options.Parameters)
+	for name, value := range all {
 		parameters = append(parameters, fmt.Sprintf("        %s: %q\n", name, value))
 	}
 	slices.Sort(parameters)
@@ -52,13 +56,6 @@ bootstrap:
       use_pg_rewind: true
       use_slots: true
       parameters:
-        wal_log_hints: "on"
-        synchronous_commit: remote_apply
-        wal_sender_timeout: 4s
-        wal_retrieve_retry_interval: 1s
-        hot_standby: "on"
-        shared_buffers: 32MB
-        max_connections: 100
 %[4]s  initdb: [{encoding: UTF8}, {locale: C}, {auth-host: trust}, {auth-local: trust}]
   pg_hba: ["local all all trust", "host all all all trust", "host replication all all trust"]
 postgresql:

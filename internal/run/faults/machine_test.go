@@ -158,7 +158,7 @@ func TestClockIsBehindWhileServing(t *testing.T) {
 		return bytes.Equal(answer(t, p, issuer, good.Certificate.Serial).Raw, answer(t, p, issuer, good.Certificate.Serial).Raw)
 	})
 	other := pkitest.Open(t, db.Options{URL: url})
-	must(t, other.Heartbeat(ctx, time.Now().Add(time.Hour)))
+	must(t, other.ResetClock(ctx, time.Now().Add(time.Hour)))
 	until(t, "readyz says so", func() bool {
 		status, text := get(t, "http://"+p.Metrics+"/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(string(text), "clock is behind")
@@ -183,5 +183,59 @@ func TestClockIsBehindWhileServing(t *testing.T) {
 	}
 	must(t, other.ResetClock(ctx, time.Now()))
 	until(t, "the node issues again", func() bool { _, err := c.Issue(ctx, order("again.test")); return err == nil })
+	p.stop()
+}
+
+// TestClockIsAheadWhileServing starts a node whose clock is an hour ahead of the database's and of the time that the authority has seen: it
+// signs nothing, takes no lease, puts no time into the store that would stop others, and says so wherever it is asked.
+func TestClockIsAheadWhileServing(t *testing.T) {
+	t.Parallel()
+	url, ctx := pkitest.URL(t, db.Postgres), t.Context()
+	dir := authorityOn(t, url)
+	other := pkitest.Open(t, db.Options{URL: url})
+	run := func(statement string) {
+		t.Helper()
+		_, err := other.Migrator().ExecContext(ctx, statement)
+		must(t, err)
+	}
+	// The server shows all others' time: sessions that begin now find this function before its own.
+	run(`CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT pg_catalog.clock_timestamp() - interval '1 hour' $$`)
+	run(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$`)
+	behind := time.Now().Add(-time.Hour)
+	must(t, other.ResetClock(ctx, behind))
+	p := startNode(t, dir)
+	until(t, "readyz says so", func() bool {
+		status, text := get(t, "http://"+p.Metrics+"/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(string(text), "clock is ahead")
+	})
+	c := p.admin()
+	_, err := c.Issue(ctx, order("early.test"))
+	if refusal := problem(t, err, "unavailable"); !strings.Contains(refusal.Detail, "clock is ahead") {
+		t.Errorf("issue: %+v", refusal)
+	}
+	status, err := c.Status(ctx)
+	must(t, err)
+	if status.Ready || !strings.Contains(status.Clock, "clock is ahead") {
+		t.Errorf("status: ready %v, clock %s", status.Ready, status.Clock)
+	}
+	until(t, "clone status says so", func() bool {
+		all, err := client.Collect(c.Clones(ctx))
+		must(t, err)
+		return len(all) == 1 && !all[0].Ready && len(all[0].Leases) == 0 && strings.Contains(strings.Join(all[0].NotReady, " "), "clock is ahead")
+	})
+	said := false
+	for f, err := range c.Doctor(ctx) {
+		must(t, err)
+		said = said || f.Level == "error" && strings.Contains(f.Message, "clock is ahead")
+	}
+	if !said {
+		t.Error("doctor does not say so")
+	}
+	if seen, err := other.SeenTime(ctx); err != nil || seen.After(behind.Add(time.Minute)) {
+		t.Errorf("the authority has seen %v, %v", seen, err)
+	}
+	run(`DROP FUNCTION public.clock_timestamp()`)
+	until(t, "the node issues", func() bool { _, err := c.Issue(ctx, order("again.test")); return err == nil })
+	until(t, "readyz says so", func() bool { status, _ := get(t, "http://"+p.Metrics+"/readyz"); return status == http.StatusOK })
 	p.stop()
 }
