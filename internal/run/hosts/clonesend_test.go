@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -230,7 +231,21 @@ func (n *nodes) lost(t *testing.T) {
 		t.Fatalf("node1's login is not good before: %s, %v", who, err)
 	}
 	fails(t, n.asked(t, "node2", "clone", "remove", "node1"), "--yes") // it runs
+	n.types(t, "node2", "clone", "promote", "node1")                   // it dies as the one that signs CRLs, and lets go of nothing
+	n.store.replayed(t)
+	before, number := n.signing(t, "node2"), n.number(t, "node3", c.Issuer)
+	if before.Holder != "node1" {
+		t.Fatalf("node1 was promoted, and the lease is %+v", before)
+	}
 	n.machineLost(t)
+	until(t, "node2 has followed by itself", func() bool { return n.signing(t, "node2").Holder == "node2" })
+	if after := n.signing(t, "node2"); after.Epoch <= before.Epoch {
+		t.Errorf("the lease %+v follows %+v", after, before)
+	}
+	made := decode[client.CRL](t, n.types(t, "node2", "crl", "issue", "--issuer", c.Issuer, "-o", "json"))
+	if now, err := strconv.ParseInt(made.Number, 10, 64); err != nil || now <= number {
+		t.Errorf("the list after %d has the number %s", number, made.Number)
+	}
 	n.types(t, "node2", "clone", "remove", "node1", "--yes")
 	delete(n.all, "node1")
 	if who, err := n.login(t, pair, roots, "chancery_node1"); err == nil {
@@ -243,6 +258,24 @@ func (n *nodes) lost(t *testing.T) {
 	more := n.issue(t, "node4")
 	until(t, "node3 says good", func() bool { return n.status(t, "node3", more) == "good" })
 	n.freshCRL(t)
+}
+
+// signing is the lease to sign CRLs, as a node shows it; empty where nobody has it, or where the node cannot say so yet.
+func (n *nodes) signing(t *testing.T, at string) (lease client.CloneLease) {
+	t.Helper()
+	all, err := client.Collect(n.all[at].admin.Clones(t.Context()))
+	if err != nil {
+		t.Logf("%s says of the lease: %v", at, err)
+		return lease
+	}
+	for _, c := range all {
+		for _, l := range c.Leases {
+			if l.Name == "crl" && l.Holder == c.Name {
+				lease = l
+			}
+		}
+	}
+	return lease
 }
 
 // removed takes away the node by which both others came, while it runs: it ends, PostgreSQL refuses it, and the others go on.

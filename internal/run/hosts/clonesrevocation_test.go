@@ -1,6 +1,7 @@
 package hosts_test
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/x509"
 	"fmt"
@@ -257,10 +258,14 @@ func (n *nodes) holder(t *testing.T, at string) (holds, other string) {
 	return holds, other
 }
 
-// freshCRL asks the node that does not sign CRLs for a new one: the one that does signs it. Then the other is promoted.
+// freshCRL asks the node that does not sign CRLs for a new one: the one that does signs it. Then the other is promoted, whose list has what
+// was revoked before, and names the issuer's key as the lists before did.
 func (n *nodes) freshCRL(t *testing.T) {
 	at := "node3"
-	issuer := n.issue(t, n.someCA()).Issuer
+	revoked := n.issue(t, n.someCA())
+	issuer := revoked.Issuer
+	n.revoke(t, n.someCA(), revoked)
+	until(t, "the list has what was revoked", func() bool { return n.listed(t, at, revoked) })
 	n.store.replayed(t) // who signs, too: the node that is asked may read at a standby
 	for range 2 {
 		holds, other := n.holder(t, at)
@@ -273,6 +278,7 @@ func (n *nodes) freshCRL(t *testing.T) {
 			t.Errorf("the work went from %s to %s", holds, now)
 		}
 		until(t, "it is published", func() bool { return strconv.FormatInt(n.number(t, at, issuer), 10) >= made.Number })
+		list, _ := n.crl(t, at, issuer)
 		before = n.number(t, at, issuer)
 		n.types(t, holds, "clone", "promote", other)
 		until(t, other+", which was promoted, signs", func() bool {
@@ -280,6 +286,13 @@ func (n *nodes) freshCRL(t *testing.T) {
 			return now == other
 		})
 		until(t, "who signs from now on has begun with a list of its own", func() bool { return n.number(t, at, issuer) > before })
+		next, _ := n.crl(t, at, issuer)
+		if len(list.AuthorityKeyId) == 0 || !bytes.Equal(next.AuthorityKeyId, list.AuthorityKeyId) {
+			t.Errorf("the list of %s names the key %x, and the one before %x", other, next.AuthorityKeyId, list.AuthorityKeyId)
+		}
+		if len(next.RevokedCertificateEntries) < len(list.RevokedCertificateEntries) || !n.listed(t, at, revoked) {
+			t.Errorf("the list of %s has %d entries, and the one before %d", other, len(next.RevokedCertificateEntries), len(list.RevokedCertificateEntries))
+		}
 	}
 }
 

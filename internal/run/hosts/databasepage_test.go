@@ -27,6 +27,10 @@ func service(t *testing.T, name, before string) unit {
 	if said["User"] == "" || said["ExecStart"] == "" || said["KillMode"] != "process" && name == "patroni" {
 		t.Fatalf("the unit of %s is %v", name, said)
 	}
+	// A unit whose condition does not hold is not started, and not tried again.
+	if path, not := strings.CutPrefix(said["ConditionPathExists"], "!"); not {
+		before += fmt.Sprintf(" [ ! -e %s ] || { rm -f /run/%s.wanted; exit 1; };", strings.Replace(path, "/var/lib", "/opt", 1), name)
+	}
 	return unit{
 		run: fmt.Sprintf("sh -c '%s exec setpriv --reuid %s --regid %[2]s --clear-groups --pdeathsig TERM env HOME=/run %s'", before, said["User"],
 			said["ExecStart"]),
@@ -42,7 +46,60 @@ func TestDatabasePage(t *testing.T) {
 		return
 	}
 	s := newDatabaseStage(t, &world{dir: datadir.Dir(filepath.Join(t.TempDir(), "authority"))})
-	s.play("../../../docs/database.md", 23, 9)
+	s.play("../../../docs/database.md", 30, 11)
+	s.socketIsRoots()
+	s.firstNodeGoes()
+}
+
+// socketIsRoots asserts that of those on a member's machine root alone is let in as the owner of the database: a node beside it runs as the
+// user chancery, and may be one that was removed, or that answers OCSP alone.
+func (s *stage) socketIsRoots() {
+	s.t.Helper()
+	ask := "psql -h /run/postgresql -U chancery -d chancery -Atc 'SELECT current_user'"
+	if got := strings.TrimSpace(s.types("db2", ask)); got != "chancery" {
+		s.t.Errorf("root of a member's machine is %q in its database, not the owner", got)
+	}
+	out, err := s.machines["db2"].shell("setpriv --reuid chancery --clear-groups " + ask).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "Peer authentication failed") {
+		s.t.Errorf("the user chancery of a member's machine was let in as the owner: %v\n%s", err, out)
+	}
+}
+
+// firstNodeGoes asserts that nothing on the machine of the node that was the first lets it in at PostgreSQL once another one has removed it.
+func (s *stage) firstNodeGoes() {
+	s.t.Helper()
+	const tls = "sslmode=verify-full sslrootcert=/etc/chancery/database/root.crt"
+	let := func(login string) (string, error) {
+		real, _ := s.replaced()
+		script := strings.NewReplacer(real...).Replace("psql 'host=192.0.2.11,192.0.2.12,192.0.2.13 target_session_attrs=read-write dbname=chancery " +
+			tls + " " + login + "' -Atc 'SELECT session_user'")
+		out, err := s.machines["authority"].shell(script).CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	own := "user=chancery_node1 sslcert=first.pem sslkey=first.pem"
+	s.types("authority", `(umask 077 && cp "$CHANCERY_DIR/database/login.pem" first.pem)`)
+	if got, err := let(own); err != nil || got != "chancery_node1" {
+		s.t.Fatalf("the login of the first node is %q, %v: this proves nothing", got, err)
+	}
+	s.types("authority", `chancery clone invite --out clone.token
+chancery clone join --token-file clone.token --dir /opt/node2 --name node2 --address https://192.0.2.10:8543 --listen 192.0.2.10:8543 \
+  --public-listen 192.0.2.10:8180 --metrics-listen 192.0.2.10:9543 --database-file /etc/chancery/database-url >join.out 2>&1 &
+join=$!
+timeout 60 sh -c 'until chancery clone status node2 >/dev/null 2>&1; do sleep 0.1; done'
+chancery clone approve node2 $(chancery clone status node2 -o json | sed -n 's/.*"fingerprint": *"\([^"]*\)".*/\1/p')
+wait $join || { cat join.out; exit 1; }`)
+	node := s.machines["authority"]
+	s.t.Cleanup(func() { _ = node.shell("kill $(cat /run/node2.main)").Run() })
+	s.types("authority", `(sh -c 'echo $$ >/run/node2.main; exec setpriv --pdeathsig TERM env CHANCERY_DIR=/opt/node2 chancery serve --dir /opt/node2' >/run/node2.out 2>&1 &)
+chancery clone status node2 --wait 1m >/dev/null
+chancery --address https://192.0.2.10:8543 clone remove node1 --compromised`)
+	if got, err := let(own); err == nil || !strings.Contains(got, `no pg_hba.conf entry for host "127.0.0.1", user "chancery_node1"`) {
+		s.t.Errorf("the removed first node is let in by its own login: %v\n%s", err, got)
+	}
+	host := "user=chancery sslcert=/etc/chancery/database/postgresql.crt sslkey=/etc/chancery/database/postgresql.key"
+	if got, err := let(host); err == nil || !strings.Contains(got, `certificate authentication failed for user "chancery"`) {
+		s.t.Errorf("the removed first node is let in as the owner: %v\n%s", err, got)
+	}
 }
 
 // newDatabaseStage is a node's machine and three members of a database, with the files of deploy/patroni to take from.
@@ -64,6 +121,7 @@ func newDatabaseStage(t *testing.T, w *world) *stage {
 	}
 	s.words = map[string]string{
 		"/var/lib/postgresql": "/opt/postgresql", "/var/lib/etcd": "/opt/etcd", "/var/lib/chancery-agent": "/opt/chancery-agent",
+		"/var/lib/chancery-member-rescue": "/opt/chancery-member-rescue",
 		// On one machine a member's packets come from 127.0.0.1, which is in nobody's certificate.
 		"ETCD_INITIAL_CLUSTER_STATE=new": "ETCD_INITIAL_CLUSTER_STATE=new\nETCD_EXPERIMENTAL_PEER_SKIP_CLIENT_SAN_VERIFICATION=true",
 		"max_connections: 200":           "max_connections: 200\n        shared_buffers: 32MB",
@@ -96,7 +154,7 @@ func (s *stage) reword(dir string) {
 		must(s.t, err)
 		must(s.t, os.WriteFile(path, []byte(strings.NewReplacer(real...).Replace(string(text))), 0o644))
 	}
-	if len(files) < 9 {
+	if len(files) < 10 {
 		s.t.Errorf("%s has %d files", dir, len(files))
 	}
 }

@@ -100,6 +100,7 @@ type ended struct {
 	members  map[string][3]pem3 // as memberFiles has them
 	node     pem3
 	issued   int
+	places   map[string]string // of the members, as look prints them
 }
 
 var founder = access.Principal{ID: "t", Name: "t", Kind: access.KindOperator, Roles: []access.Role{access.Admin}}
@@ -225,7 +226,7 @@ func (s *stage) cluster() {
 			start.certify(s.t, name, h.at).place(h, f.dir, f.name, f.owner, f.mode)
 		}
 		last := name[2:]
-		s.types(name, "install -d /etc/patroni\ncp deploy/patroni/patroni-fenced /usr/local/sbin/\n"+
+		s.types(name, "install -d /etc/patroni\ncp deploy/patroni/patroni-fenced deploy/patroni/chancery-member-rescue /usr/local/sbin/\n"+
 			"sed '/^# this member/,/^# end/{s/db1/"+name+"/;s/192.0.2.11/192.0.2.1"+last+"/}' deploy/patroni/etcd.default > /etc/default/etcd\n"+
 			"sed '/# this member/{s/db1/"+name+"/;s/192.0.2.11/192.0.2.1"+last+"/}' deploy/patroni/patroni.yml > /etc/patroni/patroni.yml\n"+
 			"systemctl start etcd")

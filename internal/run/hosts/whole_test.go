@@ -126,14 +126,26 @@ func TestRescuePage(t *testing.T) {
 	e.ends(socket)
 	e.isDown()
 
-	// ssh carries a socket: here the other machine's file is seen by a link.
-	forward := "#!/bin/sh -e\nwhile [ $# -gt 1 ]; do [ $1 = -L ] && map=$2; shift; done\n" +
-		"[ $1 = root@db1 ]\nln -s " + db1.home + "${map#*:} ${map%%:*}\n"
-	must(t, os.WriteFile(filepath.Join(node.home, "local", "ssh"), []byte(forward), 0o755))
+	e.reaches(node)
 	before, err := client.RootsFile(w.dir.IdentityRoot())
 	must(t, err)
 	node.run("cp", "-a", "/opt/chancery-agent", "/opt/chancery-agent-before")
-	s.typeBlocks(sectionOf(t, "../../../docs/move-and-rescue.md", "### The cluster of deploy/patroni"), 21, 7)
+	blocks := sectionOf(t, "../../../docs/move-and-rescue.md", "### The cluster of deploy/patroni")
+	if len(blocks) != 12 {
+		t.Fatalf("the page has %d blocks", len(blocks))
+	}
+	e.before()
+	s.typeBlocks(blocks[:2], 1, 1) // look
+	e.looked()
+	s.typeBlocks(blocks[2:4], 1, 1) // lead
+	e.leads()
+	s.typeBlocks(blocks[4:6], 1, 1) // the rescue
+	e.installs()
+	e.keeps(func() { s.typeBlocks(blocks[6:7], 1, 0) }) // install
+	e.waits()
+	s.typeBlocks(blocks[7:9], 1, 1) // start
+	e.started()
+	s.typeBlocks(blocks[9:], 2, 1)
 	e.pinned(before)
 	e.told()
 }
