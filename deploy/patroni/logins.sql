@@ -162,6 +162,28 @@ CREATE OR REPLACE FUNCTION chancery_logins.end_standing(waiting integer) RETURNS
         OR shobj_description(r.oid, 'pg_authid') = 'chancery: a node of ' || current_database());
 $$;
 
+-- owner_enters says whether the owner of the database is let in over the network by what pg_hba.conf and pg_ident.conf say now: a node that
+-- had no login of its own was. It knows maps of certificates; whatever else lets somebody in may let him in as the owner, and so may what
+-- PostgreSQL before 15, which shows no pg_ident.conf, does not tell.
+CREATE OR REPLACE FUNCTION chancery_logins.owner_enters() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  o record;
+BEGIN
+  SELECT a.rolname::text, a.rolcanlogin INTO STRICT o FROM pg_roles a JOIN pg_database d ON d.datdba = a.oid WHERE d.datname = current_database();
+  RETURN o.rolcanlogin AND EXISTS (
+    SELECT FROM pg_hba_file_rules h CROSS JOIN LATERAL unnest(h.user_name) u
+      CROSS JOIN LATERAL (SELECT (SELECT substr(x, 5) FROM unnest(h.options) x WHERE starts_with(x, 'map=')) AS name) m
+      WHERE h.error IS NULL AND h.type <> 'local' AND h.auth_method <> 'reject' AND h.database <> '{replication}'
+        AND (u IN ('all', o.rolname) OR starts_with(u, '/') OR starts_with(u, '+')
+          AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = substr(u, 2) AND pg_has_role(o.rolname, g.oid, 'MEMBER')))
+        AND (h.auth_method <> 'cert' OR m.name IS NULL OR EXISTS (SELECT FROM pg_ident_file_mappings i WHERE i.error IS NULL AND i.map_name = m.name
+          AND (i.pg_username IN ('all', o.rolname) OR left(i.pg_username, 1) IN ('/', '+') OR position('\1' IN i.pg_username) > 0
+            AND (i.sys_name !~ '^/\^\(?chancery_' OR starts_with(o.rolname, 'chancery_'))))));
+EXCEPTION WHEN undefined_table THEN
+  RETURN true;
+END $$;
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA chancery_logins FROM PUBLIC;
 DO $$
 DECLARE
@@ -169,7 +191,7 @@ DECLARE
 BEGIN
   SELECT a.rolname INTO STRICT owner FROM pg_roles a JOIN pg_database d ON d.datdba = a.oid WHERE d.datname = current_database();
   EXECUTE format('GRANT USAGE ON SCHEMA chancery_logins TO %I', owner);
-  EXECUTE format('GRANT EXECUTE ON FUNCTION chancery_logins.add(text, boolean), chancery_logins.drop(text), chancery_logins.end_standing(integer) TO %I',
+  EXECUTE format('GRANT EXECUTE ON FUNCTION chancery_logins.add(text, boolean), chancery_logins.drop(text), chancery_logins.end_standing(integer), chancery_logins.owner_enters() TO %I',
     owner);
 END $$;
 
