@@ -2,9 +2,10 @@
 # make demo     the fleet in a throw-away directory: three hosts, from joining to a stolen key
 # make test     install what the tests need (as root) and run them, consumers included
 # make check    the gate: what CI runs
-# make bench    the budgets, each with a ratio against a peer or a bare limit
+# make bench    the budgets, each with a ratio against a peer or a bare limit; those of clones on one PostgreSQL, and on a cluster of three
 # make chaos    three nodes and their databases killed, frozen and cut off for half an hour (CHAOS_SECONDS, CHAOS_SEED), and what came of it;
-#               then the failovers of the database's layer alone (FAILOVER=, with nothing behind it, goes without)
+#               then the failovers of the database's layer alone (FAILOVER=, with nothing behind it, goes without); it fails where
+#               anything was broken, and where a bound had no strike that stood alone to be judged by
 
 export CGO_ENABLED = 0
 GO ?= go
