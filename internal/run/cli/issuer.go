@@ -322,7 +322,7 @@ type issuerCRLsCommand struct {
 	Validity   string `placeholder:"V" help:"How long a complete CRL lasts; the settings' when not given."`
 	Refresh    string `placeholder:"V" help:"How often a new one is signed; the settings' when not given."`
 
-	OnRevocation bool `default:"true" negatable:"" help:"Sign a list as soon as something was revoked (crl_on_revocation); with --no-on-revocation at the schedule only."`
+	OnRevocation bool `default:"true" negatable:"" help:"Sign a list as soon as something was revoked (crl_on_revocation), a complete one of more than crl.whole_up_to entries every five minutes at most; with --no-on-revocation at the schedule only."`
 }
 
 // Run sets which CRLs an issuer signs.
