@@ -150,6 +150,13 @@ func (s *PostgresServer) Replayed(tb testing.TB, primary *PostgresServer) {
 	}
 }
 
+// Followers is how many standbys follow this server now.
+func (s *PostgresServer) Followers(tb testing.TB) (n int) {
+	tb.Helper()
+	s.query(tb, tb.Context(), "SELECT COUNT(*) FROM pg_stat_replication WHERE state = 'streaming'", &n)
+	return n
+}
+
 func (s *PostgresServer) query(tb testing.TB, ctx context.Context, query string, dest any) {
 	tb.Helper()
 	pool, err := sql.Open("pgx", s.URL("postgres"))

@@ -25,14 +25,7 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 	ends := d.ends.Load()
 	err := d.Tx(ctx, func(tx *Tx) error {
 		var err error
-		ahead = nil
-		if high, err = readClock(ctx, tx); err != nil {
-			return err
-		}
-		if behind(now, high) {
-			return nil
-		}
-		if ahead, err = tx.clockAhead(ctx, now, high); err != nil {
+		if high, ahead, err = tx.judgeClock(ctx, now); err != nil || behind(now, high) {
 			return err
 		}
 		if history, err = readHistory(ctx, tx); err != nil {
@@ -47,12 +40,13 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 			return err
 		}
 		switch {
-		case ahead != nil && reads: // it has no lease
-			return nil
+		case ahead != nil && reads: // it has no lease; with what it writes goes its mark, by which the others judge their clocks
+			_, err = tx.Exec(ctx, "UPDATE clock SET high_water = LEAST(high_water, "+soon+") WHERE name = "+readerRow)
+			return err
 		case ahead != nil:
 			return tx.letGo(ctx)
 		case reads:
-			_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES (`+readerRow+`, $1)
+			_, err = tx.Exec(ctx, `INSERT INTO clock (name, high_water) VALUES (`+readerRow+`, LEAST($1::bigint, `+soon+`))
 				ON CONFLICT (name) DO UPDATE SET high_water = excluded.high_water`, Micros(now))
 			return err
 		}
@@ -76,6 +70,34 @@ func (d *DB) Heartbeat(ctx context.Context, now time.Time) error {
 	return d.CheckClock(now)
 }
 
+// JudgeClock refuses what a heartbeat at now would be refused for, and writes nothing. It is for what is removed by the clock, and is gone where
+// the clock was wrong: CheckClock knows only what the last heartbeat found.
+func (d *DB) JudgeClock(ctx context.Context, now time.Time) error {
+	var high int64
+	var ahead *aheadOf
+	err := d.Tx(ctx, func(tx *Tx) (err error) {
+		high, ahead, err = tx.judgeClock(ctx, now)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case ahead != nil:
+		return ahead.refusal()
+	case behind(now, high):
+		return refusedBehind(now, high)
+	}
+	return nil
+}
+
+// judgeClock returns the newest time that any node has seen, and whether now, which is not behind it, is ahead of the database's.
+func (tx *Tx) judgeClock(ctx context.Context, now time.Time) (high int64, ahead *aheadOf, err error) {
+	if high, err = readClock(ctx, tx); err == nil && !behind(now, high) {
+		ahead, err = tx.clockAhead(ctx, now, high)
+	}
+	return high, ahead, err
+}
+
 // CheckClock is Unavailable while now is behind the newest time that this process has learnt from the store: certificates and
 // CRLs would be dated before what was issued already. So it is while the clock is ahead of the database's (ClockAhead): they would be dated
 // in the future. It costs nothing.
@@ -87,6 +109,10 @@ func (d *DB) CheckClock(now time.Time) error {
 	if !behind(now, high) {
 		return nil
 	}
+	return refusedBehind(now, high)
+}
+
+func refusedBehind(now time.Time, high int64) error {
 	return fault.New(fault.Unavailable, "the clock is behind: it says %s, and the authority has seen %s", now.UTC().Format(time.RFC3339),
 		FromMicros(high).Format(time.RFC3339)).
 		WithHint("set the clock right; if it is right and the store's mark is wrong, chancery rescue clock sets the mark back")

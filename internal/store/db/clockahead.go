@@ -13,7 +13,8 @@ import (
 // The server's clock may be the wrong one as well; then all nodes are ahead of it, and none should stop. No beat that was taken is further
 // ahead of that clock than aheadTolerance. A mark that is says that the clock went back, or that another server was promoted whose clock is
 // behind: it judges nobody. One that loses time slowly, or stood still with its machine, is contradicted by the nodes' own: what each wrote
-// last is numbered by its clock, and whoever is nearer to ours than to the server's speaks for ours.
+// last is numbered by its clock, and whoever is nearer to ours than to the server's speaks for ours. More have to than speak for the
+// server's: the numbers of a node that had been ahead stay so until the time has come, though its clock was set right.
 //
 // A node of a release before beats without looking, and SQLite has no other clock: a mark that is ahead is set back by ResetClock.
 
@@ -39,7 +40,7 @@ func (tx *Tx) clockAhead(ctx context.Context, now time.Time, high int64) (*ahead
 	err = tx.QueryRow(ctx, `SELECT COUNT(CASE WHEN number < $3 THEN 1 END), COUNT(CASE WHEN number >= $3 THEN 1 END) FROM write_mark
 		WHERE node <> $1 AND fence <> -1 AND number BETWEEN $2 AND $4`,
 		tx.d.writesAs(), Micros(theirs.Add(-aheadTolerance)), Micros(middle), Micros(now.Add(aheadTolerance))).Scan(&theirsToo, &oursToo)
-	if err != nil || oursToo > 0 || theirsToo == 0 && now.Sub(FromMicros(high)) <= aheadTolerance {
+	if err != nil || oursToo > theirsToo || theirsToo == 0 && now.Sub(FromMicros(high)) <= aheadTolerance {
 		return nil, err
 	}
 	return ahead, nil
@@ -65,10 +66,13 @@ func (tx *Tx) letGo(ctx context.Context) error {
 
 // ClockAhead is Unavailable where the newest heartbeat of this process was refused since its clock is ahead. It costs nothing.
 func (d *DB) ClockAhead() error {
-	a := d.ahead.Load()
-	if a == nil {
-		return nil
+	if a := d.ahead.Load(); a != nil {
+		return a.refusal()
 	}
+	return nil
+}
+
+func (a *aheadOf) refusal() error {
 	return fault.New(fault.Unavailable, "the clock is ahead: this node's said %s when the database's said %s; this node signs nothing, and the others go on",
 		a.ours.UTC().Format(time.RFC3339), a.theirs.UTC().Format(time.RFC3339)).
 		WithHint("set the wrong one of the two right, by NTP; chancery doctor database compares them. Where the database's was right again by being set, and all nodes " +

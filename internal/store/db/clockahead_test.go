@@ -166,6 +166,32 @@ func TestServerStoodStill(t *testing.T) {
 	c.beats(c.n2, 5*time.Minute)
 }
 
+// TestOneThatWasAheadBearsNobodyOut: the numbers of a node that was ahead stay so though its clock was set right. Alone they do not speak for
+// another that is ahead, against one whose clock is the server's.
+func TestOneThatWasAheadBearsNobodyOut(t *testing.T) {
+	c := newClocks(t)
+	c.writes(0, "n1")
+	c.writes(time.Hour, "n3")
+	c.refused(time.Hour)
+	c.refused(time.Hour + time.Minute)
+	c.writes(time.Hour, "n4")
+	c.beats(c.n2, time.Hour) // two against one: the server's is wrong
+}
+
+// TestJudgeClock says of a time what a heartbeat would, and writes nothing.
+func TestJudgeClock(t *testing.T) {
+	c := newClocks(t)
+	for by, want := range map[time.Duration]string{-time.Hour: "clock is behind", 0: "", time.Minute: "", time.Hour: "clock is ahead"} {
+		err := c.n2.JudgeClock(t.Context(), c.now.Add(by))
+		if want == "" && err != nil || want != "" && (!fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("by %s: %v", by, err)
+		}
+	}
+	if seen, err := c.n1.SeenTime(t.Context()); err != nil || seen.After(c.now.Add(time.Second)) {
+		t.Errorf("the authority has seen %v, %v", seen, err)
+	}
+}
+
 // TestServerLosesTime has the server's clock lose time by and by: nobody is refused when it is past the bound.
 func TestServerLosesTime(t *testing.T) {
 	c := newClocks(t)

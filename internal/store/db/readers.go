@@ -21,12 +21,13 @@ const readerRow = "'reader ' || " + ownName
 // soon is the latest time that a reader may write: of a mark that has not come all nodes would stop.
 const soon = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 60000000"
 
-// readerPolicies are which rows the readers may write. Policies of rows do not bind the tables' owner, and whoever else may read goes on reading all.
-var readerPolicies = [][2]string{
-	{"node", "name = " + ownName},
-	{"write_mark", "node = " + ownName},
-	{"clock", "name = " + readerRow + " AND high_water <= " + soon},
-	{"host_heard", "node = " + ownName + " AND seen_at <= " + soon},
+// readerPolicies are which rows the readers may write, and what these may say then: what a row says now may be too late by the clock of a server
+// that was promoted since. Policies of rows do not bind the tables' owner, and whoever else may read goes on reading all.
+var readerPolicies = []struct{ table, row, said string }{
+	{"node", "name = " + ownName, "true"},
+	{"write_mark", "node = " + ownName, "true"},
+	{"clock", "name = " + readerRow, "high_water <= " + soon},
+	{"host_heard", "node = " + ownName, "seen_at <= " + soon},
 }
 
 // readerRights are what the tables' owner lets the logins of nodes do that do not issue.
@@ -41,11 +42,18 @@ func readerRights(reader string) []string {
 		"GRANT INSERT (node, host, seen_at), UPDATE (seen_at) ON host_heard TO " + reader,
 	}
 	for _, p := range readerPolicies {
-		table, own := p[0], p[1]
-		rights = append(rights, "ALTER TABLE "+table+" ENABLE ROW LEVEL SECURITY",
-			"DROP POLICY IF EXISTS readers ON "+table, "CREATE POLICY readers ON "+table+" FOR SELECT USING (true)",
-			"DROP POLICY IF EXISTS own_first ON "+table, "CREATE POLICY own_first ON "+table+" FOR INSERT TO "+reader+" WITH CHECK ("+own+")",
-			"DROP POLICY IF EXISTS own_again ON "+table, "CREATE POLICY own_again ON "+table+" FOR UPDATE TO "+reader+" USING ("+own+")")
+		rights = append(rights, "ALTER TABLE "+p.table+" ENABLE ROW LEVEL SECURITY",
+			"DROP POLICY IF EXISTS readers ON "+p.table, "CREATE POLICY readers ON "+p.table+" FOR SELECT USING (true)",
+			"DROP POLICY IF EXISTS own_first ON "+p.table, "CREATE POLICY own_first ON "+p.table+" FOR INSERT TO "+reader+" WITH CHECK ("+p.row+" AND "+p.said+")")
+	}
+	return append(rights, againRights(reader)...)
+}
+
+// againRights let a reader write its rows again, whatever they say.
+func againRights(reader string) (rights []string) {
+	for _, p := range readerPolicies {
+		rights = append(rights, "DROP POLICY IF EXISTS own_again ON "+p.table,
+			"CREATE POLICY own_again ON "+p.table+" FOR UPDATE TO "+reader+" USING ("+p.row+") WITH CHECK ("+p.row+" AND "+p.said+")")
 	}
 	return rights
 }
@@ -65,27 +73,32 @@ func formerRights(reader string) []string {
 }
 
 // readers is what the role of the readers may do.
-type readers struct{ there, former, own, ends bool }
+type readers struct{ there, former, own, ends, again bool }
 
 func readersOf(ctx context.Context, q interface {
 	QueryRowContext(context.Context, string, ...any) *sql.Row
 }, owner string) (r readers, err error) {
 	err = q.QueryRowContext(ctx, `SELECT COUNT(*) > 0, COALESCE(bool_or(has_table_privilege(oid, 'clock', 'UPDATE')), false),
 		COALESCE(bool_or(has_column_privilege(oid, 'host_heard', 'seen_at', 'UPDATE')), false),
-		COALESCE(bool_or(has_column_privilege(oid, 'write_mark', 'suspended_until', 'UPDATE')), false) FROM pg_roles WHERE rolname = $1`, owner+"_reader").
-		Scan(&r.there, &r.former, &r.own, &r.ends)
+		COALESCE(bool_or(has_column_privilege(oid, 'write_mark', 'suspended_until', 'UPDATE')), false),
+		EXISTS (SELECT 1 FROM pg_policies WHERE schemaname = 'public' AND tablename = 'clock' AND policyname = 'own_again' AND with_check IS NOT NULL)
+		FROM pg_roles WHERE rolname = $1`, owner+"_reader").
+		Scan(&r.there, &r.former, &r.own, &r.ends, &r.again)
 	return r, err
 }
 
 // lacking are the rights that the readers do not have and should.
-func (r *readers) lacking(reader string) []string {
-	switch {
-	case !r.own:
+func (r *readers) lacking(reader string) (rights []string) {
+	if !r.own {
 		return readerRights(reader)
-	case !r.ends:
-		return []string{endsRight(reader)}
 	}
-	return nil
+	if !r.ends {
+		rights = append(rights, endsRight(reader))
+	}
+	if !r.again {
+		rights = append(rights, againRights(reader)...)
+	}
+	return rights
 }
 
 // grantReaders gives the readers their rights, where they do not have them. Those that they had by a release before they keep, since nodes

@@ -31,10 +31,13 @@ func TestPromotedBesideFollowers(t *testing.T) {
 	}
 	watch(t, d)
 	promoted.Exec(t, "SELECT pg_promote()")
-	// The connection that asks alone is lost, and the next is to the first that the URL names.
-	replaced.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE query ~ 'transaction_read_only|pg_stat_replication' AND pid <> pg_backend_pid()`)
-	await(t, "a connection to the promoted server", func() bool { at, err := server(t, d); return err == nil && at == promoted.Port })
+	await(t, "a connection to the promoted server", func() bool {
+		// The connection that asks alone is lost, and the next is to the first that the URL names.
+		replaced.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE query ~ 'transaction_read_only|pg_stat_replication' AND pid <> pg_backend_pid()`)
+		at, err := server(t, d)
+		return err == nil && at == promoted.Port
+	})
 
 	waitFor("")
 	late := open(replaced, promoted)

@@ -44,6 +44,10 @@ var onPostgreSQLOnly = map[string]string{
 	// Sessions, and whom they wait for, are PostgreSQL's own.
 	`SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids($1))
 		AND a.state = 'idle in transaction' AND a.state_change < clock_timestamp() - interval '500 milliseconds' AND pg_has_role(a.usesysid, 'USAGE')`: "internal/store/db/fence.go",
+	`WITH RECURSIVE holds(pid) AS (SELECT p FROM unnest(pg_blocking_pids($1)) AS p
+		UNION SELECT p FROM holds b, unnest(pg_blocking_pids(b.pid)) AS p)
+	SELECT b.pid, COALESCE(a.usename, ''), COALESCE(a.state, ''), COALESCE(a.wait_event, '') = 'SyncRep'
+	FROM holds b LEFT JOIN pg_stat_activity a ON a.pid = b.pid WHERE b.pid = 0 OR cardinality(pg_blocking_pids(b.pid)) = 0`: "internal/store/db/blocked.go",
 }
 
 // TestSQLIsPortable reads every SQL text of the repository.
