@@ -101,7 +101,7 @@ func (s *signed) remember(ctx context.Context, tx *db.Tx, answer string, now tim
 // checkKey refuses a key that was revoked as compromised, under whatever issuer.
 func (s *signed) checkKey(ctx context.Context, tx *db.Tx) error {
 	if s.ahead == nil {
-		return checkKey(ctx, tx, s.certificate.PublicKey())
+		return CheckKey(ctx, tx, s.certificate.PublicKey())
 	}
 	if s.ahead.banned {
 		return banned(s.ahead.since)
@@ -109,7 +109,8 @@ func (s *signed) checkKey(ctx context.Context, tx *db.Tx) error {
 	return nil
 }
 
-func checkKey(ctx context.Context, tx *db.Tx, spki []byte) error {
+// CheckKey refuses a key that was found to be compromised (BlockKey, or a revocation for that).
+func CheckKey(ctx context.Context, tx *db.Tx, spki []byte) error {
 	sum := sha256.Sum256(spki)
 	var since int64
 	err := tx.QueryRow(ctx, `SELECT since FROM compromised_key WHERE spki = $1`, sum[:]).Scan(&since)
@@ -123,10 +124,10 @@ func checkKey(ctx context.Context, tx *db.Tx, spki []byte) error {
 }
 
 func banned(since int64) error {
-	return fault.New(fault.Denied, "the key was revoked for keyCompromise at %s; make a new one", db.FromMicros(since).Format(time.RFC3339)).
+	return fault.New(fault.Denied, "the key is known to be compromised (keyCompromise) since %s; make a new one", db.FromMicros(since).Format(time.RFC3339)).
 		WithHint("chancery key generate")
 }
 
 func (c *CA) checkKey(ctx context.Context, spki []byte) error {
-	return c.db.Read(ctx, func(tx *db.Tx) error { return checkKey(ctx, tx, spki) })
+	return c.db.Read(ctx, func(tx *db.Tx) error { return CheckKey(ctx, tx, spki) })
 }

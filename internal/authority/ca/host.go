@@ -121,6 +121,9 @@ func (c *CA) RevokeSerial(ctx context.Context, tx *db.Tx, ref Ref, reason crl.Re
 }
 
 func (c *CA) revokeIn(ctx context.Context, tx *db.Tx, r *record, reason crl.Reason, actor string, now time.Time) error {
+	if err := c.db.CheckClock(now); err != nil {
+		return err
+	}
 	if err := c.revoke(ctx, tx, r, RevokeOrder{Reason: reason}, now); err != nil {
 		return err
 	}

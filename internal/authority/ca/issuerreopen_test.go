@@ -95,7 +95,7 @@ func TestRetiredIssuerIssuesAgain(t *testing.T) {
 // another one would have as well; and a renewal that was judged before it was retired does not undo that.
 func TestRetiredIssuerThatStaysSo(t *testing.T) {
 	for reason, says := range map[crl.Reason]string{
-		crl.CACompromise: "was revoked for cACompromise", crl.KeyCompromise: "was revoked for keyCompromise", crl.PrivilegeWithdrawn: "is revoked (privilegeWithdrawn)",
+		crl.CACompromise: "was revoked for cACompromise", crl.KeyCompromise: "is known to be compromised", crl.PrivilegeWithdrawn: "is revoked (privilegeWithdrawn)",
 	} {
 		pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
 			a, ctx := newStores(t, d), context.Background()

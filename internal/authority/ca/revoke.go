@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"time"
@@ -264,8 +265,13 @@ func blockKey(ctx context.Context, tx *db.Tx, crt *Certificate, now time.Time) e
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(parsed.RawSubjectPublicKeyInfo)
-	_, err = tx.Exec(ctx, `INSERT INTO compromised_key (spki, since) VALUES ($1, $2) ON CONFLICT (spki) DO NOTHING`, sum[:], db.Micros(now))
+	return BlockKey(ctx, tx, parsed, now)
+}
+
+// BlockKey keeps the key of a certificate from being certified, trusted or issued with again. It is for one that nobody here can revoke.
+func BlockKey(ctx context.Context, tx *db.Tx, crt *x509.Certificate, now time.Time) error {
+	sum := sha256.Sum256(crt.RawSubjectPublicKeyInfo)
+	_, err := tx.Exec(ctx, `INSERT INTO compromised_key (spki, since) VALUES ($1, $2) ON CONFLICT (spki) DO NOTHING`, sum[:], db.Micros(now))
 	if err != nil {
 		return fmt.Errorf("block the compromised key: %w", err)
 	}

@@ -1,6 +1,8 @@
 package rollout_test
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"strings"
 	"testing"
 	"time"
@@ -280,6 +282,25 @@ func TestCompromisedDropsAtOnce(t *testing.T) {
 		w.hosts[3].converge()
 		if w.under("lab-2") != 4 {
 			t.Errorf("%d of 4 are under the new issuer", w.under("lab-2"))
+		}
+	})
+}
+
+// TestCompromisedRootStaysOut: nobody can revoke a root, and yet its key is neither trusted nor issued with again, nor is that of the issuer below it.
+func TestCompromisedRootStaysOut(t *testing.T) {
+	t.Parallel()
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		w, ctx := newWorld(t, d), t.Context()
+		w.unsafe = true
+		w.addMany(2)
+		root, issuer := w.issuer("lab-root"), w.issuer("lab")
+		w.start(client.StartRolloutRequest{Kind: client.RolloutRoot, Online: true, Compromised: true, Because: "the safe was opened"})
+		w.untilState(client.RolloutDone)
+		for _, i := range []*ca.Issuer{root, issuer} {
+			_, err := w.Trust.Add(ctx, admin, "lab", client.AddTrustRequest{PEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate.Raw}))}, once.Call{})
+			refused(t, err, fault.Denied, "is known to be compromised")
+			_, err = w.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: i.Name, Answer: []*x509.Certificate{i.Certificate}})
+			refused(t, err, fault.Denied, "is known to be compromised")
 		}
 	})
 }

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -382,6 +383,14 @@ func (s *Service) dropNow(ctx context.Context, tx *db.Tx, r *row, issuers []*ca.
 			return err
 		}
 		r.tellRevoked(i, revoked, issuers)
+		for _, c := range slices.Concat([]*x509.Certificate{i.Certificate}, i.Chain) { // a root's, and one whose root is elsewhere, nobody here revokes
+			if !slices.Contains(r.plan.Leaves, trust.Fingerprint(c)) {
+				continue
+			}
+			if err := ca.BlockKey(ctx, tx, c, now); err != nil {
+				return err
+			}
+		}
 	}
 	if _, err := s.retire(ctx, tx, r.plan.Retires, now); err != nil {
 		return err

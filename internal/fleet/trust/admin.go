@@ -226,6 +226,9 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 	var known string
 	var wrong []error
 	for _, c := range certificates {
+		if err := ca.CheckKey(ctx, tx, c.RawSubjectPublicKeyInfo); err != nil {
+			return nil, fmt.Errorf("%q: %w", c.Subject, err)
+		}
 		kind := client.TrustPinned
 		if in.Pinned {
 			err = j.pinned(c)

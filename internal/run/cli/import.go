@@ -44,11 +44,20 @@ func (c *importCommand) Run(ctx context.Context, g *globals) error {
 	for _, w := range from.Warnings {
 		g.say("warning: %s", printable(w))
 	}
+	into := importer.Into{Name: c.Name, Pool: c.Pool, Default: c.Default}
 	if c.DryRun {
-		g.say("would bring in %q, %d certificates, %d of them revoked", from.Certificate.Subject, len(from.Issued), from.Revoked())
+		here, err := setup.ForeseeImport(ctx, datadir.Dir(g.Dir), from, into)
+		switch {
+		case err != nil:
+			return err
+		case here:
+			g.say("would give the key to issuer %q, %q, which is here without it", c.Name, from.Certificate.Subject)
+		default:
+			g.say("would bring in %q, %d certificates, %d of them revoked", from.Certificate.Subject, len(from.Issued), from.Revoked())
+		}
 		return nil
 	}
-	issuer, err := setup.Import(ctx, datadir.Dir(g.Dir), from, importer.Into{Name: c.Name, Pool: c.Pool, Default: c.Default})
+	issuer, err := setup.Import(ctx, datadir.Dir(g.Dir), from, into)
 	if err != nil {
 		return err
 	}

@@ -232,6 +232,7 @@ func (c *rescueNodeCommand) Run(ctx context.Context, g *globals) error {
 	}
 	if c.DatabaseFile != "" {
 		fmt.Fprintf(g.Out, "%s has the database alone, and loopback addresses: say there where the node is (address, listen).\n", datadir.Dir(g.Dir).Config())
+		fmt.Fprintf(g.Out, "No administrator's key is in %s: chancery rescue admin --dir %s makes one.\n", g.Dir, g.Dir)
 	}
 	_, err = fmt.Fprintf(g.Out, "\nNext: chancery serve --dir %s\n", g.Dir)
 	return err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/internal/pkitest"
 	"chancery/internal/store/db"
@@ -17,6 +18,11 @@ func TestStandbysOfPostgreSQL(t *testing.T) {
 	primary := pkitest.Postgres(t, "fsync=off", "min_wal_size=32MB", "max_wal_size=32MB")
 	other := pkitest.Postgres(t, "fsync=off").Standby(t, "other", "fsync=off")
 	follows := primary.Standby(t, "follows", "fsync=off")
+	for deadline := time.Now().Add(time.Minute); primary.Followers(t) == 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) { // the next copy may take the log away that one needs which does not follow yet
+			t.Fatal("the standby does not follow")
+		}
+	}
 	cut := primary.Standby(t, "cut", "fsync=off", "primary_conninfo=host=/nowhere port=1")
 	var hosts []string
 	for _, s := range []*pkitest.PostgresServer{follows, cut, primary, other} {

@@ -31,7 +31,7 @@ func twin(t ca.Twin) finding.Finding {
 	switch {
 	case t.Compromised && active:
 		f.Level, f.Message = finding.Error, both+" have one key, which was revoked as compromised: who has it signs for both, and one issues still"
-		f.Hint = "chancery rollout start rotate-issuer --compromised --pool " + t.One.Pool + "; chancery issuer retire " + t.One.Name
+		f.Hint = "chancery rollout start rotate-issuer --compromised --because TEXT --pool " + t.One.Pool + "; chancery issuer retire " + t.One.Name
 	case t.Compromised:
 		f.Message = both + " have one key, which was revoked as compromised; neither issues any more"
 		f.Hint = "chancery pool trust list " + t.One.Pool + " says whether hosts trust either still"

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/x509"
 	"log/slog"
+	"slices"
 	"time"
 
 	"chancery/internal/authority/ca"
 	"chancery/internal/authority/importer"
+	"chancery/internal/fault"
 	"chancery/internal/fleet/pool"
 	"chancery/internal/store/access"
 	"chancery/internal/store/db"
@@ -19,6 +21,16 @@ import (
 // local runs an act on an authority of this machine that no node serves at the moment; on SQLite a node that runs refuses
 // it by its lock.
 func local(ctx context.Context, dir datadir.Dir, act func(s *Services, by access.Principal) error) error {
+	return opened(ctx, dir, func(s *Services, by access.Principal) error {
+		if err := s.ready(ctx); err != nil {
+			return err
+		}
+		return act(s, by)
+	})
+}
+
+// opened is local with a store that may be of another release.
+func opened(ctx context.Context, dir datadir.Dir, act func(s *Services, by access.Principal) error) error {
 	config, err := dir.Load()
 	if err != nil {
 		return err
@@ -26,9 +38,6 @@ func local(ctx context.Context, dir datadir.Dir, act func(s *Services, by access
 	s, err := Open(ctx, dir, config, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
-	}
-	if err := s.ready(ctx); err != nil {
-		return closing(s.DB, err)
 	}
 	if err := act(s, access.System(config.Name)); err != nil {
 		_ = s.Close()
@@ -57,16 +66,44 @@ func Answer(ctx context.Context, dir datadir.Dir, certificates []*x509.Certifica
 // machine and sealed into the store: it never goes over a network. A pool that does not exist yet is added for it.
 func Import(ctx context.Context, dir datadir.Dir, from *importer.CA, into importer.Into) (issuer *ca.Issuer, err error) {
 	err = local(ctx, dir, func(s *Services, by access.Principal) error {
-		now := time.Now()
-		set, err := s.Settings.Get(ctx)
-		if err != nil {
-			return err
-		}
-		into.Also = func(ctx context.Context, tx *db.Tx) error {
-			return s.Pools.RecordIn(ctx, tx, by, into.Pool, set.Organization, now)
-		}
-		issuer, err = from.Import(ctx, s.CA, by, into)
+		issuer, err = s.importCA(ctx, by, from, into)
 		return err
 	})
 	return issuer, err
+}
+
+// ForeseeImport says why Import would be refused, and changes nothing; else whether the issuer is here already, and would be given its key.
+func ForeseeImport(ctx context.Context, dir datadir.Dir, from *importer.CA, into importer.Into) (here bool, err error) {
+	into.DryRun = true
+	err = opened(ctx, dir, func(s *Services, by access.Principal) error {
+		switch version, err := schema.Version(ctx, s.DB); {
+		case err != nil:
+			return err
+		case version != schema.Newest():
+			return fault.New(fault.Unavailable, "the store is of schema %d, and the import would bring it to %d first", version, schema.Newest())
+		}
+		if err := s.DB.LearnClock(ctx); err != nil {
+			return err
+		}
+		issuer, err := s.importCA(ctx, by, from, into)
+		if err != nil {
+			return err
+		}
+		all, err := s.CA.Issuers(ctx)
+		here = slices.ContainsFunc(all, func(i *ca.Issuer) bool { return i.ID == issuer.ID })
+		return err
+	})
+	return here, err
+}
+
+func (s *Services) importCA(ctx context.Context, by access.Principal, from *importer.CA, into importer.Into) (*ca.Issuer, error) {
+	now := time.Now()
+	set, err := s.Settings.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	into.Also = func(ctx context.Context, tx *db.Tx) error {
+		return s.Pools.RecordIn(ctx, tx, by, into.Pool, set.Organization, now)
+	}
+	return from.Import(ctx, s.CA, by, into)
 }
