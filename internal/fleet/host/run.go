@@ -85,6 +85,14 @@ func (s *Service) writeSeen(ctx context.Context, hosts []string, at map[string]t
 		rows = append(rows, fmt.Sprintf("($%d, $%d)", len(args)-1, len(args)))
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		// What a node wrote whose clock is ahead would hide what is heard until then.
+		now, err := tx.Clock(ctx)
+		if err != nil {
+			return err
+		}
+		for i := 1; i < len(args); i += 2 {
+			args[i] = min(args[i].(int64), db.Micros(now))
+		}
 		reads, err := tx.Reader(ctx)
 		if err != nil {
 			return err

@@ -46,7 +46,7 @@ func (s *Service) Run(ctx context.Context) error {
 // Prune takes certificates out that have ended: out of every version, since one ended CA keeps some consumers from starting.
 // Where no rollout works on the pool, a new version says so; and there what is revoked of renewed issuers leaves too.
 func (s *Service) Prune(ctx context.Context, now time.Time) error {
-	if err := s.DB.CheckClock(now); err != nil {
+	if err := s.DB.JudgeClock(ctx, now); err != nil {
 		return err
 	}
 	return errors.Join(s.pruneEnded(ctx, now), s.leaveRevoked(ctx, now))

@@ -186,8 +186,8 @@ func TestClockIsBehindWhileServing(t *testing.T) {
 	p.stop()
 }
 
-// TestClockIsAheadWhileServing starts a node whose clock is an hour ahead of the database's and of the time that the authority has seen: it
-// signs nothing, takes no lease, puts no time into the store that would stop others, and says so wherever it is asked.
+// TestClockIsAheadWhileServing starts a node whose clock is days ahead of the database's and of the time that the authority has seen: it
+// signs nothing, takes no lease, removes nothing as over, puts no time into the store that would stop others, and says so wherever it is asked.
 func TestClockIsAheadWhileServing(t *testing.T) {
 	t.Parallel()
 	url, ctx := pkitest.URL(t, db.Postgres), t.Context()
@@ -198,11 +198,16 @@ func TestClockIsAheadWhileServing(t *testing.T) {
 		_, err := other.Migrator().ExecContext(ctx, statement)
 		must(t, err)
 	}
+	first := startNode(t, dir) // it has its certificate from when all clocks were right
+	first.stop()
 	// The server shows all others' time: sessions that begin now find this function before its own.
-	run(`CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT pg_catalog.clock_timestamp() - interval '1 hour' $$`)
+	run(`CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT pg_catalog.clock_timestamp() - interval '8 days' $$`)
 	run(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$`)
-	behind := time.Now().Add(-time.Hour)
+	behind := time.Now().Add(-8 * 24 * time.Hour)
 	must(t, other.ResetClock(ctx, behind))
+	// What is a minute old by the server's clock, and what lasts a day still, is long over by the node's.
+	run(fmt.Sprintf(`INSERT INTO once (caller, request_key, request_hash, response, created_at) VALUES ('c', 'k', '', '', %d)`, db.Micros(behind.Add(-time.Minute))))
+	run(fmt.Sprintf(`CREATE TABLE ends AS SELECT id, not_after FROM trust_entry; UPDATE trust_entry SET not_after = %d`, db.Micros(behind.Add(24*time.Hour))))
 	p := startNode(t, dir)
 	until(t, "readyz says so", func() bool {
 		status, text := get(t, "http://"+p.Metrics+"/readyz")
@@ -234,6 +239,17 @@ func TestClockIsAheadWhileServing(t *testing.T) {
 	if seen, err := other.SeenTime(ctx); err != nil || seen.After(behind.Add(time.Minute)) {
 		t.Errorf("the authority has seen %v, %v", seen, err)
 	}
+	until(t, "it has tried to remove what is over", func() bool {
+		said := p.log.String()
+		return strings.Contains(said, `"prune"`) && strings.Contains(said, "the pools' trust is not tended")
+	})
+	var kept, trusted int
+	must(t, other.Migrator().QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM once WHERE request_key = 'k'), (SELECT COUNT(*) FROM trust_entry WHERE pruned_at = 0)`).
+		Scan(&kept, &trusted))
+	if kept != 1 || trusted == 0 {
+		t.Errorf("it removed what is not over by the server's clock: %d of 1 calls kept, %d entries trusted", kept, trusted)
+	}
+	run(`UPDATE trust_entry SET not_after = ends.not_after FROM ends WHERE ends.id = trust_entry.id`)
 	run(`DROP FUNCTION public.clock_timestamp()`)
 	until(t, "the node issues", func() bool { _, err := c.Issue(ctx, order("again.test")); return err == nil })
 	until(t, "readyz says so", func() bool { status, _ := get(t, "http://"+p.Metrics+"/readyz"); return status == http.StatusOK })

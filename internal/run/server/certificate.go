@@ -65,9 +65,9 @@ func (c *certificate) open(ctx context.Context, now time.Time) error {
 		c.logger.Error("the TLS certificate was not renewed", "not_after", stored.Leaf.NotAfter, "error", err)
 		return nil // Run tries again
 	}
-	if stored == nil && fault.Is(err, fault.Unavailable) {
-		// What is public needs no certificate, and a node that starts while the primary is away answers that.
-		c.logger.Error("the node has no TLS certificate, and its API answers nobody until it has one", "error", err)
+	if fault.Is(err, fault.Unavailable) {
+		// What is public needs no certificate, and a node answers that which starts while the primary is away, or whose clock is ahead.
+		c.logger.Error("the node has no TLS certificate that is good, and its API answers nobody until it has one", "error", err)
 		return nil
 	}
 	return err

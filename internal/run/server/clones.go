@@ -53,6 +53,10 @@ func (n *node) register(ctx context.Context) error {
 	}
 	err := s.Clones.Register(ctx, n.config.Address, now)
 	if err == nil {
+		// Before it takes leases, or signs: what it finds wrong with the clock stays with the database's layer.
+		if err := s.DB.Heartbeat(ctx, time.Now()); err != nil {
+			n.logger.Error("heartbeat", "error", err)
+		}
 		n.registered = true
 		s.DB.Guard(s.Clones.Guard)
 		return nil

@@ -78,6 +78,9 @@ func (p *pruner) Run(ctx context.Context) error {
 }
 
 func (p *pruner) prune(ctx context.Context, now time.Time) error {
+	if err := p.db.JudgeClock(ctx, now); err != nil {
+		return err // what is old by a wrong clock is not
+	}
 	set, err := p.settings.Get(ctx)
 	if err != nil {
 		return err
