@@ -3,6 +3,7 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -106,8 +107,9 @@ func (l *logins) holds(role, begin string) {
 		defer close(slept)
 		_, _ = conn.Exec(context.WithoutCancel(l.Context()), "SELECT pg_sleep(3600)")
 	}()
-	l.Cleanup(func() { // before the connection is closed
-		l.pg.Exec(l.T, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3600)' AND pid <> pg_backend_pid()")
+	ends := fmt.Sprintf("SELECT pg_terminate_backend(%d)", conn.PgConn().PID()) // whether it sleeps by then or not
+	l.Cleanup(func() {                                                          // before the connection is closed
+		l.pg.Exec(l.T, ends)
 		<-slept
 	})
 }
