@@ -123,6 +123,15 @@ func CheckKey(ctx context.Context, tx *db.Tx, spki []byte) error {
 	return banned(since)
 }
 
+// checkIssuerKey is CheckKey for an issuer: its key is in what it signed, so another issuer has to take its place.
+func checkIssuerKey(ctx context.Context, tx *db.Tx, i *Issuer) error {
+	err := CheckKey(ctx, tx, i.PublicKey)
+	if refusal, ok := errors.AsType[*fault.Error](err); ok {
+		return refusal.WithHint("chancery rollout start rotate-issuer --pool %s", i.Pool)
+	}
+	return err
+}
+
 func banned(since int64) error {
 	return fault.New(fault.Denied, "the key is known to be compromised (keyCompromise) since %s; make a new one", db.FromMicros(since).Format(time.RFC3339)).
 		WithHint("chancery key generate")

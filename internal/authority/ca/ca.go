@@ -17,6 +17,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,8 +77,9 @@ type CA struct {
 	rates   rates
 	asked   tally
 	lastID  atomic.Int64
-	pending sync.Map // ID → *Certificate, while its transaction runs
-	inserts byte     // its address is the key of the shared INSERT
+	chance  func(n int64) int64 // from 0 to under n
+	pending sync.Map            // ID → *Certificate, while its transaction runs
+	inserts byte                // its address is the key of the shared INSERT
 	here    changedHere
 	changed struct {
 		sync.Mutex
@@ -88,7 +90,7 @@ type CA struct {
 // New returns a CA. It starts nothing and asks nothing of the database yet.
 func New(o Options) *CA {
 	c := &CA{db: o.DB, keys: o.Keys, profiles: o.Profiles, settings: o.Settings, audit: o.Audit, entitlements: o.Entitlements,
-		admitHost: o.AdmitHost, hostNames: o.HostNames, successor: o.Successor, renewing: o.Renewing}
+		admitHost: o.AdmitHost, hostNames: o.HostNames, successor: o.Successor, renewing: o.Renewing, chance: rand.Int64N}
 	if c.entitlements == nil {
 		c.entitlements = ownName
 	}

@@ -295,7 +295,7 @@ func (c *CA) admitRenewal(ctx context.Context, tx *db.Tx, r *renewal, i *Issuer)
 		return fault.New(fault.Conflict, "issuer %q got another certificate in this moment (serial %s)", i.Name, cert.FormatSerial(i.Certificate.SerialNumber)).
 			WithHint("chancery issuer show %s", i.Name)
 	}
-	if err := CheckKey(ctx, tx, i.PublicKey); err != nil {
+	if err := checkIssuerKey(ctx, tx, i); err != nil {
 		return err
 	}
 	if err := c.admitAgain(ctx, tx, i); err != nil {

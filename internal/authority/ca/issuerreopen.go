@@ -74,7 +74,7 @@ func (c *CA) admitAgain(ctx context.Context, tx *db.Tx, i *Issuer) error {
 
 // keyGood refuses an issuer's key that is compromised, by what the inventories here say of any certificate of it that an issuer here has.
 func (c *CA) keyGood(ctx context.Context, tx *db.Tx, i *Issuer) error {
-	if err := CheckKey(ctx, tx, i.PublicKey); err != nil {
+	if err := checkIssuerKey(ctx, tx, i); err != nil {
 		return err
 	}
 	all, err := readIssuers(ctx, tx, ` WHERE public_key = $1`, i.PublicKey)

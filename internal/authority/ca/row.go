@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"math/rand/v2"
 	"time"
 
 	"chancery/internal/fault"
@@ -17,11 +16,12 @@ import (
 )
 
 // nextID returns an ID greater than all that this node made before. Two nodes can meet in one microsecond; the primary
-// key then refuses one of them, and the transaction runs again with another ID.
+// key then refuses one of them, and the transaction runs again with another ID. Who is ahead of the clock, as in an
+// import or on a clock that stands still, goes on by steps of chance: two that went one by one would meet at each.
 func (c *CA) nextID(now time.Time) int64 {
 	for {
 		last := c.lastID.Load()
-		id := max(last+1, now.UnixMicro()<<idBits|rand.Int64N(1<<idBits))
+		id := max(last+1+c.chance(1<<idBits), now.UnixMicro()<<idBits|c.chance(1<<idBits))
 		if c.lastID.CompareAndSwap(last, id) {
 			return id
 		}

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -23,8 +24,35 @@ func TestIDThatIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.lastID.Store(ahead)
+		a.chance = func(int64) int64 { return 0 }
 		if c := a.server("dns:two.example.com"); c.ID <= ahead+1 {
 			t.Errorf("the ID is %d, and %d was taken", c.ID, ahead+1)
 		}
 	})
+}
+
+// TestIDsOfOneMicrosecond: two nodes that are ahead of the clock, as one that imports and one whose clock stands still, meet now
+// and then, and not at each ID: the transaction that meets runs once more, and not for ever.
+func TestIDsOfOneMicrosecond(t *testing.T) {
+	t.Parallel()
+	const each = 500
+	now := time.Now()
+	made, both := map[int64]bool{}, 0
+	for node := range uint64(2) {
+		c := New(Options{})
+		c.chance = rand.New(rand.NewPCG(1, node)).Int64N
+		for range each {
+			id := c.nextID(now)
+			if id>>idBits < now.UnixMicro() {
+				t.Fatalf("the ID %d is of before %v", id, now)
+			}
+			if made[id] {
+				both++
+			}
+			made[id] = true
+		}
+	}
+	if both > each/50 {
+		t.Errorf("two nodes drew %d of %d IDs both", both, each)
+	}
 }

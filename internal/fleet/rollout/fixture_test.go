@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -64,6 +65,14 @@ func refused(t testing.TB, err error, kind fault.Kind, text string) {
 	t.Helper()
 	if !fault.Is(err, kind) || !strings.Contains(err.Error(), text) {
 		t.Fatalf("got %v, want a refusal that is %s and says %q", err, kind, text)
+	}
+}
+
+// hinted checks what a refusal tells the operator to do.
+func hinted(t testing.TB, err error, command string) {
+	t.Helper()
+	if refusal, ok := errors.AsType[*fault.Error](err); !ok || !strings.Contains(refusal.Hint, command) {
+		t.Fatalf("got %v, want a refusal with the hint %q", err, command)
 	}
 }
 

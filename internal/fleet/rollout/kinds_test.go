@@ -299,8 +299,10 @@ func TestCompromisedRootStaysOut(t *testing.T) {
 		for _, i := range []*ca.Issuer{root, issuer} {
 			_, err := w.Trust.Add(ctx, admin, "lab", client.AddTrustRequest{PEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate.Raw}))}, once.Call{})
 			refused(t, err, fault.Denied, "is known to be compromised")
+			hinted(t, err, "pool trust add")
 			_, err = w.CA.RenewIssuer(ctx, admin, ca.RenewSpec{Issuer: i.Name, Answer: []*x509.Certificate{i.Certificate}})
 			refused(t, err, fault.Denied, "is known to be compromised")
+			hinted(t, err, "rollout start rotate-issuer --pool lab")
 		}
 	})
 }

@@ -227,6 +227,9 @@ func (s *Service) addIn(ctx context.Context, tx *db.Tx, by access.Principal, nam
 	var wrong []error
 	for _, c := range certificates {
 		if err := ca.CheckKey(ctx, tx, c.RawSubjectPublicKeyInfo); err != nil {
+			if refusal, ok := errors.AsType[*fault.Error](err); ok {
+				err = refusal.WithHint("chancery pool trust add POOL F, with a certificate of another key")
+			}
 			return nil, fmt.Errorf("%q: %w", c.Subject, err)
 		}
 		kind := client.TrustPinned
