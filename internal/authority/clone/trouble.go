@@ -60,22 +60,10 @@ func (s *Service) goodKeys(ctx context.Context) error {
 	}
 	// What this node opened before it keeps; another has to find the key in the store.
 	var missing []string
-	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) error {
-		missing = nil
-		rows, err := tx.Query(ctx, `SELECT name FROM issuer WHERE state <> 'retired' AND key_id <> '' AND length(certificate) > 0 AND key_id NOT IN (SELECT id FROM sealed_key)
-			AND key_id NOT IN (SELECT id FROM token_key) ORDER BY name`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var name string
-			if err := rows.Scan(&name); err != nil {
-				return err
-			}
-			missing = append(missing, name)
-		}
-		return rows.Err()
+	err = s.DB.ReadSnapshot(ctx, func(tx *db.Tx) (err error) {
+		missing, err = db.TextColumn(ctx, tx, `SELECT name FROM issuer WHERE state <> 'retired' AND key_id <> '' AND length(certificate) > 0
+			AND key_id NOT IN (SELECT id FROM sealed_key) AND key_id NOT IN (SELECT id FROM token_key) ORDER BY name`)
+		return err
 	})
 	if err == nil && len(missing) > 0 {
 		err = fault.New(fault.Conflict, "no node is added while the keys of the authority are not whole: the key of issuer %s is not in the store; "+

@@ -68,7 +68,7 @@ func (c *checking) say(object, format string, args ...any) {
 
 // rollouts looks at each by itself, and at its pool.
 func (c *checking) rollouts(ctx context.Context, tx *db.Tx) error {
-	pools, err := column(ctx, tx, `SELECT name FROM pool`)
+	pools, err := db.TextColumn(ctx, tx, `SELECT name FROM pool`)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (c *checking) members(ctx context.Context, tx *db.Tx) error {
 	if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM rollout_host`).Scan(&c.seen.Members); err != nil {
 		return fmt.Errorf("count the hosts of rollouts: %w", err)
 	}
-	lost, err := column(ctx, tx, `SELECT DISTINCT m.rollout FROM rollout_host m WHERE NOT EXISTS (SELECT 1 FROM rollout r WHERE r.id = m.rollout)`)
+	lost, err := db.TextColumn(ctx, tx, `SELECT DISTINCT m.rollout FROM rollout_host m WHERE NOT EXISTS (SELECT 1 FROM rollout r WHERE r.id = m.rollout)`)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (c *checking) members(ctx context.Context, tx *db.Tx) error {
 		c.say("rollout "+id, "there are hosts of it, and it is not there itself")
 	}
 	for _, r := range c.working {
-		strangers, err := column(ctx, tx, `SELECT m.name FROM rollout_host m WHERE m.rollout = $1
+		strangers, err := db.TextColumn(ctx, tx, `SELECT m.name FROM rollout_host m WHERE m.rollout = $1
 			AND NOT EXISTS (SELECT 1 FROM host h WHERE h.id = m.host AND h.pool = $2) ORDER BY m.name`, r.id, r.pool)
 		if err != nil {
 			return err
@@ -144,7 +144,7 @@ func (c *checking) members(ctx context.Context, tx *db.Tx) error {
 		for _, name := range strangers {
 			c.say("rollout "+r.id, "host %s is in it, and was never in pool %q", name, r.pool)
 		}
-		astray, err := column(ctx, tx, `SELECT name FROM rollout_host WHERE rollout = $1 AND (wave < 1 OR wave > $2) ORDER BY name`, r.id, int64(len(r.plan.Waves)))
+		astray, err := db.TextColumn(ctx, tx, `SELECT name FROM rollout_host WHERE rollout = $1 AND (wave < 1 OR wave > $2) ORDER BY name`, r.id, int64(len(r.plan.Waves)))
 		if err != nil {
 			return err
 		}
@@ -243,24 +243,6 @@ func (c *checking) under(pool, issuer string) string {
 		return fmt.Sprintf("it is to be under issuer %q, which issues no more", issuer)
 	}
 	return ""
-}
-
-// column reads one column of texts.
-func column(ctx context.Context, tx *db.Tx, query string, args ...any) ([]string, error) {
-	rows, err := tx.Query(ctx, query, args...)
-	if err != nil {
-		return nil, fmt.Errorf("read rollouts: %w", err)
-	}
-	defer rows.Close()
-	var all []string
-	for rows.Next() {
-		var one string
-		if err := rows.Scan(&one); err != nil {
-			return nil, fmt.Errorf("read rollouts: %w", err)
-		}
-		all = append(all, one)
-	}
-	return all, rows.Err()
 }
 
 // LongHeld is after how long in one wave it is said that a rollout is held.

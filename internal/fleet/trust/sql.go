@@ -175,20 +175,12 @@ func (e *entry) anew() *entry {
 
 // renewedIn are the pools that trust several certificates of an issuer of ours for one purpose.
 func renewedIn(ctx context.Context, tx *db.Tx) (pools []string, err error) {
-	rows, err := tx.Query(ctx, `SELECT DISTINCT pool FROM trust_entry WHERE issuer <> '' AND to_version = 0 AND pruned_at = 0
+	pools, err = db.TextColumn(ctx, tx, `SELECT DISTINCT pool FROM trust_entry WHERE issuer <> '' AND to_version = 0 AND pruned_at = 0
 		GROUP BY pool, purpose, issuer HAVING COUNT(*) > 1 ORDER BY pool`)
 	if err != nil {
 		return nil, fmt.Errorf("look for renewed issuers in what pools trust: %w", err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var pool string
-		if err := rows.Scan(&pool); err != nil {
-			return nil, fmt.Errorf("look for renewed issuers in what pools trust: %w", err)
-		}
-		pools = append(pools, pool)
-	}
-	return pools, rows.Err()
+	return pools, nil
 }
 
 // numbered is what tells one CRL of a foreign anchor from the next.

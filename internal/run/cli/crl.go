@@ -200,6 +200,16 @@ func (c *crlExportCommand) Run(ctx context.Context, g *globals) error {
 
 type writer = io.Writer
 
+// toFile streams what is fetched into a new file beside its place and puts it there when it is whole; on standard output
+// when there is no name.
+func (g *globals) toFile(file string, mode os.FileMode, what string, fetch func(writer) error) error {
+	defer g.progress(what)()
+	if file == "" || file == "-" {
+		return fetch(g.Out)
+	}
+	return writeWhole(file, mode, fetch)
+}
+
 // writeWhole has fetch fill a temporary file beside file, and renames it there once it is whole and on disk. It is for
 // what is fetched and may be fetched again; a file that exists is replaced.
 func writeWhole(file string, mode os.FileMode, fetch func(writer) error) (err error) {

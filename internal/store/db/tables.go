@@ -191,7 +191,7 @@ func value(holder any) any {
 var plainName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
 func listSQLite(ctx context.Context, tx *Tx) ([]Table, error) {
-	names, err := textColumn(ctx, tx, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
+	names, err := TextColumn(ctx, tx, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func listSQLite(ctx context.Context, tx *Tx) ([]Table, error) {
 		for i := 1; i <= len(place); i++ {
 			t.Key = append(t.Key, place[i])
 		}
-		if t.parents, err = textColumn(ctx, tx, `SELECT DISTINCT "table" FROM pragma_foreign_key_list($1)`, name); err != nil {
+		if t.parents, err = TextColumn(ctx, tx, `SELECT DISTINCT "table" FROM pragma_foreign_key_list($1)`, name); err != nil {
 			return nil, err
 		}
 		tables = append(tables, t)
@@ -230,7 +230,7 @@ func listSQLite(ctx context.Context, tx *Tx) ([]Table, error) {
 }
 
 func listPostgres(ctx context.Context, tx *Tx) ([]Table, error) {
-	names, err := textColumn(ctx, tx, `SELECT table_name FROM information_schema.tables
+	names, err := TextColumn(ctx, tx, `SELECT table_name FROM information_schema.tables
 		WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' ORDER BY table_name COLLATE "C"`)
 	if err != nil {
 		return nil, err
@@ -256,12 +256,12 @@ func listPostgres(ctx context.Context, tx *Tx) ([]Table, error) {
 		if err := rows.Close(); err != nil {
 			return nil, err
 		}
-		if t.Key, err = textColumn(ctx, tx, `SELECT k.column_name FROM information_schema.table_constraints c
+		if t.Key, err = TextColumn(ctx, tx, `SELECT k.column_name FROM information_schema.table_constraints c
 			JOIN information_schema.key_column_usage k ON k.constraint_schema = c.constraint_schema AND k.constraint_name = c.constraint_name
 			WHERE c.table_schema = current_schema() AND c.table_name = $1 AND c.constraint_type = 'PRIMARY KEY' ORDER BY k.ordinal_position`, name); err != nil {
 			return nil, err
 		}
-		if t.parents, err = textColumn(ctx, tx, `SELECT DISTINCT u.table_name FROM information_schema.table_constraints c
+		if t.parents, err = TextColumn(ctx, tx, `SELECT DISTINCT u.table_name FROM information_schema.table_constraints c
 			JOIN information_schema.constraint_table_usage u ON u.constraint_schema = c.constraint_schema AND u.constraint_name = c.constraint_name
 			WHERE c.table_schema = current_schema() AND c.table_name = $1 AND c.constraint_type = 'FOREIGN KEY'`, name); err != nil {
 			return nil, err
@@ -286,8 +286,8 @@ func check(tables []Table) ([]Table, error) {
 	return tables, nil
 }
 
-// textColumn reads a column of text.
-func textColumn(ctx context.Context, tx *Tx, query string, args ...any) (all []string, err error) {
+// TextColumn reads a query's one column of text.
+func TextColumn(ctx context.Context, tx *Tx, query string, args ...any) (all []string, err error) {
 	rows, err := tx.Query(ctx, query, args...)
 	if err != nil {
 		return nil, err

@@ -233,21 +233,9 @@ func (o *RestoreOptions) load(ctx context.Context, d *db.DB) (*Restored, error) 
 // newNodeName finds the first name nodeN that no audit chain has.
 func newNodeName(ctx context.Context, d *db.DB) (string, error) {
 	var used []string
-	err := d.Read(ctx, func(tx *db.Tx) error {
-		used = nil
-		rows, err := tx.Query(ctx, `SELECT node FROM audit_head UNION SELECT id FROM key_recipient UNION SELECT name FROM node`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var name string
-			if err := rows.Scan(&name); err != nil {
-				return err
-			}
-			used = append(used, name)
-		}
-		return rows.Err()
+	err := d.Read(ctx, func(tx *db.Tx) (err error) {
+		used, err = db.TextColumn(ctx, tx, `SELECT node FROM audit_head UNION SELECT id FROM key_recipient UNION SELECT name FROM node`)
+		return err
 	})
 	for n := 1; err == nil; n++ {
 		if name := "node" + strconv.Itoa(n); !slices.Contains(used, name) {
