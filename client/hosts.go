@@ -122,7 +122,7 @@ type Observation struct {
 	Interrupts bool   `json:"interrupts,omitempty" doc:"connections are lost at the reload"`
 	Address    string `json:"address,omitempty" maxLength:"300" doc:"where the agent probes, as the host sees it: HOST:PORT"`
 	StartTLS   string `json:"starttls,omitempty" maxLength:"16"`
-	// Announced are certificates that were issued and wait until all who pin them hold them: PEM, leaf only.
+	// Announced are certificates that others are to pin and that are not placed yet, or that are and may not be known as such: PEM, leaf only.
 	Announced []string `json:"announced,omitempty" maxItems:"8"`
 	// Pinned are the SHA-256 fingerprints of the pinned certificates that are placed and in use.
 	Pinned []string  `json:"pinned,omitempty" maxItems:"1000"`

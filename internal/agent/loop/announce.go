@@ -40,8 +40,10 @@ func (w *work) released(planned recipe.PlannedCertificate, current, next *held) 
 	return current, nil
 }
 
-// announced are the certificates that are to be pinned by others and may not be: those that were issued and wait, and one
-// that is placed and was asked for when nobody was to pin it.
+// announced are the certificates that others are to pin: one that was issued, until it is placed, and one that is placed and that the
+// authority does not know as such, because nobody was to pin it when it was asked for, or because it was restored from an older backup.
+// What is released is announced all the same. The authority has those who pin forget what is neither announced nor placed, and
+// this pass may have failed to place what the next one places.
 func (w *work) announced() []string {
 	var all []string
 	take := func(h *held) {
@@ -60,12 +62,13 @@ func (w *work) announced() []string {
 				continue
 			}
 			for _, from := range []*folder{w.folder, upkeep} {
-				if next, err := from.held(planned.ID, suffixNext); err == nil && next != nil && !slices.Contains(w.order.Released, next.serial()) {
+				if next, err := from.held(planned.ID, suffixNext); err == nil && next != nil {
 					take(next)
 				}
 			}
 			current, err := w.folder.held(planned.ID, suffixHeld)
-			if err == nil && current != nil && current.Planned.Announce != planned.Announce && !slices.Contains(w.order.Released, current.serial()) {
+			if err == nil && current != nil && !w.now.After(current.leaf().NotAfter) &&
+				!slices.Contains(slices.Concat(w.order.Released, w.order.Revoked), current.serial()) {
 				take(current)
 			}
 		}

@@ -21,6 +21,7 @@ import (
 
 	"chancery/client"
 	"chancery/internal/agent/loop"
+	"chancery/internal/pki/cert"
 	"chancery/internal/pki/keyfile"
 )
 
@@ -340,6 +341,51 @@ func TestWhatPeersPinWaitsForThem(t *testing.T) {
 	if o := say(1); o.Serial != next || o.State != client.PlacementPlaced || len(o.Announced) != 0 || len(m.issued()) != 2 {
 		t.Errorf("released: %+v, %d issued", o, len(m.issued()))
 	}
+}
+
+// TestReleasedIsAnnouncedUntilItIsPlaced: what is not announced and not placed leaves its peers, and a host that is told that it may
+// place a certificate may fail once, and place it the next time.
+func TestReleasedIsAnnouncedUntilItIsPlaced(t *testing.T) {
+	m := newMover(t, map[string]string{"pinned": "true"})
+	var released []string
+	say := func(number int64) client.Observation {
+		t.Helper()
+		return m.told(func(_ *client.Desired, p *client.DesiredPlacement) { p.Reissue, p.Released = number, released })
+	}
+	say(0)
+	first := m.issued()[0].Serial
+	released = []string{first}
+	m.checks("exit 1")
+	if o := say(0); o.State != client.PlacementFailed || o.Serial != "" || len(o.Announced) != 1 {
+		t.Errorf("the first, which its consumer does not take: %+v", o)
+	}
+	m.checks("exit 0")
+	if o := say(0); o.Serial != first || len(o.Announced) != 0 {
+		t.Fatalf("the first: %+v", o)
+	}
+	say(1)
+	next := newest(m.issued()).Serial
+	released = []string{first, next}
+	m.checks("exit 1")
+	o := say(1)
+	if o.State != client.PlacementFailed || o.Serial != first || len(o.Announced) != 1 || serialOf(t, o.Announced[0]) != next {
+		t.Errorf("the next, which its consumer does not take: %+v", o)
+	}
+	m.checks("exit 0")
+	if o := say(1); o.Serial != next || len(o.Announced) != 0 || len(m.issued()) != 2 {
+		t.Errorf("the next: %+v", o)
+	}
+	released = []string{first} // as after a backup was restored that knows of no other
+	if o := say(1); o.Serial != next || len(o.Announced) != 1 || serialOf(t, o.Announced[0]) != next {
+		t.Errorf("placed, and the authority knows nothing of it: %+v", o)
+	}
+}
+
+func serialOf(t *testing.T, text string) string {
+	t.Helper()
+	all, err := keyfile.ParseCertificates([]byte(text))
+	must(t, err)
+	return cert.FormatSerial(all[0].SerialNumber)
 }
 
 // TestWhatPeersPinEndsBeforeItsSuccessorIsReleased: the placed one ends while its successor is not released.

@@ -26,6 +26,7 @@ type tunnel struct {
 	*host
 	in, out string // where it listens: for the peer, and for who sends through the tunnel
 	process *consumer.Process
+	agent   *consumer.Process
 }
 
 // hello greets whoever connects, and hangs up.
@@ -65,7 +66,7 @@ func tunnels(t *testing.T, w *world) (both [2]*tunnel, pool *client.Pool) {
 		h.equip(t, both[1-i])
 	}
 	for _, h := range both {
-		h.start(consumer.Program{Path: program(t), Args: []string{"agent", "run", "--state", h.state}})
+		h.agent = h.start(consumer.Program{Path: program(t), Args: []string{"agent", "run", "--state", h.state}})
 	}
 	for _, h := range both {
 		until(t, "files are placed at "+h.name, func() bool { _, err := os.Stat(h.path(h.cert())); return err == nil })
@@ -223,7 +224,31 @@ func TestStunnelsThatPinEachOther(t *testing.T) {
 	t.Logf("%d connections through the tunnels during four renewals, %d refused", made, len(failed))
 	if made < 20 || len(failed) > 0 {
 		t.Errorf("%d connections, of which failed %v", made, failed[:min(len(failed), 5)])
+		for _, h := range both {
+			t.Logf("%s holds %d pinned, and its stunnel says\n%s", h.name, len(h.pinned()), interesting(h.read(stunnelLog)))
+			t.Logf("its agent says\n%s", h.agent.Output())
+		}
 	}
+}
+
+// interesting is what stunnel says of reloads, and of the first connections between two of them that failed.
+func interesting(log []byte) string {
+	var all []string
+	failed := 0
+	for line := range strings.Lines(string(log)) {
+		switch {
+		case strings.Contains(line, "eload") || strings.Contains(line, "SIGHUP") || strings.Contains(line, "onfiguration"):
+			failed = 0
+		case strings.Contains(line, "LOG3") || strings.Contains(line, "LOG4"):
+			if failed++; failed > 3 {
+				continue
+			}
+		default:
+			continue
+		}
+		all = append(all, line)
+	}
+	return strings.Join(all, "")
 }
 
 // pinned are the certificates that are pinned on a host.
