@@ -23,6 +23,16 @@ func (c *cache) note(key certificateKey, change int64) {
 	c.unseen[key] = max(change, c.unseen[key])
 }
 
+// told remembers of a certificate that is said to be revoked by a state of elsewhere up to which change that knew. Follow may not have
+// looked there yet, and the primary may be away when it does.
+func (c *cache) told(key certificateKey, change, history int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.beside && history == c.history && change > c.least[key.issuer] {
+		c.note(key, change)
+	}
+}
+
 // shown forgets what the server beside the node has shown: the newest change of each issuer, by ID. It does not go back behind that.
 func (c *cache) shown(last map[string]int64) {
 	c.mu.Lock()

@@ -40,7 +40,7 @@ func TestAnswersOfAStandbyThatLacks(t *testing.T) {
 			t.Fatalf("%s: %v, with status %d where it is an answer, and %d is wanted", what, r.Status, statusIn(got), want)
 		}
 	}
-	later, seen, own, kept, fresh := a.issue("later.example"), a.issue("seen.example"), a.issue("own.example"), a.issue("kept.example"), a.issue("fresh.example")
+	later, seen, told, own, kept, fresh := a.issue("later.example"), a.issue("seen.example"), a.issue("told.example"), a.issue("own.example"), a.issue("kept.example"), a.issue("fresh.example")
 	await(t, "a heartbeat", func() bool { return near.Heartbeat(t.Context(), time.Now()) == nil })
 	standby.Replayed(t, primary)
 	await(t, "a look", func() bool { return b.service.follow(t.Context(), applied) == nil })
@@ -78,7 +78,13 @@ func TestAnswersOfAStandbyThatLacks(t *testing.T) {
 	primary.Thaw(t)
 	await(t, "both servers", func() bool { return near.Away() == nil && near.Unread() == nil })
 
-	// Another node's revocation is seen at the primary alone. Then that goes away again, and what was kept was replaced by other things.
+	// Another node's revocation is seen at the primary alone, before the node looked for changes there.
+	a.revoke(told, crl.KeyCompromise)
+	b.respond(told, xocsp.Revoked)
+	if b.service.answers.unseenOf(keyOf(a.issuer.ID, told.SerialNumber)) == 0 {
+		t.Error("what was said to be revoked is forgotten with the answer, and the standby calls it good")
+	}
+	// And after it did. Then that goes away again, and what was kept was replaced by other things.
 	a.revoke(seen, crl.KeyCompromise)
 	await(t, "a look at the primary", func() bool {
 		err := b.service.follow(t.Context(), applied)

@@ -175,7 +175,11 @@ func (s *Service) statuses(ctx context.Context, issuer *ca.Issuer, ids []ocsp.Ce
 			return nil, time.Time{}, 0, err
 		}
 		if all = append(all, status); status.Issued {
-			s.answers.keep(keyOf(issuer.ID, ids[i].Serial), status, asOf, history, nil, limit)
+			key := keyOf(issuer.ID, ids[i].Serial)
+			if state.elsewhere && status.State == ca.Revoked {
+				s.answers.told(key, state.statuses[i].Change, history)
+			}
+			s.answers.keep(key, status, asOf, history, nil, limit)
 		}
 	}
 	return all, asOf, history, nil
@@ -187,12 +191,13 @@ type state struct {
 	statuses []ca.Status
 
 	lacks, lacksFormer, ended bool // see db.Tx
+	elsewhere                 bool // there is a server beside the node, and this was not read there
 	old                       bool // something may have been issued since
 }
 
 func (s *Service) read(ctx context.Context, issuer *ca.Issuer, ids []ocsp.CertID) (st *state, err error) {
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		st = &state{lacks: tx.Lacks(), lacksFormer: tx.LacksFormer(), ended: tx.MayHaveEnded()}
+		st = &state{lacks: tx.Lacks(), lacksFormer: tx.LacksFormer(), ended: tx.MayHaveEnded(), elsewhere: s.db.ReadsStandby() && !tx.AtStandby()}
 		for i := range ids {
 			status, err := ca.StatusOf(ctx, tx, issuer, ids[i].Serial)
 			if err != nil {
