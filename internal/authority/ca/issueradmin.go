@@ -26,7 +26,7 @@ func (c *CA) ImportAnswer(ctx context.Context, by access.Principal, nameOrID str
 	if err := by.May(access.ManageIssuers); err != nil {
 		return nil, err
 	}
-	set, err := c.issuersNow(ctx, now)
+	set, err := c.issuersAnew(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -219,7 +219,7 @@ func (c *CA) placeIssuer(ctx context.Context, spec *IssuerSpec, now time.Time) (
 		}
 		return nil, nil
 	}
-	set, err := c.issuersNow(ctx, now)
+	set, err := c.issuersAnew(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -151,7 +151,7 @@ func (c *CA) prepareRenewal(ctx context.Context, spec *RenewSpec, now time.Time)
 	if spec.Validity != 0 && len(spec.Answer) > 0 {
 		return nil, fault.New(fault.Invalid, "the certificate that is given says how long it lasts; give no validity beside it").At("/validity")
 	}
-	set, err := c.issuersNow(ctx, now)
+	set, err := c.issuersAnew(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -94,15 +94,30 @@ func (c *CA) issuersNow(ctx context.Context, now time.Time) (*issuerSet, error) 
 	if waited := time.Now(); waited.After(now) {
 		now = waited
 	}
+	set, err := c.readSet(ctx, now, forgotten)
+	if err != nil && known != nil && fault.Is(err, fault.Unavailable) {
+		return known, nil // what is known of issuers serves as long as the database is away
+	}
+	return set, err
+}
+
+// issuersAnew returns the issuers as the primary has them: who changes one may have made it by another node, or by a command in
+// the directory of this one, a moment ago.
+func (c *CA) issuersAnew(ctx context.Context) (*issuerSet, error) {
+	c.issuers.refresh.Lock()
+	defer c.issuers.refresh.Unlock()
+	_, forgotten := c.issuers.load()
+	return c.readSet(db.AtPrimary(ctx), time.Now(), forgotten)
+}
+
+// readSet reads the issuers and keeps them. c.issuers.refresh is held.
+func (c *CA) readSet(ctx context.Context, now time.Time, forgotten int) (*issuerSet, error) {
 	set := &issuerSet{checked: now}
 	err := c.db.Read(ctx, func(tx *db.Tx) (err error) {
 		set.all, err = readIssuers(ctx, tx, "")
 		return err
 	})
 	if err != nil {
-		if known != nil && fault.Is(err, fault.Unavailable) {
-			return known, nil // what is known of issuers serves as long as the database is away
-		}
 		return nil, err
 	}
 	c.issuers.keep(set, forgotten)

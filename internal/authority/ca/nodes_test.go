@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"sync"
 	"testing"
@@ -86,4 +87,20 @@ func TestTwoNodes(t *testing.T) {
 	if findings, _, err := other.Check(ctx, 1); err != nil || len(findings) > 0 {
 		t.Errorf("records: %v, %v", findings, err)
 	}
+}
+
+// TestIssuerOfAnotherNodeIsChanged: a node that looked at the issuers a moment ago knows, when one is to be changed, those that another
+// node has made since.
+func TestIssuerOfAnotherNodeIsChanged(t *testing.T) {
+	pkitest.EachDB(t, func(t *testing.T, d *db.DB) {
+		a, ctx := newStores(t, d), context.Background()
+		log := must[*audit.Log](t)(audit.New(d, "n2"))
+		other := New(Options{DB: d, Keys: a.keys, Profiles: profile.New(d, log), Settings: settings.New(d, log), Audit: log})
+		must[[]*Issuer](t)(other.Issuers(ctx))
+		_, _, again := importedSub(t, a)
+		i := must[*Issuer](t)(other.RenewIssuer(ctx, admin(), RenewSpec{Issuer: "oldsub", Answer: []*x509.Certificate{again(3 * year)}}))
+		if i.Name != "oldsub" {
+			t.Errorf("renewed is %s", i.Name)
+		}
+	})
 }
